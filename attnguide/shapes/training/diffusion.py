@@ -1,0 +1,51 @@
+"""Training of text encoder and UNet together, on cached latents."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from attnguide.shapes.training.architecture import build_scheduler, build_text_encoder, build_unet
+
+
+class DiffusionModule(L.LightningModule):
+    """Mean squared error on the velocity, timesteps drawn evenly (one from each slice of the schedule per batch).
+
+    Args:
+        tokenizer: Whose vocabulary the text encoder gets.
+        steps: Optimizer steps of the whole training, for the learning-rate schedule.
+        lr: Peak learning rate.
+        compile_unet: Run the UNet through ``torch.compile``.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, steps: int, lr: float = 1e-3, compile_unet: bool = False) -> None:
+        super().__init__()
+        self.steps, self.lr = steps, lr
+        self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
+        self.unet: UNet2DConditionModel = build_unet()
+        self.noise_schedule = DDPMScheduler.from_config(build_scheduler().config)
+        if compile_unet:
+            self.unet.compile()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        latents, token_ids = batch["latents"], batch["token_ids"]
+        noise = torch.randn_like(latents)
+        slices = torch.arange(len(latents), device=latents.device) + torch.rand(len(latents), device=latents.device)
+        timesteps = (slices / len(latents) * self.noise_schedule.config.num_train_timesteps).long()
+        noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
+        target = self.noise_schedule.get_velocity(latents, noise, timesteps)
+        states = self.text_encoder(token_ids).last_hidden_state
+        velocity = self.unet(noisy, timesteps, states).sample
+        loss = F.mse_loss(velocity.float(), target.float())
+        self.log("diffusion/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))
+        schedule = OneCycleLR(optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.03)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

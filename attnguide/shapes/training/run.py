@@ -1,0 +1,133 @@
+"""The training command: stages, checkpoints, resuming, export."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, Timer
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from torch.utils.data import DataLoader
+
+from attnguide.shapes.training.architecture import build_scheduler, build_tokenizer
+from attnguide.shapes.training.autoencoder import AutoencoderModule, standardise_latents
+from attnguide.shapes.training.data import FIRST_TRAINING_SEED, CachedLatents, Crops, encode_scenes, picture_tensor
+from attnguide.shapes.training.diffusion import DiffusionModule
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Train the embedded shapes model.")
+    parser.add_argument("--stage", choices=("all", "autoencoder", "diffusion", "export"), default="all")
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="checkpoints, cached latents, logs")
+    parser.add_argument("--export", type=Path, default=None, help="pipeline folder (default: OUT/pipeline)")
+    parser.add_argument("--autoencoder-steps", type=int, default=6000)
+    parser.add_argument("--diffusion-steps", type=int, default=40000)
+    parser.add_argument("--scenes", type=int, default=60000, help="scenes encoded once and reused")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the diffusion stage")
+    parser.add_argument("--max-time", default=None, help="stop a stage after DD:HH:MM:SS; run again to go on")
+    parser.add_argument("--checkpoint-every", type=int, default=500)
+    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
+    parser.add_argument("--logger", choices=("csv", "wandb"), default="csv")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def _trainer(args: argparse.Namespace, stage: str, steps: int, extra: list[Callback]) -> L.Trainer:
+    logger: Logger
+    if args.logger == "wandb":
+        logger = WandbLogger(project="attnguide-shapes", name=stage, save_dir=args.out)
+    else:
+        logger = CSVLogger(args.out, name=f"log-{stage}")
+    keep = ModelCheckpoint(
+        args.out / stage, save_last=True, save_top_k=0, every_n_train_steps=args.checkpoint_every, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [keep, *extra]
+    if args.max_time:
+        callbacks.append(Timer(args.max_time))
+    return L.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        precision=args.precision,
+        gradient_clip_val=1.0,
+        logger=logger,
+        callbacks=callbacks,
+        log_every_n_steps=50,
+        enable_model_summary=False,
+        default_root_dir=args.out,
+    )
+
+
+def _last_checkpoint(args: argparse.Namespace, stage: str) -> Path | None:
+    path: Path = args.out / stage / "last.ckpt"
+    return path if path.exists() else None
+
+
+def train_autoencoder(args: argparse.Namespace) -> None:
+    """Train (or go on training) the autoencoder, then standardise its latents and save it as ``OUT/vae``."""
+    module = AutoencoderModule(steps=args.autoencoder_steps)
+    trainer = _trainer(args, "autoencoder", args.autoencoder_steps, [])
+    trainer.fit(module, DataLoader(Crops(seed=args.seed + int(time.time())), batch_size=32), ckpt_path=_last_checkpoint(args, "autoencoder"))
+    if trainer.global_step < args.autoencoder_steps:
+        raise SystemExit("autoencoder not finished; run the same command again to go on")
+    vae = module.vae.float().cpu().eval()
+    standardise_latents(vae, torch.stack([picture_tensor(FIRST_TRAINING_SEED + i) for i in range(256)]))
+    vae.save_pretrained(args.out / "vae")
+
+
+def train_diffusion(args: argparse.Namespace) -> None:
+    """Train (or go on training) text encoder and UNet on cached latents."""
+    vae = AutoencoderKL.from_pretrained(args.out / "vae").eval()
+    tokenizer = build_tokenizer()
+    latents = encode_scenes(vae, args.scenes, args.out / "latents.safetensors")
+    module = DiffusionModule(tokenizer, steps=args.diffusion_steps, lr=args.lr, compile_unet=args.compile)
+    loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
+    trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.999, update_every_n_steps=1)])
+    trainer.fit(module, loader, ckpt_path=_last_checkpoint(args, "diffusion"))
+
+
+def export(args: argparse.Namespace) -> Path:
+    """Write the pipeline from the newest checkpoint's averaged weights, in float16 safetensors."""
+    checkpoint = _last_checkpoint(args, "diffusion")
+    if checkpoint is None:
+        raise SystemExit(f"nothing to export: no checkpoint in {args.out / 'diffusion'}")
+    tokenizer = build_tokenizer()
+    module = DiffusionModule(tokenizer, steps=1)
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(args.out / "vae"),
+        text_encoder=module.text_encoder,
+        tokenizer=tokenizer,
+        unet=module.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16)
+    target: Path = args.export or args.out / "pipeline"
+    pipeline.save_pretrained(target, safe_serialization=True)
+    return target
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the chosen stages."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    L.seed_everything(args.seed, workers=True)
+    if args.stage in ("all", "autoencoder") and not (args.out / "vae").exists():
+        train_autoencoder(args)
+    if args.stage in ("all", "diffusion"):
+        train_diffusion(args)
+    if args.stage in ("all", "diffusion", "export"):
+        print(f"pipeline: {export(args)}")
