@@ -1,0 +1,361 @@
+"""A region's place to a mask at any map size, and a region's place from text, file or mapping."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnguide.prompt.tokens import find_phrase
+from attnguide.types import Blob, Box, Region
+
+if TYPE_CHECKING:  # torch loads where a tensor is made, so that bad places are reported without waiting for it
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+_Cells = NDArray[np.float64]
+
+_STRIPS = 8
+"""Horizontal strips per map cell when a polygon is filled."""
+
+
+def rasterise(region: Region, height: int, width: int) -> Float[Tensor, "height width"]:
+    """Draw a region's place as a soft mask: the mean of the place over each cell, in [0, 1].
+
+    Boxes are exact: values times cell area sum to the box's area. Polygons are filled by the even-odd rule. A blob is the cell
+    mean of a Gaussian whose peak is 1. Masks are stretched to the size, by area averaging where they shrink and bilinearly
+    where they grow, each axis for itself.
+
+    Args:
+        region: With a place.
+        height: Rows of the map.
+        width: Columns of the map.
+
+    Returns:
+        float32 on the CPU.
+
+    Raises:
+        ValueError: If the region has no place, a side is not positive, or the mask is unusable (see :func:`load_mask`).
+    """
+    import torch
+
+    return torch.from_numpy(_cells(region, height, width).astype(np.float32))
+
+
+def binary_mask(region: Region, height: int, width: int, threshold: float = 0.5) -> Bool[Tensor, "height width"]:
+    """Cells that a region covers.
+
+    Args:
+        region: With a place.
+        height: Rows of the map.
+        width: Columns of the map.
+        threshold: Least covered share of a cell that counts, in (0, 1].
+
+    Raises:
+        ValueError: If no cell counts at this size, or as for :func:`rasterise`.
+    """
+    import torch
+
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie in (0, 1]; got {threshold}.")
+    # The slack keeps cells that are covered to the threshold exactly, but for rounding.
+    covered = _cells(region, height, width) >= threshold - 1e-9
+    if not covered.any():
+        kind = _place_name(region)
+        raise ValueError(
+            f"Region {region.phrase!r} covers no cell of the {height}x{width} map ({_describe(region)}); "
+            f"use a larger {kind} or a finer site."
+        )
+    return torch.from_numpy(covered)
+
+
+def load_mask(path: str | Path) -> Float[Tensor, "height width"]:
+    """Read a picture as a mask in [0, 1]: its alpha if that varies, else its luminance.
+
+    Args:
+        path: Any format Pillow reads, any size, 8 or 16 bits.
+
+    Returns:
+        float32 on the CPU, at the picture's size.
+
+    Raises:
+        ValueError: If the file is missing, not a picture, or zero everywhere.
+    """
+    import torch
+
+    return torch.from_numpy(_read_mask(Path(path)).astype(np.float32))
+
+
+def check_region(region: Region, prompt: str | None = None) -> None:
+    """Find what is wrong with a region before any model is loaded.
+
+    Args:
+        region: With or without a place.
+        prompt: If given, the phrase must occur in it (unless the region names token positions).
+
+    Raises:
+        ValueError: If the mask is unusable, the place has no area or leaves the picture, or the phrase does not occur.
+    """
+    if prompt is not None and region.token_indices is None:
+        find_phrase(prompt, region.phrase, region.occurrence)
+    if region.polygon is not None:
+        outside = [corner for corner in region.polygon if not all(0 <= value <= 1 for value in corner)]
+        if outside:
+            raise ValueError(f"Region {region.phrase!r}: polygon corners must lie in [0, 1]; got {outside[0]}.")
+    if region.has_place and not _cells(region, 64, 64).any():
+        raise ValueError(f"Region {region.phrase!r} has no area ({_describe(region)}).")
+
+
+def parse_region(text: str) -> Region:
+    """Read a region as it is written on a command line.
+
+    ``PHRASE=x0,y0,x1,y1`` (fractions from the top left), ``PHRASE=mask.png``, or ``PHRASE`` alone; ``PHRASE[1]`` means the
+    phrase's second occurrence. The last ``=`` divides.
+
+    Raises:
+        ValueError: If the text is none of these, or the box is out of range.
+    """
+    phrase, divider, place = text.rpartition("=")
+    if not divider:
+        phrase, place = text, ""
+    phrase, place, occurrence = phrase.strip(), place.strip(), 0
+    if picked := re.fullmatch(r"(.*?)\s*\[(\d+)\]", phrase, re.DOTALL):
+        phrase, occurrence = picked[1], int(picked[2])
+    if not phrase or (divider and not place):
+        raise ValueError(f"A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got {text!r}.")
+    if not divider:
+        return Region(phrase, occurrence=occurrence)
+    numbers = [_number(part) for part in place.split(",")]
+    if all(number is None for number in numbers) or re.search(r"\.[A-Za-z]\w*$", place):
+        return Region(phrase, mask=Path(place).expanduser(), occurrence=occurrence)
+    if len(numbers) != 4 or None in numbers:
+        raise ValueError(f"Region {phrase!r}: box must be four numbers x0,y0,x1,y1; got {place!r}.")
+    x0, y0, x1, y1 = (number for number in numbers if number is not None)
+    return Region(phrase, box=(x0, y0, x1, y1), occurrence=occurrence)
+
+
+def region_to_dict(region: Region) -> dict[str, Any]:
+    """A region as plain values for YAML or JSON, defaults left out; :func:`region_from_dict` undoes it.
+
+    Raises:
+        ValueError: If the mask is a tensor: only the path of a picture can be written down.
+    """
+    if region.mask is not None and not isinstance(region.mask, str | Path):
+        raise ValueError(
+            f"Region {region.phrase!r}: a mask tensor cannot be written to a file; save it as a picture, give its path."
+        )
+    plain: dict[str, Any] = {"phrase": region.phrase}
+    for name in ("box", "blob", "token_indices"):
+        if getattr(region, name) is not None:
+            plain[name] = list(getattr(region, name))
+    if region.polygon is not None:
+        plain["polygon"] = [list(corner) for corner in region.polygon]
+    if region.mask is not None:
+        plain["mask"] = str(region.mask)
+    if region.occurrence:
+        plain["occurrence"] = region.occurrence
+    if region.weight != 1:
+        plain["weight"] = region.weight
+    return plain
+
+
+def region_from_dict(values: Mapping[str, Any]) -> Region:
+    """A region from plain values, as :func:`region_to_dict` writes them.
+
+    Raises:
+        ValueError: If a key is unknown or a value has the wrong type, length or range.
+    """
+    known = ("phrase", "box", "polygon", "blob", "mask", "occurrence", "token_indices", "weight")
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise ValueError(f"A region has no key {unknown[0]!r}; it has {', '.join(known)}.")
+    given = {key: value for key, value in values.items() if value is not None}
+    phrase = given.get("phrase", "")
+    if not isinstance(phrase, str):
+        raise ValueError(f"A region's phrase must be text; got {phrase!r}.")
+    read: dict[str, Any] = {key: _READERS[key](phrase, key, value) for key, value in given.items() if key != "phrase"}
+    return Region(phrase, **read)
+
+
+def _cells(region: Region, height: int, width: int) -> _Cells:
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1; got {height}x{width}.")
+    if region.box is not None:
+        return _box_cells(region.box, height, width)
+    if region.polygon is not None:
+        return _polygon_cells(region.polygon, height, width)
+    if region.blob is not None:
+        return _blob_cells(region.blob, height, width)
+    if region.mask is not None:
+        mask = _mask_values(region)
+        rows, columns = _resampling(mask.shape[0], height), _resampling(mask.shape[1], width)
+        return np.clip(rows @ mask @ columns.T, 0, 1)
+    raise ValueError(f"Region {region.phrase!r} has no place; give it a box, polygon, blob or mask.")
+
+
+def _box_cells(box: Box, height: int, width: int) -> _Cells:
+    x0, y0, x1, y1 = box
+    rows = _below(np.array([y0, y1]) * height, height)
+    columns = _below(np.array([x0, x1]) * width, width)
+    return np.outer(rows[1] - rows[0], columns[1] - columns[0])
+
+
+def _below(cuts: _Cells, count: int) -> _Cells:
+    """Share of each of ``count`` unit cells that lies below each cut; ``cuts cells``."""
+    return np.clip(cuts[:, None] - np.arange(count), 0, 1)
+
+
+def _polygon_cells(corners: Sequence[tuple[float, float]], height: int, width: int) -> _Cells:
+    """Sum exact horizontal extents over strips that are cut at every corner, which makes upright rectangles exact."""
+    x0, y0 = np.array(corners, dtype=float).T * np.array([[width], [height]])
+    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
+    cuts = np.unique(np.concatenate([np.linspace(0, height, height * _STRIPS + 1), np.clip(y0, 0, height)]))
+    middle = ((cuts[1:] + cuts[:-1]) / 2)[:, None]
+    crosses = (y0 <= middle) != (y1 <= middle)
+    slope = (x1 - x0) / np.where(y1 == y0, 1, y1 - y0)
+    crossings = np.sort(np.where(crosses, x0 + (middle - y0) * slope, np.inf), axis=1)[:, : crosses.sum(axis=1).max()]
+    filled = np.zeros((len(middle), width))
+    for index, cut in enumerate(crossings.T):  # inside between the first and second crossing, third and fourth, ...
+        filled += np.where(np.isfinite(cut)[:, None], _below(cut, width), 0) * (1 if index % 2 else -1)
+    cells = np.zeros((height, width))
+    np.add.at(cells, np.floor(middle[:, 0]).astype(int), filled * np.diff(cuts)[:, None])
+    return np.clip(cells, 0, 1)
+
+
+def _blob_cells(blob: Blob, height: int, width: int) -> _Cells:
+    x, y, blur_x, blur_y = blob
+    return np.outer(_gaussian_means(y, blur_y, height), _gaussian_means(x, blur_x, width))
+
+
+def _gaussian_means(centre: float, blur: float, count: int) -> _Cells:
+    integral = np.array([math.erf((edge / count - centre) / (blur * math.sqrt(2))) for edge in range(count + 1)])
+    return np.diff(integral) * blur * math.sqrt(math.pi / 2) * count
+
+
+def _resampling(size: int, count: int) -> _Cells:
+    """Weights ``count size`` that bring an axis of ``size`` values to ``count``; each row sums to 1."""
+    if count <= size:
+        return np.diff(_below(np.arange(count + 1) * (size / count), size), axis=0) * (count / size)
+    at = np.clip((np.arange(count) + 0.5) * size / count - 0.5, 0, size - 1)
+    return np.clip(1 - np.abs(at[:, None] - np.arange(size)), 0, 1)
+
+
+def _mask_values(region: Region) -> _Cells:
+    if isinstance(region.mask, str | Path):
+        return _read_mask(Path(region.mask))
+    mask = np.asarray(region.mask.detach().cpu().double() if hasattr(region.mask, "detach") else region.mask, dtype=float)
+    if mask.ndim != 2 or not mask.size:
+        raise ValueError(f"Region {region.phrase!r}: mask must have axes height width; got the shape {mask.shape}.")
+    if not (mask.min() >= 0 and mask.max() <= 1):
+        raise ValueError(f"Region {region.phrase!r}: mask must lie in [0, 1]; got {mask.min():g} to {mask.max():g}.")
+    return mask
+
+
+def _read_mask(path: Path) -> _Cells:
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise ValueError(f"Mask file '{path}' does not exist.")
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Mask file '{path}' is not a picture that can be read ({type(error).__name__}).") from error
+    mask = _picture_values(picture)
+    if not mask.any():
+        raise ValueError(f"Mask file '{path}' is empty: neither its alpha nor its luminance is above 0 anywhere.")
+    return mask
+
+
+def _picture_values(picture: Any) -> _Cells:
+    if picture.has_transparency_data:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"), dtype=float)
+        if alpha.min() < alpha.max():
+            return alpha / 255
+    if picture.mode.startswith("I"):
+        return np.clip(np.asarray(picture, dtype=float) / 65535, 0, 1)
+    if picture.mode == "F":
+        return np.clip(np.nan_to_num(np.asarray(picture, dtype=float)), 0, 1)
+    return np.asarray(picture.convert("RGB").convert("L"), dtype=float) / 255
+
+
+def _place_name(region: Region) -> str:
+    return next(name for name in ("box", "polygon", "blob", "mask") if getattr(region, name) is not None)
+
+
+def _describe(region: Region) -> str:
+    if region.box is not None or region.blob is not None:
+        return f"{_place_name(region)} ({', '.join(f'{value:.2f}' for value in region.box or region.blob or ())})"
+    if region.polygon is not None:
+        corners = " ".join(f"({x:.2f}, {y:.2f})" for x, y in region.polygon[:4])
+        return f"polygon {corners}{' ...' if region.polygon[4:] else ''}"
+    if isinstance(region.mask, str | Path):
+        return f"mask '{region.mask}'"
+    return f"mask of shape {tuple(getattr(region.mask, 'shape', ()))}"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_numbers(phrase: str, key: str, value: Any, length: int) -> tuple[float, ...]:
+    if isinstance(value, list | tuple) and len(value) == length and all(_is_number(number) for number in value):
+        return tuple(float(number) for number in value)
+    raise ValueError(f"Region {phrase!r}: {key} must be a list of {length} numbers; got {value!r}.")
+
+
+def _read_four(phrase: str, key: str, value: Any) -> tuple[float, ...]:
+    return _read_numbers(phrase, key, value, 4)
+
+
+def _read_polygon(phrase: str, key: str, value: Any) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"Region {phrase!r}: {key} must be a list of corners [x, y]; got {value!r}.")
+    return tuple(_read_numbers(phrase, "polygon corner", corner, 2) for corner in value)
+
+
+def _read_mask_path(phrase: str, key: str, value: Any) -> Path:
+    if isinstance(value, str | Path) and str(value):
+        return Path(value).expanduser()
+    raise ValueError(f"Region {phrase!r}: {key} must be the path of a picture; got {value!r}.")
+
+
+def _read_integer(phrase: str, key: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"Region {phrase!r}: {key} must be a whole number; got {value!r}.")
+
+
+def _read_weight(phrase: str, key: str, value: Any) -> float:
+    if _is_number(value):
+        return float(value)
+    raise ValueError(f"Region {phrase!r}: {key} must be a number; got {value!r}.")
+
+
+def _read_integers(phrase: str, key: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(_read_integer(phrase, key, item) for item in value)
+    raise ValueError(f"Region {phrase!r}: {key} must be a list of whole numbers; got {value!r}.")
+
+
+_READERS = {
+    "box": _read_four,
+    "polygon": _read_polygon,
+    "blob": _read_four,
+    "mask": _read_mask_path,
+    "occurrence": _read_integer,
+    "token_indices": _read_integers,
+    "weight": _read_weight,
+}

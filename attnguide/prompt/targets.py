@@ -1,0 +1,163 @@
+"""The words and places of a batch of rows, as padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from attnguide.prompt.regions import binary_mask, rasterise
+from attnguide.prompt.tokens import TokenizedPrompt, resolve
+from attnguide.types import Region, Sample
+
+_T = TypeVar("_T")
+_Rasters = dict[tuple[Region, int, int, float | None], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What the words of a batch of rows should do, padded over regions.
+
+    The batch is that of the rows, without classifier-free guidance's doubling. The regions axis is as long as the row with most
+    regions needs (0 if no row has one); a row with fewer has zeros, and False in ``valid``, at its end.
+
+    Attributes:
+        regions: Per row.
+        token_indices: Per row and region, positions in the tokenized prompt.
+        tokenized: Per row; all of one length.
+        device: Of every tensor given out.
+    """
+
+    regions: tuple[tuple[Region, ...], ...]
+    token_indices: tuple[tuple[tuple[int, ...], ...], ...]
+    tokenized: tuple[TokenizedPrompt, ...]
+    device: torch.device
+    _rasters: _Rasters = field(default_factory=dict, repr=False)
+    _stacks: dict[tuple[int, int, float | None], Tensor] = field(default_factory=dict, repr=False, init=False)
+
+    @classmethod
+    def build(cls, samples: Sequence[Sample], tokenized: Sequence[TokenizedPrompt], device: torch.device | str) -> Targets:
+        """Look up the words of every region of every row.
+
+        Args:
+            samples: The rows of one batch, at least one.
+            tokenized: Their prompts, as the model reads them; padded to one length.
+            device: Where the tensors are wanted.
+
+        Raises:
+            ValueError: If the prompts do not match the rows in number or one another in length, or a phrase is not found.
+        """
+        lengths = {len(prompt.tokens) for prompt in tokenized}
+        if not samples or len(samples) != len(tokenized):
+            raise ValueError(
+                f"tokenized must have one prompt per sample, at least one; got {len(tokenized)} for {len(samples)}."
+            )
+        if len(lengths) > 1:
+            raise ValueError(f"tokenized prompts of a batch must have one length; got {sorted(lengths)}.")
+        pairs = list(zip(samples, tokenized, strict=True))
+        return cls(
+            regions=tuple(sample.regions for sample in samples),
+            token_indices=tuple(tuple(resolve(prompt, region) for region in sample.regions) for sample, prompt in pairs),
+            tokenized=tuple(tokenized),
+            device=torch.device(device),
+        )
+
+    def select(self, rows: Sequence[int]) -> Targets:
+        """Some rows, in the order given; masks drawn so far are shared, not drawn again."""
+        return Targets(
+            regions=tuple(self.regions[row] for row in rows),
+            token_indices=tuple(self.token_indices[row] for row in rows),
+            tokenized=tuple(self.tokenized[row] for row in rows),
+            device=self.device,
+            _rasters=self._rasters,
+        )
+
+    @property
+    def count(self) -> int:
+        """Length of the regions axis."""
+        return max((len(row) for row in self.regions), default=0)
+
+    @cached_property
+    def tokens(self) -> Float[Tensor, "batch regions tokens"]:
+        """Averaging weights: 1 / n at the n positions of a region's words, 0 elsewhere and for padded regions."""
+        length = len(self.tokenized[0].tokens) if self.tokenized else 0
+        weights = torch.zeros(len(self.regions), self.count, length)
+        for row, regions in enumerate(self.token_indices):
+            for index, positions in enumerate(regions):
+                weights[row, index, list(positions)] = 1 / len(positions)
+        return weights.to(self.device)
+
+    @cached_property
+    def valid(self) -> Bool[Tensor, "batch regions"]:
+        """True where the row has such a region."""
+        return self._per_region(lambda region: True, False, torch.bool)
+
+    @cached_property
+    def placed(self) -> Bool[Tensor, "batch regions"]:
+        """True where the row has such a region and it says a place."""
+        return self._per_region(lambda region: region.has_place, False, torch.bool)
+
+    @cached_property
+    def weights(self) -> Float[Tensor, "batch regions"]:
+        """Each region's own factor; 0 for padded regions."""
+        return self._per_region(lambda region: region.weight, 0.0, torch.float32)
+
+    @cached_property
+    def end(self) -> Int64[Tensor, "batch"]:
+        """Position of the first end token of each prompt."""
+        return torch.tensor([prompt.end for prompt in self.tokenized], dtype=torch.int64, device=self.device)
+
+    def masks(self, height: int, width: int) -> Float[Tensor, "batch regions height width"]:
+        """Soft masks in [0, 1] at a map's size, as :func:`~attnguide.prompt.regions.rasterise` draws them; 0 where not placed.
+
+        Drawn once per size. The tensor is shared: do not write into it.
+        """
+        return self._stack(height, width, None)
+
+    def binary_masks(self, height: int, width: int, threshold: float = 0.5) -> Bool[Tensor, "batch regions height width"]:
+        """True where a region covers at least ``threshold`` of a cell; False where not placed. Shared: do not write into it.
+
+        Raises:
+            ValueError: If a placed region covers no cell at this size.
+        """
+        return self._stack(height, width, threshold)
+
+    def _per_region(self, value: Callable[[Region], _T], padding: _T, dtype: torch.dtype) -> Tensor:
+        rows = [[value(region) for region in row] + [padding] * (self.count - len(row)) for row in self.regions]
+        return torch.tensor(rows, dtype=dtype, device=self.device).reshape(len(rows), self.count)
+
+    def _stack(self, height: int, width: int, threshold: float | None) -> Tensor:
+        key = (height, width, threshold)
+        if key not in self._stacks:
+            dtype = torch.float32 if threshold is None else torch.bool
+            masks = torch.zeros(len(self.regions), self.count, height, width, dtype=dtype)
+            for row, regions in enumerate(self.regions):
+                for index, region in enumerate(regions):
+                    if region.has_place:
+                        masks[row, index] = self._raster(region, height, width, threshold)
+            self._stacks[key] = masks.to(self.device)
+        return self._stacks[key]
+
+    def _raster(self, region: Region, height: int, width: int, threshold: float | None) -> Tensor:
+        key = (region, height, width, threshold)
+        if key not in self._rasters:
+            drawn = rasterise(region, height, width) if threshold is None else binary_mask(region, height, width, threshold)
+            self._rasters[key] = drawn
+        return self._rasters[key]
+
+
+def region_maps(
+    probs: Float[Tensor, "batch query tokens"], tokens: Float[Tensor, "batch regions tokens"]
+) -> Float[Tensor, "batch regions query"]:
+    """Map of each region's words: the mean of their tokens' probs; 0 for padded regions.
+
+    Args:
+        probs: Cross-attention probs averaged over heads and sites.
+        tokens: Averaging weights, :attr:`Targets.tokens`.
+    """
+    return torch.einsum("bqk,brk->brq", probs, tokens.to(probs))
