@@ -1,0 +1,186 @@
+"""Picture to plain background, foreground, and one soft mask for each piece of one colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from attnguide.shapes.palette import background_palette, distances, object_palette, to_oklab
+
+BACKGROUND_TOLERANCE = 0.06
+"""Oklab distance within which a pixel belongs to the background."""
+BACKGROUND_SHIFT = 0.08
+"""Oklab distance that the whole background may be off its palette colour; white and beige are 0.10 apart."""
+BACKGROUND_SHARE = 0.3
+"""Least share of the picture that a plain background covers."""
+BORDER_SHARE = 0.5
+"""Least share of the picture's border that a plain background covers."""
+FLATNESS = 48
+"""Most that a channel varies (of 255) over the 3x3 neighbourhood of a pixel inside an object."""
+CORE_PIXELS = 10
+"""Fewest flat pixels of an object, in a picture of 128x128."""
+CORE_SHARE = 0.15
+"""A flat patch smaller than this share of the largest one in the same blob is a fleck, not an object of its own."""
+RIM = 4
+"""How far beyond its half-covered edge an object's soft mask reaches, in pixels."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """The plain background of a picture.
+
+    Attributes:
+        name: A key of ``BACKGROUNDS``.
+        rgb: Its colour as found, in [0, 255].
+        lab: The same in Oklab.
+    """
+
+    name: str
+    rgb: np.ndarray
+    lab: np.ndarray
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One connected piece of one colour.
+
+    Attributes:
+        color: Nearest object colour.
+        color_distance: Oklab distance of the piece's flat pixels (their median) to it.
+        purity: Share of the piece's inner pixels that are closer to this colour than to any other, in [0, 1].
+        alpha: Coverage of each pixel in [0, 1], ``height width`` of the window.
+        window: Rows and columns of the picture that ``alpha`` spans.
+    """
+
+    color: str
+    color_distance: float
+    purity: float
+    alpha: np.ndarray
+    window: tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What :func:`segment` finds.
+
+    Attributes:
+        background: ``None`` where the picture has no plain background.
+        foreground: Pixels off the background, bool ``height width``; every pixel where there is no background.
+        pieces: Candidates for objects.
+    """
+
+    background: Background | None
+    foreground: np.ndarray
+    pieces: tuple[Piece, ...]
+
+
+def find_background(pixels: np.ndarray, lab: np.ndarray) -> Background | None:
+    """The plain colour that covers most of the border and enough of the picture, if there is one.
+
+    Args:
+        pixels: uint8 ``height width 3``.
+        lab: The same in Oklab.
+    """
+    names, palette = background_palette()
+    border = np.concatenate([lab[0], lab[-1], lab[:, 0], lab[:, -1]])
+    middle = np.median(border, axis=0)
+    to_plain = distances(middle, palette)
+    near = np.linalg.norm(lab - middle, axis=-1) < BACKGROUND_TOLERANCE
+    on_border = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]]).mean()
+    if to_plain.min() > BACKGROUND_SHIFT or near.mean() < BACKGROUND_SHARE or on_border < BORDER_SHARE:
+        return None
+    return Background(names[int(to_plain.argmin())], pixels[near].mean(0), lab[near].mean(0))
+
+
+def _flat(pixels: np.ndarray) -> np.ndarray:
+    """Pixels whose neighbourhood hardly varies: mixed edge pixels and noise are not flat."""
+    high, low = ndimage.maximum_filter(pixels, (3, 3, 1)), ndimage.minimum_filter(pixels, (3, 3, 1))
+    return (high - low).max(-1) < FLATNESS
+
+
+def _cores(labels: np.ndarray, flat: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the flat one-coloured patches that are large enough to be objects, from 1; 0 elsewhere."""
+    cores, count = np.zeros(labels.shape, dtype=np.int32), 0
+    for color in np.unique(labels[flat]):
+        found, number = ndimage.label(flat & (labels == color))
+        cores[found > 0] = found[found > 0] + count
+        count += number
+    if not count:
+        return cores, 0
+    blobs, _ = ndimage.label(foreground)
+    sizes = np.bincount(cores.ravel(), minlength=count + 1)
+    blob_of = np.zeros(count + 1, dtype=np.int64)
+    blob_of[cores.ravel()] = blobs.ravel()
+    largest = np.zeros(blobs.max() + 1, dtype=np.int64)
+    np.maximum.at(largest, blob_of[1:], sizes[1:])
+    least = max(CORE_PIXELS * labels.size / 128**2, 1)
+    keep = (sizes >= least) & (sizes >= CORE_SHARE * largest[blob_of])
+    keep[0] = False
+    renumber = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return renumber[cores], int(keep.sum())
+
+
+def _coverage(pixels: np.ndarray, background: np.ndarray, colors: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """How far each pixel is on the straight way from the background (0) to its owner's colour (1)."""
+    way = colors - background
+    way = way / np.maximum((way**2).sum(-1, keepdims=True), 1.0)
+    alpha = np.einsum("hwc,hwc->hw", pixels - background, way[owner])
+    return np.clip(alpha, 0.0, 1.0)
+
+
+def _piece(
+    found: np.ndarray, alpha: np.ndarray, color: int, color_distance: float, nearest: np.ndarray, box: tuple[slice, slice]
+) -> Piece:
+    window = tuple(
+        slice(max(part.start - RIM, 0), min(part.stop + RIM, size)) for part, size in zip(box, found.shape, strict=True)
+    )
+    inside = found[window]
+    inner = ndimage.binary_erosion(inside)
+    purity = float((nearest[window][inner] == color).mean()) if inner.any() else 0.0
+    soft = np.where(ndimage.binary_dilation(inside, iterations=RIM), alpha[window], 0.0)
+    names, _ = object_palette()
+    return Piece(names[color], color_distance, purity, soft, window)  # type: ignore[arg-type]
+
+
+def _pieces(pixels: np.ndarray, lab: np.ndarray, background: Background, foreground: np.ndarray) -> list[Piece]:
+    names, palette = object_palette()
+    nearest = distances(lab, np.concatenate([palette, background.lab[None]])).argmin(-1)
+    flat = _flat(pixels) & foreground & (nearest < len(names))
+    cores, count = _cores(nearest, flat, foreground)
+    if not count:
+        return []
+    # A mixed edge pixel looks like a colour of its own (red on white is pink): it follows the nearest core instead.
+    where = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    owner = cores[tuple(where)] - 1
+    colors = np.stack([np.median(pixels[cores == core], axis=0) for core in range(1, count + 1)])
+    to_palette = distances(to_oklab(colors.astype(np.uint8)), palette)
+    names_of = to_palette.argmin(-1)
+    alpha = _coverage(pixels.astype(np.float32), background.rgb, colors, owner)
+    pieces = []
+    for color in np.unique(names_of):
+        own = np.where(names_of[owner] == color, alpha, 0.0)
+        found, _ = ndimage.label(own > 0.5)
+        holding = np.unique(found[(cores > 0) & (names_of[cores - 1] == color)])
+        boxes = ndimage.find_objects(found)
+        for number in holding[holding > 0]:
+            inside = found == number
+            held = np.unique(cores[inside & (cores > 0)]) - 1
+            distance = float(to_palette[held, color].mean())
+            pieces.append(_piece(inside, own, int(color), distance, nearest, boxes[number - 1]))
+    return pieces
+
+
+def segment(pixels: np.ndarray) -> Segmentation:
+    """Split a picture into its plain background and pieces of one colour.
+
+    Args:
+        pixels: uint8 ``height width 3``.
+    """
+    lab = to_oklab(pixels)
+    background = find_background(pixels, lab)
+    if background is None:
+        return Segmentation(None, np.ones(pixels.shape[:2], dtype=bool), ())
+    foreground = np.linalg.norm(lab - background.lab, axis=-1) > BACKGROUND_TOLERANCE
+    return Segmentation(background, foreground, tuple(_pieces(pixels, lab, background, foreground)))
