@@ -192,7 +192,7 @@ def _cells(region: Region, height: int, width: int) -> _Cells:
     if region.blob is not None:
         return _blob_cells(region.blob, height, width)
     if region.mask is not None:
-        mask = _mask_values(region)
+        mask = _mask_values(region, region.mask)
         rows, columns = _resampling(mask.shape[0], height), _resampling(mask.shape[1], width)
         return np.clip(rows @ mask @ columns.T, 0, 1)
     raise ValueError(f"Region {region.phrase!r} has no place; give it a box, polygon, blob or mask.")
@@ -205,7 +205,7 @@ def _box_cells(box: Box, height: int, width: int) -> _Cells:
     return np.outer(rows[1] - rows[0], columns[1] - columns[0])
 
 
-def _below(cuts: _Cells, count: int) -> _Cells:
+def _below(cuts: NDArray[np.floating[Any]], count: int) -> _Cells:
     """Share of each of ``count`` unit cells that lies below each cut; ``cuts cells``."""
     return np.clip(cuts[:, None] - np.arange(count), 0, 1)
 
@@ -245,10 +245,10 @@ def _resampling(size: int, count: int) -> _Cells:
     return np.clip(1 - np.abs(at[:, None] - np.arange(size)), 0, 1)
 
 
-def _mask_values(region: Region) -> _Cells:
-    if isinstance(region.mask, str | Path):
-        return _read_mask(Path(region.mask))
-    mask = np.asarray(region.mask.detach().cpu().double() if hasattr(region.mask, "detach") else region.mask, dtype=float)
+def _mask_values(region: Region, place: Tensor | Path) -> _Cells:
+    if isinstance(place, str | Path):
+        return _read_mask(Path(place))
+    mask = np.asarray(place.detach().cpu().double() if hasattr(place, "detach") else place, dtype=np.float64)
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"Region {region.phrase!r}: mask must have axes height width; got the shape {mask.shape}.")
     if not (mask.min() >= 0 and mask.max() <= 1):
@@ -273,14 +273,14 @@ def _read_mask(path: Path) -> _Cells:
 
 
 def _picture_values(picture: Any) -> _Cells:
-    if picture.has_transparency_data:
-        alpha = np.asarray(picture.convert("RGBA").getchannel("A"), dtype=float)
-        if alpha.min() < alpha.max():
-            return alpha / 255
-    if picture.mode.startswith("I"):
+    if picture.mode.startswith("I"):  # Pillow would clip 16 bits to 8
         return np.clip(np.asarray(picture, dtype=float) / 65535, 0, 1)
     if picture.mode == "F":
         return np.clip(np.nan_to_num(np.asarray(picture, dtype=float)), 0, 1)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"), dtype=float)
+        if alpha.min() < alpha.max():
+            return alpha / 255
     return np.asarray(picture.convert("RGB").convert("L"), dtype=float) / 255
 
 

@@ -1,0 +1,375 @@
+"""Places are drawn where they are, with the area they have, at any map size; bad places are named."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from attnguide.prompt.regions import (
+    binary_mask,
+    check_region,
+    load_mask,
+    parse_region,
+    rasterise,
+    region_from_dict,
+    region_to_dict,
+)
+from attnguide.types import Region
+
+_SIDES = st.integers(1, 19)
+_FRACTIONS = st.floats(0, 1, allow_subnormal=False)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[float, float, float, float]:
+    x0, x1 = sorted((draw(_FRACTIONS), draw(_FRACTIONS)))
+    y0, y1 = sorted((draw(_FRACTIONS), draw(_FRACTIONS)))
+    assume(x0 < x1 and y0 < y1)
+    return x0, y0, x1, y1
+
+
+def corners(box: tuple[float, float, float, float]) -> tuple[tuple[float, float], ...]:
+    x0, y0, x1, y1 = box
+    return ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_box_by_hand() -> None:
+    expected = torch.tensor([[0.0, 0, 0, 0], [0.5, 1, 0.25, 0]])
+    torch.testing.assert_close(rasterise(Region("cat", box=(0.125, 0.5, 0.5625, 1.0)), 2, 4), expected)
+
+
+@given(boxes(), _SIDES, _SIDES)
+def test_box_keeps_its_area(box: tuple[float, float, float, float], height: int, width: int) -> None:
+    cells = rasterise(Region("cat", box=box), height, width)
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    assert cells.shape == (height, width)
+    assert cells.dtype == torch.float32
+    assert 0 <= cells.min() and cells.max() <= 1
+    assert cells.double().sum().item() == pytest.approx(area * height * width, rel=1e-5, abs=1e-9)
+
+
+@given(boxes(), _SIDES, _SIDES)
+def test_polygon_of_four_corners_is_the_box(box: tuple[float, float, float, float], height: int, width: int) -> None:
+    drawn = rasterise(Region("cat", polygon=corners(box)), height, width)
+    torch.testing.assert_close(drawn, rasterise(Region("cat", box=box), height, width), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 12), (1, 1)])
+@pytest.mark.parametrize(
+    ("polygon", "area"),
+    [
+        (((0, 0), (1, 0), (0, 1)), 0.5),
+        (((0.5, 0.1), (0.9, 0.5), (0.5, 0.9), (0.1, 0.5)), 0.32),
+        (((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.5, 0.3), (0.1, 0.9)), 0.64 - 0.24),  # concave
+        (((0, 0), (1, 1), (1, 0), (0, 1)), 0.5),  # crosses itself: two triangles
+    ],
+)
+def test_polygon_keeps_its_area(polygon: tuple[tuple[float, float], ...], area: float, height: int, width: int) -> None:
+    for turned in (polygon, polygon[::-1], polygon[1:] + polygon[:1]):
+        cells = rasterise(Region("cat", polygon=turned), height, width)
+        assert cells.mean().item() == pytest.approx(area, abs=0.005)
+        assert 0 <= cells.min() and cells.max() <= 1
+
+
+def test_polygon_by_hand() -> None:
+    expected = torch.tensor([[1.0, 0.5], [0.5, 0.0]])
+    torch.testing.assert_close(rasterise(Region("cat", polygon=((0, 0), (1, 0), (0, 1))), 2, 2), expected, rtol=0, atol=1e-6)
+
+
+def test_polygon_outside_is_clipped() -> None:
+    wide = ((-1.0, -1.0), (0.5, -1.0), (0.5, 2.0), (-1.0, 2.0))
+    torch.testing.assert_close(rasterise(Region("cat", polygon=wide), 2, 4), torch.tensor([[1.0, 1, 0, 0]] * 2))
+
+
+def test_blob_is_the_cell_mean_of_a_gaussian_with_peak_one() -> None:
+    blob = (0.3, 0.6, 0.2, 0.1)
+    x, y = (torch.arange(1200).double() + 0.5) / 1200, (torch.arange(1000).double() + 0.5) / 1000
+    fine = torch.outer(torch.exp(-0.5 * ((y - 0.6) / 0.1) ** 2), torch.exp(-0.5 * ((x - 0.3) / 0.2) ** 2))
+    expected = fine.reshape(5, 200, 12, 100).mean((1, 3)).float()
+    torch.testing.assert_close(rasterise(Region("cat", blob=blob), 5, 12), expected, rtol=1e-4, atol=1e-6)
+    assert rasterise(Region("cat", blob=blob), 401, 401).max().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_narrow_blob_never_vanishes() -> None:
+    assert rasterise(Region("cat", blob=(0.5, 0.5, 0.001, 0.001)), 8, 8).max() > 0
+
+
+def test_mask_shrinks_by_area() -> None:
+    mask = torch.zeros(4, 6)
+    mask[:2, :3] = 1
+    mask[3, 5] = 0.5
+    expected = torch.tensor([[1.0, 0.0], [0.0, 0.5 / 6]])
+    torch.testing.assert_close(rasterise(Region("cat", mask=mask), 2, 2), expected)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_mask_shrinking_keeps_the_mean(rows: int, columns: int, less_rows: int, less_columns: int, seed: int) -> None:
+    mask = torch.rand(rows + less_rows, columns + less_columns, generator=torch.Generator().manual_seed(seed))
+    assert rasterise(Region("cat", mask=mask), rows, columns).mean().item() == pytest.approx(mask.mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (7, 11), (6, 5)])
+def test_mask_grows_bilinearly(height: int, width: int) -> None:
+    mask = torch.rand(3, 5)
+    expected = torch.nn.functional.interpolate(mask[None, None], (height, width), mode="bilinear")[0, 0]
+    torch.testing.assert_close(rasterise(Region("cat", mask=mask), height, width), expected)
+
+
+def test_mask_may_grow_one_way_and_shrink_the_other() -> None:
+    mask = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    torch.testing.assert_close(rasterise(Region("cat", mask=mask), 3, 2), torch.tensor([[0.0, 1.0]] * 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.bfloat16, torch.int64])
+def test_mask_of_any_dtype(dtype: torch.dtype) -> None:
+    mask = torch.eye(4).to(dtype)
+    torch.testing.assert_close(rasterise(Region("cat", mask=mask), 2, 2), torch.eye(2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(1, 4, 4), "mask must have axes height width; got the shape (1, 4, 4)"),
+        (torch.full((4, 4), 255.0), "mask must lie in [0, 1]; got 255 to 255"),
+        (torch.full((4, 4), float("nan")), "mask must lie in [0, 1]; got nan to nan"),
+    ],
+)
+def test_bad_mask_tensor(mask: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"Region 'cat': {message}")):
+        rasterise(Region("cat", mask=mask), 4, 4)
+
+
+def test_rasterise_needs_a_place_and_a_size() -> None:
+    with pytest.raises(ValueError, match="Region 'cat' has no place; give it a box, polygon, blob or mask"):
+        rasterise(Region("cat"), 4, 4)
+    with pytest.raises(ValueError, match="height and width must be at least 1; got 0x4"):
+        rasterise(Region("cat", box=(0, 0, 1, 1)), 0, 4)
+
+
+def test_binary_mask_at_the_threshold() -> None:
+    region = Region("cat", box=(0.1, 0.0, 0.6, 1.0))  # covers 0.6, 1, 0.4, 0 of four columns
+    assert binary_mask(region, 1, 4).tolist() == [[True, True, False, False]]
+    assert binary_mask(region, 1, 4, 0.4).tolist() == [[True, True, True, False]]
+    assert binary_mask(region, 1, 4, 1.0).tolist() == [[False, True, False, False]]
+    with pytest.raises(ValueError, match=re.escape("threshold must lie in (0, 1]; got 0")):
+        binary_mask(region, 1, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (
+            {"box": (0.4, 0.4, 0.45, 0.45)},
+            "Region 'cat' covers no cell of the 8x8 map (box (0.40, 0.40, 0.45, 0.45)); use a larger box or a finer site.",
+        ),
+        (
+            {"blob": (0.5, 0.5, 0.01, 0.01)},
+            "Region 'cat' covers no cell of the 8x8 map (blob (0.50, 0.50, 0.01, 0.01)); use a larger blob or a finer site.",
+        ),
+        (
+            {"polygon": ((0, 0), (0.05, 0), (0.05, 0.05), (0, 0.05), (0, 0.02))},
+            "Region 'cat' covers no cell of the 8x8 map (polygon (0.00, 0.00) (0.05, 0.00) (0.05, 0.05) (0.00, 0.05) ...); "
+            "use a larger polygon or a finer site.",
+        ),
+        (
+            {"mask": torch.full((8, 8), 0.2)},
+            "Region 'cat' covers no cell of the 8x8 map (mask of shape (8, 8)); use a larger mask or a finer site.",
+        ),
+    ],
+)
+def test_a_region_that_vanishes_is_named(place: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        binary_mask(Region("cat", **place), 8, 8)
+
+
+def test_mask_file_by_alpha(tmp_path: Path) -> None:
+    pixels = np.full((2, 3, 4), 255, dtype=np.uint8)
+    pixels[:, :2, 3] = [0, 51]
+    expected = torch.tensor([[0.0, 0.2, 1.0]] * 2)
+    torch.testing.assert_close(load_mask(save(tmp_path / "alpha.png", pixels)), expected)
+
+
+def test_mask_file_by_luminance_where_alpha_is_constant(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    pixels[0, :, :3] = 255
+    torch.testing.assert_close(load_mask(save(tmp_path / "opaque.png", pixels)), torch.tensor([[1.0] * 3, [0.0] * 3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "expected"),
+    [
+        ("grey.png", np.array([[0, 255]], dtype=np.uint8), [[0.0, 1.0]]),
+        ("deep.png", np.array([[0, 13107, 65535]], dtype=np.uint16), [[0.0, 0.2, 1.0]]),
+        ("bits.png", np.array([[False, True]]), [[0.0, 1.0]]),
+        ("float.tiff", np.array([[0.0, 0.25, 1.0]], dtype=np.float32), [[0.0, 0.25, 1.0]]),
+        ("colour.png", np.array([[[0, 0, 0], [255, 255, 255]]], dtype=np.uint8), [[0.0, 1.0]]),
+    ],
+)
+def test_mask_files_of_other_kinds(tmp_path: Path, name: str, pixels: np.ndarray, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(load_mask(save(tmp_path / name, pixels)), torch.tensor(expected))
+
+
+def test_mask_file_with_a_palette(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "palette.png", transparency=0)
+    torch.testing.assert_close(load_mask(tmp_path / "palette.png"), torch.tensor([[0.0, 1.0]]))
+
+
+def test_mask_file_is_drawn_like_its_tensor(tmp_path: Path) -> None:
+    path = save(tmp_path / "mask.png", np.eye(6, dtype=np.uint8) * 255)
+    torch.testing.assert_close(rasterise(Region("cat", mask=path), 3, 2), rasterise(Region("cat", mask=load_mask(path)), 3, 2))
+
+
+def test_mask_file_errors(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    black = save(tmp_path / "black.png", np.zeros((4, 4), dtype=np.uint8))
+    whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:1000])
+    for path, problem in [
+        (tmp_path / "none.png", "does not exist"),
+        (tmp_path, "does not exist"),
+        (tmp_path / "text.png", "is not a picture that can be read"),
+        (tmp_path / "half.png", "is not a picture that can be read"),
+        (black, "is empty"),
+    ]:
+        for read in (load_mask, lambda path: check_region(Region("cat", mask=path))):
+            with pytest.raises(ValueError, match=re.escape(f"Mask file '{path}' {problem}")):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        (Region("cow", box=(0, 0, 1, 1)), "Phrase 'cow' does not occur in the prompt 'a cat'."),
+        (Region("cat", polygon=((0, 0), (1, 1), (0.5, 0.5))), "Region 'cat' has no area (polygon (0.00, 0.00)"),
+        (Region("cat", polygon=((0, 0), (1.5, 0), (1, 1))), "Region 'cat': polygon corners must lie in [0, 1]; got (1.5, 0)."),
+        (Region("cat", mask=torch.zeros(4, 4)), "Region 'cat' has no area (mask of shape (4, 4))."),
+    ],
+)
+def test_check_region_finds(region: Region, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_region(region, "a cat")
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        Region("cat"),
+        Region("cat", box=(0.5, 0.5, 0.5001, 0.5001)),
+        Region("cat", blob=(0, 0, 1e-3, 1e-3)),
+        Region("elsewhere", token_indices=(1,)),
+    ],
+)
+def test_check_region_passes(region: Region) -> None:
+    check_region(region, "a cat")
+    check_region(region)
+
+
+def test_bad_places_are_found_without_torch() -> None:
+    code = (
+        "import sys; from attnguide.prompt.regions import check_region, parse_region\n"
+        "check_region(parse_region('cat=0,0,0.5,1'), 'a cat')\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat=0,0,0.5,1", {"phrase": "a cat", "box": [0, 0, 0.5, 1]}),
+        (" cat = .1, .2, 5e-1, 1 ", {"phrase": "cat", "box": [0.1, 0.2, 0.5, 1]}),
+        ("cat=masks/left.png", {"phrase": "cat", "mask": "masks/left.png"}),
+        ("cat=1,2.png", {"phrase": "cat", "mask": "1,2.png"}),
+        ("cat=2024.tiff", {"phrase": "cat", "mask": "2024.tiff"}),
+        ("cat", {"phrase": "cat"}),
+        ("cat[1]=0,0,1,1", {"phrase": "cat", "box": [0, 0, 1, 1], "occurrence": 1}),
+        ("red cat [2]", {"phrase": "red cat", "occurrence": 2}),
+        ("e=mc2=0,0,1,1", {"phrase": "e=mc2", "box": [0, 0, 1, 1]}),
+    ],
+)
+def test_parse_region(text: str, expected: dict) -> None:
+    assert region_to_dict(parse_region(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("=0,0,1,1", "A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got '=0,0,1,1'."),
+        ("cat=", "A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got 'cat='."),
+        ("[1]=0,0,1,1", "A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got '[1]=0,0,1,1'."),
+        ("", "A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got ''."),
+        ("cat=0,0,1", "Region 'cat': box must be four numbers x0,y0,x1,y1; got '0,0,1'."),
+        ("cat=0,0,x,1", "Region 'cat': box must be four numbers x0,y0,x1,y1; got '0,0,x,1'."),
+        ("cat=0,0,1,1,1", "Region 'cat': box must be four numbers x0,y0,x1,y1; got '0,0,1,1,1'."),
+        ("cat=10,10,200,200", "Region 'cat': box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
+        ("cat=0.5,0,0.5,1", "Region 'cat': box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
+        ("cat=nan,0,1,1", "Region 'cat': box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
+    ],
+)
+def test_parse_region_errors(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        parse_region(text)
+
+
+_PLACES = st.one_of(
+    st.just({}),
+    boxes().map(lambda box: {"box": box}),
+    boxes().map(lambda box: {"polygon": corners(box)}),
+    st.tuples(_FRACTIONS, _FRACTIONS, st.floats(1e-3, 2), st.floats(1e-3, 2)).map(lambda blob: {"blob": blob}),
+    st.just({"mask": Path("masks/left half.png")}),
+)
+
+
+@given(_PLACES, st.integers(0, 3), st.one_of(st.none(), st.just((2, 3))), st.floats(-9, 9))
+def test_regions_survive_yaml_and_json(place: dict, occurrence: int, indices: tuple[int, ...] | None, weight: float) -> None:
+    region = Region("röd katt", occurrence=occurrence, token_indices=indices, weight=weight, **place)
+    plain = region_to_dict(region)
+    for back in (yaml.safe_load(yaml.safe_dump(plain)), json.loads(json.dumps(plain))):
+        assert vars(region_from_dict(back)) == vars(region)
+
+
+def test_a_mask_tensor_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="Region 'cat': a mask tensor cannot be written to a file"):
+        region_to_dict(Region("cat", mask=torch.ones(2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"phrase": "cat", "boxx": [0, 0, 1, 1]}, "A region has no key 'boxx'; it has phrase, box, polygon, blob, mask, "),
+        ({"phrase": 3}, "A region's phrase must be text; got 3."),
+        ({"phrase": "cat", "box": "0,0,1,1"}, "Region 'cat': box must be a list of 4 numbers; got '0,0,1,1'."),
+        ({"phrase": "cat", "box": [0, 0, 1]}, "Region 'cat': box must be a list of 4 numbers; got [0, 0, 1]."),
+        ({"phrase": "cat", "box": [0, 0, 1, True]}, "Region 'cat': box must be a list of 4 numbers; got [0, 0, 1, True]."),
+        ({"phrase": "cat", "polygon": [0, 0, 1]}, "Region 'cat': polygon corner must be a list of 2 numbers; got 0."),
+        ({"phrase": "cat", "polygon": 1}, "Region 'cat': polygon must be a list of corners [x, y]; got 1."),
+        ({"phrase": "cat", "mask": 3}, "Region 'cat': mask must be the path of a picture; got 3."),
+        ({"phrase": "cat", "occurrence": "1"}, "Region 'cat': occurrence must be a whole number; got '1'."),
+        ({"phrase": "cat", "token_indices": 2}, "Region 'cat': token_indices must be a list of whole numbers; got 2."),
+        ({"phrase": "cat", "token_indices": [1.5]}, "Region 'cat': token_indices must be a whole number; got 1.5."),
+        ({"phrase": "cat", "weight": "big"}, "Region 'cat': weight must be a number; got 'big'."),
+        ({"phrase": "cat", "box": [0, 0, 1, 1], "blob": [0, 0, 1, 1]}, "Region 'cat' takes one place; got box and blob."),
+        ({}, "Region needs a phrase or token_indices; got neither."),
+    ],
+)
+def test_region_from_dict_errors(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        region_from_dict(values)
