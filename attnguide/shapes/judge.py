@@ -30,6 +30,8 @@ PURITY = 0.8
 """Least share of an object's inner pixels that carry its colour."""
 SOFTNESS = 1.3
 """Softest edge, in pixels of a picture of 128x128: a Gaussian blur of standard deviation s gives 0.56 s to 0.8 s."""
+LEAK = 0.15
+"""Largest share of the rim that passes smoothly into another colour."""
 AREA = (0.006, 0.35)
 """Least and largest share of the picture that an object covers."""
 
@@ -108,7 +110,7 @@ def _recognize(piece: Piece, size: tuple[int, int]) -> Detection | None:
     area = float(inside.sum()) / (height * width)
     if piece.color_distance > COLOR_DISTANCE or piece.purity < PURITY or not AREA[0] <= area <= AREA[1]:
         return None
-    if _softness(piece.alpha) * 128 / min(size) > SOFTNESS:
+    if piece.leak > LEAK or _softness(piece.alpha) * 128 / min(size) > SOFTNESS:
         return None
     found = match(piece.alpha)
     if found.overlap < OVERLAP[found.shape] or found.margin < MARGIN:

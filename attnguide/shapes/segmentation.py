@@ -50,6 +50,7 @@ class Piece:
         color: Nearest object colour.
         color_distance: Oklab distance of the piece's flat pixels (their median) to it.
         purity: Share of the piece's inner pixels that are closer to this colour than to any other, in [0, 1].
+        leak: Share of its rim where it passes smoothly into another colour of the foreground, as objects never do.
         alpha: Coverage of each pixel in [0, 1], ``height width`` of the window.
         window: Rows and columns of the picture that ``alpha`` spans.
     """
@@ -57,6 +58,7 @@ class Piece:
     color: str
     color_distance: float
     purity: float
+    leak: float
     alpha: np.ndarray
     window: tuple[slice, slice]
 
@@ -130,18 +132,34 @@ def _coverage(pixels: np.ndarray, background: np.ndarray, colors: np.ndarray, ow
     return np.clip(alpha, 0.0, 1.0)
 
 
-def _piece(
-    found: np.ndarray, alpha: np.ndarray, color: int, color_distance: float, nearest: np.ndarray, box: tuple[slice, slice]
-) -> Piece:
-    window = tuple(
-        slice(max(part.start - RIM, 0), min(part.stop + RIM, size)) for part, size in zip(box, found.shape, strict=True)
+@dataclass(frozen=True)
+class _Layers:
+    """Per-pixel findings that every piece is cut from, each ``height width``."""
+
+    nearest: np.ndarray
+    flat: np.ndarray
+    alpha: np.ndarray
+    owner_color: np.ndarray
+
+    def crop(self, window: tuple[slice, slice]) -> _Layers:
+        return _Layers(self.nearest[window], self.flat[window], self.alpha[window], self.owner_color[window])
+
+
+def _window(box: tuple[slice, slice], size: tuple[int, int]) -> tuple[slice, slice]:
+    rows, columns = (
+        slice(max(part.start - RIM, 0), min(part.stop + RIM, length)) for part, length in zip(box, size, strict=True)
     )
-    inside = found[window]
+    return rows, columns
+
+
+def _piece(inside: np.ndarray, layers: _Layers, color: int, color_distance: float, window: tuple[slice, slice]) -> Piece:
     inner = ndimage.binary_erosion(inside)
-    purity = float((nearest[window][inner] == color).mean()) if inner.any() else 0.0
-    soft = np.where(ndimage.binary_dilation(inside, iterations=RIM), alpha[window], 0.0)
-    names, _ = object_palette()
-    return Piece(names[color], color_distance, purity, soft, window)  # type: ignore[arg-type]
+    purity = float((layers.nearest[inner] == color).mean()) if inner.any() else 0.0
+    own = layers.owner_color == color
+    touching = ndimage.binary_dilation(inside) & ~own & layers.flat
+    leak = float(touching.sum()) / max(int((inside & ~inner).sum()), 1)
+    soft = np.where(own & ndimage.binary_dilation(inside, iterations=RIM), layers.alpha, 0.0)
+    return Piece(object_palette()[0][color], color_distance, purity, leak, soft, window)
 
 
 def _pieces(pixels: np.ndarray, lab: np.ndarray, background: Background, foreground: np.ndarray) -> list[Piece]:
@@ -156,19 +174,20 @@ def _pieces(pixels: np.ndarray, lab: np.ndarray, background: Background, foregro
     owner = cores[tuple(where)] - 1
     colors = np.stack([np.median(pixels[cores == core], axis=0) for core in range(1, count + 1)])
     to_palette = distances(to_oklab(colors.astype(np.uint8)), palette)
-    names_of = to_palette.argmin(-1)
+    color_of = to_palette.argmin(-1)
     alpha = _coverage(pixels.astype(np.float32), background.rgb, colors, owner)
+    layers = _Layers(nearest, flat, alpha, color_of[owner])
     pieces = []
-    for color in np.unique(names_of):
-        own = np.where(names_of[owner] == color, alpha, 0.0)
-        found, _ = ndimage.label(own > 0.5)
-        holding = np.unique(found[(cores > 0) & (names_of[cores - 1] == color)])
+    for color in np.unique(color_of):
+        found, _ = ndimage.label((alpha > 0.5) & (layers.owner_color == color))
         boxes = ndimage.find_objects(found)
-        for number in holding[holding > 0]:
-            inside = found == number
-            held = np.unique(cores[inside & (cores > 0)]) - 1
-            distance = float(to_palette[held, color].mean())
-            pieces.append(_piece(inside, own, int(color), distance, nearest, boxes[number - 1]))
+        for number in np.unique(found[cores > 0]):
+            if number:
+                window = _window(boxes[number - 1], found.shape)
+                inside = found[window] == number
+                held = np.unique(cores[window][inside & (cores[window] > 0)]) - 1
+                distance = float(to_palette[held, color].mean())
+                pieces.append(_piece(inside, layers.crop(window), int(color), distance, window))
     return pieces
 
 
