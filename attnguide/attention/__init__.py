@@ -1,0 +1,1 @@
+"""Reading and changing attention inside a network; plain torch."""

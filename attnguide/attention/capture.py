@@ -1,0 +1,55 @@
+"""Reading attention during a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.types import PassContext, PassKind
+
+Quantity = Literal["query", "key", "value", "scores", "original_probs", "probs", "output"]
+"""What can be read: inputs as they came (before any edit), ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after them."""
+
+EXPLICIT: frozenset[Quantity] = frozenset({"scores", "original_probs", "probs"})
+"""Quantities that the fused kernel never forms."""
+
+Record = Callable[[Site, Tensor, PassContext], None]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A reader of one quantity at chosen sites.
+
+    Attributes:
+        quantity: What is read. ``probs`` is ``batch heads query key`` in float32 (float64 for a float64 model), still part of the graph in a
+            pass with gradients.
+        record: Called once per site and pass with the site, the tensor and the pass; must not write into the tensor.
+        sites: Where.
+        kinds: In which kinds of pass.
+    """
+
+    quantity: Quantity
+    record: Record
+    sites: SiteSelector = SiteSelector()
+    kinds: frozenset[PassKind] = field(default=frozenset({"denoise"}))
+
+
+class Recorder:
+    """The simplest record: keeps the newest tensor of each site.
+
+    It assigns and never appends, so that a second firing (gradient checkpointing recomputes the forward) changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[Site, Tensor] = {}
+
+    def __call__(self, site: Site, tensor: Tensor, context: PassContext) -> None:
+        self.tensors[site] = tensor
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.tensors.clear()

@@ -1,0 +1,67 @@
+"""What may be changed during attention, and how the mass of the probabilities is accounted for."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Literal
+
+from torch import Tensor
+
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.types import PassContext
+
+Stage = Literal["qkv", "scores", "probs"]
+MassPolicy = Literal["none", "renormalize", "preserve"]
+MASS_POLICIES: tuple[MassPolicy, ...] = ("none", "renormalize", "preserve")
+
+
+class Edit(ABC):
+    """A change to attention at chosen sites; override the stages it acts on.
+
+    Each method gets one site's tensor of the whole batch and returns a tensor of the same shape; it must not write into its argument.
+    ``context`` says which batch elements are conditional and which row each belongs to.
+
+    Attributes:
+        sites: Where it acts.
+        stages: Which of the methods below are called.
+    """
+
+    sites: SiteSelector = SiteSelector()
+    stages: frozenset[Stage] = frozenset()
+
+    def active(self, context: PassContext) -> bool:
+        """Whether it acts in this pass at all; where nothing acts, the library's fused kernel runs."""
+        return True
+
+    def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Change query, key and value, each ``batch heads tokens head_dim``."""
+        return query, key, value
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        """Change scaled scores before the softmax, ``batch heads query key``."""
+        return scores
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        """Change probabilities after the softmax, ``batch heads query key``."""
+        return probs
+
+
+def apply_mass_policy(edited: Tensor, original: Tensor, policy: MassPolicy) -> Tensor:
+    """Account for the probability mass that an edit on probabilities moved.
+
+    Args:
+        edited: ``batch heads query key`` after the edit.
+        original: The same before it.
+        policy: ``none`` leaves rows as they came (they may sum to anything); ``renormalize`` scales every row back to the sum it had;
+            ``preserve`` scales every token's column so that its sum over the map is what it was, which moves attention without adding any.
+
+    Raises:
+        ValueError: If the policy is unknown.
+    """
+    if policy == "none":
+        return edited
+    if policy not in MASS_POLICIES:
+        raise ValueError(f"mass must be one of {', '.join(MASS_POLICIES)}; got {policy!r}.")
+    axis = -1 if policy == "renormalize" else -2
+    tiny = 1e-12
+    return edited * (original.sum(axis, keepdim=True) / edited.sum(axis, keepdim=True).clamp_min(tiny))

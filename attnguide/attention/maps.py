@@ -1,0 +1,124 @@
+"""From probabilities at sites to maps of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.attention.sites import Site, SiteSelector, select
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """Probabilities of one pass, by site.
+
+    Attributes:
+        probs: ``batch heads query key`` per site, float32 or wider; queries are row-major over the site's ``height width``.
+    """
+
+    probs: Mapping[Site, Tensor]
+
+    def __post_init__(self) -> None:
+        for site, tensor in self.probs.items():
+            if tensor.shape[2] != site.height * site.width:
+                raise ValueError(
+                    f"probs of site {site.name!r} have {tensor.shape[2]} queries; its map is {site.height}x{site.width} cells."
+                )
+
+    def choose(self, selector: SiteSelector) -> AttentionMaps:
+        """Only the sites that match; nothing matched is a ValueError."""
+        return AttentionMaps({site: self.probs[site] for site in select(self.probs, selector)})
+
+    def select(self, positions: Sequence[int]) -> AttentionMaps:
+        """Only these batch positions."""
+        index = list(positions)
+        return AttentionMaps({site: tensor[index] for site, tensor in self.probs.items()})
+
+    @property
+    def resolutions(self) -> tuple[tuple[int, int], ...]:
+        """Distinct map sizes ``(height, width)``, largest first."""
+        return tuple(sorted({(site.height, site.width) for site in self.probs}, reverse=True))
+
+    def average(self, height: int, width: int) -> Tensor:
+        """Mean over heads and sites of one size: ``batch height width key``.
+
+        Raises:
+            ValueError: If no site has that size.
+        """
+        chosen = [tensor for site, tensor in self.probs.items() if (site.height, site.width) == (height, width)]
+        if not chosen:
+            raise ValueError(f"No captured site has a {height}x{width} map; captured sizes are {self.resolutions}.")
+        heads = torch.cat([tensor.flatten(0, 1).unflatten(0, tensor.shape[:2]) for tensor in chosen], dim=1)
+        return heads.mean(1).unflatten(1, (height, width))
+
+    def resized_average(self, height: int, width: int, mode: str = "bilinear") -> Tensor:
+        """Mean over heads and sites after resizing every site's map: ``batch height width key``."""
+        parts = [resize(tensor.mean(1).unflatten(1, (s.height, s.width)), height, width, mode) for s, tensor in self.probs.items()]
+        return torch.stack(parts).mean(0)
+
+
+def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
+    """Resize ``batch height width key`` maps over their two middle axes."""
+    if maps.shape[1:3] == (height, width):
+        return maps
+    options = {} if mode in ("nearest", "area") else {"align_corners": False}
+    return F.interpolate(maps.movedim(-1, 1), (height, width), mode=mode, **options).movedim(1, -1)
+
+
+def largest_level(sites: Iterable[Site], target: int) -> int:
+    """The level nearest to ``target`` halvings among ``sites``; smaller maps win a tie.
+
+    Attend-and-excite reads the maps of level 2 (16x16 of a 64x64 latent); a smaller network may not have that level.
+    """
+    return min({site.level for site in sites}, key=lambda level: (abs(level - target), -level))
+
+
+def token_softmax(maps: Tensor, ends: Tensor, temperature: float = 100.0, keep_after_end: bool = False) -> Tensor:
+    """Softmax over the tokens of a map, without the start token: how attend-and-excite compares words.
+
+    ``softmax(temperature * maps[..., 1:last])`` put back at the tokens' own positions, everything else 0
+    (https://arxiv.org/abs/2301.13826).
+
+    Args:
+        maps: ``batch height width key`` in [0, 1].
+        ends: Position of each row's end token, ``batch``.
+        temperature: Factor before the softmax.
+        keep_after_end: Let the end token and the padding after it (all but the last position) compete too, as the reference does for SD 1.x.
+    """
+    position = torch.arange(maps.shape[-1], device=maps.device)
+    last = torch.full_like(ends, maps.shape[-1] - 1) if keep_after_end else ends
+    inside = (position[None] >= 1) & (position[None] < last[:, None])
+    logits = (maps * temperature).masked_fill(~inside[:, None, None], float("-inf"))
+    return logits.softmax(-1)
+
+
+def gaussian_smooth(maps: Tensor, blur_std: float = 0.5, size: int = 3) -> Tensor:
+    """Blur ``... height width`` maps with a Gaussian kernel of odd ``size``, reflected at the edges.
+
+    Args:
+        maps: Any number of leading axes.
+        blur_std: Standard deviation in cells.
+        size: Kernel side.
+
+    Raises:
+        ValueError: If ``size`` is even or larger than the map allows.
+    """
+    pad = size // 2
+    if size % 2 == 0 or pad >= min(maps.shape[-2:]):
+        raise ValueError(f"size must be odd and at most twice the map's side minus 1; got {size} for a {tuple(maps.shape[-2:])} map.")
+    offsets = torch.arange(size, device=maps.device, dtype=maps.dtype) - pad
+    taps = torch.exp(-(offsets**2) / (2 * blur_std**2))
+    taps = taps / taps.sum()
+    flat = F.pad(maps.reshape(-1, 1, *maps.shape[-2:]), (pad,) * 4, mode="reflect")
+    flat = F.conv2d(F.conv2d(flat, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+    return flat.reshape(maps.shape)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each ``... height width`` map to [0, 1]; a flat map becomes 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-12)

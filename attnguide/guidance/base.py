@@ -1,0 +1,64 @@
+"""The contract of a guidance: which maps it reads, what it wants of them, and how latents follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import SiteSelector
+from attnguide.guidance.update import Update
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window
+from attnguide.types import Step
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """What a loss found, one value per row.
+
+    Attributes:
+        loss: Differentiated; lower is better. ``batch``.
+        indicator: Decides repetition and stopping; often the loss itself. ``batch``.
+    """
+
+    loss: Tensor
+    indicator: Tensor
+
+
+class Guidance(ABC):
+    """A loss on attention maps, and a rule of motion.
+
+    A new method is a subclass with :meth:`loss`; everything else is a choice of arguments.
+
+    Args:
+        sites: Which maps to read; the cross-attention maps of the model's guidance level when ``None``.
+        window: The part of the schedule in which it acts.
+        update: Step size, repetition, stopping.
+
+    Attributes:
+        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none are needed.
+    """
+
+    name: str = "guidance"
+    needs_regions: str | None = "phrase"
+
+    def __init__(self, *, sites: SiteSelector | None = None, window: Window = Window(), update: Update = Update()) -> None:
+        self.sites = sites
+        self.window = window
+        self.update = update
+
+    def start(self, targets: Targets) -> None:
+        """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""
+
+    @abstractmethod
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        """Judge the maps of one guide pass.
+
+        Args:
+            maps: Conditional probabilities of the chosen sites, ``batch heads query key``, float32, with gradient.
+            targets: Regions of the same rows.
+            step: Where in the schedule.
+        """

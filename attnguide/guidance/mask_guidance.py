@@ -1,0 +1,110 @@
+"""Mask guidance: each word's attention must fill its mask. The project's own method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import SiteSelector
+from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.losses.containment import inner_box, mask_cross_entropy, mass_outside, outer_box, soft_iou_distance
+from attnguide.prompt.targets import Targets, region_maps
+from attnguide.schedules import SCHEDULES, Unit, Window
+from attnguide.types import Step
+
+TERMS = {
+    "mass": mass_outside,
+    "cross_entropy": mask_cross_entropy,
+    "iou": soft_iou_distance,
+    "inside": inner_box,
+    "outside": outer_box,
+}
+"""Loss terms by name, each ``(maps, masks) -> values``."""
+
+
+class MaskGuidance(Guidance):
+    """Moves latents until each phrase's cross-attention lies inside its mask.
+
+    The loss is a weighted sum of terms, averaged over the regions that have a place, over map sizes and, where ``per_head`` is set, over heads.
+
+    Args:
+        losses: Term -> weight. Terms: ``mass`` (squared share of attention outside), ``cross_entropy``, ``iou``, ``inside`` and ``outside`` (mean of
+            the strongest fifth inside and outside).
+        step_size: Peak of the step size.
+        step_rule: ``constant``, ``sqrt_linear``, ``linear_to_zero`` or ``noise_variance``.
+        start: Where it begins, in ``unit``.
+        stop: Where it ends.
+        unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
+        iterations: Updates a step.
+        until: A row whose indicator (the loss over its own weight sum) is at or below this makes no update; never when ``None``.
+        levels: Map levels to read; the model's guidance level when ``None``.
+        places: ``down``, ``mid``, ``up``; all when ``None``.
+        per_head: Judge every head's own map instead of their mean.
+        max_norm: Largest norm of one update as a share of the latents' norm.
+        scale: Factor on the step size, one number or one per row.
+    """
+
+    name = "mask_guidance"
+    needs_regions = "place"
+
+    def __init__(
+        self,
+        *,
+        losses: Mapping[str, float] | None = None,
+        step_size: float = 30.0,
+        step_rule: Literal["constant", "sqrt_linear", "linear_to_zero", "noise_variance"] = "noise_variance",
+        start: float = 0.0,
+        stop: float = 0.5,
+        unit: Unit = "progress",
+        iterations: int = 1,
+        until: PerRow | None = None,
+        levels: tuple[int, ...] | None = None,
+        places: tuple[str, ...] | None = None,
+        per_head: bool = False,
+        max_norm: float | None = None,
+        scale: PerRow = 1.0,
+    ) -> None:
+        losses = {"mass": 1.0} if losses is None else dict(losses)
+        unknown = sorted(set(losses) - set(TERMS))
+        if unknown or not losses:
+            raise ValueError(f"losses must name terms among {', '.join(TERMS)}; got {unknown or 'none'}.")
+        if step_rule not in SCHEDULES:
+            raise ValueError(f"step_rule must be one of {', '.join(SCHEDULES)}; got {step_rule!r}.")
+        rule = SCHEDULES[step_rule](step_size)
+        update = (
+            Update(rule, scale, iterations=iterations, max_norm=max_norm)
+            if until is None
+            else Update(rule, scale, iterations=0, refinements=(Refinement(until, iterations),), max_norm=max_norm)
+        )
+        chosen = None if levels is None and places is None else SiteSelector(kind="cross", levels=levels, places=places)
+        super().__init__(sites=chosen, window=Window(start, stop, unit), update=update)
+        self.losses = losses
+        self.per_head = per_head
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        parts = [self._one_size(maps, targets, height, width) for height, width in maps.resolutions]
+        values = torch.stack(parts).mean(0)
+        placed = targets.placed
+        weights = targets.weights * placed
+        loss = (values * weights).sum(1) / placed.sum(1).clamp_min(1)
+        worst = (values.detach() / sum(self.losses.values())).masked_fill(~placed, 0.0).amax(1)
+        return LossOutput(loss, worst)
+
+    def _one_size(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> Tensor:
+        """Weighted terms at one map size, ``batch regions``."""
+        if self.per_head:
+            sites = [probs for site, probs in maps.probs.items() if (site.height, site.width) == (height, width)]
+            heads = torch.cat(sites, dim=1)
+            words = torch.einsum("bhqt,brt->brhq", heads, targets.tokens.to(heads.dtype)).unflatten(-1, (height, width))
+        else:
+            mean = maps.average(height, width).flatten(1, 2)
+            words = region_maps(mean, targets.tokens).unflatten(-1, (height, width)).unsqueeze(2)
+        masks = targets.masks(height, width).to(words.dtype).unsqueeze(2).expand_as(words)
+        total = sum(weight * TERMS[name](words, masks) for name, weight in self.losses.items())
+        assert isinstance(total, Tensor)
+        return total.mean(2)

@@ -1,0 +1,89 @@
+"""How a gradient becomes a move: step size, repetition, stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.schedules import Schedule, constant
+from attnguide.types import Step
+
+Space = Literal["latents", "noise"]
+PerRow = float | Sequence[float]
+"""One number for all rows, or one per row of the batch."""
+
+
+def per_row(value: PerRow, rows: Sequence[int], like: Tensor) -> Tensor:
+    """``value`` for the given rows as a tensor of ``like``'s device, float32."""
+    numbers = [float(value)] * len(rows) if isinstance(value, (int, float)) else [float(value[row]) for row in rows]
+    return torch.tensor(numbers, device=like.device)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Updates repeated while a row's indicator is too high.
+
+    Attributes:
+        until: A row goes on while its indicator exceeds this; one number, or one per row.
+        iterations: At most so many updates in one step.
+        at: Progress points where it happens (at 0.2 means the step with index ``round(0.2 * count)``); every step when ``None``.
+        lagging: Decide on the indicator from before the newest update, as attend-and-excite's code does (one update too many).
+    """
+
+    until: PerRow
+    iterations: int = 20
+    at: tuple[float, ...] | None = None
+    lagging: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1; got {self.iterations}.")
+
+    def applies(self, step: Step) -> bool:
+        """Whether it happens at ``step``."""
+        return self.at is None or any(step.index == round(point * step.count) for point in self.at)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The rule of motion.
+
+    Attributes:
+        step_size: Factor on the gradient as a function of the step, on latents in the scale the network reads.
+        scale: Further factor, one number or one per row.
+        iterations: Updates in every step of the window, whatever the indicator says.
+        refinements: Updates before those, as long as an indicator asks.
+        space: ``latents`` moves them; ``noise`` adds ``step_size * sqrt(1 - alpha_bar) * gradient`` to the noise prediction instead.
+        max_norm: Largest norm of one update per row as a share of the latents' own norm; ``None`` for no limit.
+    """
+
+    step_size: Schedule = constant(20.0)
+    scale: PerRow = 1.0
+    iterations: int = 1
+    refinements: tuple[Refinement, ...] = ()
+    space: Space = "latents"
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0:
+            raise ValueError(f"iterations must be at least 0; got {self.iterations}.")
+        if self.space not in ("latents", "noise"):
+            raise ValueError(f"space must be 'latents' or 'noise'; got {self.space!r}.")
+
+    def refinement(self, step: Step) -> Refinement | None:
+        """The refinement of ``step``: the last listed that applies."""
+        return next((r for r in reversed(self.refinements) if r.applies(step)), None)
+
+    def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
+        """What to subtract from latents (in the network's input scale), ``batch channels height width``."""
+        size = per_row(self.scale, rows, latents).view(-1, 1, 1, 1) * self.step_size(step)
+        move = size * gradient.float()
+        if self.max_norm is not None:
+            limit = self.max_norm * latents.float().flatten(1).norm(dim=1)
+            norm = move.flatten(1).norm(dim=1).clamp_min(1e-12)
+            move = move * (limit / norm).clamp_max(1.0).view(-1, 1, 1, 1)
+        return move

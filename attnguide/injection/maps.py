@@ -1,0 +1,175 @@
+"""Hand-drawn maps put into attention: the notes' eight functions as corners of one family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.edits import MASS_POLICIES, Edit, MassPolicy, apply_mass_policy
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.injection.base import Injection
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Unit, Window
+from attnguide.types import PassContext
+
+Operation = Literal["add", "replace", "interpolate"]
+Reference = Literal["absolute", "mean", "max", "std", "norm"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    f"inject{number}": {"stage": stage, "operation": operation, "levels": levels, "scale": scale}
+    for number, (stage, operation, levels, scale) in enumerate(
+        [
+            ("probs", "add", (0,), 3.0),
+            ("probs", "replace", (0,), 3.0),
+            ("scores", "add", (0,), 30.0),
+            ("scores", "replace", (0,), 30.0),
+            ("probs", "add", (0, 1), 3.0),
+            ("probs", "replace", (0, 1), 3.0),
+            ("scores", "add", (0, 1), 30.0),
+            ("scores", "replace", (0, 1), 30.0),
+        ],
+        start=1,
+    )
+}
+"""The eight functions: after or before the softmax, add or replace, on the largest maps alone or on the two largest."""
+
+
+class MapInjection(Injection):
+    """Writes each region's map into its phrase's columns of cross-attention, or into self-attention between the cells of a region.
+
+    With ``m`` the region's map, ``w`` its token, ``s`` the scale and ``u`` the reference unit: ``add`` is ``X_w + s u m``, ``replace`` is
+    ``X_w = s u m`` and ``interpolate`` is ``X_w + s (u m - X_w)``, where ``X`` is the probabilities or the scaled scores.
+
+    Args:
+        stage: ``probs`` (after the softmax) or ``scores`` (before).
+        operation: ``add``, ``replace`` or ``interpolate``.
+        levels: Map levels, 0 the largest; all when ``None``.
+        places: ``down``, ``mid``, ``up``; all when ``None``.
+        kind: ``cross`` or ``self``.
+        scale: Strength, one number or one per row; 0 is exactly no method.
+        reference: Unit of the scale: ``absolute``, or the ``mean``, ``max``, ``std`` or ``norm`` (root mean square) of what stands in the column
+            now, per site, row and head.
+        mass: What becomes of probability mass (``probs`` only): ``none``, ``renormalize`` rows, ``preserve`` each token's total.
+        start: One bound of the window, in ``unit``.
+        stop: The other bound.
+        unit: ``timestep`` (t / 1000, 1 at pure noise), ``progress`` or ``sigma``.
+        branch: ``cond`` edits the conditional half only, ``both`` both.
+
+    Raises:
+        ValueError: If an option is not among those named.
+    """
+
+    name = "map_injection"
+
+    def __init__(
+        self,
+        *,
+        stage: Literal["probs", "scores"] = "probs",
+        operation: Operation = "add",
+        levels: Sequence[int] | None = (0, 1),
+        places: Sequence[str] | None = None,
+        kind: Literal["cross", "self"] = "cross",
+        scale: PerRow = 1.0,
+        reference: Reference = "absolute",
+        mass: MassPolicy = "none",
+        start: float = 0.8,
+        stop: float = 1.0,
+        unit: Unit = "timestep",
+        branch: Literal["cond", "both"] = "cond",
+    ) -> None:
+        _one_of("stage", stage, ("probs", "scores"))
+        _one_of("operation", operation, ("add", "replace", "interpolate"))
+        _one_of("kind", kind, ("cross", "self"))
+        _one_of("reference", reference, ("absolute", "mean", "max", "std", "norm"))
+        _one_of("mass", mass, MASS_POLICIES)
+        _one_of("branch", branch, ("cond", "both"))
+        numbers = [scale] if isinstance(scale, (int, float)) else list(scale)
+        if not all(number == number and abs(number) != float("inf") for number in numbers):
+            raise ValueError(f"scale must be finite; got {scale}.")
+        if stage == "scores" and mass != "none":
+            raise ValueError(f"mass applies to stage 'probs' only (a softmax follows the scores); got {mass!r}.")
+        self.stage, self.operation, self.scale, self.reference, self.mass = stage, operation, scale, reference, mass
+        self.branch: Literal["cond", "both"] = branch
+        self.window = Window(start, stop, unit)
+        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places))
+
+    def edits(self, targets: Targets) -> Sequence[Edit]:
+        return [_MapEdit(self, targets)]
+
+
+def _tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+
+
+class _MapEdit(Edit):
+    """One :class:`MapInjection` over one batch of rows."""
+
+    def __init__(self, injection: MapInjection, targets: Targets) -> None:
+        self.injection, self.targets = injection, targets
+        self.sites = injection.sites
+        self.stages = frozenset({injection.stage})
+        scale = injection.scale
+        self.scales = [float(scale)] * len(targets.regions) if isinstance(scale, (int, float)) else [float(s) for s in scale]
+
+    def active(self, context: PassContext) -> bool:
+        return (
+            context.kind == "denoise"
+            and self.injection.window.active(context.step)
+            and any(self.scales[row] != 0 for row in context.rows)
+        )
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        return self._write(scores, site, context)
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        return apply_mass_policy(self._write(probs, site, context), probs, self.injection.mass)
+
+    def _write(self, values: Tensor, site: Site, context: PassContext) -> Tensor:
+        """``values`` is ``batch heads query key``."""
+        rows = list(context.rows)
+        drawn, touched = (part[rows].unsqueeze(1).to(values.device) for part in self._drawn(site))
+        scale = torch.tensor([self.scales[row] for row in rows], device=values.device, dtype=values.dtype).view(-1, 1, 1, 1)
+        edited = torch.tensor([b == "cond" or self.injection.branch == "both" for b in context.branches], device=values.device)
+        written = touched & edited.view(-1, 1, 1, 1) & (scale != 0)
+        goal = drawn.to(values.dtype) * self._unit(values)
+        if self.injection.operation == "add":
+            changed = values + scale * goal
+        elif self.injection.operation == "replace":
+            changed = scale * goal.expand_as(values)
+        else:
+            changed = values + scale * (goal - values)
+        return torch.where(written, changed, values)
+
+    def _drawn(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Map to write and whether a column is written at all: ``batch query key`` and a shape that broadcasts to it."""
+        targets = self.targets
+        masks = targets.masks(site.height, site.width).flatten(2) * targets.weights[..., None]
+        if site.kind == "self":
+            drawn = torch.einsum("brq,brk->brqk", masks, targets.masks(site.height, site.width).flatten(2)).amax(1)
+            inside = masks.amax(1) > 0
+            return drawn, inside.unsqueeze(2) & inside.unsqueeze(1)
+        owns = (targets.tokens > 0) & targets.placed[..., None]
+        spread = masks.unsqueeze(-1) * owns.unsqueeze(2)
+        return spread.amax(1), owns.any(1).unsqueeze(1)
+
+    def _unit(self, values: Tensor) -> Tensor | float:
+        """Reference value of every column, per batch element and head: ``batch heads 1 key``."""
+        kind = self.injection.reference
+        if kind == "absolute":
+            return 1.0
+        if kind == "mean":
+            return values.mean(2, keepdim=True)
+        if kind == "max":
+            return values.amax(2, keepdim=True)
+        if kind == "std":
+            return values.std(2, keepdim=True)
+        return values.square().mean(2, keepdim=True).sqrt()

@@ -1,0 +1,171 @@
+"""Methods by name: what exists, and how a row's configuration becomes objects. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from attnguide.types import MethodConfig, Sample
+
+if TYPE_CHECKING:
+    from attnguide.guidance.base import Guidance
+    from attnguide.injection.base import Injection
+
+Family = Literal["guidance", "injection"]
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """Where a method lives.
+
+    Attributes:
+        target: ``module:Class``.
+        family: ``guidance`` or ``injection``.
+        summary: One line for people.
+        needs_regions: ``phrase``, ``place`` or ``None``.
+        preset: Options that make the class this method; users may still override them.
+        per_row: Options that may differ between rows of one batch.
+    """
+
+    target: str
+    family: Family
+    summary: str
+    needs_regions: Literal["phrase", "place"] | None = "place"
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    per_row: frozenset[str] = frozenset({"scale"})
+
+
+_MAPS = "attnguide.injection.maps:MapInjection"
+
+
+def _hand_map(summary: str, stage: str, operation: str, levels: tuple[int, ...], scale: float) -> MethodInfo:
+    preset = {"stage": stage, "operation": operation, "levels": levels, "scale": scale}
+    return MethodInfo(_MAPS, "injection", summary, preset=preset)
+
+
+METHODS: dict[str, MethodInfo] = {
+    "mask_guidance": MethodInfo(
+        "attnguide.guidance.mask_guidance:MaskGuidance",
+        "guidance",
+        "each word's attention must fill its region",
+        per_row=frozenset({"scale", "until"}),
+    ),
+    "attend_and_excite": MethodInfo(
+        "attnguide.guidance.attend_and_excite:AttendAndExcite",
+        "guidance",
+        "every named word must be attended to somewhere",
+        needs_regions="phrase",
+    ),
+    "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
+    "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
+    "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),
+    "inject4": _hand_map("replace scores, largest maps", "scores", "replace", (0,), 30.0),
+    "inject5": _hand_map("add to probs, two largest map sizes", "probs", "add", (0, 1), 3.0),
+    "inject6": _hand_map("replace probs, two largest map sizes", "probs", "replace", (0, 1), 3.0),
+    "inject7": _hand_map("add to scores, two largest map sizes", "scores", "add", (0, 1), 30.0),
+    "inject8": _hand_map("replace scores, two largest map sizes", "scores", "replace", (0, 1), 30.0),
+    "map_injection": MethodInfo(_MAPS, "injection", "the family of the eight above, every choice an option"),
+}
+"""Every method by its name in CLI, YAML and Python."""
+
+
+def method_info(name: str) -> MethodInfo:
+    """Look a method up.
+
+    Raises:
+        ValueError: If there is none of this name; the message names the nearest and all others.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"Unknown method {name!r}{hint}; choose from {', '.join(METHODS)}.")
+
+
+def method_class(name: str) -> type:
+    """The class behind a method name."""
+    module, attribute = method_info(name).target.split(":")
+    found: type = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Options a method takes, with their defaults."""
+    parameters = inspect.signature(method_class(name)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {**defaults, **method_info(name).preset}
+
+
+def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
+    """One method object.
+
+    Raises:
+        ValueError: If the method or an option is unknown, or an option's value is out of range.
+    """
+    known = method_options(name)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"Method {name!r} has no option {option!r}{hint}; it has {', '.join(known)}.")
+    try:
+        built: Guidance | Injection = method_class(name)(**{**method_info(name).preset, **options})
+    except TypeError as error:
+        raise ValueError(f"Method {name!r}: {error}.") from error
+    built.name = name
+    return built
+
+
+def check_methods(sample: Sample) -> None:
+    """Refuse a row whose methods are unknown or whose regions cannot serve them; needs no torch.
+
+    Raises:
+        ValueError: With the row's id.
+    """
+    for config in sample.methods:
+        needed = method_info(config.name).needs_regions
+        if needed and not sample.regions:
+            raise ValueError(f"Method {config.name!r} needs at least one region; row {sample.id!r} has none.")
+        if needed == "place" and not any(region.has_place for region in sample.regions):
+            raise ValueError(f"Method {config.name!r} needs a region with a place; row {sample.id!r} names phrases only.")
+
+
+def batch_key(sample: Sample) -> str:
+    """Rows with the same key can be sampled as one batch: they differ at most in words, seeds, regions and per-row options."""
+    methods = [
+        (c.name, {k: v for k, v in sorted(c.options.items()) if k not in method_info(c.name).per_row}) for c in sample.methods
+    ]
+    return json.dumps([sample.height, sample.width, sample.steps, sample.scheduler, methods], default=str)
+
+
+def build_methods(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injection]]:
+    """Guidances and injections of rows that share a batch, with per-row options as one value a row.
+
+    Raises:
+        ValueError: If the rows do not share a batch.
+    """
+    if len({batch_key(sample) for sample in samples}) > 1:
+        raise ValueError(f"Rows {', '.join(s.id for s in samples)} cannot share a batch: their settings or methods differ.")
+    guidances: list[Guidance] = []
+    injections: list[Injection] = []
+    for index, config in enumerate(samples[0].methods):
+        built = build_method(config.name, _merged_options(config, [s.methods[index] for s in samples]))
+        (guidances if method_info(config.name).family == "guidance" else injections).append(built)  # type: ignore[arg-type]
+    return guidances, injections
+
+
+def _merged_options(first: MethodConfig, configs: Sequence[MethodConfig]) -> dict[str, Any]:
+    options = dict(first.options)
+    defaults = method_options(first.name)
+    for option in sorted(method_info(first.name).per_row):
+        values = [config.options.get(option, defaults.get(option)) for config in configs]
+        if any(value != values[0] for value in values):
+            if any(value is None for value in values):
+                raise ValueError(f"Method {first.name!r}: option {option!r} must be given for all rows of a batch or for none.")
+            options[option] = values
+    return options

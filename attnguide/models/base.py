@@ -1,0 +1,153 @@
+"""The contract between the sampler and a family of models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attnguide.attention.sites import Site
+from attnguide.models.schedulers import NoiseScheduler
+from attnguide.prompt.tokens import TokenizedPrompt
+from attnguide.types import PassContext, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What the network reads besides latents, for every row and both halves.
+
+    Attributes:
+        cond: Text states of the prompts, ``batch tokens channels``.
+        uncond: Text states of the negative prompts, or ``None`` when no row uses classifier-free guidance.
+        extra: Further inputs of a family (pooled states, sizes), each a pair like the two above.
+    """
+
+    cond: Tensor
+    uncond: Tensor | None = None
+    extra: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    def for_pass(self, context: PassContext) -> Conditioning:
+        """The states of one pass, element by element as ``context`` lays the batch out, all in ``cond``."""
+
+        def pick(cond: Tensor, uncond: Tensor | None) -> Tensor:
+            parts = []
+            for row, branch in zip(context.rows, context.branches, strict=True):
+                half = uncond if branch == "uncond" else cond
+                if half is None:
+                    raise ValueError("An unconditional pass was asked for, but no negative prompt was encoded.")
+                parts.append(half[row])
+            return torch.stack(parts)
+
+        extra = {name: (pick(*pair), None) for name, pair in self.extra.items()}
+        return Conditioning(pick(self.cond, self.uncond), None, extra)
+
+
+class ModelAdapter(ABC):
+    """One family of text-to-image models behind one face.
+
+    Attributes:
+        name: For people: the folder, hub id or class it came from.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the network runs."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Precision of the network's weights."""
+
+    @property
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the pictures it was trained on, in pixels."""
+
+    @property
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Its torch modules by name, for a runner that registers or moves them."""
+
+    @abstractmethod
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Tokens with character offsets; ``truncated`` holds the words past the end of what the text encoder reads."""
+
+    @abstractmethod
+    def encode_prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Conditioning:
+        """Text states; ``negative_prompts`` is ``None`` when no row uses classifier-free guidance."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of the latents of a picture of this size in pixels.
+
+        Raises:
+            ValueError: If the size does not divide evenly.
+        """
+
+    @abstractmethod
+    def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
+        """Attention modules by site, for a picture of this size in pixels, in the network's own order."""
+
+    @abstractmethod
+    def predict_noise(
+        self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
+    ) -> Tensor | None:
+        """Run the network.
+
+        Args:
+            inputs: Scaled latents, ``batch channels height width``.
+            step: Where in the schedule.
+            conditioning: States for exactly these batch elements (:meth:`Conditioning.for_pass`).
+            until: Compute no further than the last of these sites, and return ``None``.
+        """
+
+    @abstractmethod
+    def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
+        """A fresh noise scheduler of this name (the model's own when ``None``), set to ``steps``."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents ``batch channels height width`` to pictures."""
+
+    @abstractmethod
+    def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures of one size to latents ``batch channels height width`` (the posterior's mean)."""
+
+    def attention_sites(self, height: int, width: int) -> tuple[Site, ...]:
+        """Sites of a picture of this size in pixels."""
+        return tuple(self.attention_modules(height, width))
+
+    @property
+    def guidance_level(self) -> int:
+        """Level of the maps that guidance reads when it is not told: the largest with at most 24 cells a side at the default size.
+
+        This is 16x16 for Stable Diffusion 1.x, 24x24 for 2.x at 768 pixels, and the coarsest maps where all are larger.
+        """
+        cross = [site for site in self.attention_sites(*self.default_size) if site.kind != "self"]
+        fitting = [site.level for site in cross if max(site.height, site.width) <= 24]
+        return min(fitting) if fitting else max(site.level for site in cross)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All weights without gradient and all modules in evaluation mode, each restored afterwards."""
+        parameters = [p for network in self.networks.values() for p in network.parameters() if p.requires_grad]
+        training = [m for network in self.networks.values() for m in network.modules() if m.training]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            for module in training:
+                module.training = True

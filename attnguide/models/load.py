@@ -1,0 +1,122 @@
+"""From a name, folder, file or pipeline object to an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnguide.models.base import ModelAdapter
+
+DEFAULT_MODEL = "shapes"
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class ModelNotFoundError(ValueError):
+    """No model under this name."""
+
+
+def shapes_folder() -> Path:
+    """Folder of the embedded model's weights."""
+    return Path(__file__).resolve().parent.parent / "shapes" / "weights"
+
+
+def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
+    """The adapter of a diffusers pipeline the user already holds.
+
+    Raises:
+        TypeError: If no adapter knows the pipeline's parts.
+    """
+    from attnguide.models.unet import StableDiffusion
+
+    label = name or type(pipeline).__name__
+    unet, second = getattr(pipeline, "unet", None), getattr(pipeline, "text_encoder_2", None)
+    if type(unet).__name__ == "UNet2DConditionModel" and second is None:
+        return StableDiffusion(pipeline, label)
+    raise TypeError(f"No adapter for {type(pipeline).__name__}; supported are pipelines with a UNet2DConditionModel and one text encoder.")
+
+
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Precision by name; by default fp16 on a GPU and fp32 elsewhere."""
+    if name is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"Unknown dtype {name!r}; choose from {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """Device by name; by default the first GPU, else the CPU.
+
+    Raises:
+        ValueError: If the name is unknown or the device is not there.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"Unknown device {name!r}; choose from cpu, cuda, cuda:N, mps.") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device.type not in there:
+        raise ValueError(f"Unknown device {name!r}; choose from cpu, cuda, cuda:N, mps.")
+    if not there[device.type] or (device.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise ValueError(f"Device {name!r} is not available on this machine.")
+    return device
+
+
+def load_model(name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None) -> ModelAdapter:
+    """Load a model.
+
+    Args:
+        name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or a hub id.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
+        dtype: ``fp32``, ``fp16`` or ``bf16``; fp16 on a GPU and fp32 elsewhere by default.
+
+    Raises:
+        ModelNotFoundError: If there is no such folder or file, or the hub cannot be reached.
+        TypeError: If the pipeline's family is not supported.
+        ValueError: If device or dtype is unknown.
+
+    Weights are read from safetensors only.
+    """
+    where = resolve_device(device)
+    precision = resolve_dtype(dtype, where)
+    path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
+    if path.is_file():
+        return adapt(_from_file(path, precision).to(where), name)
+    if path.is_dir():
+        return adapt(_from_pretrained(str(path), name, precision).to(where), name)
+    if name.endswith((".safetensors", ".ckpt")) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelNotFoundError(f"Model {name!r} not found: no such file or folder, and not a hub id (owner/name).")
+    return adapt(_from_pretrained(name, name, precision).to(where), name)
+
+
+def _from_file(path: Path, dtype: torch.dtype) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    if path.suffix != ".safetensors":
+        raise ModelNotFoundError(f"Model file {str(path)!r} must be a .safetensors file; pickled checkpoints are not read.")
+    try:
+        return StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
+    except OSError as error:
+        raise ModelNotFoundError(f"Model file {str(path)!r} could not be read: {_first_line(error)}") from error
+
+
+def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        hint = "" if Path(source).exists() else "; offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
+        raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}{hint}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,149 @@
+"""Noise schedulers of diffusers behind one face that knows when latents may be changed."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnguide.types import Step
+
+SCHEDULERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpm_single": "DPMSolverSinglestepScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Scheduler names and the diffusers class behind each."""
+
+
+class NoiseScheduler:
+    """A private copy of a diffusers scheduler, set to a number of steps.
+
+    Args:
+        scheduler: Any scheduler with ``alphas_cumprod``; it is copied by its config and never touched.
+        steps: Denoising steps.
+        device: Where latents live.
+
+    Attributes:
+        steps: One entry per network evaluation.
+    """
+
+    def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
+        self._scheduler = type(scheduler).from_config(scheduler.config)
+        self._scheduler.set_timesteps(steps, device=device)
+        self._timesteps: Tensor = self._scheduler.timesteps
+        self._accepts = set(inspect.signature(self._scheduler.step).parameters)
+        count = len(self._timesteps)
+        self.steps: tuple[Step, ...] = tuple(
+            Step(index, count, float(t), self.sigma_at(float(t)), self._begins(index)) for index, t in enumerate(self._timesteps)
+        )
+
+    @property
+    def name(self) -> str:
+        """Class of the scheduler."""
+        return type(self._scheduler).__name__
+
+    @property
+    def initial_sigma(self) -> float:
+        """Factor on unit noise at the first step."""
+        return float(self._scheduler.init_noise_sigma)
+
+    @property
+    def prediction_type(self) -> str:
+        """``epsilon``, ``v_prediction`` or ``sample``."""
+        return str(self._scheduler.config.prediction_type)
+
+    def sigma_at(self, timestep: float) -> float:
+        """Noise over signal at a training timestep, between two of them by interpolation in ``log sigma``."""
+        alphas = self._scheduler.alphas_cumprod
+        low = min(max(math.floor(timestep), 0), len(alphas) - 1)
+        high = min(low + 1, len(alphas) - 1)
+        logs = [0.5 * math.log((1 - float(alphas[i])) / max(float(alphas[i]), 1e-12)) for i in (low, high)]
+        return math.exp(logs[0] + (logs[1] - logs[0]) * min(max(timestep - low, 0.0), 1.0))
+
+    def _begins(self, index: int) -> bool:
+        """Second-order schedulers keep the latents of the step's first evaluation; a change at a later one would be lost."""
+        name = self.name
+        if getattr(self._scheduler, "order", 1) == 2:
+            return index % 2 == 0
+        if name == "PNDMScheduler":
+            if self._scheduler.config.skip_prk_steps:
+                return index != 1
+            runge_kutta = len(self._scheduler.prk_timesteps)
+            return index >= runge_kutta or index % 4 == 0
+        if name == "DPMSolverSinglestepScheduler":
+            return bool(self._scheduler.order_list[index] == 1)
+        return True
+
+    def scale_model_input(self, latents: Tensor, step: Step) -> Tensor:
+        """Latents as the network reads them at ``step``."""
+        scaled: Tensor = self._scheduler.scale_model_input(latents, self._timesteps[step.index])
+        return scaled
+
+    def input_scale(self, step: Step) -> float:
+        """What :meth:`scale_model_input` multiplies by: 1 on variance-preserving latents, ``1 / sqrt(1 + sigma^2)`` on exploding ones."""
+        return float(self.scale_model_input(torch.ones((), dtype=torch.float64), step))
+
+    def latents_changed(self, step: Step) -> None:
+        """Say that guidance moved the latents at ``step``, for schedulers that would otherwise undo it.
+
+        UniPC recomputes each step's starting point from the step before; that correction is switched off where latents were moved.
+        """
+        if self.name == "UniPCMultistepScheduler" and step.index > 0:
+            self._scheduler.disable_corrector = [*self._scheduler.disable_corrector, step.index - 1]
+
+    def step(self, noise_pred: Tensor, step: Step, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """One evaluation's move. ``generators`` hold one CPU generator per row, for schedulers that add noise."""
+        options: dict[str, Any] = {"return_dict": False}
+        if "eta" in self._accepts:
+            options["eta"] = 0.0
+        if "generator" in self._accepts:
+            options["generator"] = list(generators)
+        moved: Tensor = self._scheduler.step(noise_pred, self._timesteps[step.index], latents, **options)[0]
+        return moved
+
+    def denoised(self, noise_pred: Tensor, inputs: Tensor, step: Step) -> Tensor:
+        """Predicted clean latents from the network's answer and its (scaled) input."""
+        alpha, noise = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
+        if self.prediction_type == "v_prediction":
+            return alpha * inputs - noise * noise_pred
+        return noise_pred if self.prediction_type == "sample" else (inputs - noise * noise_pred) / alpha
+
+    def shift_noise(self, noise_pred: Tensor, shift: Tensor, step: Step) -> Tensor:
+        """Add ``shift`` to the predicted noise, whatever the network predicts."""
+        alpha, noise = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
+        if self.prediction_type == "v_prediction":
+            return noise_pred + shift / alpha
+        return noise_pred - shift * noise / alpha if self.prediction_type == "sample" else noise_pred + shift
+
+    def add_noise(self, latents: Tensor, noise: Tensor, step: Step) -> Tensor:
+        """Clean latents noised to ``step``, in the scheduler's own scale."""
+        alpha, sigma = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
+        return (alpha * latents + sigma * noise) / self.input_scale(step)
+
+
+def scheduler_class(name: str) -> Any:
+    """The diffusers class of a scheduler name.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists what exists.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"Unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}.")
+    import diffusers
+
+    return getattr(diffusers, SCHEDULERS[name])

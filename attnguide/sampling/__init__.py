@@ -1,0 +1,1 @@
+"""The only sampling loop, and what it needs around it."""

@@ -1,0 +1,171 @@
+"""The inner loop: from a guidance to moved latents, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.attention.attach import attach
+from attnguide.attention.capture import Probe, Recorder
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import Site, SiteSelector, select
+from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.update import Refinement, per_row
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.schedulers import NoiseScheduler
+from attnguide.prompt.targets import Targets
+from attnguide.sampling.cfg import pass_context
+from attnguide.sampling.ledger import Ledger
+from attnguide.sampling.observer import Observer, UpdateEvent
+from attnguide.types import Step
+
+
+@dataclass(eq=False)
+class GuideRun:
+    """Everything a guide pass needs, and the rows that were given up.
+
+    Attributes:
+        stop_row: Called with a row and the reason when its loss or gradient is not finite.
+        alive: Rows still running; shared with the sampler.
+    """
+
+    model: ModelAdapter
+    scheduler: NoiseScheduler
+    conditioning: Conditioning
+    targets: Targets
+    modules: Mapping[Site, nn.Module]
+    ledger: Ledger
+    observer: Observer
+    alive: list[int]
+    stop_row: Callable[[int, str], None]
+
+    def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
+        """The sites a guidance reads."""
+        selector = guidance.sites or SiteSelector(kind="cross", levels=(self.model.guidance_level,))
+        return select(self.modules, selector)
+
+
+def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+    """Apply one guidance at one step.
+
+    Args:
+        run: The batch.
+        guidance: Whose window includes the step.
+        latents: ``batch channels height width``, in the scheduler's scale.
+        step: Where in the schedule; a denoising step begins here.
+
+    Returns:
+        New latents, and what to add to the noise prediction (``None`` unless the guidance acts there).
+    """
+    update = guidance.update
+    iteration = 0
+    shift = torch.zeros_like(latents) if update.space == "noise" else None
+    refinement = update.refinement(step)
+    if refinement is not None:
+        latents, iteration = _refine(run, guidance, refinement, latents, step)
+    for index in range(update.iterations):
+        rows = list(run.alive)
+        if not rows:
+            break
+        latents, shift, _ = _update_once(run, guidance, latents, shift, step, rows, iteration + index, lambda output: None)
+    return latents, shift
+
+
+def _refine(
+    run: GuideRun, guidance: Guidance, refinement: Refinement, latents: Tensor, step: Step
+) -> tuple[Tensor, int]:
+    """Update the rows that ask for it until none does; rows that are satisfied leave the batch."""
+    rows = list(run.alive)
+    previous: dict[int, float] = {}
+    for iteration in range(refinement.iterations):
+        if not rows:
+            return latents, iteration
+        limits = per_row(refinement.until, rows, latents)
+
+        def asks(output: LossOutput, limits: Tensor = limits, rows: Sequence[int] = tuple(rows)) -> Tensor:
+            current = output.indicator.detach().float() > limits
+            if not refinement.lagging:
+                return current
+            return torch.tensor([previous.get(row, float(now)) for row, now in zip(rows, current, strict=True)], device=limits.device) > 0
+
+        latents, _, output = _update_once(run, guidance, latents, None, step, rows, iteration, asks)
+        now = (output.indicator.detach().float() > limits).tolist()
+        keep = [row for row, goes_on in zip(rows, asks(output).tolist(), strict=True) if goes_on]
+        previous = dict(zip(rows, map(float, now), strict=True))
+        rows = [row for row in keep if row in run.alive]
+    return latents, refinement.iterations
+
+
+def _update_once(
+    run: GuideRun,
+    guidance: Guidance,
+    latents: Tensor,
+    shift: Tensor | None,
+    step: Step,
+    rows: Sequence[int],
+    iteration: int,
+    asks: Callable[[LossOutput], Tensor | None],
+) -> tuple[Tensor, Tensor | None, LossOutput]:
+    """One guide pass over ``rows`` and, for those that ask, one move."""
+    scaled = run.scheduler.scale_model_input(latents, step)
+    inputs = scaled[list(rows)].detach().requires_grad_(True)
+    output = _judge(run, guidance, inputs, step, rows)
+    moving = asks(output)
+    moving = torch.ones(len(rows), dtype=torch.bool, device=latents.device) if moving is None else moving
+    moving = moving & _finite_rows(run, guidance, output.loss, rows, step, "loss") & (output.loss.detach() != 0)
+    norms = [0.0] * len(rows)
+    if bool(moving.any()):
+        gradient = torch.autograd.grad(output.loss, inputs, torch.ones_like(output.loss))[0]
+        run.ledger.backward([row for row, moves in zip(rows, moving.tolist(), strict=True) if moves])
+        moving = moving & _finite_rows(run, guidance, gradient.flatten(1).sum(1), rows, step, "gradient")
+        norms = (gradient.float().flatten(1).norm(dim=1) * moving).tolist()
+        move = guidance.update.move(torch.nan_to_num(gradient), inputs.detach(), step, rows) * moving.view(-1, 1, 1, 1)
+        if shift is None:
+            latents = latents.clone()
+            latents[list(rows)] -= (move / run.scheduler.input_scale(step)).to(latents.dtype)
+            run.scheduler.latents_changed(step)
+        else:
+            shift = shift.clone()
+            shift[list(rows)] += (move * (1 - step.alpha_bar) ** 0.5).to(shift.dtype)
+    run.observer.on_guidance_update(
+        UpdateEvent(
+            step,
+            guidance.name,
+            iteration,
+            tuple(rows),
+            tuple(output.loss.detach().float().tolist()),
+            tuple(output.indicator.detach().float().tolist()),
+            tuple(moving.tolist()),
+            tuple(norms),
+        )
+    )
+    return latents, shift, output
+
+
+def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: Sequence[int]) -> LossOutput:
+    """One conditional pass that stops after the last site the guidance reads, and its loss."""
+    sites = run.sites_of(guidance)
+    recorder = Recorder()
+    wanted = frozenset(sites)
+    probe = Probe("probs", recorder, SiteSelector(where=wanted.__contains__), frozenset({"guide"}))
+    context = pass_context(step, "guide", rows, ("cond",))
+    with torch.enable_grad():
+        with attach(run.modules, [probe]) as attention, attention.during(context):
+            run.model.predict_noise(inputs, step, run.conditioning.for_pass(context), until=sites)
+        run.ledger.forward(rows)
+        maps = AttentionMaps({site: recorder.tensors[site] for site in sites})
+        return guidance.loss(maps, run.targets.select(rows), step)
+
+
+def _finite_rows(
+    run: GuideRun, guidance: Guidance, values: Tensor, rows: Sequence[int], step: Step, what: str
+) -> Tensor:
+    """Which rows have finite values; the others are given up, each with its reason."""
+    finite = torch.isfinite(values.detach().float())
+    for row, fine in zip(rows, finite.tolist(), strict=True):
+        if not fine and row in run.alive:
+            run.stop_row(row, f"{what} of {guidance.name} is not finite at step {step.index}")
+    return finite

@@ -1,0 +1,53 @@
+"""What a batch of rows cost."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from attnguide.types import Cost
+
+
+class Ledger:
+    """Counts network passes per row, time and memory, from construction to :meth:`close`.
+
+    Args:
+        rows: Rows of the batch.
+        device: Where the network runs.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.forwards = [0] * rows
+        self.backwards = [0] * rows
+        self._device = device
+        self._start = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def forward(self, rows: Sequence[int]) -> None:
+        """Count one network evaluation for each element of ``rows``."""
+        for row in rows:
+            self.forwards[row] += 1
+
+    def backward(self, rows: Sequence[int]) -> None:
+        """Count one gradient through the network for each element of ``rows``."""
+        for row in rows:
+            self.backwards[row] += 1
+
+    def close(self) -> list[Cost]:
+        """The cost of every row; the batch's time is shared evenly."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        seconds = (time.perf_counter() - self._start) / max(len(self.forwards), 1)
+        memory = self._peak_memory_mb()
+        return [Cost(f, b, seconds, memory) for f, b in zip(self.forwards, self.backwards, strict=True)]
+
+    def _peak_memory_mb(self) -> float:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)

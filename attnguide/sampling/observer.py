@@ -1,0 +1,127 @@
+"""Who watches the loop, and when they are told what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.attention.sites import Site
+from attnguide.prompt.targets import Targets
+from attnguide.types import Sample, SampleResult, Step
+
+if TYPE_CHECKING:
+    from attnguide.models.base import ModelAdapter
+
+@dataclass(frozen=True, eq=False)
+class BatchInfo:
+    """What is known before the first step.
+
+    Attributes:
+        samples: The rows.
+        targets: Their phrases and places, resolved.
+        sites: The network's attention sites at this picture size.
+        steps: One entry per network evaluation.
+        model: The adapter, to read and to decode with.
+    """
+
+    samples: tuple[Sample, ...]
+    targets: Targets
+    sites: tuple[Site, ...]
+    steps: tuple[Step, ...]
+    model: ModelAdapter
+
+@dataclass(frozen=True, eq=False)
+class UpdateEvent:
+    """One guidance update.
+
+    Attributes:
+        step: Where in the schedule.
+        method: Name of the guidance.
+        iteration: Counts updates within the step, from 0.
+        rows: Rows of the batch that were judged.
+        losses: One value for each of ``rows``.
+        indicators: Likewise.
+        moved: Which of ``rows`` made an update.
+        gradient_norms: Euclidean norm of each row's gradient; 0 where it made no update.
+    """
+
+    step: Step
+    method: str
+    iteration: int
+    rows: tuple[int, ...]
+    losses: tuple[float, ...]
+    indicators: tuple[float, ...]
+    moved: tuple[bool, ...]
+    gradient_norms: tuple[float, ...]
+
+class Observer:
+    """Sees everything and changes nothing. Override what is wanted; calls come in the order listed.
+
+    ::
+
+        on_sample_start(info)
+        for step in steps:
+            on_denoise_step_start(step, latents)
+            on_guidance_update(event)        # zero or more times
+            on_denoise_step_end(step, latents, noise_pred)
+        on_sample_end(results)
+    """
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        """Readers to attach for this batch; asked once, before ``on_sample_start``."""
+        return ()
+
+    def on_sample_start(self, info: BatchInfo) -> None:
+        """Called when a batch is ready, before its first step."""
+
+    def on_denoise_step_start(self, step: Step, latents: Tensor) -> None:
+        """Called before guidance and the network's evaluation; ``latents`` is ``batch channels height width``."""
+
+    def on_guidance_update(self, event: UpdateEvent) -> None:
+        """Called after each guide pass that judged rows."""
+
+    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
+        """Called after the scheduler's move, with the new latents and the prediction that led there."""
+
+    def on_row_stopped(self, row: int, reason: str) -> None:
+        """Called when a row is given up (a NaN, say); the others go on."""
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        """Called with the finished rows."""
+
+class Observers(Observer):
+    """Several observers as one, told in the order given."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = tuple(observers)
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        return [probe for observer in self.observers for probe in observer.probes(info)]
+
+    def on_sample_start(self, info: BatchInfo) -> None:
+        for observer in self.observers:
+            observer.on_sample_start(info)
+
+    def on_denoise_step_start(self, step: Step, latents: Tensor) -> None:
+        for observer in self.observers:
+            observer.on_denoise_step_start(step, latents)
+
+    def on_guidance_update(self, event: UpdateEvent) -> None:
+        for observer in self.observers:
+            observer.on_guidance_update(event)
+
+    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
+        for observer in self.observers:
+            observer.on_denoise_step_end(step, latents, noise_pred)
+
+    def on_row_stopped(self, row: int, reason: str) -> None:
+        for observer in self.observers:
+            observer.on_row_stopped(row, reason)
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        for observer in self.observers:
+            observer.on_sample_end(results)

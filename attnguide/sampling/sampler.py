@@ -1,0 +1,202 @@
+"""The only sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.attention.attach import Attention, attach
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance
+from attnguide.injection.base import Injection
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.schedulers import NoiseScheduler
+from attnguide.prompt.targets import Targets
+from attnguide.sampling.cfg import combine, pass_context
+from attnguide.sampling.guide import GuideRun, guide
+from attnguide.sampling.ledger import Ledger
+from attnguide.sampling.noise import generators, initial_noise
+from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.types import Branch, Sample, SampleResult, Step
+
+
+@dataclass(eq=False)
+class Sampler:
+    """Samples rows that share a picture size, a scheduler, a number of steps and their methods, as one batch.
+
+    Args:
+        model: The adapter.
+        guidances: Applied one after the other at each step.
+        injections: Active in the denoising passes.
+        observer: Told of everything.
+
+    Example:
+        >>> from attnguide.models.load import load_model               # doctest: +SKIP
+        >>> result = Sampler(load_model()).run([Sample("0", "a red circle")])[0]   # doctest: +SKIP
+    """
+
+    model: ModelAdapter
+    guidances: Sequence[Guidance] = ()
+    injections: Sequence[Injection] = ()
+    observer: Observer = field(default_factory=Observer)
+
+    def run(self, samples: Sequence[Sample], initial_latents: Tensor | None = None) -> list[SampleResult]:
+        """Sample one batch.
+
+        Args:
+            samples: Rows that can share a batch.
+            initial_latents: Unit noise ``batch channels height width`` instead of the rows' seeds' own.
+
+        Raises:
+            ValueError: If the rows cannot share a batch, a phrase is not in its prompt, or a prompt is too long.
+        """
+        with self.model.frozen(), torch.no_grad():
+            batch = self._prepare(samples, initial_latents)
+            latents = self._loop(batch)
+            return self._finish(batch, latents)
+
+    def _prepare(self, samples: Sequence[Sample], initial_latents: Tensor | None) -> _Batch:
+        if not samples:
+            raise ValueError("samples must hold at least one row; got none.")
+        keys = {(s.height, s.width, s.steps, s.scheduler) for s in samples}
+        if len(keys) > 1:
+            raise ValueError(f"Rows of one batch must share height, width, steps and scheduler; got {sorted(map(str, keys))}.")
+        model, first = self.model, samples[0]
+        ledger = Ledger(len(samples), model.device)
+        height, width = first.height or model.default_size[0], first.width or model.default_size[1]
+        tokenized = [model.tokenize(sample.prompt) for sample in samples]
+        for prompt in tokenized:
+            if prompt.truncated:
+                raise ValueError(f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}.")
+        targets = Targets.build(samples, tokenized, model.device)
+        uses_cfg = any(sample.cfg_scale > 1 for sample in samples)
+        conditioning = model.encode_prompt(
+            [sample.prompt for sample in samples], [sample.negative_prompt for sample in samples] if uses_cfg else None
+        )
+        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        sources = generators([sample.seed for sample in samples])
+        noise = initial_latents
+        if noise is None:
+            noise = initial_noise(sources, model.latent_shape(height, width), conditioning.cond.dtype, model.device)
+        modules = model.attention_modules(height, width)
+        info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
+        return _Batch(info, conditioning, scheduler, sources, noise * scheduler.initial_sigma, ledger, self.observer, dict(modules))
+
+    def _loop(self, batch: _Batch) -> Tensor:
+        latents = batch.latents
+        run = batch.guide_run()
+        edits = [edit for injection in self.injections for edit in injection.edits(batch.info.targets)]
+        for guidance in self.guidances:
+            run.sites_of(guidance)
+            guidance.start(batch.info.targets)
+        with attach(batch.modules, self.observer.probes(batch.info), edits) as attention:
+            self.observer.on_sample_start(batch.info)
+            for step in batch.scheduler.steps:
+                self.observer.on_denoise_step_start(step, latents)
+                shift = None
+                for guidance in self.guidances:
+                    if step.begins and guidance.window.active(step) and batch.alive:
+                        latents, moved = guide(run, guidance, latents, step)
+                        shift = moved if shift is None else shift + (0 if moved is None else moved)
+                noise_pred = self._predict(batch, attention, latents, step)
+                if shift is not None:
+                    noise_pred = batch.scheduler.shift_noise(noise_pred, shift, step)
+                latents = batch.scheduler.step(noise_pred, step, latents, batch.sources)
+                latents = batch.drop_broken(latents, step)
+                self.observer.on_denoise_step_end(step, latents, noise_pred)
+        return latents
+
+    def _predict(self, batch: _Batch, attention: Attention, latents: Tensor, step: Step) -> Tensor:
+        """The network's answer under the active injections, both halves in one pass."""
+        rows = range(len(latents))
+        branches: tuple[Branch, ...] = ("cond",) if batch.conditioning.uncond is None else ("uncond", "cond")
+        context = pass_context(step, "denoise", rows, branches)
+        inputs = batch.scheduler.scale_model_input(torch.cat([latents] * len(branches)), step)
+        with attention.during(context):
+            answer = self.model.predict_noise(inputs, step, batch.conditioning_for(branches))
+        assert answer is not None
+        batch.ledger.forward(context.rows)
+        if len(branches) == 1:
+            return answer
+        uncond, cond = answer.chunk(2)
+        return combine(uncond, cond, [sample.cfg_scale for sample in batch.info.samples])
+
+    def _finish(self, batch: _Batch, latents: Tensor) -> list[SampleResult]:
+        pictures = self.model.decode(latents)
+        costs = batch.ledger.close()
+        results = []
+        for row, sample in enumerate(batch.info.samples):
+            reason = batch.stopped.get(row)
+            results.append(
+                SampleResult(
+                    sample,
+                    None if reason else pictures[row],
+                    None if reason else latents[row].float().cpu(),
+                    costs[row],
+                    reason or "ok",
+                )
+            )
+        self.observer.on_sample_end(results)
+        return results
+
+
+@dataclass(eq=False)
+class _Batch:
+    """One batch while it runs."""
+
+    info: BatchInfo
+    conditioning: Conditioning
+    scheduler: NoiseScheduler
+    sources: list[torch.Generator]
+    latents: Tensor
+    ledger: Ledger
+    observer: Observer
+    modules: dict[Site, nn.Module]
+    stopped: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.alive = list(range(len(self.info.samples)))
+
+    def guide_run(self) -> GuideRun:
+        return GuideRun(
+            self.info.model,
+            self.scheduler,
+            self.conditioning,
+            self.info.targets,
+            self.modules,
+            self.ledger,
+            self.observer,
+            self.alive,
+            self.stop_row,
+        )
+
+    def conditioning_for(self, branches: tuple[Branch, ...]) -> Conditioning:
+        """States of a denoising pass over all rows, branch by branch."""
+        states = self.conditioning
+        if len(branches) == 1:
+            return states
+        assert states.uncond is not None
+        extra = {name: (torch.cat([u, c]), None) for name, (c, u) in states.extra.items() if u is not None}
+        return Conditioning(torch.cat([states.uncond, states.cond]), None, extra)
+
+    def stop_row(self, row: int, reason: str) -> None:
+        """Give a row up; the others go on."""
+        self.alive.remove(row)
+        self.stopped[row] = reason
+        self.observer.on_row_stopped(row, reason)
+
+    def drop_broken(self, latents: Tensor, step: Step) -> Tensor:
+        """Give up rows whose latents are no longer finite, and keep their numbers out of the pass."""
+        finite = torch.isfinite(latents).flatten(1).all(1)
+        for row in [row for row in self.alive if not finite[row]]:
+            self.stop_row(row, f"latents are not finite after step {step.index}{self._methods()}")
+        if bool(finite.all()):
+            return latents
+        return torch.where(finite.view(-1, 1, 1, 1), latents, torch.zeros_like(latents))
+
+    def _methods(self) -> str:
+        name = self.info.samples[0].method
+        return f" of {name}" if name != "plain" else ""

@@ -1,0 +1,98 @@
+"""Values and windows over the course of sampling, in a unit that is always named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from attnguide.types import Step
+
+Unit = Literal["progress", "timestep", "sigma"]
+UNITS: tuple[Unit, ...] = ("progress", "timestep", "sigma")
+
+
+def position(step: Step, unit: Unit) -> float:
+    """Where ``step`` stands in ``unit``: progress 0 to 1, timestep / 1000 from 1 (noise) to 0 (picture), or sigma."""
+    if unit == "progress":
+        return step.progress
+    return step.timestep / 1000 if unit == "timestep" else step.sigma
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the schedule in which something acts.
+
+    Attributes:
+        start: Where it begins, in ``unit``.
+        stop: Where it ends. Progress runs upwards (``start < stop``: 0 to 0.5 is the first half, ``stop`` excluded); timestep / 1000 and sigma
+            run downwards, and either order of the two bounds is read as the closed range between them.
+        unit: ``"progress"`` (step fraction), ``"timestep"`` (t / 1000) or ``"sigma"``.
+
+    Example:
+        >>> Window(0.8, 1.0, "timestep").active(Step(0, 10, 999.0, 14.6))
+        True
+
+    Raises:
+        ValueError: If a bound is negative or not finite, the unit is unknown, or a progress window is empty.
+    """
+
+    start: float = 0.0
+    stop: float = 1.0
+    unit: Unit = "progress"
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ValueError(f"window unit must be one of {', '.join(UNITS)}; got {self.unit!r}.")
+        for name in ("start", "stop"):
+            value = getattr(self, name)
+            if not value >= 0 or (math.isinf(value) and self.unit != "sigma"):
+                raise ValueError(f"window {name} must be a number of at least 0; got {value}.")
+        if self.unit == "progress" and not (self.start <= self.stop <= 1):
+            raise ValueError(f"a progress window needs start <= stop <= 1; got {self.start} to {self.stop}.")
+
+    def active(self, step: Step) -> bool:
+        """Whether ``step`` lies inside."""
+        at = position(step, self.unit)
+        if self.unit == "progress":
+            return self.start <= at < self.stop
+        return min(self.start, self.stop) <= at <= max(self.start, self.stop)
+
+
+Schedule = Callable[[Step], float]
+"""A value as a function of the step."""
+
+
+def constant(value: float) -> Schedule:
+    """The same value at every step."""
+    return lambda step: value
+
+
+def sqrt_linear(value: float, start: float = 1.0, stop: float = 0.5) -> Schedule:
+    """``value * sqrt(linspace(start, stop, count)[index])``, the step size of attend-and-excite (https://arxiv.org/abs/2301.13826)."""
+
+    def at(step: Step) -> float:
+        share = step.index / (step.count - 1) if step.count > 1 else 0.0
+        return value * math.sqrt(start + (stop - start) * share)
+
+    return at
+
+
+def linear(start: float, stop: float, end: float = 1.0) -> Schedule:
+    """From ``start`` at progress 0 to ``stop`` at progress ``end``, then constant."""
+    return lambda step: start + (stop - start) * min(step.progress / end, 1.0)
+
+
+def noise_variance(value: float) -> Schedule:
+    """``value * (1 - alpha_bar)``: a step of ``value * sigma^2`` on variance-exploding latents, told for the model's own input scale."""
+    return lambda step: value * (1 - step.alpha_bar)
+
+
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "constant": constant,
+    "sqrt_linear": sqrt_linear,
+    "linear_to_zero": lambda value: linear(value, 0.0),
+    "noise_variance": noise_variance,
+}
+"""Step-size rules by name, each from one peak value."""

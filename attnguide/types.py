@@ -1,0 +1,231 @@
+"""The nouns every room shares: a region, a row of the table, a step of the schedule, and what a row became."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Box = tuple[float, float, float, float]
+"""``(x0, y0, x1, y1)`` as fractions of width and height, from the top left."""
+
+Blob = tuple[float, float, float, float]
+"""``(x, y, blur_x, blur_y)``: centre and standard deviations of a Gaussian, as fractions of width and height."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A phrase of the prompt and the place it should take; exactly one way of saying the place, or none.
+
+    A region without a place only names a phrase, for guidance that needs no mask (attend-and-excite).
+
+    Attributes:
+        phrase: Words of the prompt, as they stand there.
+        box: A rectangle, as fractions.
+        polygon: Corners ``(x, y)`` as fractions, at least three.
+        blob: A Gaussian, as fractions; its peak is 1.
+        mask: ``height width`` in [0, 1], any size; or the path of a picture whose alpha (else luminance) is the mask.
+        occurrence: Which occurrence of the phrase in the prompt is meant, from 0.
+        token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
+        weight: Factor on injected maps and on this region's loss.
+
+    Raises:
+        ValueError: If more than one place is given, or a number is out of range.
+    """
+
+    phrase: str
+    box: Box | None = None
+    polygon: tuple[tuple[float, float], ...] | None = None
+    blob: Blob | None = None
+    mask: Tensor | Path | None = None
+    occurrence: int = 0
+    token_indices: tuple[int, ...] | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        places = [name for name in ("box", "polygon", "blob", "mask") if getattr(self, name) is not None]
+        if len(places) > 1:
+            raise ValueError(f"Region {self.phrase!r} takes one place; got {' and '.join(places)}.")
+        if not self.phrase.strip() and self.token_indices is None:
+            raise ValueError("Region needs a phrase or token_indices; got neither.")
+        if self.occurrence < 0:
+            raise ValueError(f"Region {self.phrase!r}: occurrence counts from 0; got {self.occurrence}.")
+        if not _finite(self.weight):
+            raise ValueError(f"Region {self.phrase!r}: weight must be finite; got {self.weight}.")
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+                raise ValueError(
+                    f"Region {self.phrase!r}: box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; "
+                    f"got {x0:g},{y0:g},{x1:g},{y1:g}."
+                )
+        if self.polygon is not None and len(self.polygon) < 3:
+            raise ValueError(f"Region {self.phrase!r}: polygon needs at least 3 corners; got {len(self.polygon)}.")
+        if self.blob is not None and not (min(self.blob[2:]) > 0 and all(0 <= v <= 1 for v in self.blob[:2])):
+            raise ValueError(f"Region {self.phrase!r}: blob must be x,y,blur_x,blur_y with a centre in [0, 1]; got {self.blob}.")
+
+    @property
+    def has_place(self) -> bool:
+        """Whether a box, polygon, blob or mask is given."""
+        return any(place is not None for place in (self.box, self.polygon, self.blob, self.mask))
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method by name, with the options that differ from its defaults."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of the table: everything that decides one picture.
+
+    Attributes:
+        id: Unique in the run; names the files. Letters, digits, ``.``, ``_`` and ``-``.
+        prompt: What to draw.
+        seed: Of the initial noise, and of a stochastic scheduler's.
+        regions: Phrases and places.
+        negative_prompt: What the unconditional half reads.
+        methods: Injections and guidances, applied together; none means plain sampling.
+        height: Of the picture in pixels; the model's own when ``None``.
+        width: Likewise.
+        steps: Denoising steps.
+        cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
+        scheduler: Name of a noise scheduler; the model's own when ``None``.
+        tags: Free values carried into the records (an ablation's axes, a layout's category).
+    """
+
+    id: str
+    prompt: str
+    seed: int = 0
+    regions: tuple[Region, ...] = ()
+    negative_prompt: str = ""
+    methods: tuple[MethodConfig, ...] = ()
+    height: int | None = None
+    width: int | None = None
+    steps: int = 30
+    cfg_scale: float = 5.0
+    scheduler: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}.")
+        if not _finite(self.cfg_scale):
+            raise ValueError(f"cfg_scale must be a finite number; got {self.cfg_scale}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None and (side <= 0 or side % 8):
+                raise ValueError(f"{name} must be a positive multiple of 8; got {side}.")
+
+    @property
+    def method(self) -> str:
+        """Names of the methods joined by ``+``, or ``"plain"``."""
+        return "+".join(config.name for config in self.methods) or "plain"
+
+    def plain(self) -> Sample:
+        """The same row without methods, under the id ``<id>-plain``."""
+        return replace(self, id=f"{self.id}-plain", methods=())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model evaluation of the schedule.
+
+    Attributes:
+        index: 0 .. count - 1, counting evaluations (a second-order scheduler has more of them than the user asked steps).
+        count: Evaluations in all.
+        timestep: The scheduler's own value; 0 to 1000 from clean to noise.
+        sigma: Noise level, noise over signal.
+        begins: Whether a denoising step begins here, so that latents may be changed; False in a corrector's evaluation.
+    """
+
+    index: int
+    count: int
+    timestep: float
+    sigma: float
+    begins: bool = True
+
+    @property
+    def progress(self) -> float:
+        """``index / count``, in [0, 1)."""
+        return self.index / self.count
+
+    @property
+    def alpha_bar(self) -> float:
+        """Share of signal variance, ``1 / (1 + sigma^2)``."""
+        return 1 / (1 + self.sigma**2)
+
+
+PassKind = Literal["denoise", "guide", "source", "invert", "perturb"]
+Branch = Literal["cond", "uncond", "source", "perturbed"]
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What one forward pass is for, so that nothing ever counts calls.
+
+    Attributes:
+        step: Where in the schedule.
+        kind: What the pass serves.
+        rows: For each batch element, the row of the table's batch it belongs to.
+        branches: For each batch element, which branch it is.
+    """
+
+    step: Step
+    kind: PassKind
+    rows: tuple[int, ...]
+    branches: tuple[Branch, ...]
+
+    def positions(self, branch: Branch) -> list[int]:
+        """Batch positions of one branch, in order."""
+        return [position for position, name in enumerate(self.branches) if name == branch]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row cost. Forwards count each branch of the row once, also where a guide pass stops early.
+
+    Attributes:
+        unet_forwards: Network evaluations.
+        unet_backwards: Gradients through the network.
+        seconds: Wall time of the row's batch, divided by its rows.
+        peak_memory_mb: Highest memory in use while the batch ran: allocated on a GPU, resident on a CPU.
+    """
+
+    unet_forwards: int
+    unet_backwards: int
+    seconds: float
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """What a row became.
+
+    Attributes:
+        sample: The row.
+        image: The picture, or ``None`` if the row stopped.
+        latents: Final latents, ``channels height width`` on the CPU.
+        cost: What it took.
+        status: ``"ok"``, or why the row stopped, with step and method.
+    """
+
+    sample: Sample
+    image: Image.Image | None
+    latents: Tensor | None
+    cost: Cost
+    status: str = "ok"
