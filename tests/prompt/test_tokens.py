@@ -120,6 +120,7 @@ def test_sub_words_all_belong_to_the_phrase() -> None:
     assert pieces(prompt, "red zebra") == ["red", *"zebra"]
     assert pieces(prompt, "dog") == ["dog"]
     assert token_indices(prompt, "a") == (1,)
+    assert pieces(tokenize("a (dog), red"), "dog") == ["dog"]
 
 
 def test_repeated_nouns_by_occurrence() -> None:
