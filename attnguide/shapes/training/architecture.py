@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -16,7 +16,7 @@ from attnguide.shapes.scene import random_scene
 LATENT_CHANNELS = 8
 LATENT_FACTOR = 8
 TEXT_WIDTH = 128
-MAX_TOKENS = 40
+MAX_TOKENS = 32
 
 
 SPLIT_WORDS: dict[str, tuple[str, ...]] = {
@@ -130,4 +130,21 @@ def build_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+    )
+
+
+def build_pipeline(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as one pipeline; they are shared, not copied."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
     )

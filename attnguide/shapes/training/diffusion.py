@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from attnguide.shapes.training.architecture import build_scheduler, build_text_encoder, build_unet
+from attnguide.shapes.training.architecture import build_pipeline, build_scheduler, build_text_encoder, build_unet
+from attnguide.shapes.training.preview import preview
 
 
 class DiffusionModule(L.LightningModule):
@@ -21,11 +24,22 @@ class DiffusionModule(L.LightningModule):
         steps: Optimizer steps of the whole training, for the learning-rate schedule.
         lr: Peak learning rate.
         compile_unet: Run the UNet through ``torch.compile``.
+        vae: Decodes the pictures of the validation step; none is run when ``None``.
+        previews: Folder for grids of those pictures.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, steps: int, lr: float = 1e-3, compile_unet: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        steps: int,
+        lr: float = 1e-3,
+        compile_unet: bool = False,
+        vae: AutoencoderKL | None = None,
+        previews: Path | None = None,
+    ) -> None:
         super().__init__()
-        self.steps, self.lr = steps, lr
+        self.steps, self.lr, self.previews, self.tokenizer = steps, lr, previews, tokenizer
+        object.__setattr__(self, "_vae", vae)  # not a submodule: neither trained nor saved here
         self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
         self.unet: UNet2DConditionModel = build_unet()
         self.noise_schedule = DDPMScheduler.from_config(build_scheduler().config)
@@ -44,6 +58,14 @@ class DiffusionModule(L.LightningModule):
         loss = F.mse_loss(velocity.float(), target.float())
         self.log("diffusion/loss", loss, prog_bar=True)
         return loss
+
+    def validation_step(self, batch: list[int], batch_idx: int) -> None:
+        vae = self.__dict__["_vae"]
+        if vae is None or self.previews is None:
+            return
+        pipeline = build_pipeline(vae.to(self.device), self.text_encoder, self.tokenizer, self.unet)
+        path = self.previews / f"{self.global_step:06d}.png"
+        self.log_dict(preview(pipeline, batch, path), prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch.utils.data import DataLoader
 
-from attnguide.shapes.training.architecture import build_scheduler, build_tokenizer
+from attnguide.shapes.training.architecture import build_pipeline, build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule, standardise_latents
 from attnguide.shapes.training.data import FIRST_TRAINING_SEED, CachedLatents, Crops, encode_scenes, picture_tensor
 from attnguide.shapes.training.diffusion import DiffusionModule
@@ -32,6 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the diffusion stage")
     parser.add_argument("--max-time", default=None, help="stop a stage after DD:HH:MM:SS; run again to go on")
     parser.add_argument("--checkpoint-every", type=int, default=500)
+    parser.add_argument("--preview-every", type=int, default=1000, help="steps between judged previews of the diffusion stage")
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
@@ -62,6 +63,10 @@ def _trainer(args: argparse.Namespace, stage: str, steps: int, extra: list[Callb
         logger=logger,
         callbacks=callbacks,
         log_every_n_steps=50,
+        val_check_interval=args.preview_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        inference_mode=False,
         enable_model_summary=False,
         default_root_dir=args.out,
     )
@@ -89,10 +94,11 @@ def train_diffusion(args: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(args.out / "vae").eval()
     tokenizer = build_tokenizer()
     latents = encode_scenes(vae, args.scenes, args.out / "latents.safetensors")
-    module = DiffusionModule(tokenizer, steps=args.diffusion_steps, lr=args.lr, compile_unet=args.compile)
+    module = DiffusionModule(tokenizer, args.diffusion_steps, args.lr, args.compile, vae, args.out / "previews")
     loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
+    preview_seeds = DataLoader(range(24), batch_size=24, collate_fn=list)
     trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.999, update_every_n_steps=1)])
-    trainer.fit(module, loader, ckpt_path=_last_checkpoint(args, "diffusion"))
+    trainer.fit(module, loader, preview_seeds, ckpt_path=_last_checkpoint(args, "diffusion"))
 
 
 def export(args: argparse.Namespace) -> Path:
@@ -103,17 +109,8 @@ def export(args: argparse.Namespace) -> Path:
     tokenizer = build_tokenizer()
     module = DiffusionModule(tokenizer, steps=1)
     module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(args.out / "vae"),
-        text_encoder=module.text_encoder,
-        tokenizer=tokenizer,
-        unet=module.unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=False,
-    ).to(dtype=torch.float16)
+    vae = AutoencoderKL.from_pretrained(args.out / "vae")
+    pipeline = build_pipeline(vae, module.text_encoder, tokenizer, module.unet).to(dtype=torch.float16)
     target: Path = args.export or args.out / "pipeline"
     pipeline.save_pretrained(target, safe_serialization=True)
     return target

@@ -1,0 +1,180 @@
+"""Sampling a layout file with any method and judging what comes out; resumable row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.metrics.functional import score
+from attnguide.models.base import ModelAdapter
+from attnguide.prompt.targets import region_maps
+from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.sampling.table import sample_rows
+from attnguide.shapes.expectation import expectation_from_layout
+from attnguide.shapes.judge import judge
+from attnguide.shapes.layouts import Layout
+from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult
+
+FIELDS = ("id", "category", "prompt", "seed", "held_out", "objects", "method", "status", "unet_forwards", "unet_backwards", "seconds")
+
+
+def layout_samples(
+    layouts: Iterable[Layout], seeds: Sequence[int], methods: Sequence[MethodConfig] = (), **settings: Any
+) -> list[Sample]:
+    """One row per layout and seed, with a region for every box; ``settings`` are fields of :class:`~attnguide.types.Sample`.
+
+    Several instances of one phrase become several regions of that phrase.
+    """
+    return [
+        Sample(
+            id=f"{layout.id}-{seed}",
+            prompt=layout.prompt,
+            seed=seed,
+            regions=tuple(Region(phrase, box=box) for phrase, box in zip(layout.phrases, layout.boxes, strict=True)),
+            methods=tuple(methods),
+            tags={"category": layout.category, "held_out": layout.held_out, "objects": len(layout.boxes)},
+            **settings,
+        )
+        for layout in layouts
+        for seed in seeds
+    ]
+
+
+class Localisation(Observer):
+    """How much of each word's attention falls on its object, per map size: the ground that guidance stands on.
+
+    ``table`` maps a map size to pairs (share of the word's map inside the judged mask, share of the picture the mask covers), one for each word
+    whose object was found exactly once.
+    """
+
+    def __init__(self) -> None:
+        self.table: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        self._sums: dict[Site, Tensor] = {}
+        self._info: BatchInfo | None = None
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        self._info, self._sums = info, {}
+        return [Probe("original_probs", self._record, SiteSelector(kind="cross"))]
+
+    def _record(self, site: Site, probs: Tensor, context: PassContext) -> None:
+        assert self._info is not None
+        cond = probs[context.positions("cond")].mean(1)
+        words = region_maps(cond, self._info.targets.tokens)
+        self._sums[site] = self._sums.get(site, torch.zeros_like(words)) + words
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        sizes: dict[tuple[int, int], list[Tensor]] = {}
+        for site, total in self._sums.items():
+            sizes.setdefault((site.height, site.width), []).append(total)
+        for row, result in enumerate(results):
+            if result.image is None:
+                continue
+            found = judge(result.image).detections
+            for index, region in enumerate(result.sample.regions):
+                masks = [d.mask for d in found if f"{d.color} {d.shape}" == region.phrase]
+                if len(masks) != 1:
+                    continue
+                for (height, width), totals in sizes.items():
+                    words = torch.stack(totals).mean(0)[row, index]
+                    mask = Image.fromarray(masks[0].astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+                    cover = torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255).flatten()
+                    inside = float((words.cpu() * cover).sum() / words.sum().cpu())
+                    self.table.setdefault((height, width), []).append((inside, float(cover.mean())))
+
+
+def run_benchmark(
+    model: ModelAdapter,
+    layouts: Sequence[Layout],
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    batch_size: int = 16,
+    observer: Observer | None = None,
+) -> list[dict[str, str]]:
+    """Sample and judge the rows that ``folder/records.csv`` does not hold yet.
+
+    Args:
+        model: The adapter.
+        layouts: Where the rows came from, for what to expect of each.
+        samples: From :func:`layout_samples`.
+        folder: Gets ``records.csv`` and ``samples/<row id>.png``.
+        batch_size: Most rows in one batch.
+        observer: Told of everything.
+
+    Returns:
+        All records, earlier ones first.
+    """
+    expected = {layout.id: expectation_from_layout(layout) for layout in layouts}
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    path = folder / "records.csv"
+    done = read_records(path) if path.exists() else []
+    finished = {record["id"] for record in done}
+    waiting = [sample for sample in samples if sample.id not in finished]
+    for result in sample_rows(model, waiting, batch_size=batch_size, observer=observer):
+        sample = result.sample
+        record: dict[str, Any] = {
+            "id": sample.id,
+            "prompt": sample.prompt,
+            "seed": sample.seed,
+            "method": sample.method,
+            "status": result.status,
+            "unet_forwards": result.cost.unet_forwards,
+            "unet_backwards": result.cost.unet_backwards,
+            "seconds": f"{result.cost.seconds:.3f}",
+            **sample.tags,
+        }
+        scores: Mapping[str, float] = {}
+        if result.image is not None:
+            result.image.save(folder / "samples" / f"{sample.id}.png")
+            scores = score(judge(result.image), expected[sample.id.rsplit("-", 1)[0]])
+        record["scores"] = json.dumps({name: round(float(value), 4) for name, value in scores.items()})
+        _append(path, record)
+    return read_records(path)
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*FIELDS, "scores"], restval="")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(record)
+
+
+def read_records(path: Path) -> list[dict[str, str]]:
+    """The lines of a ``records.csv``."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def values_of(records: Iterable[Mapping[str, str]], metric: str) -> list[float]:
+    """One metric over records, leaving out rows to which it does not apply; a stopped row counts as 0."""
+    values = []
+    for record in records:
+        scores = json.loads(record["scores"])
+        if metric in scores:
+            values.append(float(scores[metric]))
+        elif record["status"] != "ok":
+            values.append(0.0)
+    return values
+
+
+def bootstrap_interval(values: Sequence[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean."""
+    if not values:
+        raise ValueError("values must hold at least one number; got none.")
+    rng = random.Random(seed)
+    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(draws))
+    return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]

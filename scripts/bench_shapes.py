@@ -1,0 +1,108 @@
+"""Score a model on the shapes benchmark with plain sampling, and say whether its attention localises.
+
+    python scripts/bench_shapes.py                                    # benchmark file, 8 seeds a prompt
+    python scripts/bench_shapes.py --categories single two_objects --seeds 4 --layouts development
+
+Resumable: rows already in OUT/records.csv are not sampled again. OUT/sheet.png shows the first pictures of every category.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image
+
+from attnguide.models.load import load_model
+from attnguide.shapes.benchmark import Localisation, bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
+from attnguide.shapes.layouts import load_layouts
+
+METRICS = ("all_present", "presence", "binding", "count", "region_hit", "relation", "explained")
+
+
+def main() -> None:
+    """Sample, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--layouts", default="benchmark", help="benchmark, development, or a CSV file")
+    parser.add_argument("--categories", nargs="*", default=None)
+    parser.add_argument("--seeds", type=int, default=8, help="seeds a prompt")
+    parser.add_argument("--prompts", type=int, default=None, help="first prompts of each category only")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--cfg-scale", type=float, default=5.0)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_shapes"))
+    parser.add_argument("--localisation", action="store_true", help="also measure where the words' attention lies")
+    parser.add_argument("--time", action="store_true", help="also time one picture alone")
+    args = parser.parse_args()
+
+    layouts = load_layouts(args.layouts)
+    names = list(dict.fromkeys(layout.category for layout in layouts))
+    chosen = args.categories or names
+    layouts = [
+        layout for name in chosen for layout in [one for one in layouts if one.category == name][: args.prompts]
+    ]
+    model = load_model(args.model)
+    observer = Localisation() if args.localisation else None
+    samples = layout_samples(layouts, range(args.seeds), steps=args.steps, cfg_scale=args.cfg_scale)
+    records = run_benchmark(model, layouts, samples, args.out, batch_size=args.batch_size, observer=observer)
+
+    print(f"{len(records)} pictures, {args.seeds} seeds a prompt, {args.steps} steps, cfg {args.cfg_scale}\n")
+    print(f"{'category':<28}{'rows':>6}" + "".join(f"{metric:>22}" for metric in METRICS))
+    for name in chosen:
+        rows = [record for record in records if record["category"] == name]
+        groups = {name: rows}
+        if name == "counting":
+            groups["counting 2 to 4"] = [record for record in rows if int(record["objects"]) <= 4]
+        for label, group in groups.items():
+            print(f"{label:<28}{len(group):>6}" + "".join(f"{_cell(values_of(group, metric)):>22}" for metric in METRICS))
+    print(f"{'all':<28}{len(records):>6}" + "".join(f"{_cell(values_of(records, metric)):>22}" for metric in METRICS))
+    if isinstance(observer, Localisation):
+        _print_localisation(observer)
+    if args.time:
+        _print_time(model, args.steps)
+    _sheet(args.out, chosen)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    low, high = bootstrap_interval(values)
+    return f"{fmean(values):.3f} [{low:.2f}, {high:.2f}]"
+
+
+def _print_localisation(observer: Localisation) -> None:
+    print("\nshare of a word's attention inside its object, against the object's share of the picture")
+    print(f"{'map':<10}{'words':>8}{'inside':>10}{'area':>10}{'ratio':>10}")
+    for (height, width), pairs in sorted(observer.table.items(), reverse=True):
+        inside, area = fmean(p[0] for p in pairs), fmean(p[1] for p in pairs)
+        print(f"{f'{height}x{width}':<10}{len(pairs):>8}{inside:>10.3f}{area:>10.3f}{inside / area:>10.2f}")
+
+
+def _print_time(model, steps: int) -> None:  # type: ignore[no-untyped-def]
+    sampler_row = layout_samples(load_layouts("development")[:1], [0], steps=steps)
+    from attnguide.sampling.table import sample_rows
+
+    list(sample_rows(model, sampler_row))
+    start = time.perf_counter()
+    list(sample_rows(model, sampler_row))
+    print(f"\none picture, {steps} steps: {time.perf_counter() - start:.2f} s")
+
+
+def _sheet(folder: Path, categories: list[str], columns: int = 12, rows: int = 2) -> None:
+    records = read_records(folder / "records.csv")
+    sheet = Image.new("RGB", (columns * 132, len(categories) * rows * 132), "white")
+    for index, name in enumerate(categories):
+        of = [record for record in records if record["category"] == name and record["status"] == "ok"]
+        step = max(len(of) // (columns * rows), 1)
+        for place, record in enumerate(of[::step][: columns * rows]):
+            picture = Image.open(folder / "samples" / f"{record['id']}.png")
+            sheet.paste(picture, ((place % columns) * 132, (index * rows + place // columns) * 132))
+    sheet.save(folder / "sheet.png")
+    print(f"\nsheet: {folder / 'sheet.png'} (rows of pictures: {', '.join(categories)})")
+
+
+if __name__ == "__main__":
+    main()
