@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from attnguide.models.base import ModelAdapter
-
-DEFAULT_MODEL = "shapes"
+from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,16 +34,16 @@ def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
     unet, second = getattr(pipeline, "unet", None), getattr(pipeline, "text_encoder_2", None)
     if type(unet).__name__ == "UNet2DConditionModel" and second is None:
         return StableDiffusion(pipeline, label)
-    raise TypeError(f"No adapter for {type(pipeline).__name__}; supported are pipelines with a UNet2DConditionModel and one text encoder.")
+    raise TypeError(
+        f"No adapter for {type(pipeline).__name__}; supported are pipelines with a UNet2DConditionModel and one text encoder."
+    )
 
 
 def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """Precision by name; by default fp16 on a GPU and fp32 elsewhere."""
     if name is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise ValueError(f"Unknown dtype {name!r}; choose from {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    return DTYPES[check_dtype(name)]
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -57,13 +56,8 @@ def resolve_device(name: str | None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"Unknown device {name!r}; choose from cpu, cuda, cuda:N, mps.") from None
+    device = torch.device(check_device(name))
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device.type not in there:
-        raise ValueError(f"Unknown device {name!r}; choose from cpu, cuda, cuda:N, mps.")
     if not there[device.type] or (device.index or 0) >= max(torch.cuda.device_count(), 1):
         raise ValueError(f"Device {name!r} is not available on this machine.")
     return device
@@ -73,7 +67,8 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: s
     """Load a model.
 
     Args:
-        name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or a hub id.
+        name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or
+            a hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
         dtype: ``fp32``, ``fp16`` or ``bf16``; fp16 on a GPU and fp32 elsewhere by default.
 
@@ -113,7 +108,11 @@ def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:
     try:
         return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        hint = "" if Path(source).exists() else "; offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
+        hint = (
+            ""
+            if Path(source).exists()
+            else "; offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
+        )
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}{hint}") from error
 
 
