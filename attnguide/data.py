@@ -1,0 +1,68 @@
+"""The table of samples as a Lightning data module."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from attnguide.rows import check_samples
+from attnguide.sampling.table import plan_batches
+from attnguide.tables import read_samples
+from attnguide.types import Sample
+
+_T = TypeVar("_T")
+
+
+class SampleDataModule(L.LightningDataModule):
+    """Rows, grouped into batches of rows that can be sampled together.
+
+    With several devices every batch is sampled whole by one of them.
+
+    Args:
+        samples: Rows, or a table file that :func:`~attnguide.tables.read_samples` reads.
+        batch_size: Most rows in one batch.
+        skip: Ids of rows that need no sampling, say because a stopped run had finished them.
+        size: ``(height, width)`` in pixels, for a table whose boxes are in pixels.
+
+    Raises:
+        ValueError: If the table or a row is malformed, two rows have the same id, or ``batch_size`` is below 1.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample] | str | Path,
+        batch_size: int = 8,
+        *,
+        skip: Collection[str] = (),
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        rows = read_samples(samples, size=size) if isinstance(samples, str | Path) else samples
+        self.samples = tuple(rows)
+        check_samples(self.samples)
+        self.batch_size = batch_size
+        self.remaining = tuple(sample for sample in self.samples if sample.id not in set(skip))
+        self.batches = plan_batches(self.remaining, batch_size)
+
+    def predict_dataloader(self) -> DataLoader[list[Sample]]:
+        """One item is one batch."""
+        return DataLoader(_Batches(self.batches), batch_size=None, shuffle=False, collate_fn=_as_it_is)
+
+
+class _Batches(Dataset[list[Sample]]):
+    def __init__(self, batches: Sequence[list[Sample]]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        return self._batches[index]
+
+
+def _as_it_is(item: _T) -> _T:
+    return item

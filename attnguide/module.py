@@ -1,0 +1,176 @@
+"""The sampler as a Lightning module, run by ``Trainer.predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from attnguide.attention.capture import Probe
+from attnguide.models.base import ModelAdapter
+from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
+from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
+from attnguide.sampling.table import sample_batch
+from attnguide.types import Sample, SampleResult, Step
+
+
+class GuidanceModule(L.LightningModule):
+    """Samples batches of rows; has no training.
+
+    Args:
+        model: An adapter, or what :func:`~attnguide.models.load.load_model` takes, loaded when a run begins.
+        dtype: ``fp32``, ``fp16`` or ``bf16``, for a model given by name; fp16 on a GPU and fp32 elsewhere by default.
+
+    Example::
+
+        trainer = make_trainer("runs/first", callbacks=[Samples(), RunFolder()])
+        trainer.predict(GuidanceModule("shapes"), SampleDataModule([Sample("a", "a red circle")]))
+
+    While a run lasts the networks are submodules, so that Lightning moves and casts them; before and after it they are not, and an
+    adapter that was handed over is back on its device.
+    """
+
+    def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | None = None) -> None:
+        super().__init__()
+        self._model = model
+        self._dtype_name = dtype
+        self._home: torch.device | None = None
+        self.networks = nn.ModuleDict()
+
+    @property
+    def adapter(self) -> ModelAdapter:
+        """The model.
+
+        Raises:
+            RuntimeError: If it was given by name and no run has begun.
+        """
+        if isinstance(self._model, str):
+            raise RuntimeError(f"Model {self._model!r} is loaded when a run begins.")
+        return self._model
+
+    def configure_model(self) -> None:
+        """Load the model where the run takes place, and register its networks."""
+        if len(self.networks):  # Lightning may ask more than once
+            return
+        if isinstance(self._model, str):
+            self._model = load_model(self._model, device=str(self.trainer.strategy.root_device), dtype=self._dtype_name)
+        self._home = self._model.device
+        self.networks.update(self._model.networks)
+
+    def predict_step(self, batch: Sequence[Sample], batch_idx: int = 0, dataloader_idx: int = 0) -> list[SampleResult]:
+        """Sample rows that share a batch.
+
+        Raises:
+            RuntimeError: If the trainer runs in inference mode, in which guidance has no gradients.
+        """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
+        return sample_batch(self.adapter, batch, CallbackObserver(self.trainer, self))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Rows hold no tensors to move; what the sampler makes of them is made on the model's device."""
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        for name in list(self.networks):  # Lightning moves what is registered to the CPU next
+            self.networks.pop(name).to(self._home)
+
+
+class CallbackObserver(Observer):
+    """Tells the trainer's callbacks of the loop, in the order of the list; callbacks without a hook are passed over.
+
+    Together with Lightning's own hooks the order is::
+
+        setup
+        on_predict_start
+        for batch in batches:
+            on_predict_batch_start
+            probes
+            on_sample_start
+            for step in steps:
+                on_denoise_step_start
+                on_guidance_update       # zero or more times
+                on_row_stopped           # for each row that is given up, at any time
+                on_denoise_step_end
+            on_sample_end
+            on_predict_batch_end
+        on_predict_end
+        teardown
+
+    Args:
+        trainer: Whose callbacks are told.
+        module: Handed to them.
+    """
+
+    def __init__(self, trainer: L.Trainer, module: GuidanceModule) -> None:
+        self._trainer = trainer
+        self._module = module
+
+    def _hooks(self, name: str) -> Iterable[Callable[..., Any]]:
+        callbacks: Sequence[L.Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
+        return [hook for hook in (getattr(callback, name, None) for callback in callbacks) if hook is not None]
+
+    def _tell(self, name: str, *arguments: Any) -> None:
+        for hook in self._hooks(name):
+            hook(self._trainer, self._module, *arguments)
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        return [probe for hook in self._hooks("probes") for probe in hook(info)]
+
+    def on_sample_start(self, info: BatchInfo) -> None:
+        self._tell("on_sample_start", info)
+
+    def on_denoise_step_start(self, step: Step, latents: Tensor) -> None:
+        self._tell("on_denoise_step_start", step, latents)
+
+    def on_guidance_update(self, event: UpdateEvent) -> None:
+        self._tell("on_guidance_update", event)
+
+    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
+        self._tell("on_denoise_step_end", step, latents, noise_pred)
+
+    def on_row_stopped(self, row: int, reason: str) -> None:
+        self._tell("on_row_stopped", row, reason)
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        self._tell("on_sample_end", results)
+
+
+def make_trainer(
+    run_folder: str | Path = ".",
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    loggers: Sequence[Logger] = (),
+    device: str | None = None,
+    **overrides: Any,
+) -> L.Trainer:
+    """A trainer with the settings that sampling needs: gradients allowed, no checkpoints, no model summary.
+
+    Args:
+        run_folder: Where callbacks write; the trainer's ``default_root_dir``.
+        callbacks: Told in this order.
+        loggers: Any of Lightning's.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
+        overrides: Further arguments of ``Trainer``, say ``devices=4, strategy="ddp"``; these win.
+
+    Raises:
+        ValueError: If the device is unknown or not there.
+    """
+    where = resolve_device(device)
+    settings: dict[str, Any] = {
+        "accelerator": {"cuda": "gpu"}.get(where.type, where.type),
+        "devices": 1 if where.index is None or where.type != "cuda" else [where.index],
+        "default_root_dir": str(run_folder),
+        "callbacks": list(callbacks),
+        "logger": list(loggers) or False,
+        "inference_mode": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(callback, L.pytorch.callbacks.ProgressBar) for callback in callbacks),
+    }
+    return L.Trainer(**{**settings, **overrides})

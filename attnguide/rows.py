@@ -1,0 +1,248 @@
+"""Rows of the table as plain values, and what can be found wrong with them early. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnguide.methods import check_methods
+from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
+from attnguide.types import MethodConfig, Region, Sample
+
+ROW_KEYS: tuple[str, ...] = (
+    "id",
+    "prompt",
+    "seed",
+    "regions",
+    "negative_prompt",
+    "methods",
+    "height",
+    "width",
+    "steps",
+    "cfg_scale",
+    "scheduler",
+    "tags",
+)
+"""What a row may say; the fields of :class:`~attnguide.types.Sample`."""
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
+
+
+class RowError(ValueError):
+    """A row's value cannot be used.
+
+    Attributes:
+        key: The key at fault, if one is.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
+    """A row from plain values, as :func:`sample_to_dict` writes them.
+
+    Args:
+        values: Keys of :data:`ROW_KEYS`. A region is a mapping or text as on the command line (``cat=0,0,0.5,1``); a
+            method is a name or a mapping with ``name`` and ``options``.
+        id: For a row that has none.
+
+    Raises:
+        ValueError: If a key is unknown or missing, or a value has the wrong type or range.
+    """
+    for key in values:
+        if key not in ROW_KEYS:
+            raise RowError(f"A row has no key {key!r}{nearest(str(key))}; it has {', '.join(ROW_KEYS)}.", str(key))
+    given = {key: value for key, value in values.items() if value is not None}
+    if id is not None:
+        given.setdefault("id", id)
+    for key in ("id", "prompt"):
+        if key not in given:
+            raise RowError(f"A row needs the key {key!r}.", key)
+    read: dict[str, Any] = {}
+    for key, value in given.items():
+        try:
+            read[key] = _READERS[key](key, value)
+        except ValueError as error:
+            raise RowError(str(error), key) from error
+    try:
+        return Sample(**read)
+    except ValueError as error:  # its messages begin with the field
+        raise RowError(str(error), str(error).split()[0]) from error
+
+
+def sample_to_dict(sample: Sample) -> dict[str, Any]:
+    """A row as plain values for YAML or JSON; :func:`sample_from_dict` undoes it.
+
+    Raises:
+        ValueError: If a value cannot be written down: a mask tensor, or an option that is not a plain value.
+    """
+    plain: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "seed": sample.seed}
+    if sample.negative_prompt:
+        plain["negative_prompt"] = sample.negative_prompt
+    if sample.regions:
+        plain["regions"] = [region_to_dict(region) for region in sample.regions]
+    if sample.methods:
+        plain["methods"] = [_method_to_plain(config) for config in sample.methods]
+    for key in ("height", "width", "steps", "cfg_scale", "scheduler"):
+        if getattr(sample, key) is not None:
+            plain[key] = getattr(sample, key)
+    if sample.tags:
+        plain["tags"] = _plain(sample.tags, "tags")
+    return plain
+
+
+def check_ids(samples: Sequence[Sample]) -> None:
+    """Refuse ids that cannot name files, and ids that two rows share.
+
+    Capitals make no difference: not every disk tells them apart.
+
+    Raises:
+        ValueError: Naming the id.
+    """
+    seen: set[str] = set()
+    for sample in samples:
+        _read_id("id", sample.id)
+        if sample.id.lower() in seen:
+            raise ValueError(f"Row ids must be unique; {sample.id!r} stands for more than one row.")
+        seen.add(sample.id.lower())
+
+
+def check_samples(samples: Sequence[Sample]) -> None:
+    """Find what is wrong with rows before any model is loaded: ids, methods by name, phrases, places and mask files.
+
+    Raises:
+        ValueError: With the row's id where there are several.
+    """
+    check_ids(samples)
+    for sample in samples:
+        try:
+            check_methods(sample)
+            for region in sample.regions:
+                check_region(region, sample.prompt)
+        except ValueError as error:
+            raise ValueError(f"Row {sample.id!r}: {error}" if len(samples) > 1 else str(error)) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- one value
+
+
+def _read_text(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{key} must be text; got {value!r}.")
+
+
+def _read_prompt(key: str, value: Any) -> str:
+    if _read_text(key, value).strip():
+        return str(value)
+    raise ValueError(f"{key} must contain a word; got {value!r}.")
+
+
+def _read_id(key: str, value: Any) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _read_text(key, value)
+    if _SAFE_ID.fullmatch(text):
+        return text
+    raise ValueError(f"{key} names files: letters, digits, '.', '_' and '-', not beginning with '.' or '-'; got {text!r}.")
+
+
+def _read_whole(key: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{key} must be a whole number; got {value!r}.")
+
+
+def _read_number(key: str, value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError(f"{key} must be a number; got {value!r}.")
+
+
+def read_mapping(key: str, value: Any) -> dict[str, Any]:
+    """A mapping from names, or a ValueError."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return dict(value)
+    raise ValueError(f"{key} must be a mapping from names to values; got {value!r}.")
+
+
+def _read_regions(key: str, value: Any) -> tuple[Region, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{key} must be a list; got {value!r}.")
+    return tuple(_read_region(item) for item in value)
+
+
+def _read_region(value: Any) -> Region:
+    if isinstance(value, Region):
+        return value
+    if isinstance(value, str):
+        return parse_region(value)
+    return region_from_dict(read_mapping("a region", value))
+
+
+def _read_methods(key: str, value: Any) -> tuple[MethodConfig, ...]:
+    if isinstance(value, str):
+        return tuple(MethodConfig(name) for name in method_names(value))
+    return tuple(_read_method(item) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _read_method(value: Any) -> MethodConfig:
+    if isinstance(value, MethodConfig):
+        return value
+    if isinstance(value, str):
+        return MethodConfig(value)
+    plain = read_mapping("a method", value)
+    unknown = [key for key in plain if key not in ("name", "options")]
+    if unknown or "name" not in plain:
+        raise ValueError(f"a method is a name, or a mapping with name and options; got {value!r}.")
+    return MethodConfig(_read_text("name", plain["name"]), read_mapping("options", plain.get("options") or {}))
+
+
+def method_names(text: str) -> list[str]:
+    """Names of ``a+b``; none for ``plain`` and the empty text."""
+    names = [name.strip() for name in text.split("+")]
+    return [] if names in ([""], ["plain"]) else names
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "id": _read_id,
+    "prompt": _read_prompt,
+    "seed": _read_whole,
+    "regions": _read_regions,
+    "negative_prompt": _read_text,
+    "methods": _read_methods,
+    "height": _read_whole,
+    "width": _read_whole,
+    "steps": _read_whole,
+    "cfg_scale": _read_number,
+    "scheduler": _read_text,
+    "tags": read_mapping,
+}
+
+
+def _method_to_plain(config: MethodConfig) -> str | dict[str, Any]:
+    if not config.options:
+        return config.name
+    return {"name": config.name, "options": _plain(config.options, f"option of {config.name}")}
+
+
+def _plain(value: Any, what: str) -> Any:
+    """Only what YAML and JSON know."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{what} {key!r}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, what) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    raise ValueError(f"{what} cannot be written to a file: {type(value).__name__} is not a plain value.")
+
+
+def nearest(key: str, known: Collection[str] = ROW_KEYS) -> str:
+    """`` (did you mean 'seed'?)`` if a known key is close, else nothing."""
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.7)
+    return f" (did you mean {near[0]!r}?)" if near else ""
