@@ -165,7 +165,5 @@ def _merged_options(first: MethodConfig, configs: Sequence[MethodConfig]) -> dic
     for option in sorted(method_info(first.name).per_row):
         values = [config.options.get(option, defaults.get(option)) for config in configs]
         if any(value != values[0] for value in values):
-            if any(value is None for value in values):
-                raise ValueError(f"Method {first.name!r}: option {option!r} must be given for all rows of a batch or for none.")
             options[option] = values
     return options

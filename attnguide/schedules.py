@@ -26,8 +26,9 @@ class Window:
 
     Attributes:
         start: Where it begins, in ``unit``.
-        stop: Where it ends. Progress runs upwards (``start < stop``: 0 to 0.5 is the first half, ``stop`` excluded); timestep / 1000 and sigma
-            run downwards, and either order of the two bounds is read as the closed range between them.
+        stop: Where it ends. Progress runs upwards (``start < stop``: 0 to 0.5 is the first half, ``stop`` excluded);
+            timestep / 1000 and sigma run downwards, and either order of the two bounds is read as the closed range between
+            them.
         unit: ``"progress"`` (step fraction), ``"timestep"`` (t / 1000) or ``"sigma"``.
 
     Example:
@@ -64,13 +65,20 @@ Schedule = Callable[[Step], float]
 """A value as a function of the step."""
 
 
+def _require_finite(value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"step size must be finite; got {value}.")
+
+
 def constant(value: float) -> Schedule:
     """The same value at every step."""
+    _require_finite(value)
     return lambda step: value
 
 
 def sqrt_linear(value: float, start: float = 1.0, stop: float = 0.5) -> Schedule:
     """``value * sqrt(linspace(start, stop, count)[index])``, the step size of attend-and-excite (https://arxiv.org/abs/2301.13826)."""
+    _require_finite(value)
 
     def at(step: Step) -> float:
         share = step.index / (step.count - 1) if step.count > 1 else 0.0
@@ -81,11 +89,13 @@ def sqrt_linear(value: float, start: float = 1.0, stop: float = 0.5) -> Schedule
 
 def linear(start: float, stop: float, end: float = 1.0) -> Schedule:
     """From ``start`` at progress 0 to ``stop`` at progress ``end``, then constant."""
+    _require_finite(start)
     return lambda step: start + (stop - start) * min(step.progress / end, 1.0)
 
 
 def noise_variance(value: float) -> Schedule:
-    """``value * (1 - alpha_bar)``: a step of ``value * sigma^2`` on variance-exploding latents, told for the model's own input scale."""
+    """``value * (1 - alpha_bar)``: ``value * sigma^2`` on variance-exploding latents, told for the model's own input scale."""
+    _require_finite(value)
     return lambda step: value * (1 - step.alpha_bar)
 
 

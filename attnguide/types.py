@@ -67,7 +67,9 @@ class Region:
         if self.polygon is not None and len(self.polygon) < 3:
             raise ValueError(f"Region {self.phrase!r}: polygon needs at least 3 corners; got {len(self.polygon)}.")
         if self.blob is not None and not (min(self.blob[2:]) > 0 and all(0 <= v <= 1 for v in self.blob[:2])):
-            raise ValueError(f"Region {self.phrase!r}: blob must be x,y,blur_x,blur_y with a centre in [0, 1]; got {self.blob}.")
+            raise ValueError(
+                f"Region {self.phrase!r}: blob must be x,y,blur_x,blur_y with a centre in [0, 1]; got {self.blob}."
+            )
 
     @property
     def has_place(self) -> bool:

@@ -1,13 +1,14 @@
 """The only place that installs anything in a model, and always takes it out again.
 
-The module's own forward and processor run; only the scaled-dot-product call inside is intercepted, module by module. Sites without an active
-probe or edit in a pass keep the fused kernel.
+The module's own forward and processor run; only the scaled-dot-product call inside is intercepted, module by module. Sites
+without an active probe or edit in a pass keep the fused kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attnguide.attention.capture import EXPLICIT, Probe
-from attnguide.attention.edits import Edit
+from attnguide.attention.capture import EXPLICIT, Probe, Quantity
+from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, select
 from attnguide.types import PassContext
 
@@ -77,7 +78,10 @@ def stop_after(modules: Collection[nn.Module]) -> Iterator[None]:
 
 
 class _Interception(TorchFunctionMode):
-    """Hands every scaled-dot-product call of one module's forward to ``attend``."""
+    """Hands the first scaled-dot-product call of one module's forward to ``attend``.
+
+    Later ones (the image prompts of an adapter) run untouched.
+    """
 
     def __init__(self, attend: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -88,6 +92,8 @@ class _Interception(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.calls += 1
+        if self.calls > 1:
+            return func(*args, **(kwargs or {}))
         return self.attend(*args, **(kwargs or {}))
 
 
@@ -128,8 +134,10 @@ class Attention:
                 if not probes and not edits:
                     return forward(*args, **kwargs)
 
+                visitors = _Visitors(site, context, probes, edits)
+
                 def attend(*a: Any, **k: Any) -> Tensor:
-                    return _attend(site, context, probes, edits, *a, **k)
+                    return _attend(visitors, *a, **k)
 
                 with _Interception(attend) as interception:
                     result = forward(*args, **kwargs)
@@ -144,16 +152,31 @@ class Attention:
     def _silent(self, site: Site) -> str:
         processor = type(getattr(self._modules[site], "processor", None)).__name__
         return (
-            f"Attention site {site.name!r} ran without calling scaled_dot_product_attention (its processor is {processor}), so nothing can be "
-            "read or edited there; use the library's default processor (no attention slicing, no xformers)."
+            f"Attention site {site.name!r} ran without calling scaled_dot_product_attention (its processor is {processor}), so "
+            "nothing can be read or edited there; use the library's default processor (no attention slicing, no xformers)."
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Visitors:
+    """Who reads and changes one site in one pass."""
+
+    site: Site
+    context: PassContext
+    probes: Sequence[Probe]
+    edits: Sequence[Edit]
+
+    def read(self, quantity: Quantity, tensor: Tensor) -> None:
+        for probe in self.probes:
+            if probe.quantity == quantity:
+                probe.record(self.site, tensor, self.context)
+
+    def editing(self, stage: Stage) -> list[Edit]:
+        return [edit for edit in self.edits if stage in edit.stages]
+
+
 def _attend(
-    site: Site,
-    context: PassContext,
-    probes: Sequence[Probe],
-    edits: Sequence[Edit],
+    visitors: _Visitors,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -167,45 +190,45 @@ def _attend(
 
     Shapes: query ``batch heads query head_dim``, key and value ``batch heads key head_dim``.
     """
+    site = visitors.site
     if is_causal or enable_gqa:
-        raise CaptureError(f"Attention site {site.name!r} uses causal or grouped attention, which cannot be read or edited here.")
+        raise CaptureError(
+            f"Attention site {site.name!r} uses causal or grouped attention, which cannot be read or edited here."
+        )
 
-    def read(quantity: str, tensor: Tensor) -> None:
-        for probe in probes:
-            if probe.quantity == quantity:
-                probe.record(site, tensor, context)
-
-    read("query", query)
-    read("key", key)
-    read("value", value)
-    for edit in edits:
-        if "qkv" in edit.stages:
-            query, key, value = edit.qkv(query, key, value, site, context)
-    edited = any(edit.stages & {"scores", "probs"} for edit in edits)
-    if not edited and not any(probe.quantity in EXPLICIT for probe in probes):
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
-        read("output", output)
-        return output
-    scores = _wide(query @ key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
-    read("scores", scores)
-    if any(probe.quantity == "original_probs" for probe in probes):
-        read("original_probs", scores.softmax(-1))
-    for edit in edits:
-        if "scores" in edit.stages:
-            scores = edit.scores(scores, site, context)
-    probs = scores.softmax(-1)
-    for edit in edits:
-        if "probs" in edit.stages:
-            probs = edit.probs(probs, site, context)
-    read("probs", probs)
-    if edited or torch.is_grad_enabled():
+    context = visitors.context
+    visitors.read("query", query)
+    visitors.read("key", key)
+    visitors.read("value", value)
+    for edit in visitors.editing("qkv"):
+        query, key, value = edit.qkv(query, key, value, site, context)
+    edited = bool(visitors.editing("scores") or visitors.editing("probs"))
+    explicit = edited or any(probe.quantity in EXPLICIT for probe in visitors.probes)
+    probs = _explicit_probs(visitors, query, key, attn_mask, scale) if explicit else None
+    if probs is not None and (edited or torch.is_grad_enabled()):
         output = probs.to(value.dtype) @ value
     else:  # reading alone must not change a bit of the picture
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
-    read("output", output)
+    visitors.read("output", output)
     return output
+
+
+def _explicit_probs(visitors: _Visitors, query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:
+    """Scores, softmax, and what edits make of both: ``batch heads query key``."""
+    site, context = visitors.site, visitors.context
+    scores = _wide(query @ key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
+    visitors.read("scores", scores)
+    if any(probe.quantity == "original_probs" for probe in visitors.probes):
+        visitors.read("original_probs", scores.softmax(-1))
+    for edit in visitors.editing("scores"):
+        scores = edit.scores(scores, site, context)
+    probs = scores.softmax(-1)
+    for edit in visitors.editing("probs"):
+        probs = edit.probs(probs, site, context)
+    visitors.read("probs", probs)
+    return probs
 
 
 @contextmanager
@@ -221,8 +244,8 @@ def attach(modules: Mapping[Site, nn.Module], probes: Sequence[Probe] = (), edit
         ValueError: If a probe or an edit matches no site.
         CaptureError: During a pass, if a site runs without the call that is intercepted.
     """
-    for user in (*probes, *edits):
-        select(modules, user.sites)
+    for selector in [probe.sites for probe in probes] + [edit.sites for edit in edits]:
+        select(modules, selector)
     attention = Attention(modules, probes, edits)
     with ExitStack() as stack:
         for site, module in modules.items():

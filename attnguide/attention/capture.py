@@ -12,7 +12,10 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.types import PassContext, PassKind
 
 Quantity = Literal["query", "key", "value", "scores", "original_probs", "probs", "output"]
-"""What can be read: inputs as they came (before any edit), ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after them."""
+"""What can be read.
+
+Inputs as they came (before any edit), ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after them.
+"""
 
 EXPLICIT: frozenset[Quantity] = frozenset({"scores", "original_probs", "probs"})
 """Quantities that the fused kernel never forms."""
@@ -25,8 +28,8 @@ class Probe:
     """A reader of one quantity at chosen sites.
 
     Attributes:
-        quantity: What is read. ``probs`` is ``batch heads query key`` in float32 (float64 for a float64 model), still part of the graph in a
-            pass with gradients.
+        quantity: What is read. ``probs`` is ``batch heads query key`` in float32 (float64 for a float64 model), still part
+            of the graph in a pass with gradients.
         record: Called once per site and pass with the site, the tensor and the pass; must not write into the tensor.
         sites: Where.
         kinds: In which kinds of pass.
@@ -34,7 +37,7 @@ class Probe:
 
     quantity: Quantity
     record: Record
-    sites: SiteSelector = SiteSelector()
+    sites: SiteSelector = field(default_factory=SiteSelector)
     kinds: frozenset[PassKind] = field(default=frozenset({"denoise"}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from typing import Literal
 
 from torch import Tensor
@@ -15,11 +14,11 @@ MassPolicy = Literal["none", "renormalize", "preserve"]
 MASS_POLICIES: tuple[MassPolicy, ...] = ("none", "renormalize", "preserve")
 
 
-class Edit(ABC):
+class Edit:
     """A change to attention at chosen sites; override the stages it acts on.
 
-    Each method gets one site's tensor of the whole batch and returns a tensor of the same shape; it must not write into its argument.
-    ``context`` says which batch elements are conditional and which row each belongs to.
+    Each method gets one site's tensor of the whole batch and returns a tensor of the same shape; it must not write into its
+    argument. ``context`` says which batch elements are conditional and which row each belongs to.
 
     Attributes:
         sites: Where it acts.
@@ -52,8 +51,9 @@ def apply_mass_policy(edited: Tensor, original: Tensor, policy: MassPolicy) -> T
     Args:
         edited: ``batch heads query key`` after the edit.
         original: The same before it.
-        policy: ``none`` leaves rows as they came (they may sum to anything); ``renormalize`` scales every row back to the sum it had;
-            ``preserve`` scales every token's column so that its sum over the map is what it was, which moves attention without adding any.
+        policy: ``none`` leaves rows as they came (they may sum to anything); ``renormalize`` scales every row back to the
+            sum it had; ``preserve`` scales every token's column so that its sum over the map is what it was, which moves
+            attention without adding any.
 
     Raises:
         ValueError: If the policy is unknown.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,12 +52,13 @@ class AttentionMaps:
         chosen = [tensor for site, tensor in self.probs.items() if (site.height, site.width) == (height, width)]
         if not chosen:
             raise ValueError(f"No captured site has a {height}x{width} map; captured sizes are {self.resolutions}.")
-        heads = torch.cat([tensor.flatten(0, 1).unflatten(0, tensor.shape[:2]) for tensor in chosen], dim=1)
-        return heads.mean(1).unflatten(1, (height, width))
+        return torch.cat(chosen, dim=1).mean(1).unflatten(1, (height, width))
 
     def resized_average(self, height: int, width: int, mode: str = "bilinear") -> Tensor:
         """Mean over heads and sites after resizing every site's map: ``batch height width key``."""
-        parts = [resize(tensor.mean(1).unflatten(1, (s.height, s.width)), height, width, mode) for s, tensor in self.probs.items()]
+        parts = [
+            resize(tensor.mean(1).unflatten(1, (s.height, s.width)), height, width, mode) for s, tensor in self.probs.items()
+        ]
         return torch.stack(parts).mean(0)
 
 
@@ -67,14 +68,6 @@ def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Ten
         return maps
     options = {} if mode in ("nearest", "area") else {"align_corners": False}
     return F.interpolate(maps.movedim(-1, 1), (height, width), mode=mode, **options).movedim(1, -1)
-
-
-def largest_level(sites: Iterable[Site], target: int) -> int:
-    """The level nearest to ``target`` halvings among ``sites``; smaller maps win a tie.
-
-    Attend-and-excite reads the maps of level 2 (16x16 of a 64x64 latent); a smaller network may not have that level.
-    """
-    return min({site.level for site in sites}, key=lambda level: (abs(level - target), -level))
 
 
 def token_softmax(maps: Tensor, ends: Tensor, temperature: float = 100.0, keep_after_end: bool = False) -> Tensor:
@@ -87,7 +80,8 @@ def token_softmax(maps: Tensor, ends: Tensor, temperature: float = 100.0, keep_a
         maps: ``batch height width key`` in [0, 1].
         ends: Position of each row's end token, ``batch``.
         temperature: Factor before the softmax.
-        keep_after_end: Let the end token and the padding after it (all but the last position) compete too, as the reference does for SD 1.x.
+        keep_after_end: Let the end token and the padding after it (all but the last position) compete too, as the reference
+            does for SD 1.x.
     """
     position = torch.arange(maps.shape[-1], device=maps.device)
     last = torch.full_like(ends, maps.shape[-1] - 1) if keep_after_end else ends
@@ -109,7 +103,9 @@ def gaussian_smooth(maps: Tensor, blur_std: float = 0.5, size: int = 3) -> Tenso
     """
     pad = size // 2
     if size % 2 == 0 or pad >= min(maps.shape[-2:]):
-        raise ValueError(f"size must be odd and at most twice the map's side minus 1; got {size} for a {tuple(maps.shape[-2:])} map.")
+        raise ValueError(
+            f"size must be odd and at most twice the map's side minus 1; got {size} for a {tuple(maps.shape[-2:])} map."
+        )
     offsets = torch.arange(size, device=maps.device, dtype=maps.dtype) - pad
     taps = torch.exp(-(offsets**2) / (2 * blur_std**2))
     taps = taps / taps.sum()
@@ -119,6 +115,8 @@ def gaussian_smooth(maps: Tensor, blur_std: float = 0.5, size: int = 3) -> Tenso
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Scale each ``... height width`` map to [0, 1]; a flat map becomes 0."""
+    """Scale each ``... height width`` map to [0, 1]; a flat map becomes 0, without gradient."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(1e-12)
+    spread = high - low
+    flat = spread <= 1e-12
+    return torch.where(flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(spread), spread))

@@ -17,7 +17,8 @@ class Site:
 
     Attributes:
         name: Module path inside the network.
-        kind: ``cross`` (queries are image positions, keys are tokens), ``self`` (both are image positions) or ``joint`` (both are both).
+        kind: ``cross`` (queries are image positions, keys are tokens), ``self`` (both are image positions) or ``joint``
+            (both are both).
         height: Of its map, in cells.
         width: Of its map, in cells.
         heads: Attention heads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
@@ -21,7 +22,11 @@ THRESHOLDS: Mapping[float, float] = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
 
 
 def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int) -> Tensor:
-    """The maps attend-and-excite compares: token softmax at temperature 100, one map a region, smoothed; ``batch regions height width``."""
+    """The maps attend-and-excite compares: token softmax at temperature 100, then one smoothed map a region.
+
+    Returns:
+        ``batch regions height width``.
+    """
     probs = token_softmax(maps.average(height, width), targets.end, keep_after_end=not until_end)
     words = region_maps(probs.flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
     return gaussian_smooth(words, blur_std) if blur_std > 0 else words
@@ -30,7 +35,8 @@ def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_e
 class AttendAndExcite(Guidance):
     """Raises the peak of the worst attended word (https://arxiv.org/abs/2301.13826).
 
-    ``L = max_s (1 - max_p (G * A_s)(p))`` over the regions' phrases, with ``A`` the token softmax of the mean map.
+    ``L = max_s (1 - max_p (G * A_s)(p))`` over the regions' phrases, with ``A`` the token softmax of the mean map; where
+    maps of several sizes are read, each word's terms are averaged over them.
 
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
@@ -41,8 +47,8 @@ class AttendAndExcite(Guidance):
         until_end: Let only words compete in the token softmax, not the end token and padding (the paper's choice for SD 2.x).
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
-        quirks: ``"reference"`` repeats two slips of the published code: the blur's effective deviation is ``sqrt(2)`` times the stated one, and
-            refinement goes on for one update after the threshold is met.
+        quirks: ``"reference"`` repeats two slips of the published code: the blur's effective deviation is ``sqrt(2)`` times
+            the stated one, and refinement goes on for one update after the threshold is met.
     """
 
     name = "attend_and_excite"
@@ -73,8 +79,9 @@ class AttendAndExcite(Guidance):
         self.until_end = until_end
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
-        height, width = maps.resolutions[0]
-        words = word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)
-        absence = peak_absence(words).masked_fill(~targets.valid, 0.0)
-        worst = absence.amax(1)
+        sizes = [
+            peak_absence(word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width))
+            for height, width in maps.resolutions
+        ]
+        worst = torch.stack(sizes).mean(0).masked_fill(~targets.valid, 0.0).amax(1)
         return LossOutput(worst, worst.detach())

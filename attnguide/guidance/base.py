@@ -14,6 +14,9 @@ from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import Step
 
+_ALWAYS = Window()
+_PLAIN_UPDATE = Update()
+
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
@@ -39,18 +42,19 @@ class Guidance(ABC):
         update: Step size, repetition, stopping.
 
     Attributes:
-        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none are needed.
+        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
+            are needed.
     """
 
     name: str = "guidance"
     needs_regions: str | None = "phrase"
 
-    def __init__(self, *, sites: SiteSelector | None = None, window: Window = Window(), update: Update = Update()) -> None:
+    def __init__(self, *, sites: SiteSelector | None = None, window: Window = _ALWAYS, update: Update = _PLAIN_UPDATE) -> None:
         self.sites = sites
         self.window = window
         self.update = update
 
-    def start(self, targets: Targets) -> None:
+    def start(self, targets: Targets) -> None:  # noqa: B027 - most guidances remember nothing
         """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""
 
     @abstractmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -27,26 +28,43 @@ TERMS = {
 """Loss terms by name, each ``(maps, masks) -> values``."""
 
 
+HARD_TERMS = frozenset({"inside", "outside"})
+"""Terms that ask whether a cell belongs to the region, yes or no."""
+
+
+def _limits(until: float | Sequence[float | None]) -> PerRow:
+    """Per-row limits; a row without one never stops."""
+    if isinstance(until, (int, float)):
+        return float(until)
+    return [-math.inf if limit is None else float(limit) for limit in until]
+
+
 class MaskGuidance(Guidance):
     """Moves latents until each phrase's cross-attention lies inside its mask.
 
-    The loss is a weighted sum of terms, averaged over the regions that have a place, over map sizes and, where ``per_head`` is set, over heads.
+    The loss is a weighted sum of terms, averaged over the regions that have a place, over map sizes and, where ``per_head``
+    is set, over heads.
 
     Args:
-        losses: Term -> weight. Terms: ``mass`` (squared share of attention outside), ``cross_entropy``, ``iou``, ``inside`` and ``outside`` (mean of
-            the strongest fifth inside and outside).
+        losses: Term -> weight. Terms: ``mass`` (squared share of attention outside), ``cross_entropy``, ``iou``, ``inside``
+            and ``outside`` (mean of the strongest fifth inside and outside).
         step_size: Peak of the step size.
         step_rule: ``constant``, ``sqrt_linear``, ``linear_to_zero`` or ``noise_variance``.
         start: Where it begins, in ``unit``.
         stop: Where it ends.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
         iterations: Updates a step.
-        until: A row whose indicator (the loss over its own weight sum) is at or below this makes no update; never when ``None``.
+        until: A row whose indicator (the worst region's loss over the sum of the terms' weights) is at or below this makes
+            no update; one number, or one per row; every row always updates when ``None``.
         levels: Map levels to read; the model's guidance level when ``None``.
         places: ``down``, ``mid``, ``up``; all when ``None``.
         per_head: Judge every head's own map instead of their mean.
         max_norm: Largest norm of one update as a share of the latents' norm.
         scale: Factor on the step size, one number or one per row.
+
+    Raises:
+        ValueError: If an option is out of range; while running, if a term needs a yes-or-no mask (``inside``, ``outside``)
+            and a region covers no cell of the map.
     """
 
     name = "mask_guidance"
@@ -62,7 +80,7 @@ class MaskGuidance(Guidance):
         stop: float = 0.5,
         unit: Unit = "progress",
         iterations: int = 1,
-        until: PerRow | None = None,
+        until: float | Sequence[float | None] | None = None,
         levels: tuple[int, ...] | None = None,
         places: tuple[str, ...] | None = None,
         per_head: bool = False,
@@ -73,13 +91,15 @@ class MaskGuidance(Guidance):
         unknown = sorted(set(losses) - set(TERMS))
         if unknown or not losses:
             raise ValueError(f"losses must name terms among {', '.join(TERMS)}; got {unknown or 'none'}.")
+        if not all(weight > 0 and math.isfinite(weight) for weight in losses.values()):
+            raise ValueError(f"weights of losses must be finite and above 0; got {losses}.")
         if step_rule not in SCHEDULES:
             raise ValueError(f"step_rule must be one of {', '.join(SCHEDULES)}; got {step_rule!r}.")
         rule = SCHEDULES[step_rule](step_size)
         update = (
             Update(rule, scale, iterations=iterations, max_norm=max_norm)
             if until is None
-            else Update(rule, scale, iterations=0, refinements=(Refinement(until, iterations),), max_norm=max_norm)
+            else Update(rule, scale, iterations=0, refinements=(Refinement(_limits(until), iterations),), max_norm=max_norm)
         )
         chosen = None if levels is None and places is None else SiteSelector(kind="cross", levels=levels, places=places)
         super().__init__(sites=chosen, window=Window(start, stop, unit), update=update)
@@ -104,7 +124,8 @@ class MaskGuidance(Guidance):
         else:
             mean = maps.average(height, width).flatten(1, 2)
             words = region_maps(mean, targets.tokens).unflatten(-1, (height, width)).unsqueeze(2)
-        masks = targets.masks(height, width).to(words.dtype).unsqueeze(2).expand_as(words)
-        total = sum(weight * TERMS[name](words, masks) for name, weight in self.losses.items())
-        assert isinstance(total, Tensor)
+        total = words.new_zeros(words.shape[:3])
+        for name, weight in self.losses.items():
+            drawn = targets.binary_masks(height, width) if name in HARD_TERMS else targets.joined_masks(height, width)
+            total = total + weight * TERMS[name](words, drawn.to(words.dtype).unsqueeze(2).expand_as(words))
         return total.mean(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,10 +18,17 @@ PerRow = float | Sequence[float]
 """One number for all rows, or one per row of the batch."""
 
 
+def _numbers(value: PerRow) -> list[float]:
+    return [float(value)] if isinstance(value, (int, float)) else [float(number) for number in value]
+
+
 def per_row(value: PerRow, rows: Sequence[int], like: Tensor) -> Tensor:
     """``value`` for the given rows as a tensor of ``like``'s device, float32."""
     numbers = [float(value)] * len(rows) if isinstance(value, (int, float)) else [float(value[row]) for row in rows]
-    return torch.tensor(numbers, device=like.device)
+    return torch.tensor(numbers, device=like.device, dtype=torch.float32)
+
+
+_DEFAULT_STEP_SIZE = constant(20.0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class Refinement:
     Attributes:
         until: A row goes on while its indicator exceeds this; one number, or one per row.
         iterations: At most so many updates in one step.
-        at: Progress points where it happens (at 0.2 means the step with index ``round(0.2 * count)``); every step when ``None``.
+        at: Progress points where it happens (at 0.2 means the step that includes the evaluation ``round(0.2 * count)``);
+            every step when ``None``.
         lagging: Decide on the indicator from before the newest update, as attend-and-excite's code does (one update too many).
     """
 
@@ -42,10 +51,12 @@ class Refinement:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {self.iterations}.")
+        if any(math.isnan(number) for number in _numbers(self.until)):
+            raise ValueError(f"until must be a number; got {self.until}.")
 
-    def applies(self, step: Step) -> bool:
-        """Whether it happens at ``step``."""
-        return self.at is None or any(step.index == round(point * step.count) for point in self.at)
+    def applies(self, step: Step, span: int = 1) -> bool:
+        """Whether it happens at the denoising step that begins at ``step`` and takes ``span`` evaluations."""
+        return self.at is None or any(step.index <= round(point * step.count) < step.index + span for point in self.at)
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,12 @@ class Update:
         scale: Further factor, one number or one per row.
         iterations: Updates in every step of the window, whatever the indicator says.
         refinements: Updates before those, as long as an indicator asks.
-        space: ``latents`` moves them; ``noise`` adds ``step_size * sqrt(1 - alpha_bar) * gradient`` to the noise prediction instead.
+        space: ``latents`` moves them; ``noise`` adds ``step_size * sqrt(1 - alpha_bar) * gradient`` to the noise prediction
+            instead.
         max_norm: Largest norm of one update per row as a share of the latents' own norm; ``None`` for no limit.
     """
 
-    step_size: Schedule = constant(20.0)
+    step_size: Schedule = _DEFAULT_STEP_SIZE
     scale: PerRow = 1.0
     iterations: int = 1
     refinements: tuple[Refinement, ...] = ()
@@ -73,10 +85,16 @@ class Update:
             raise ValueError(f"iterations must be at least 0; got {self.iterations}.")
         if self.space not in ("latents", "noise"):
             raise ValueError(f"space must be 'latents' or 'noise'; got {self.space!r}.")
+        if self.space == "noise" and (self.refinements or self.iterations > 1):
+            raise ValueError("space 'noise' leaves the latents where they are: it takes one iteration and no refinements.")
+        if not all(math.isfinite(number) for number in _numbers(self.scale)):
+            raise ValueError(f"scale must be finite; got {self.scale}.")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm must be above 0; got {self.max_norm}.")
 
-    def refinement(self, step: Step) -> Refinement | None:
-        """The refinement of ``step``: the last listed that applies."""
-        return next((r for r in reversed(self.refinements) if r.applies(step)), None)
+    def refinement(self, step: Step, span: int = 1) -> Refinement | None:
+        """The refinement of the denoising step that begins at ``step``: the last listed that applies."""
+        return next((r for r in reversed(self.refinements) if r.applies(step, span)), None)
 
     def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         """What to subtract from latents (in the network's input scale), ``batch channels height width``."""

@@ -13,7 +13,8 @@ class Injection(ABC):
     """A method that edits attention in the denoising passes.
 
     Attributes:
-        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none are needed.
+        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
+            are needed.
     """
 
     name: str = "injection"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,30 +19,13 @@ from attnguide.types import PassContext
 Operation = Literal["add", "replace", "interpolate"]
 Reference = Literal["absolute", "mean", "max", "std", "norm"]
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    f"inject{number}": {"stage": stage, "operation": operation, "levels": levels, "scale": scale}
-    for number, (stage, operation, levels, scale) in enumerate(
-        [
-            ("probs", "add", (0,), 3.0),
-            ("probs", "replace", (0,), 3.0),
-            ("scores", "add", (0,), 30.0),
-            ("scores", "replace", (0,), 30.0),
-            ("probs", "add", (0, 1), 3.0),
-            ("probs", "replace", (0, 1), 3.0),
-            ("scores", "add", (0, 1), 30.0),
-            ("scores", "replace", (0, 1), 30.0),
-        ],
-        start=1,
-    )
-}
-"""The eight functions: after or before the softmax, add or replace, on the largest maps alone or on the two largest."""
-
 
 class MapInjection(Injection):
-    """Writes each region's map into its phrase's columns of cross-attention, or into self-attention between the cells of a region.
+    """Writes each region's map into its phrase's columns of cross-attention, or into self-attention among its cells.
 
-    With ``m`` the region's map, ``w`` its token, ``s`` the scale and ``u`` the reference unit: ``add`` is ``X_w + s u m``, ``replace`` is
-    ``X_w = s u m`` and ``interpolate`` is ``X_w + s (u m - X_w)``, where ``X`` is the probabilities or the scaled scores.
+    With ``m`` the region's map, ``w`` its token, ``s`` the scale and ``u`` the reference unit: ``add`` is ``X_w + s u m``,
+    ``replace`` is ``X_w = s u m`` and ``interpolate`` is ``X_w + s (u m - X_w)``, where ``X`` is the probabilities or the
+    scaled scores.
 
     Args:
         stage: ``probs`` (after the softmax) or ``scores`` (before).
@@ -51,9 +34,10 @@ class MapInjection(Injection):
         places: ``down``, ``mid``, ``up``; all when ``None``.
         kind: ``cross`` or ``self``.
         scale: Strength, one number or one per row; 0 is exactly no method.
-        reference: Unit of the scale: ``absolute``, or the ``mean``, ``max``, ``std`` or ``norm`` (root mean square) of what stands in the column
-            now, per site, row and head.
-        mass: What becomes of probability mass (``probs`` only): ``none``, ``renormalize`` rows, ``preserve`` each token's total.
+        reference: Unit of the scale: ``absolute``, or the ``mean``, ``max``, ``std`` or ``norm`` (root mean square) of what
+            stands in the column now, per site, row and head.
+        mass: What becomes of probability mass (``probs`` only): ``none``, ``renormalize`` rows, ``preserve`` each token's
+            total.
         start: One bound of the window, in ``unit``.
         stop: The other bound.
         unit: ``timestep`` (t / 1000, 1 at pure noise), ``progress`` or ``sigma``.
@@ -159,7 +143,8 @@ class _MapEdit(Edit):
             return drawn, inside.unsqueeze(2) & inside.unsqueeze(1)
         owns = (targets.tokens > 0) & targets.placed[..., None]
         spread = masks.unsqueeze(-1) * owns.unsqueeze(2)
-        return spread.amax(1), owns.any(1).unsqueeze(1)
+        # Where regions of one word overlap the strongest counts; a negative weight is as strong as a positive one.
+        return spread.amax(1).clamp_min(0) + spread.amin(1).clamp_max(0), owns.any(1).unsqueeze(1)
 
     def _unit(self, values: Tensor) -> Tensor | float:
         """Reference value of every column, per batch element and head: ``batch heads 1 key``."""

@@ -10,24 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnguide.models.names import SCHEDULERS, check_scheduler
 from attnguide.types import Step
-
-SCHEDULERS: dict[str, str] = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "pndm": "PNDMScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpm_single": "DPMSolverSinglestepScheduler",
-    "kdpm2": "KDPM2DiscreteScheduler",
-    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
-    "deis": "DEISMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-"""Scheduler names and the diffusers class behind each."""
 
 
 class NoiseScheduler:
@@ -40,16 +24,24 @@ class NoiseScheduler:
 
     Attributes:
         steps: One entry per network evaluation.
+
+    Raises:
+        ValueError: If the scheduler has no ``alphas_cumprod``.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"Scheduler {type(scheduler).__name__} has no table alphas_cumprod; choose from {', '.join(SCHEDULERS)}."
+            )
         self._scheduler = type(scheduler).from_config(scheduler.config)
         self._scheduler.set_timesteps(steps, device=device)
         self._timesteps: Tensor = self._scheduler.timesteps
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
         count = len(self._timesteps)
         self.steps: tuple[Step, ...] = tuple(
-            Step(index, count, float(t), self.sigma_at(float(t)), self._begins(index)) for index, t in enumerate(self._timesteps)
+            Step(index, count, float(t), self.sigma_at(float(t)), self._begins(index))
+            for index, t in enumerate(self._timesteps)
         )
 
     @property
@@ -95,16 +87,30 @@ class NoiseScheduler:
         return scaled
 
     def input_scale(self, step: Step) -> float:
-        """What :meth:`scale_model_input` multiplies by: 1 on variance-preserving latents, ``1 / sqrt(1 + sigma^2)`` on exploding ones."""
+        """What :meth:`scale_model_input` multiplies by.
+
+        1 on variance-preserving latents, ``1 / sqrt(1 + sigma^2)`` on exploding ones.
+        """
         return float(self.scale_model_input(torch.ones((), dtype=torch.float64), step))
 
-    def latents_changed(self, step: Step) -> None:
-        """Say that guidance moved the latents at ``step``, for schedulers that would otherwise undo it.
+    def span(self, step: Step) -> int:
+        """Evaluations of the denoising step that begins at ``step``."""
+        later = [other.index for other in self.steps[step.index + 1 :] if other.begins]
+        return (later[0] if later else len(self.steps)) - step.index
 
-        UniPC recomputes each step's starting point from the step before; that correction is switched off where latents were moved.
+    def latents_moved(self, change: Tensor, step: Step) -> None:
+        """Say that guidance added ``change`` to the latents at ``step``, for schedulers that would otherwise undo it.
+
+        UniPC's corrector recomputes each step's starting point from that of the step before, of which it is a linear
+        function; the change is carried back through that function, so that the corrected point moves by exactly the change
+        (and a row that did not move stays as it was).
         """
-        if self.name == "UniPCMultistepScheduler" and step.index > 0:
-            self._scheduler.disable_corrector = [*self._scheduler.disable_corrector, step.index - 1]
+        inner = self._scheduler
+        if self.name != "UniPCMultistepScheduler" or getattr(inner, "last_sample", None) is None:
+            return
+        before, now = (inner._sigma_to_alpha_sigma_t(inner.sigmas[index]) for index in (step.index - 1, step.index))
+        part = 1 if inner.predict_x0 else 0
+        inner.last_sample = inner.last_sample + change * float(before[part] / now[part])
 
     def step(self, noise_pred: Tensor, step: Step, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """One evaluation's move. ``generators`` hold one CPU generator per row, for schedulers that add noise."""
@@ -142,8 +148,6 @@ def scheduler_class(name: str) -> Any:
     Raises:
         ValueError: If the name is unknown; the message lists what exists.
     """
-    if name not in SCHEDULERS:
-        raise ValueError(f"Unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}.")
     import diffusers
 
-    return getattr(diffusers, SCHEDULERS[name])
+    return getattr(diffusers, SCHEDULERS[check_scheduler(name)])

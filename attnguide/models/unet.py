@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attnguide.attention.attach import stop_after
-from attnguide.attention.sites import Site
+from attnguide.attention.sites import Site, SiteKind
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler, scheduler_class
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -61,11 +61,11 @@ class StableDiffusion(ModelAdapter):
         length = tokenizer.model_max_length
         encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
         ids = encoded["input_ids"]
-        special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        # By position, not by number: Stable Diffusion 2 pads with the token of "!", which a prompt may contain.
         end = ids.index(tokenizer.eos_token_id, 1)
         offsets = tuple(
-            None if position == 0 or position >= end or token in special else (int(span[0]), int(span[1]))
-            for position, (token, span) in enumerate(zip(ids, encoded["offset_mapping"], strict=True))
+            (int(span[0]), int(span[1])) if 0 < position < end else None
+            for position, span in enumerate(encoded["offset_mapping"])
         )
         read = max((span[1] for span in offsets if span is not None), default=0)
         whole = len(tokenizer(prompt)["input_ids"])
@@ -94,8 +94,8 @@ class StableDiffusion(ModelAdapter):
                 continue
             parts = name.split(".")
             place = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}[parts[0]]
-            level = {"down": lambda: int(parts[1]), "mid": lambda: depth - 1, "up": lambda: depth - 1 - int(parts[1])}[place]()
-            kind = "cross" if module.is_cross_attention else "self"
+            level = depth - 1 if place == "mid" else int(parts[1]) if place == "down" else depth - 1 - int(parts[1])
+            kind: SiteKind = "cross" if module.is_cross_attention else "self"
             size = (-(-rows // 2**level), -(-columns // 2**level))
             modules[Site(name, kind, *size, module.heads, place, level)] = module
         return modules

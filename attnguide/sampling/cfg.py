@@ -11,7 +11,7 @@ from attnguide.types import Branch, PassContext, PassKind, Step
 
 
 def pass_context(step: Step, kind: PassKind, rows: Sequence[int], branches: Sequence[Branch]) -> PassContext:
-    """Lay a pass out branch by branch: all rows of the first branch, then all rows of the next (diffusers' order is uncond, cond)."""
+    """Lay a pass out branch by branch: all rows of the first, then all rows of the next (diffusers' order is uncond, cond)."""
     return PassContext(step, kind, tuple(rows) * len(branches), tuple(branch for branch in branches for _ in rows))
 
 

@@ -30,6 +30,7 @@ class GuideRun:
     Attributes:
         stop_row: Called with a row and the reason when its loss or gradient is not finite.
         alive: Rows still running; shared with the sampler.
+        probes: The observers' readers of guide passes.
     """
 
     model: ModelAdapter
@@ -41,6 +42,7 @@ class GuideRun:
     observer: Observer
     alive: list[int]
     stop_row: Callable[[int, str], None]
+    probes: Sequence[Probe] = ()
 
     def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
         """The sites a guidance reads."""
@@ -63,39 +65,36 @@ def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tup
     update = guidance.update
     iteration = 0
     shift = torch.zeros_like(latents) if update.space == "noise" else None
-    refinement = update.refinement(step)
+    refinement = update.refinement(step, run.scheduler.span(step))
     if refinement is not None:
         latents, iteration = _refine(run, guidance, refinement, latents, step)
     for index in range(update.iterations):
         rows = list(run.alive)
         if not rows:
             break
-        latents, shift, _ = _update_once(run, guidance, latents, shift, step, rows, iteration + index, lambda output: None)
+        latents, shift, _ = _update_once(run, guidance, latents, shift, step, rows, iteration + index, _every_row)
     return latents, shift
 
 
-def _refine(
-    run: GuideRun, guidance: Guidance, refinement: Refinement, latents: Tensor, step: Step
-) -> tuple[Tensor, int]:
+def _every_row(output: LossOutput) -> Tensor:
+    return torch.ones_like(output.indicator, dtype=torch.bool)
+
+
+def _refine(run: GuideRun, guidance: Guidance, refinement: Refinement, latents: Tensor, step: Step) -> tuple[Tensor, int]:
     """Update the rows that ask for it until none does; rows that are satisfied leave the batch."""
     rows = list(run.alive)
-    previous: dict[int, float] = {}
     for iteration in range(refinement.iterations):
         if not rows:
             return latents, iteration
         limits = per_row(refinement.until, rows, latents)
 
-        def asks(output: LossOutput, limits: Tensor = limits, rows: Sequence[int] = tuple(rows)) -> Tensor:
-            current = output.indicator.detach().float() > limits
-            if not refinement.lagging:
-                return current
-            return torch.tensor([previous.get(row, float(now)) for row, now in zip(rows, current, strict=True)], device=limits.device) > 0
+        def asks(output: LossOutput, limits: Tensor = limits) -> Tensor:
+            return output.indicator.detach().float() > limits
 
-        latents, _, output = _update_once(run, guidance, latents, None, step, rows, iteration, asks)
-        now = (output.indicator.detach().float() > limits).tolist()
-        keep = [row for row, goes_on in zip(rows, asks(output).tolist(), strict=True) if goes_on]
-        previous = dict(zip(rows, map(float, now), strict=True))
-        rows = [row for row in keep if row in run.alive]
+        # A lagging rule moves whoever asked before the newest update, and after the first iteration only those are left.
+        moves = _every_row if refinement.lagging and iteration > 0 else asks
+        latents, _, output = _update_once(run, guidance, latents, None, step, rows, iteration, moves)
+        rows = [row for row, goes_on in zip(rows, asks(output).tolist(), strict=True) if goes_on and row in run.alive]
     return latents, refinement.iterations
 
 
@@ -107,26 +106,26 @@ def _update_once(
     step: Step,
     rows: Sequence[int],
     iteration: int,
-    asks: Callable[[LossOutput], Tensor | None],
+    asks: Callable[[LossOutput], Tensor],
 ) -> tuple[Tensor, Tensor | None, LossOutput]:
     """One guide pass over ``rows`` and, for those that ask, one move."""
     scaled = run.scheduler.scale_model_input(latents, step)
     inputs = scaled[list(rows)].detach().requires_grad_(True)
     output = _judge(run, guidance, inputs, step, rows)
-    moving = asks(output)
-    moving = torch.ones(len(rows), dtype=torch.bool, device=latents.device) if moving is None else moving
-    moving = moving & _finite_rows(run, guidance, output.loss, rows, step, "loss") & (output.loss.detach() != 0)
+    moving = asks(output) & _finite_rows(run, guidance, output.loss, rows, step, "loss") & (output.loss.detach() != 0)
     norms = [0.0] * len(rows)
     if bool(moving.any()):
         gradient = torch.autograd.grad(output.loss, inputs, torch.ones_like(output.loss))[0]
         run.ledger.backward([row for row, moves in zip(rows, moving.tolist(), strict=True) if moves])
-        moving = moving & _finite_rows(run, guidance, gradient.flatten(1).sum(1), rows, step, "gradient")
-        norms = (gradient.float().flatten(1).norm(dim=1) * moving).tolist()
-        move = guidance.update.move(torch.nan_to_num(gradient), inputs.detach(), step, rows) * moving.view(-1, 1, 1, 1)
+        moving = moving & _finite_rows(run, guidance, gradient, rows, step, "gradient")
+        gradient = torch.where(moving.view(-1, 1, 1, 1), gradient, torch.zeros_like(gradient))
+        norms = gradient.float().flatten(1).norm(dim=1).tolist()
+        move = guidance.update.move(gradient, inputs.detach(), step, rows)
         if shift is None:
-            latents = latents.clone()
-            latents[list(rows)] -= (move / run.scheduler.input_scale(step)).to(latents.dtype)
-            run.scheduler.latents_changed(step)
+            change = torch.zeros_like(latents)
+            change[list(rows)] = (-move / run.scheduler.input_scale(step)).to(latents.dtype)
+            latents = latents + change
+            run.scheduler.latents_moved(change, step)
         else:
             shift = shift.clone()
             shift[list(rows)] += (move * (1 - step.alpha_bar) ** 0.5).to(shift.dtype)
@@ -153,18 +152,16 @@ def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: 
     probe = Probe("probs", recorder, SiteSelector(where=wanted.__contains__), frozenset({"guide"}))
     context = pass_context(step, "guide", rows, ("cond",))
     with torch.enable_grad():
-        with attach(run.modules, [probe]) as attention, attention.during(context):
+        with attach(run.modules, [probe, *run.probes]) as attention, attention.during(context):
             run.model.predict_noise(inputs, step, run.conditioning.for_pass(context), until=sites)
         run.ledger.forward(rows)
         maps = AttentionMaps({site: recorder.tensors[site] for site in sites})
         return guidance.loss(maps, run.targets.select(rows), step)
 
 
-def _finite_rows(
-    run: GuideRun, guidance: Guidance, values: Tensor, rows: Sequence[int], step: Step, what: str
-) -> Tensor:
+def _finite_rows(run: GuideRun, guidance: Guidance, values: Tensor, rows: Sequence[int], step: Step, what: str) -> Tensor:
     """Which rows have finite values; the others are given up, each with its reason."""
-    finite = torch.isfinite(values.detach().float())
+    finite = torch.isfinite(values.detach()).reshape(len(rows), -1).all(1)
     for row, fine in zip(rows, finite.tolist(), strict=True):
         if not fine and row in run.alive:
             run.stop_row(row, f"{what} of {guidance.name} is not finite at step {step.index}")

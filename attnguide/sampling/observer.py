@@ -16,6 +16,7 @@ from attnguide.types import Sample, SampleResult, Step
 if TYPE_CHECKING:
     from attnguide.models.base import ModelAdapter
 
+
 @dataclass(frozen=True, eq=False)
 class BatchInfo:
     """What is known before the first step.
@@ -33,6 +34,7 @@ class BatchInfo:
     sites: tuple[Site, ...]
     steps: tuple[Step, ...]
     model: ModelAdapter
+
 
 @dataclass(frozen=True, eq=False)
 class UpdateEvent:
@@ -57,6 +59,7 @@ class UpdateEvent:
     indicators: tuple[float, ...]
     moved: tuple[bool, ...]
     gradient_norms: tuple[float, ...]
+
 
 class Observer:
     """Sees everything and changes nothing. Override what is wanted; calls come in the order listed.
@@ -92,6 +95,7 @@ class Observer:
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
         """Called with the finished rows."""
+
 
 class Observers(Observer):
     """Several observers as one, told in the order given."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.attention.attach import Attention, attach
+from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
@@ -51,9 +52,11 @@ class Sampler:
             initial_latents: Unit noise ``batch channels height width`` instead of the rows' seeds' own.
 
         Raises:
-            ValueError: If the rows cannot share a batch, a phrase is not in its prompt, or a prompt is too long.
+            ValueError: If the rows cannot share a batch, a phrase is not in its prompt, a prompt is too long, or
+                ``initial_latents`` has another shape.
         """
-        with self.model.frozen(), torch.no_grad():
+        # Gradients must be possible even where the caller switched autograd off for good.
+        with torch.inference_mode(False), torch.no_grad(), self.model.frozen():
             batch = self._prepare(samples, initial_latents)
             latents = self._loop(batch)
             return self._finish(batch, latents)
@@ -70,7 +73,9 @@ class Sampler:
         tokenized = [model.tokenize(sample.prompt) for sample in samples]
         for prompt in tokenized:
             if prompt.truncated:
-                raise ValueError(f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}.")
+                raise ValueError(
+                    f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}."
+                )
         targets = Targets.build(samples, tokenized, model.device)
         uses_cfg = any(sample.cfg_scale > 1 for sample in samples)
         conditioning = model.encode_prompt(
@@ -78,21 +83,26 @@ class Sampler:
         )
         scheduler = model.make_scheduler(first.scheduler, first.steps)
         sources = generators([sample.seed for sample in samples])
-        noise = initial_latents
-        if noise is None:
-            noise = initial_noise(sources, model.latent_shape(height, width), conditioning.cond.dtype, model.device)
+        noise = initial_noise(sources, model.latent_shape(height, width), conditioning.cond.dtype, model.device)
+        if initial_latents is not None:
+            if initial_latents.shape != noise.shape:
+                raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(initial_latents.shape)}.")
+            noise = initial_latents.to(noise)
         modules = model.attention_modules(height, width)
         info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
-        return _Batch(info, conditioning, scheduler, sources, noise * scheduler.initial_sigma, ledger, self.observer, dict(modules))
+        return _Batch(
+            info, conditioning, scheduler, sources, noise * scheduler.initial_sigma, ledger, self.observer, dict(modules)
+        )
 
     def _loop(self, batch: _Batch) -> Tensor:
         latents = batch.latents
-        run = batch.guide_run()
+        probes = list(self.observer.probes(batch.info))
+        run = batch.guide_run([probe for probe in probes if "guide" in probe.kinds])
         edits = [edit for injection in self.injections for edit in injection.edits(batch.info.targets)]
         for guidance in self.guidances:
             run.sites_of(guidance)
             guidance.start(batch.info.targets)
-        with attach(batch.modules, self.observer.probes(batch.info), edits) as attention:
+        with attach(batch.modules, probes, edits) as attention:
             self.observer.on_sample_start(batch.info)
             for step in batch.scheduler.steps:
                 self.observer.on_denoise_step_start(step, latents)
@@ -107,6 +117,8 @@ class Sampler:
                 latents = batch.scheduler.step(noise_pred, step, latents, batch.sources)
                 latents = batch.drop_broken(latents, step)
                 self.observer.on_denoise_step_end(step, latents, noise_pred)
+                if not batch.alive:
+                    break
         return latents
 
     def _predict(self, batch: _Batch, attention: Attention, latents: Tensor, step: Step) -> Tensor:
@@ -160,7 +172,7 @@ class _Batch:
     def __post_init__(self) -> None:
         self.alive = list(range(len(self.info.samples)))
 
-    def guide_run(self) -> GuideRun:
+    def guide_run(self, probes: Sequence[Probe]) -> GuideRun:
         return GuideRun(
             self.info.model,
             self.scheduler,
@@ -171,6 +183,7 @@ class _Batch:
             self.observer,
             self.alive,
             self.stop_row,
+            probes,
         )
 
     def conditioning_for(self, branches: tuple[Branch, ...]) -> Conditioning:
