@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from attnguide.shapes.matching import match
 from attnguide.shapes.segmentation import Piece, Segmentation, segment
+from attnguide.types import Box
 
 OVERLAP: dict[str, float] = {
     "circle": 0.92,
@@ -34,9 +35,6 @@ LEAK = 0.15
 """Largest share of the rim that passes smoothly into another colour."""
 AREA = (0.006, 0.35)
 """Least and largest share of the picture that an object covers."""
-
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Detection:
