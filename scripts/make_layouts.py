@@ -17,7 +17,17 @@ from scipy import ndimage
 from attnguide.shapes.captions import NUMBERS, RELATION_WORDS, article, join, noun_phrase, plural
 from attnguide.shapes.layouts import FILES, Layout, extent, layout_scene
 from attnguide.shapes.renderer import SIDE, object_masks
-from attnguide.shapes.scene import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, RELATIONS, SHAPES, Relation, Scene, is_held_out, relation_holds
+from attnguide.shapes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_PAIRS,
+    RELATIONS,
+    SHAPES,
+    Relation,
+    Scene,
+    is_held_out,
+    relation_holds,
+)
 
 COLUMNS = ["id", "category", "prompt", *(f"{word}{n}" for n in range(1, 7) for word in ("obj", "bbox")), "relation", "held_out"]
 ROWS = {"benchmark": 32, "development": 8}
@@ -110,7 +120,13 @@ class Writer:
         return boxes
 
     def add(
-        self, file: str, category: str, prompt: str, phrases: list[str], boxes: list[PixelBox], names: list[Name],
+        self,
+        file: str,
+        category: str,
+        prompt: str,
+        phrases: list[str],
+        boxes: list[PixelBox],
+        names: list[Name],
         relation: Relation | None = None,
     ) -> None:
         """Append one row."""
@@ -202,7 +218,9 @@ def _several(writer: Writer, file: str, category: str, row: int, size: int, size
 def _boxes_category(writer: Writer, file: str) -> None:
     for row in range(ROWS[file]):
         size = 1 + row * 4 // ROWS[file]
-        _several(writer, file, "boxes", row, size, {1: Sizes(17, 26), 2: Sizes(16, 23), 3: Sizes(14, 19)}.get(size, Sizes(13, 17)))
+        _several(
+            writer, file, "boxes", row, size, {1: Sizes(17, 26), 2: Sizes(16, 23), 3: Sizes(14, 19)}.get(size, Sizes(13, 17))
+        )
 
 
 def _small_boxes(writer: Writer, file: str) -> None:

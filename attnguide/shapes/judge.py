@@ -36,6 +36,7 @@ LEAK = 0.15
 AREA = (0.006, 0.35)
 """Least and largest share of the picture that an object covers."""
 
+
 @dataclass(frozen=True)
 class Detection:
     """One recognised object.

@@ -13,9 +13,7 @@ from attnguide.shapes.renderer import OUTLINES, SIDE
 from attnguide.shapes.scene import BACKGROUNDS, RELATIONS, SHAPES, Relation, Scene, SceneObject
 from attnguide.types import Box
 
-FILES: dict[str, Path] = {
-    name: Path(__file__).parent / "data" / f"{name}.csv" for name in ("benchmark", "development")
-}
+FILES: dict[str, Path] = {name: Path(__file__).parent / "data" / f"{name}.csv" for name in ("benchmark", "development")}
 """The files that ship with the package: measure on the first, tune on the second."""
 
 HELD_OUT = ("no", "combination", "pair")
