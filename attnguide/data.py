@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from attnguide.rows import check_samples
@@ -51,6 +52,10 @@ class SampleDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[Sample]]:
         """One item is one batch."""
         return DataLoader(_Batches(self.batches), batch_size=None, shuffle=False, collate_fn=_as_it_is)
+
+    def transfer_batch_to_device(self, batch: list[Sample], device: torch.device, dataloader_idx: int) -> list[Sample]:
+        """Rows stay as they are: what the sampler makes of them is made on the model's device."""
+        return batch
 
 
 class _Batches(Dataset[list[Sample]]):

@@ -31,8 +31,8 @@ class GuidanceModule(L.LightningModule):
         trainer = make_trainer("runs/first", callbacks=[Samples(), RunFolder()])
         trainer.predict(GuidanceModule("shapes"), SampleDataModule([Sample("a", "a red circle")]))
 
-    While a run lasts the networks are submodules, so that Lightning moves and casts them; before and after it they are not, and an
-    adapter that was handed over is back on its device.
+    While a run lasts the networks are submodules, so that Lightning moves and casts them; afterwards they are not, and a model
+    that was handed over is back on its device.
     """
 
     def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | None = None) -> None:
@@ -71,10 +71,6 @@ class GuidanceModule(L.LightningModule):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
         return sample_batch(self.adapter, batch, CallbackObserver(self.trainer, self))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Rows hold no tensors to move; what the sampler makes of them is made on the model's device."""
-        return batch
 
     def teardown(self, stage: str) -> None:
         for name in list(self.networks):  # Lightning moves what is registered to the CPU next

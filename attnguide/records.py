@@ -227,38 +227,51 @@ def read_records(folder: str | Path) -> list[dict[str, str]]:
     return read_table(Path(folder) / RECORDS_FILE)
 
 
+def finished_ids(folder: str | Path) -> set[str]:
+    """Rows of a run folder whose record says ``ok`` and whose picture is there."""
+    folder = Path(folder)
+    return {
+        record["id"]
+        for record in read_records(folder)
+        if record["status"] == "ok" and (folder / SAMPLES_FOLDER / f"{record['id']}.png").exists()
+    }
+
+
 def complete_ids(folder: str | Path, samples: Sequence[Sample]) -> set[str]:
-    """Rows that are done: their record says ``ok`` and the picture is there.
+    """Rows of a run that :func:`finished_ids` holds already.
 
     Args:
         folder: The run folder.
         samples: The rows of the run.
 
     Raises:
-        ValueError: If a done row was made with other settings than the row of the same id.
+        ValueError: If a finished row was made with other settings than the row of the same id.
     """
-    folder = Path(folder)
-    wanted = {sample.id: settings_of(sample) for sample in samples}
-    done = set()
-    for record in read_records(folder):
-        settings = wanted.get(record["id"])
-        if settings is None or record["status"] != "ok" or not (folder / SAMPLES_FOLDER / f"{record['id']}.png").exists():
-            continue
+    finished = finished_ids(folder)
+    records = {record["id"]: record for record in read_records(folder) if record["id"] in finished}
+    done = {sample.id: settings_of(sample) for sample in samples if sample.id in records}
+    for id, settings in done.items():
         for name in SETTINGS:
-            if settings[name] is not None and record[name] != _cell(settings, name):
+            before, now = records[id][name], _cell(settings, name)
+            if settings[name] is not None and before != now:
                 raise ValueError(
-                    f"Row {record['id']!r} in {str(folder)!r} was made with {name} {record[name]!r}, "
-                    f"not {_cell(settings, name)!r}; choose another folder."
+                    f"Row {id!r} in {str(folder)!r} was made with {name} {before!r}, not {now!r}; choose another folder."
                 )
-        done.add(record["id"])
-    return done
+    return set(done)
 
 
 def _region(region: Region) -> dict[str, Any]:
     try:
-        return region_to_dict(region)
+        return {
+            key: _floats(value) if key in ("box", "blob", "polygon") else value for key, value in region_to_dict(region).items()
+        }
     except ValueError:  # a tensor, which is too large for a line
         return {"phrase": region.phrase, "mask": f"tensor {tuple(getattr(region.mask, 'shape', ()))}"}
+
+
+def _floats(value: Any) -> Any:
+    """0 and 0.0 are one place, and must read alike in a record."""
+    return [_floats(item) for item in value] if isinstance(value, list | tuple) else float(value)
 
 
 def _json(value: Any) -> str:

@@ -63,7 +63,8 @@ def heat_map(image: Image.Image, values: NDArray[np.floating], *, alpha: float =
 def draw_regions(image: Image.Image, regions: Sequence[Region], *, labels: bool = True) -> Image.Image:
     """Draw every region's place and phrase on a copy of a picture.
 
-    Boxes, polygons and masks are outlined, a blob is an ellipse of one standard deviation. Regions without a place are left out.
+    Boxes, polygons and masks are outlined, a blob is an ellipse of one standard deviation. Regions
+    without a place are left out.
     """
     drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)

@@ -1,0 +1,163 @@
+"""Where every word looks: heat maps over the final picture, and over the steps."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.log import log_picture
+from attnguide.prompt.targets import Targets, region_maps
+from attnguide.records import replacing, write_atomic
+from attnguide.sampling.observer import BatchInfo
+from attnguide.types import PassContext, Region, Sample, SampleResult, Step
+from attnguide.visual import contact_sheet, draw_regions, heat_map, strip
+
+_SMALLEST = 256
+"""Pictures are enlarged to this side before anything is drawn on them."""
+
+
+def prompt_words(prompt: str) -> tuple[Region, ...]:
+    """Every word of a prompt as a region without a place, each in its own occurrence."""
+    words = re.findall(r"\w+", prompt)
+    return tuple(Region(word, occurrence=words[:index].count(word)) for index, word in enumerate(words))
+
+
+class AttentionMapsLogger(SamplingCallback):
+    """Draws the map of every region's phrase, or of every word for a row without regions.
+
+    Files, in ``maps/<row id>/``: ``<phrase>.png`` (mean over steps, over the picture), ``<phrase>-steps.png`` (a strip over
+    steps, one scale for all), ``<phrase>.npy`` (raw maps, ``steps height width``), ``_overview.png`` (the picture with its
+    regions, and all words).
+
+    Args:
+        sites: Whose maps are averaged; the cross-attention sites of the model's guidance level when ``None``.
+        steps: The part of the schedule whose mean is drawn, as progress.
+        strip: Pictures in the strip.
+
+    Raises:
+        ValueError: If ``steps`` is not a range within [0, 1], or ``strip`` is below 1.
+    """
+
+    def __init__(self, sites: SiteSelector | None = None, steps: tuple[float, float] = (0.0, 1.0), strip: int = 8) -> None:
+        if not 0 <= steps[0] < steps[1] <= 1:
+            raise ValueError(f"steps must be a range within [0, 1]; got {steps}.")
+        if strip < 1:
+            raise ValueError(f"strip must be at least 1; got {strip}.")
+        self.sites = sites
+        self.steps = steps
+        self.strip = strip
+        self._targets: Targets | None = None
+        self._rows: tuple[Sample, ...] = ()
+        self._progress: list[float] = []
+        self._current: dict[Site, Tensor] = {}
+        self._maps: list[Tensor] = []
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        self._rows = tuple(
+            sample if sample.regions else replace(sample, regions=prompt_words(sample.prompt)) for sample in info.samples
+        )
+        self._targets = Targets.build(self._rows, info.targets.tokenized, info.targets.device)
+        chosen = self.sites or SiteSelector(kind="cross", levels=(info.model.guidance_level,))
+        return (Probe("probs", self._record, chosen),)
+
+    def _record(self, site: Site, probs: Tensor, context: PassContext) -> None:
+        assert self._targets is not None
+        maps = region_maps(probs.detach()[context.positions("cond")].mean(1), self._targets.tokens)
+        self._current[site] = maps.unflatten(2, (site.height, site.width))
+
+    def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
+        self._progress, self._maps = [], []
+        self._current.clear()
+
+    def on_denoise_step_end(
+        self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
+    ) -> None:
+        self._maps.append(_mean_of_sites(list(self._current.values())).cpu())
+        self._progress.append(step.progress)
+        self._current.clear()
+
+    def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        maps = torch.stack(self._maps, 2).numpy()  # batch regions steps height width
+        self._maps = []
+        for row, result in enumerate(results):
+            folder = run_folder(trainer) / "maps" / result.sample.id
+            regions = self._rows[row].regions
+            pictures = []
+            for region, name, values in zip(regions, _file_names(regions), maps[row], strict=False):
+                pictures.append(self._write(folder, name, region, values, result))
+            if result.image is not None and pictures:
+                overview = _overview(result, [region.phrase for region in regions], [p for p in pictures if p])
+                _save(folder / "_overview.png", overview)
+                log_picture(trainer, "maps", overview, result.sample.id)
+
+    def _write(
+        self, folder: Path, name: str, region: Region, values: NDArray[np.float32], result: SampleResult
+    ) -> Image.Image | None:
+        raw = io.BytesIO()
+        np.save(raw, values)
+        write_atomic(folder / f"{name}.npy", raw.getvalue())
+        if result.image is None:
+            return None
+        first, last = self.steps
+        chosen = [index for index, progress in enumerate(self._progress) if first <= progress < last]
+        mean = values[chosen].mean(0) if chosen else values.mean(0)
+        picture = heat_map(enlarged(result.image), mean)
+        _save(folder / f"{name}.png", picture)
+        at = np.unique(np.linspace(0, len(values) - 1, min(self.strip, len(values))).round().astype(int))
+        top = float(values[at].max())
+        over_steps = [heat_map(enlarged(result.image), values[index], alpha=0.8, top=top) for index in at]
+        _save(folder / f"{name}-steps.png", strip(over_steps, [f"step {index}" for index in at]))
+        return picture
+
+
+def _mean_of_sites(maps: Sequence[Float[Tensor, "batch regions height width"]]) -> Tensor:
+    """Mean over sites, on the largest of their sizes."""
+    height, width = max(tuple(site.shape[-2:]) for site in maps)
+    resized = [
+        site if site.shape[-2:] == (height, width) else torch.nn.functional.interpolate(site, (height, width), mode="bilinear")
+        for site in maps
+    ]
+    return torch.stack(resized).mean(0)
+
+
+def enlarged(image: Image.Image, side: int = _SMALLEST) -> Image.Image:
+    """The picture, enlarged if its shorter side is below ``side``."""
+    scale = side / min(image.size)
+    if scale <= 1:
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _overview(result: SampleResult, phrases: Sequence[str], pictures: Sequence[Image.Image]) -> Image.Image:
+    assert result.image is not None
+    drawn = draw_regions(enlarged(result.image), result.sample.regions)
+    return contact_sheet([[drawn, *pictures]], column_labels=[result.sample.method, *phrases], cell=max(drawn.size))
+
+
+def _file_names(regions: Sequence[Region]) -> list[str]:
+    """The phrases as file names, all different."""
+    names: list[str] = []
+    for region in regions:
+        base = re.sub(r"[^\w-]+", "_", region.phrase).strip("_")[:60] or "tokens"
+        taken = sum(name == base or name.startswith(f"{base}~") for name in names)
+        names.append(f"{base}~{taken + 1}" if taken else base)
+    return names
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary)

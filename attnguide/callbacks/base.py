@@ -1,0 +1,73 @@
+"""The contract of a callback that watches sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.sampling.observer import BatchInfo, UpdateEvent
+from attnguide.types import SampleResult, Step
+
+
+class SamplingCallback(L.Callback):
+    """A Lightning callback with further hooks around the sampling loop; all do nothing until overridden.
+
+    Callbacks observe: they must not write into a tensor they are shown. The order of the hooks stands at
+    :class:`~attnguide.module.CallbackObserver`. Files go to the trainer's ``default_root_dir``.
+
+    Example::
+
+        class PrintSigma(SamplingCallback):
+            def on_denoise_step_end(self, trainer, module, step, latents, noise_pred):
+                print(step.index, step.sigma)
+    """
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        """Called once per batch, before :meth:`on_sample_start`: the readers of attention to attach for it."""
+        return ()
+
+    def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
+        """Called when a batch is ready, before its first step."""
+
+    def on_denoise_step_start(self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor) -> None:
+        """Called before guidance and the network's evaluation; ``latents`` is ``batch channels height width``."""
+
+    def on_guidance_update(self, trainer: L.Trainer, module: L.LightningModule, event: UpdateEvent) -> None:
+        """Called after each guide pass that judged rows."""
+
+    def on_denoise_step_end(
+        self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
+    ) -> None:
+        """Called after the scheduler's move, with the new latents and the prediction that led there."""
+
+    def on_row_stopped(self, trainer: L.Trainer, module: L.LightningModule, row: int, reason: str) -> None:
+        """Called when a row of the batch is given up (a NaN, say); the others go on."""
+
+    def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        """Called with the finished rows of a batch."""
+
+    def row_metrics(self, result: SampleResult) -> Mapping[str, float]:
+        """Numbers about a row of the newest batch, for its record.
+
+        Asked at any time from the end of the batch's last step on, maybe more than once, maybe before this callback's own
+        :meth:`on_sample_end`.
+        """
+        return {}
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where callbacks write."""
+    return Path(trainer.default_root_dir)
+
+
+def row_metrics(trainer: L.Trainer, result: SampleResult) -> dict[str, float]:
+    """What all callbacks of a trainer measured about a row of the newest batch, in their order."""
+    metrics: dict[str, float] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SamplingCallback):
+            metrics.update(callback.row_metrics(result))
+    return metrics

@@ -1,0 +1,91 @@
+"""How far a run is, for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
+
+from attnguide.callbacks.base import SamplingCallback
+from attnguide.sampling.observer import BatchInfo, UpdateEvent
+from attnguide.types import SampleResult, Step
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's Rich bar over batches, with a second one over denoising steps that shows guidance at work."""
+
+    def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
+        self._steps: int | None = None
+        self._count = 0
+
+    @property
+    def predict_description(self) -> str:
+        return "Batches"
+
+    def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
+        """Begin the bar over steps."""
+        if self.is_disabled or self.progress is None:
+            return
+        self._count = len(info.steps)
+        self._steps = self._add_task(self._count, "Steps")
+
+    def on_guidance_update(self, trainer: L.Trainer, module: L.LightningModule, event: UpdateEvent) -> None:
+        """Show the newest update: its number within the step, and the mean loss of its rows."""
+        loss = sum(event.losses) / max(len(event.losses), 1)
+        self._describe(f"{event.method}, update {event.iteration + 1} on {sum(event.moved)} rows, loss {loss:.3g}")
+
+    def on_denoise_step_end(
+        self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
+    ) -> None:
+        """Move the bar over steps."""
+        if self._steps is not None:
+            self._update(self._steps, step.index + 1)  # type: ignore[arg-type]
+            self._describe("Steps")
+
+    def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        """End the bar over steps."""
+        if self._steps is not None:
+            self._update(self._steps, self._count, visible=False)  # type: ignore[arg-type]
+        self._steps = None
+
+    def _describe(self, text: str) -> None:
+        if self._steps is not None and self.progress is not None:
+            self.progress.update(self._steps, description=text)  # type: ignore[arg-type]
+            self.refresh()
+
+
+class LineProgress(SamplingCallback):
+    """A line of text per finished row, where there is no terminal to draw in.
+
+    Args:
+        stream: Where to; standard error when ``None``.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream
+        self._done = 0
+
+    def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        rows = getattr(trainer.datamodule, "remaining", None)  # type: ignore[attr-defined]
+        total = f"/{len(rows)}" if rows is not None and trainer.world_size == 1 else ""
+        for result in results:
+            self._done += 1
+            row, cost = result.sample, result.cost
+            passes = f"{cost.unet_forwards} forwards, {cost.unet_backwards} backwards"
+            line = f"{row.id}: {row.method}, seed {row.seed}, {passes}, {cost.seconds:.1f} s, {result.status}"
+            (self.stream or sys.stderr).write(f"[{self._done}{total}] {line}\n")
+        (self.stream or sys.stderr).flush()
+
+
+def progress_bar(stream: TextIO | None = None) -> L.Callback:
+    """A :class:`ProgressBar` in a terminal, a :class:`LineProgress` elsewhere.
+
+    Args:
+        stream: Standard error when ``None``.
+    """
+    return ProgressBar() if (stream or sys.stderr).isatty() else LineProgress(stream)

@@ -1,0 +1,47 @@
+"""The callbacks of a run that keeps everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from attnguide.callbacks.attention_maps import AttentionMapsLogger
+from attnguide.callbacks.ledger import LedgerLog
+from attnguide.callbacks.loss_trace import LossTrace
+from attnguide.callbacks.map_norms import MapNorms
+from attnguide.callbacks.progress import progress_bar
+from attnguide.callbacks.run_folder import RunFolder, Scorer
+from attnguide.callbacks.samples import Samples
+from attnguide.callbacks.value_invariance import ValueInvariance
+from attnguide.callbacks.wandb_log import WandbLog
+
+
+def standard_callbacks(
+    config: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    scorer: Scorer | None = None,
+    maps: bool = True,
+    norms: bool = True,
+    values: bool = False,
+    progress: bool = True,
+) -> list[L.Callback]:
+    """Callbacks in an order that works: what measures, then files, then loggers, then what may fail the run.
+
+    Args:
+        config: The resolved configuration.
+        resume: Go on in the run folder.
+        scorer: Numbers about a finished row.
+        maps: Draw attention maps.
+        norms: Measure maps at every site and step.
+        values: Compare values over steps.
+        progress: Show how far the run is.
+    """
+    callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace()]
+    callbacks += [AttentionMapsLogger()] if maps else []
+    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer), LedgerLog(), WandbLog(config)]
+    callbacks += [progress_bar()] if progress else []
+    callbacks += [ValueInvariance()] if values else []
+    return callbacks

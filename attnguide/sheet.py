@@ -1,0 +1,82 @@
+"""One picture of a whole run: the same prompt and seed under every method, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from attnguide.prompt.regions import region_from_dict
+from attnguide.records import SAMPLES_FOLDER, read_records
+from attnguide.types import Region
+from attnguide.visual import contact_sheet, draw_regions
+
+_CELL = 256
+_SUBJECT = ("prompt", "negative_prompt", "seed", "regions")
+_VARIANT = ("method", "options", "steps", "cfg_scale", "scheduler", "height", "width")
+
+Record = Mapping[str, str]
+_Key = tuple[str, ...]
+
+
+def run_sheet(folder: str | Path, *, limit: int = 48) -> Image.Image | None:
+    """Draw a run folder's finished rows: one line per prompt, regions and seed, one column per method, plain first.
+
+    Args:
+        folder: With ``records.csv`` and ``samples/``.
+        limit: Most lines on the sheet.
+
+    Returns:
+        The sheet, or ``None`` if no picture is there.
+    """
+    folder = Path(folder)
+    subjects: dict[_Key, dict[_Key, Record]] = {}
+    for record in read_records(folder):
+        if _picture_path(folder, record).exists():
+            variant, subject = tuple(record[name] for name in _VARIANT), tuple(record[name] for name in _SUBJECT)
+            while variant in subjects.get(subject, {}):  # rows that differ in nothing the sheet knows get lines of their own
+                subject = (*subject, "again")
+            subjects.setdefault(subject, {})[variant] = record
+    if not subjects:
+        return None
+    found = dict.fromkeys(variant for rows in subjects.values() for variant in rows)
+    variants = sorted(found, key=lambda variant: variant[0] != "plain")
+    shown = list(subjects.items())[:limit]
+    pictures = [[_picture(folder, rows.get(variant)) for variant in variants] for _, rows in shown]
+    labels = [f"seed {subject[2]}: {subject[0]}" for subject, _ in shown]
+    return contact_sheet(pictures, column_labels=_labels(variants), row_labels=labels, cell=_CELL)
+
+
+def _picture_path(folder: Path, record: Record) -> Path:
+    return folder / SAMPLES_FOLDER / f"{record['id']}.png"
+
+
+def _picture(folder: Path, record: Record | None) -> Image.Image | None:
+    if record is None:
+        return None
+    with Image.open(_picture_path(folder, record)) as file:
+        picture = file.convert("RGB")
+    scale = _CELL / max(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    try:
+        return draw_regions(picture, record_regions(record))
+    except ValueError:  # a mask's file has gone since
+        return picture
+
+
+def record_regions(record: Record) -> list[Region]:
+    """Regions of a record that can be read back; mask tensors cannot."""
+    plain = json.loads(record["regions"]) if record["regions"] else []
+    return [region_from_dict(region) for region in plain if not str(region.get("mask", "")).startswith("tensor (")]
+
+
+def _labels(variants: Sequence[_Key]) -> list[str]:
+    """The method's name, and the settings in which variants of that method differ."""
+    labels = []
+    for variant in variants:
+        same = [other for other in variants if other[0] == variant[0]]
+        differing = [i for i in range(1, len(_VARIANT)) if len({other[i] for other in same}) > 1]
+        labels.append(" ".join([variant[0], *(f"{_VARIANT[i]}={variant[i]}" for i in differing)]))
+    return labels
