@@ -96,7 +96,7 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
     """
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger" and getattr(logger, "_experiment", None) is not None:
-            logger.experiment.finish()
+            logger.experiment.finish()  # type: ignore[attr-defined]
 
 
 def _csv(folder: Path) -> CSVLogger:
@@ -121,7 +121,9 @@ def _wandb(folder: Path, project: str, name: str, group: str | None, tags: Seque
     # Not WandbLogger's own offline=True: it would set WANDB_MODE for the rest of the process. The terminal is not recorded.
     quiet = wandb.Settings(silent=offline, console="off")
     options: dict[str, Any] = {"mode": "offline" if offline else None, "settings": quiet, "job_type": "sample"}
-    return WandbLogger(name=name, save_dir=folder, project=project, group=group, tags=list(tags), **options)
+    logger = WandbLogger(name=name, save_dir=folder, project=project, group=group, tags=list(tags), **options)
+    getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # W&B warns of this argument, which Lightning always gives
+    return logger
 
 
 def wandb_offline() -> bool:
