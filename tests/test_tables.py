@@ -1,0 +1,118 @@
+"""Tables of rows in files."""
+
+from pathlib import Path
+
+import pytest
+
+from attnguide.tables import read_samples
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+YAML = """\
+steps: 5
+cfg_scale: 1e1
+samples:
+  - prompt: a cat and a dog
+    seed: 3
+    regions:
+      - {phrase: cat, box: [0, 0, 0.5, 1]}
+      - dog=0.5,0,1,1
+    methods:
+      - name: mask_guidance
+        options: {scale: 1e-3}
+  - id: second
+    prompt: a cat
+    steps: 9
+"""
+
+
+def test_yaml_with_common_values(tmp_path: Path) -> None:
+    first, second = read_samples(write(tmp_path, "rows.yaml", YAML), defaults={"seed": 11, "steps": 2})
+    assert (first.id, first.seed, first.steps, first.cfg_scale) == ("0000", 3, 5, 10.0)
+    assert [region.box for region in first.regions] == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    assert first.methods[0].options == {"scale": 0.001}
+    assert (second.id, second.seed, second.steps, second.regions) == ("second", 11, 9, ())
+
+
+def test_yaml_list_and_json_lines_agree(tmp_path: Path) -> None:
+    lines = '{"id": "x", "prompt": "a cat", "methods": ["inject1"], "regions": ["cat=0,0,1,1"]}\n\n{"prompt": "b"}\n'
+    rows = read_samples(write(tmp_path, "rows.jsonl", lines))
+    again = read_samples(
+        write(tmp_path, "rows.yml", "- {id: x, prompt: a cat, methods: [inject1], regions: ['cat=0,0,1,1']}\n- prompt: b\n")
+    )
+    assert [(r.id, r.prompt, r.method) for r in rows] == [(r.id, r.prompt, r.method) for r in again]
+    assert rows[1].id == "0001"
+
+
+def test_masks_lie_beside_the_table(tmp_path: Path) -> None:
+    (row,) = read_samples(write(tmp_path, "rows.yaml", "- {prompt: a cat, regions: [cat=cat.png]}\n"))
+    assert row.regions[0].mask == tmp_path / "cat.png"
+
+
+BENCHMARK = """\
+id,category,prompt,obj1,bbox1,obj2,bbox2,method,options,seed
+000,two,"A cat, a dog",cat,"64,0,128,256",dog,"0,0,64,256",inject1+mask_guidance,"{""inject1"": {""scale"": 2}}",5
+001,one,A cat and a cat,cat,"0,0,64,256",cat,"64,0,128,256",plain,,
+"""
+
+
+def test_csv_of_a_layout_benchmark(tmp_path: Path) -> None:
+    first, second = read_samples(write(tmp_path, "rows.csv", BENCHMARK), size=(256, 128))
+    assert first.regions[0].box == (0.5, 0, 1, 1) and first.regions[1].box == (0, 0, 0.5, 1)
+    assert first.method == "inject1+mask_guidance" and first.methods[0].options == {"scale": 2} and first.seed == 5
+    assert first.tags == {"category": "two"}
+    assert [region.occurrence for region in second.regions] == [0, 1] and second.methods == ()
+
+
+def test_csv_regions_and_tags_as_json(tmp_path: Path) -> None:
+    text = 'prompt,regions,tags\na cat,"[{""phrase"": ""cat"", ""box"": [0, 0, 1, 1]}]","{""k"": 1}"\n'
+    (row,) = read_samples(write(tmp_path, "rows.csv", text))
+    assert row.regions[0].box == (0, 0, 1, 1) and row.tags == {"k": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("rows.yaml", "- prompt: a\n  seed: x\n", "line 2: seed must be a whole number"),
+        ("rows.yaml", "steps: 0\nsamples:\n  - prompt: a\n", "line 1: steps must be at least 1"),
+        ("rows.yaml", "- prompt: a\n- prompt: a\n  sed: 1\n", "line 3: A row has no key 'sed'"),
+        ("rows.yaml", "- prompt: a\n  prompt: b\n", "line 2: key 'prompt' stands twice"),
+        ("rows.yaml", "- prompt: [a\n", "line 2: not valid YAML"),
+        ("rows.yaml", "steps: 4\n", "line 1: key 'samples' is missing"),
+        ("rows.yaml", "- prompt: a\n- b\n", "line 2: a row is a mapping"),
+        ("rows.yaml", "hello\n", "line 1: a table is a list of rows"),
+        ("rows.yaml", "[]\n", "has no rows"),
+        ("rows.yaml", "", "line 1: a table is a list"),
+        ("rows.yaml", "- {id: a, prompt: a}\n- {id: a, prompt: b}\n", "'a' stands for more than one row"),
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2: not valid JSON"),
+        ("rows.jsonl", '{"prompt": "a"}\n[1]\n', "line 2: a row is a JSON object"),
+        ("rows.jsonl", '{"prompt": "a", "steps": 1.5}\n', "line 1: steps must be a whole number"),
+        ("rows.csv", "id,seed\na,1\n", "line 1: column 'prompt' is missing"),
+        ("rows.csv", "prompt,prompt\na,b\n", "line 1: column 'prompt' stands twice"),
+        ("rows.csv", "prompt,steps\na,5\nb,five\n", "line 3: steps must be a whole number; got 'five'"),
+        ("rows.csv", "promt,prompt\na,b\n", r"line 1: unknown column 'promt' \(did you mean 'prompt'\?\)"),
+        ("rows.csv", "prompt,seed\na\n", "line 2: has fewer cells"),
+        ("rows.csv", "prompt,seed\na,1,2\n", "line 2: has more cells"),
+        ("rows.csv", 'prompt,obj1,bbox1\na,a,"0,0,9,9"\n', "line 2: bbox1 must be fractions"),
+        ("rows.csv", 'prompt,obj1,bbox1\na,a,"0,0,9"\n', "line 2: bbox1 must be four numbers"),
+        ("rows.csv", 'prompt,bbox1\na,"0,0,1,1"\n', "line 2: bbox1 has a box but obj1 has no phrase"),
+        ("rows.csv", 'prompt,options\na,"{""inject1"": {}}"\n', "line 2: options name the method 'inject1'"),
+        ("rows.csv", "prompt,tags\na,{\n", "line 2: tags must be JSON"),
+        ("rows.txt", "a", "must be a file ending in .yaml"),
+    ],
+)
+def test_malformed_tables_name_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_samples(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        read_samples(tmp_path / "rows.csv")
