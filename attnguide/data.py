@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -53,14 +53,18 @@ class SampleDataModule(L.LightningDataModule):
         """One item is one batch."""
         return DataLoader(_Batches(self.batches), batch_size=None, shuffle=False, collate_fn=_as_it_is)
 
-    def transfer_batch_to_device(self, batch: list[Sample], device: torch.device, dataloader_idx: int) -> list[Sample]:
-        """Rows stay as they are: what the sampler makes of them is made on the model's device."""
-        return batch
+
+class Unopened(list[_T]):
+    """A list that Lightning does not look into when it moves data: rows and results are frozen and hold nothing to move."""
+
+    def to(self, device: torch.device, **options: Any) -> Unopened[_T]:
+        """The list itself."""
+        return self
 
 
 class _Batches(Dataset[list[Sample]]):
     def __init__(self, batches: Sequence[list[Sample]]) -> None:
-        self._batches = batches
+        self._batches = [Unopened(batch) for batch in batches]
 
     def __len__(self) -> int:
         return len(self._batches)

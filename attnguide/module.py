@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from attnguide.attention.capture import Probe
+from attnguide.data import Unopened
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
 from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
@@ -70,7 +71,7 @@ class GuidanceModule(L.LightningModule):
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
-        return sample_batch(self.adapter, batch, CallbackObserver(self.trainer, self))
+        return Unopened(sample_batch(self.adapter, batch, CallbackObserver(self.trainer, self)))
 
     def teardown(self, stage: str) -> None:
         for name in list(self.networks):  # Lightning moves what is registered to the CPU next

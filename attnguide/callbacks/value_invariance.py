@@ -47,6 +47,7 @@ class ValueInvariance(SamplingCallback):
         self.verdict = ""
         self._ids: tuple[str, ...] = ()
         self._first: dict[Site, Tensor] = {}
+        self._size: dict[Site, Tensor] = {}
         self._largest: dict[Site, Tensor] = {}
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
@@ -56,6 +57,7 @@ class ValueInvariance(SamplingCallback):
         now = values.detach()[context.positions("cond")]
         if site not in self._first:
             self._first[site] = now.clone()
+            self._size[site] = now.abs().flatten(1).amax(1).float()
             self._largest[site] = now.new_zeros(len(now)).float()
             return
         difference = (now - self._first[site]).abs().flatten(1).amax(1).float()
@@ -64,6 +66,7 @@ class ValueInvariance(SamplingCallback):
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
         self._ids = tuple(sample.id for sample in info.samples)
         self._first.clear()
+        self._size.clear()
         self._largest.clear()
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
@@ -74,14 +77,14 @@ class ValueInvariance(SamplingCallback):
     def _lines(self, row: int) -> list[dict[str, Any]]:
         lines = []
         for site, largest in self._largest.items():
-            change, size = float(largest[row]), float(self._first[site][row].abs().max())
+            change, size = float(largest[row]), float(self._size[site][row])
             where = {"id": self._ids[row], "site": site.name, "kind": site.kind, "height": site.height, "width": site.width}
             ratio = change / max(size, 1e-12)
             lines.append({**where, "largest_difference": change, "largest_value": size, "relative_difference": ratio})
         return lines
 
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:
-        if result.sample.id not in self._ids or not self._first:
+        if result.sample.id not in self._ids:
             return {}
         ratios = [
             line["relative_difference"] for line in self._lines(self._ids.index(result.sample.id)) if line["kind"] == "cross"

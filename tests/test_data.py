@@ -1,0 +1,48 @@
+"""Batches of rows."""
+
+from pathlib import Path
+
+import pytest
+
+from attnguide.data import SampleDataModule
+from attnguide.types import MethodConfig, Region, Sample
+
+CAT = (Region("cat", box=(0, 0, 0.5, 1)),)
+
+
+def ids(data: SampleDataModule) -> list[list[str]]:
+    return [[sample.id for sample in batch] for batch in data.predict_dataloader()]
+
+
+def test_rows_that_can_share_a_batch_do() -> None:
+    rows = [Sample(str(i), "a cat", seed=i, steps=5 if i % 2 else 6) for i in range(5)]
+    assert ids(SampleDataModule(rows, 2)) == [["0", "2"], ["4"], ["1", "3"]]
+
+
+def test_scale_may_differ_within_a_batch_but_other_options_may_not() -> None:
+    def injected(id: str, **options: float) -> Sample:
+        return Sample(id, "a cat", regions=CAT, methods=(MethodConfig("inject1", options),))
+
+    assert ids(SampleDataModule([injected("a", scale=1.0), injected("b", scale=2.0)])) == [["a", "b"]]
+    assert ids(SampleDataModule([injected("a", start=0.9), injected("b")])) == [["a"], ["b"]]
+
+
+def test_skipped_rows_are_not_sampled() -> None:
+    rows = [Sample(id, "a cat") for id in "abc"]
+    data = SampleDataModule(rows, skip=["b"])
+    assert ids(data) == [["a", "c"]]
+    assert [sample.id for sample in data.samples] == ["a", "b", "c"] and len(data.remaining) == 2
+
+
+def test_a_table_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('prompt,obj1,bbox1\na cat,cat,"0,0,32,64"\n')
+    assert SampleDataModule(tmp_path / "rows.csv", size=(64, 64)).samples[0].regions[0].box == (0, 0, 0.5, 1)
+
+
+def test_bad_rows_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="more than one row"):
+        SampleDataModule([Sample("a", "a cat"), Sample("a", "a dog")])
+    with pytest.raises(ValueError, match="does not occur"):
+        SampleDataModule([Sample("a", "a cat", regions=(Region("dog"),))])
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        SampleDataModule([Sample("a", "a cat")], 0)
