@@ -199,7 +199,7 @@ def _position(writer: Writer, file: str) -> None:
 
         def fits(boxes: list[PixelBox], relation: Relation = relation) -> bool:
             (ax, ay), (bx, by) = (((x0 + x1) / 2 / SIDE, (y0 + y1) / 2 / SIDE) for x0, y0, x1, y1 in boxes)
-            return _apart(*boxes) and relation_holds((ax, ay), (bx, by), relation, margin=0.25)
+            return _apart(boxes[0], boxes[1]) and relation_holds((ax, ay), (bx, by), relation, margin=0.25)
 
         boxes = writer.place(names, Sizes(15, 21, fits))
         words = [f"{c} {s}" for c, s in names]

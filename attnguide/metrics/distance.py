@@ -18,9 +18,9 @@ class FixedFeatures(nn.Module):
     """Features of a picture that nobody trained: random convolutions from a fixed seed, and colour statistics.
 
     Three strided 3x3 convolutions with random weights see edges, corners and textures at three sizes; each gives the mean and
-    the spread of its channels. Beside them stand the colours: a histogram of 4x4x4 soft bins, and mean and spread of each channel
-    over the four quarters. This tells blurred, noisy, faded or scrambled pictures from real ones. It knows nothing of what
-    pictures mean, and its distances compare only with each other, never with published KID values, which use Inception.
+    the spread of its channels. Beside them stand the colours: a histogram of 4x4x4 soft bins, and mean and spread of each
+    channel over the four quarters. This tells blurred, noisy, faded or scrambled pictures from real ones. It knows nothing of
+    what pictures mean, and its distances compare only with each other, never with published KID values, which use Inception.
 
     Args:
         channels: Width of the three convolutions.
@@ -76,9 +76,9 @@ class FixedFeatures(nn.Module):
 class PictureDistance(KernelInceptionDistance):
     """Kernel distance between real and generated pictures: 0 where they look alike, larger where they do not.
 
-    The estimator of KID (https://arxiv.org/abs/1801.01401), a squared maximum mean discrepancy with a cubic kernel and unbiased,
-    hence slightly below 0 now and then, over :class:`FixedFeatures` in place of Inception. ``update(pictures, real=True)`` takes
-    uint8 or floats in [0, 1], ``batch 3 height width``; ``compute()`` returns mean and standard deviation over subsets.
+    The estimator of KID (https://arxiv.org/abs/1801.01401), a squared maximum mean discrepancy with a cubic kernel, over
+    :class:`FixedFeatures` in place of Inception; unbiased, hence slightly below 0 now and then. ``update(pictures, real=True)``
+    takes uint8 or floats in [0, 1], ``batch 3 height width``; ``compute()`` returns mean and standard deviation over subsets.
 
     Args:
         subsets: Random subsets to average over.

@@ -89,7 +89,7 @@ def region_hit(verdict: Verdict, expectation: Expectation, iou_threshold: float 
     Args:
         verdict: What the picture shows.
         expectation: What was asked for, with boxes.
-        iou_threshold: How well the object's bounds must fit the box, in (0, 1]; ``None`` asks only for its centre to lie inside.
+        iou_threshold: How well the object's bounds must fit the box, in (0, 1]; ``None`` asks only for its centre inside.
 
     Raises:
         ValueError: If the threshold is out of range.

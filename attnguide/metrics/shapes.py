@@ -104,7 +104,7 @@ class RegionHit(ShapesMetric):
     """Share of boxes that hold an object of the asked name.
 
     Args:
-        iou_threshold: How well the object's bounds must fit the box, in (0, 1]; ``None`` asks only for its centre to lie inside.
+        iou_threshold: How well the object's bounds must fit the box, in (0, 1]; ``None`` asks only for its centre inside.
         **kwargs: For ``torchmetrics.Metric``.
 
     Raises:

@@ -15,18 +15,22 @@ from attnguide.types import Box
 OVERLAP: dict[str, float] = {
     "circle": 0.92,
     "square": 0.9,
-    "triangle": 0.87,
-    "star": 0.81,
-    "cross": 0.85,
-    "diamond": 0.9,
-    "ring": 0.81,
+    "triangle": 0.89,
+    "star": 0.83,
+    "cross": 0.87,
+    "diamond": 0.91,
+    "ring": 0.74,
     "heart": 0.9,
 }
 """Least intersection over union with each shape: what a random blob reaches of it is less, and a warped drawing more."""
 MARGIN = 0.04
 """Least lead of the best shape over the second."""
-COLOR_DISTANCE = 0.09
+COLOR_DISTANCE = 0.12
 """Largest Oklab distance to the named colour; blue and purple, the closest pair, are 0.16 apart."""
+COLOR_MARGIN = 0.02
+"""Least lead of the named colour over the second."""
+COLOR_STRENGTH = 0.7
+"""Least chroma relative to the named colour's; averages of several pictures are paler."""
 PURITY = 0.8
 """Least share of an object's inner pixels that carry its colour."""
 SOFTNESS = 1.3
@@ -107,7 +111,10 @@ def _recognize(piece: Piece, size: tuple[int, int]) -> Detection | None:
     height, width = size
     inside = piece.alpha > 0.5
     area = float(inside.sum()) / (height * width)
-    if piece.color_distance > COLOR_DISTANCE or piece.purity < PURITY or not AREA[0] <= area <= AREA[1]:
+    color = piece.color
+    if color.distance > COLOR_DISTANCE or color.margin < COLOR_MARGIN or color.strength < COLOR_STRENGTH:
+        return None
+    if piece.purity < PURITY or not AREA[0] <= area <= AREA[1]:
         return None
     if piece.leak > LEAK or _softness(piece.alpha) * 128 / min(size) > SOFTNESS:
         return None
@@ -120,12 +127,12 @@ def _recognize(piece: Piece, size: tuple[int, int]) -> Detection | None:
     y, x = (float(value) for value in ndimage.center_of_mass(mask))
     return Detection(
         shape=found.shape,
-        color=piece.color,
+        color=color.name,
         box=(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height),
         mask=mask,
         center=((x + 0.5) / width, (y + 0.5) / height),
         area=area,
-        confidence=found.overlap * piece.purity * (1 - piece.color_distance / COLOR_DISTANCE / 2),
+        confidence=found.overlap * piece.purity * (1 - color.distance / COLOR_DISTANCE / 2),
     )
 
 

@@ -28,6 +28,8 @@ TURNS: dict[str, range] = {
 """Rotations in degrees that are tried, up to each shape's own symmetry."""
 STRETCHES = (0.92, 1.0, 1.09)
 """Ratios of width to height that are tried."""
+ROUNDING = 0.12
+"""Blur, in units of the radius, of a second form of each shape, as small objects come out of an autoencoder."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
         for turn in TURNS[shape]:
             obj = SceneObject(shape, "red", 0.5, 0.5, 0.45, float(turn))
             mask = object_masks(Scene((obj,)), side=192)[0].astype(np.float32)
-            masks += [normalize(mask, stretch) for stretch in STRETCHES]
-            shapes += [index] * len(STRETCHES)
+            rounded = ndimage.gaussian_filter(mask, ROUNDING * 0.45 * 192)
+            masks += [normalize(form, stretch) for form in (mask, rounded) for stretch in STRETCHES]
+            shapes += [index] * 2 * len(STRETCHES)
     return np.stack(masks), np.array(shapes)
 
 

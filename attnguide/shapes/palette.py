@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -61,3 +62,29 @@ def distances(lab: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Oklab distance of every pixel to every palette colour: ``... 3`` and ``colors 3`` to ``... colors``."""
     squared = (lab**2).sum(-1, keepdims=True) + (palette**2).sum(-1) - 2 * lab @ palette.T
     return np.sqrt(np.maximum(squared, 0.0))
+
+
+@dataclass(frozen=True)
+class ColorMatch:
+    """An object colour and how well it names what was seen.
+
+    Attributes:
+        name: The nearest key of ``COLORS``.
+        distance: Oklab distance to it.
+        margin: How much farther the second nearest is.
+        strength: Chroma relative to the named colour's: below 1 where it is faded, as in an average of pictures.
+    """
+
+    name: str
+    distance: float
+    margin: float
+    strength: float
+
+
+def match_color(lab: np.ndarray) -> ColorMatch:
+    """Name one colour, given in Oklab (``3``)."""
+    names, palette = object_palette()
+    away = distances(lab, palette)
+    first, second = away.argsort()[:2]
+    strength = np.hypot(lab[1], lab[2]) / np.hypot(palette[first, 1], palette[first, 2])
+    return ColorMatch(names[first], float(away[first]), float(away[second] - away[first]), float(strength))

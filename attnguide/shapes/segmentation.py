@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from attnguide.shapes.palette import background_palette, distances, object_palette, to_oklab
+from attnguide.shapes.palette import ColorMatch, background_palette, distances, match_color, object_palette, to_oklab
 
 BACKGROUND_TOLERANCE = 0.06
 """Oklab distance within which a pixel belongs to the background."""
@@ -19,6 +19,8 @@ BORDER_SHARE = 0.5
 """Least share of the picture's border that a plain background covers."""
 FLATNESS = 48
 """Most that a channel varies (of 255) over the 3x3 neighbourhood of a pixel inside an object."""
+EVENNESS = 0.05
+"""Largest spread of colour (Oklab, root mean square) within a patch that counts as one colour."""
 CORE_PIXELS = 10
 """Fewest flat pixels of an object, in a picture of 128x128."""
 CORE_SHARE = 0.15
@@ -47,16 +49,14 @@ class Piece:
     """One connected piece of one colour.
 
     Attributes:
-        color: Nearest object colour.
-        color_distance: Oklab distance of the piece's flat pixels (their median) to it.
+        color: Name of the colour of its flat pixels (their median), and how well it fits.
         purity: Share of the piece's inner pixels that are closer to this colour than to any other, in [0, 1].
         leak: Share of its rim where it passes smoothly into another colour of the foreground, as objects never do.
         alpha: Coverage of each pixel in [0, 1], ``height width`` of the window.
         window: Rows and columns of the picture that ``alpha`` spans.
     """
 
-    color: str
-    color_distance: float
+    color: ColorMatch
     purity: float
     leak: float
     alpha: np.ndarray
@@ -100,6 +100,28 @@ def _flat(pixels: np.ndarray) -> np.ndarray:
     """Pixels whose neighbourhood hardly varies: mixed edge pixels and noise are not flat."""
     high, low = ndimage.maximum_filter(pixels, (3, 3, 1)), ndimage.minimum_filter(pixels, (3, 3, 1))
     return (high - low).max(-1) < FLATNESS
+
+
+def _agree(nearest: np.ndarray, lab: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """Give each flat patch of even colour the one palette colour nearest to its mean.
+
+    A colour about halfway between two of the palette would otherwise fall apart into both.
+    """
+    patches, count = ndimage.label(flat)
+    if not count:
+        return nearest
+    inside = patches[flat]
+    sizes = np.bincount(inside, minlength=count + 1)[1:, None]
+    values = lab[flat]
+    first, second = (
+        np.stack([np.bincount(inside, power[:, axis], count + 1)[1:] for axis in range(3)], axis=1) / sizes
+        for power in (values, values**2)
+    )
+    even = (second - first**2).clip(0).sum(1) < EVENNESS**2
+    colors = distances(first.astype(np.float32), object_palette()[1]).argmin(-1)
+    agreed = nearest.copy()
+    agreed[flat] = np.where(even[inside - 1], colors[inside - 1], nearest[flat])
+    return agreed
 
 
 def _cores(labels: np.ndarray, flat: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, int]:
@@ -152,20 +174,21 @@ def _window(box: tuple[slice, slice], size: tuple[int, int]) -> tuple[slice, sli
     return rows, columns
 
 
-def _piece(inside: np.ndarray, layers: _Layers, color: int, color_distance: float, window: tuple[slice, slice]) -> Piece:
+def _piece(inside: np.ndarray, layers: _Layers, color: int, lab: np.ndarray, window: tuple[slice, slice]) -> Piece:
     inner = ndimage.binary_erosion(inside)
     purity = float((layers.nearest[inner] == color).mean()) if inner.any() else 0.0
     own = layers.owner_color == color
     touching = ndimage.binary_dilation(inside) & ~own & layers.flat
     leak = float(touching.sum()) / max(int((inside & ~inner).sum()), 1)
     soft = np.where(own & ndimage.binary_dilation(inside, iterations=RIM), layers.alpha, 0.0)
-    return Piece(object_palette()[0][color], color_distance, purity, leak, soft, window)
+    return Piece(match_color(lab), purity, leak, soft, window)
 
 
 def _pieces(pixels: np.ndarray, lab: np.ndarray, background: Background, foreground: np.ndarray) -> list[Piece]:
     names, palette = object_palette()
     nearest = distances(lab, np.concatenate([palette, background.lab[None]])).argmin(-1)
     flat = _flat(pixels) & foreground & (nearest < len(names))
+    nearest = _agree(nearest, lab, flat)
     cores, count = _cores(nearest, flat, foreground)
     if not count:
         return []
@@ -173,8 +196,8 @@ def _pieces(pixels: np.ndarray, lab: np.ndarray, background: Background, foregro
     where = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
     owner = cores[tuple(where)] - 1
     colors = np.stack([np.median(pixels[cores == core], axis=0) for core in range(1, count + 1)])
-    to_palette = distances(to_oklab(colors.astype(np.uint8)), palette)
-    color_of = to_palette.argmin(-1)
+    color_labs = to_oklab(colors.astype(np.uint8))
+    color_of = distances(color_labs, palette).argmin(-1)
     alpha = _coverage(pixels.astype(np.float32), background.rgb, colors, owner)
     layers = _Layers(nearest, flat, alpha, color_of[owner])
     pieces = []
@@ -186,8 +209,7 @@ def _pieces(pixels: np.ndarray, lab: np.ndarray, background: Background, foregro
                 window = _window(boxes[number - 1], found.shape)
                 inside = found[window] == number
                 held = np.unique(cores[window][inside & (cores[window] > 0)]) - 1
-                distance = float(to_palette[held, color].mean())
-                pieces.append(_piece(inside, layers.crop(window), int(color), distance, window))
+                pieces.append(_piece(inside, layers.crop(window), int(color), color_labs[held].mean(0), window))
     return pieces
 
 
