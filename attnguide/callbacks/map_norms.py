@@ -14,6 +14,7 @@ from attnguide.attention.capture import Probe, Record
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import CurveRows, log_curves
+from attnguide.methods import method_info
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.records import append_table
 from attnguide.sampling.observer import BatchInfo
@@ -83,10 +84,13 @@ class MapNorms(SamplingCallback):
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
         if not info.targets.count:
             return ()
-        before = Probe("original_probs", self._recorder("before", info.targets), self.sites)
-        return before, Probe("probs", self._recorder("after", info.targets), self.sites)
+        injected = any(method_info(config.name).family == "injection" for config in info.samples[0].methods)
+        if not injected:  # one softmax instead of two
+            return (Probe("probs", self._recorder(("before", "after"), info.targets), self.sites),)
+        before = Probe("original_probs", self._recorder(("before",), info.targets), self.sites)
+        return before, Probe("probs", self._recorder(("after",), info.targets), self.sites)
 
-    def _recorder(self, stage: str, targets: Targets) -> Record:
+    def _recorder(self, stages: Sequence[str], targets: Targets) -> Record:
         def record(site: Site, probs: Tensor, context: PassContext) -> None:
             if context.step.index % self.every:
                 return
@@ -94,7 +98,8 @@ class MapNorms(SamplingCallback):
             rows = [context.rows[position] for position in positions]
             maps = region_maps(probs.detach()[positions].mean(1), targets.tokens[rows])
             masks = targets.masks(site.height, site.width)[rows].flatten(2)
-            self._found[site, stage] = (tuple(rows), map_statistics(maps, masks.to(maps)))
+            found = map_statistics(maps, masks.to(maps))
+            self._found.update({(site, stage): (tuple(rows), found) for stage in stages})
 
         return record
 
