@@ -29,6 +29,8 @@ from attnguide.visual import contact_sheet, draw_regions, heat_map, strip
 _SMALLEST = 256
 """Pictures are enlarged to this side before anything is drawn on them."""
 
+_STRIP_CELL = 128
+
 
 def prompt_words(prompt: str) -> tuple[Region, ...]:
     """Every word of a prompt as a region without a place, each in its own occurrence."""
@@ -119,7 +121,10 @@ class AttentionMapsLogger(SamplingCallback):
         _save(folder / f"{name}.png", picture)
         at = np.unique(np.linspace(0, len(values) - 1, min(self.strip, len(values))).round().astype(int))
         top = float(values[at].max())
-        over_steps = [heat_map(enlarged(result.image), values[index], alpha=0.8, top=top) for index in at]
+        small = result.image.copy()
+        small.thumbnail((_STRIP_CELL, _STRIP_CELL))
+        small = enlarged(small, _STRIP_CELL)
+        over_steps = [heat_map(small, values[index], alpha=0.8, top=top) for index in at]
         _save(folder / f"{name}-steps.png", strip(over_steps, [f"step {index}" for index in at]))
         return picture
 
