@@ -1,7 +1,7 @@
 """How far the judge can be trusted: ``python scripts/eval_judge.py --scenes 1000 --vae path/to/vae``.
 
-Prints one line per treatment of random scenes (share of objects found exactly right: shape, colour, box; what was found besides)
-and one per kind of ruined picture (share of pictures in which anything is found; share of foreground explained).
+Prints one line per treatment of random scenes (share of objects found exactly right: shape, colour, box; and what was found
+besides), and one per kind of ruined picture (share of pictures in which anything is found; share of foreground explained).
 """
 
 from __future__ import annotations
