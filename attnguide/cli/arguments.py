@@ -1,0 +1,186 @@
+"""A command line and its configuration files to checked settings, with errors of one line. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.values import Setting, mapping, scalar
+from attnguide.models.names import nearest
+
+
+def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, description: str, examples: str) -> dict[str, Any]:
+    """Read a command line and the configuration files it names.
+
+    Args:
+        prog: Command as the user types it.
+        argv: Words after the command.
+        settings: What may be set; the first, if any, is positional.
+        description: First lines of the help.
+        examples: Last lines of the help.
+
+    Returns:
+        Every setting's value by name.
+
+    Raises:
+        UsageError: If something cannot be understood.
+        SystemExit: With status 0 after ``--help`` or ``--print_config``.
+    """
+    from jsonargparse import ArgumentParser
+
+    for path in _config_files(argv):
+        check_config(path, settings)
+    parser = ArgumentParser(
+        prog=prog,
+        usage=" ".join([prog, *(f"[{setting.metavar}]" for setting in settings[:1]), "[--option value ...]"]),
+        description=description,
+        epilog=examples,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", action="config", metavar="FILE", help="YAML with any of these settings; repeatable, later files win"
+    )
+    for position, setting in enumerate(settings):
+        _add(parser, setting, positional=position == 0)
+    try:
+        found = parser.parse_args(pack(argv, settings))
+    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
+        raise UsageError(_mended(one_line(error), settings)) from error
+    return {setting.name: found[setting.name] for setting in settings}
+
+
+def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
+    if positional:
+        parser.add_argument(
+            setting.name, nargs="?", type=setting, default=setting.default, metavar=setting.metavar, help=setting.help
+        )
+    elif setting.option.startswith("--no-"):
+        parser.add_argument(setting.option, dest=setting.name, action="store_false", help=setting.help)
+    elif setting.default is False:
+        parser.add_argument(setting.option, dest=setting.name, action="store_true", help=setting.help)
+    else:
+        kind = dict[str, Any] if setting.read is mapping else setting
+        parser.add_argument(
+            setting.option, dest=setting.name, type=kind, default=setting.default, metavar=setting.metavar, help=setting.help
+        )
+
+
+def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
+    """Gather repeatable options into one JSON list each, so that they are values like all others.
+
+    ``--seed 0 1`` takes several words, ``--region A --region B`` may be repeated, and ``--method.OPTION VALUE`` belongs to the
+    ``--method`` before it.
+
+    Raises:
+        UsageError: If a value is missing, or an option of a method stands before any method.
+    """
+    repeatable = {setting.option: setting for setting in settings if setting.follows is not None}
+    found: dict[str, list[Any]] = {}
+    rest: list[str] = []
+    words = list(argv)
+    while words:
+        option, divider, value = words.pop(0).partition("=")
+        base, _, inner = option.partition(".")
+        if base not in repeatable or (inner and base != "--method"):
+            rest.append(option + divider + value)
+            if option == "--":
+                rest, words = rest + words, []
+            continue
+        values = [value] if divider else _values(option, words, repeatable[base])
+        if inner:
+            _method_option(found.get(base, []), inner, values[0])
+        else:
+            found.setdefault(base, []).extend({"name": v} if base == "--method" else v for v in values)
+    packed = [f"{option}={json.dumps(values)}" for option, values in found.items()]
+    return [*packed, *rest]
+
+
+def _values(option: str, words: list[str], setting: Setting) -> list[str]:
+    if not words or words[0].startswith("--"):
+        raise UsageError(f"{option}: expected {setting.metavar}; got nothing")
+    values = [words.pop(0)]
+    while words and setting.follows is not None and "." not in option[2:] and setting.follows(words[0]):
+        values.append(words.pop(0))
+    return values
+
+
+def _method_option(methods: list[Any], option: str, value: str) -> None:
+    if not methods:
+        raise UsageError(f"--method.{option}: expected a --method before it, which it belongs to; got none")
+    try:
+        methods[-1][option] = scalar(value)
+    except ValueError as error:
+        raise UsageError(f"--method.{option}: {error}") from error
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--config":
+            yield following
+        elif word.startswith("--config="):
+            yield word.removeprefix("--config=")
+
+
+def check_config(path: str, settings: Sequence[Setting]) -> None:
+    """Find what is wrong with a configuration file.
+
+    Raises:
+        UsageError: With file, line and key.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"config: expected a YAML file; {path!r} does not exist")
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return
+        if not isinstance(root, yaml.MappingNode):
+            raise UsageError(f"{path}, line 1: expected settings as 'name: value'; got something else")
+        for key, value in root.value:
+            _check_entry(path, key, loader.construct_object(value, deep=True), settings)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected a YAML file; got bytes that are no text") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise UsageError(f"{path}, line {mark.line + 1 if mark else 1}: not valid YAML: {problem}") from error
+
+
+def _check_entry(path: str, key: yaml.ScalarNode, value: Any, settings: Sequence[Setting]) -> None:
+    known = {setting.name: setting for setting in settings}
+    where = f"{path}, line {key.start_mark.line + 1}"
+    if key.value not in known:
+        raise UsageError(f"{where}: unknown key {key.value!r}{nearest(str(key.value), known)}; known are {', '.join(known)}")
+    try:
+        known[key.value](value)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{where}: {one_line(error)}") from error
+
+
+def _mended(message: str, settings: Sequence[Setting]) -> str:
+    """jsonargparse's message in the form of ours."""
+    options = ["--config", "--print_config", "--help", *(setting.option for setting in settings)]
+    if message.startswith("unrecognized arguments: "):
+        word = message.removeprefix("unrecognized arguments: ").split("=")[0]
+        first = word.split()[0]
+        if not first.startswith("-"):
+            place = (
+                f"{settings[0].name}: expected one argument (put it in quotes); got"
+                if settings
+                else "expected no argument; got"
+            )
+            return f"{place} {word!r}"
+        return f"unknown option {first!r}{nearest(first, options)}; see --help"
+    if message.startswith("argument "):
+        option, _, problem = message.removeprefix("argument ").partition(": ")
+        name = option.split("/")[-1]
+        return f"{name}: expected a value; got nothing" if problem == "expected one argument" else problem
+    return message

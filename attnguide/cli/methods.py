@@ -1,0 +1,40 @@
+"""``attnguide methods``: what methods there are, and the options of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnguide.cli.arguments import parse
+from attnguide.cli.errors import UsageError
+from attnguide.cli.signatures import options_of
+from attnguide.cli.values import Setting, words
+from attnguide.methods import METHODS, method_info
+
+EXAMPLES = """\
+examples:
+  attnguide methods
+  attnguide methods mask_guidance"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print one line a method, or one line an option."""
+    name = Setting("name", words, None, "method whose options to show", metavar="NAME")
+    asked = parse("attnguide methods", argv, [name], description="List methods, or show the options of one.", examples=EXAMPLES)
+    if asked["name"] is None:
+        print("\n".join(_lines({method: f"{info.family}: {info.summary}" for method, info in METHODS.items()})))
+        return 0
+    try:
+        info, options = method_info(asked["name"]), options_of(asked["name"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    needs = {"place": "needs a region with a place", "phrase": "needs a region's phrase", None: "needs no region"}[
+        info.needs_regions
+    ]
+    print(f"{asked['name']}  {info.family}: {info.summary}; {needs}")
+    print("\n".join(_lines({f"  {o.name}": f"{o.default or '(required)'}  {o.annotation}".rstrip() for o in options.values()})))
+    return 0
+
+
+def _lines(texts: dict[str, str]) -> list[str]:
+    width = max(map(len, texts))
+    return [f"{name:<{width}}  {text}" for name, text in texts.items()]

@@ -1,0 +1,175 @@
+"""From settings to the rows of the table. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from attnguide.cli.errors import UsageError
+from attnguide.types import MethodConfig, Region, Sample
+
+DEMO: dict[str, Any] = {
+    "prompt": "a red circle and a blue square on a white background",
+    "regions": ["red circle=0.05,0.25,0.45,0.75", "blue square=0.55,0.25,0.95,0.75"],
+    "seed": [0, 1, 2],
+    "methods": [{"name": "mask_guidance"}, {"name": "inject7", "scale": 3.0}],
+    "compare": True,
+}
+"""What is made where the user names no prompt: the same prompt and seeds plain, guided, and with injected maps."""
+
+ROW_SETTINGS = ("regions", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
+"""Settings that a row may have a value of its own for."""
+
+NOT_KEPT = ("out", "resume")
+"""Settings that say where a run lies, not what it is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        config: Every setting, defaults filled in; feeding it back gives the same plan.
+        samples: The rows, plain twins included.
+        folder: Where the run goes.
+    """
+
+    config: dict[str, Any]
+    samples: tuple[Sample, ...]
+    folder: Path
+
+    @property
+    def resume(self) -> bool:
+        """Whether finished rows of the folder are kept."""
+        return bool(self.config["resume"])
+
+    @property
+    def kept_config(self) -> dict[str, Any]:
+        """What the run folder keeps."""
+        return {name: value for name, value in self.config.items() if name not in NOT_KEPT}
+
+
+def make_plan(settings: Mapping[str, Any]) -> Plan:
+    """Fill in defaults, make the rows and check them.
+
+    Raises:
+        UsageError: If the settings contradict each other or a row is wrong.
+    """
+    from attnguide.rows import check_samples, sample_to_dict
+
+    config = _filled(settings)
+    if config["resume"] and config["out"] is None:
+        raise UsageError("resume: expected --out with the folder of the run to go on with; got none")
+    try:
+        own = _own_rows(config)
+        samples = [sample for row in own for sample in _arms(row, config)]
+        samples = _with_twins(samples) if config["plain"] else samples
+        check_samples(samples)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if config["rows"] is not None:
+        config |= {"rows": [sample_to_dict(sample) for sample in own], "seed": None}
+    folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    return Plan(config, tuple(samples), folder)
+
+
+def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    config = dict(settings)
+    if config["prompt"] is not None and config["rows"] is not None:
+        raise UsageError("rows: expected either a prompt or a table of rows; got both")
+    if config["prompt"] is None and config["rows"] is None:
+        if config["regions"] is not None:
+            raise UsageError("prompt: expected the prompt that the regions are of; got none")
+        chosen = {name: value for name, value in DEMO.items() if config[name] in (None, False)}
+        if config["methods"] is not None:
+            chosen.pop("compare", None)
+        config |= chosen
+    if config["rows"] is None:
+        config["seed"] = config["seed"] or [0]
+        config["regions"] = [_plain_region(item) for item in config["regions"] or ()]
+        if config["methods"] is None:
+            placed = any(len(region) > 1 for region in config["regions"])
+            config["methods"] = [{"name": "mask_guidance"}] if placed else []
+    return config
+
+
+def _plain_region(item: Any) -> dict[str, Any]:
+    """A region as plain values, its mask's path made absolute, so that a kept configuration works from any folder."""
+    from attnguide.prompt.regions import parse_region, region_from_dict, region_to_dict
+
+    try:
+        region = parse_region(item) if isinstance(item, str) else region_from_dict(item)
+    except ValueError as error:
+        raise UsageError(f"region: {error}") from error
+    if isinstance(region.mask, Path):
+        region = replace(region, mask=region.mask.absolute())
+    return region_to_dict(region)
+
+
+def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
+    """One row for each prompt and seed, before methods are dealt out."""
+    from attnguide.rows import sample_from_dict
+    from attnguide.tables import read_samples
+
+    common = {name: config[name] for name in ROW_SETTINGS if config[name] is not None}
+    if config["rows"] is None:
+        values = {**common, "prompt": config["prompt"]}
+        return [sample_from_dict({**values, "seed": seed}, id=f"seed{seed}") for seed in config["seed"]]
+    if isinstance(config["rows"], str):
+        rows = read_samples(config["rows"], defaults=common)
+    else:
+        rows = [sample_from_dict({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
+    if config["seed"] is None:
+        return rows
+    several = len(config["seed"]) > 1
+    return [
+        replace(row, seed=seed, id=f"{row.id}-seed{seed}" if several else row.id) for row in rows for seed in config["seed"]
+    ]
+
+
+def _arms(row: Sample, config: Mapping[str, Any]) -> list[Sample]:
+    """The row under each set of methods: its own, all that were named together, or each of them alone."""
+    methods = [
+        MethodConfig(method["name"], {k: v for k, v in method.items() if k != "name"}) for method in config["methods"] or ()
+    ]
+    if row.methods or not methods:
+        return [row if row.methods or config["rows"] is not None else row.plain()]
+    sets = [[method] for method in methods] if config["compare"] else [methods]
+    arms: list[Sample] = []
+    for chosen in sets:
+        name = "+".join(method.name for method in chosen).replace("+", "_")
+        before = sum(arm.id == f"{row.id}-{name}" or arm.id.startswith(f"{row.id}-{name}-") for arm in arms)
+        arms.append(replace(row, id=f"{row.id}-{name}" + (f"-{before + 1}" if before else ""), methods=tuple(chosen)))
+    return arms
+
+
+def _with_twins(samples: Sequence[Sample]) -> list[Sample]:
+    """Put before each steered row the plain one it is compared with, once."""
+    seen = {_picture(sample) for sample in samples if not sample.methods}
+    found: list[Sample] = []
+    for sample in samples:
+        if sample.methods and _picture(sample) not in seen:
+            seen.add(_picture(sample))
+            found.append(_twin(sample))
+        found.append(sample)
+    return found
+
+
+def _twin(sample: Sample) -> Sample:
+    suffix = "-" + "_".join(method.name for method in sample.methods)
+    return replace(sample, id=sample.id.removesuffix(suffix)).plain()
+
+
+def _picture(sample: Sample) -> tuple[Any, ...]:
+    """What decides a row's plain picture."""
+    size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.scheduler)
+    return (sample.prompt, sample.negative_prompt, sample.seed, _places(sample.regions), *size)
+
+
+def _places(regions: Sequence[Region]) -> tuple[str, ...]:
+    from attnguide.prompt.regions import region_to_dict
+
+    return tuple(repr(region_to_dict(region)) for region in regions)

@@ -1,0 +1,116 @@
+"""``attnguide sample``: pictures, plain and steered, with maps, numbers and a log."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from attnguide.cli import values
+from attnguide.cli.arguments import parse
+from attnguide.cli.values import Setting
+from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS
+
+DESCRIPTION = """\
+Make pictures of a prompt: plain, and steered by methods, with the same seeds. Without a prompt: a demonstration on the
+embedded model. Everything goes to one folder: pictures, heat maps, records.csv, sheet.png, config.yaml."""
+
+EXAMPLES = """\
+examples:
+  attnguide sample
+  attnguide sample "a red circle and a blue square" --region "red circle=0.05,0.25,0.45,0.75" --seed 0..3
+  attnguide sample "a cat and a dog" --model ./sd15 --region "cat=cat.png" --region "dog=0.5,0.2,1,0.9" \\
+      --method mask_guidance --method.step_size 40 --method inject7 --method.scale 2
+  attnguide sample --rows rows.csv --method attend_and_excite --batch-size 4 --out runs/rows
+  attnguide sample --config runs/rows/config.yaml --out runs/again
+  attnguide methods mask_guidance"""
+
+
+def _more_seeds(word: str) -> bool:
+    return re.fullmatch(r"\d+(\.\.\d+)?", word) is not None
+
+
+def _more_loggers(word: str) -> bool:
+    return word in values.LOGGER_NAMES
+
+
+def _alone(word: str) -> bool:
+    return False
+
+
+def _rows(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(row, dict) for row in value)):
+        return value
+    raise ValueError(f"expected a file (.yaml, .csv, .jsonl) or a list of rows; got {value!r}")
+
+
+def settings() -> list[Setting]:
+    """Everything ``attnguide sample`` can be told."""
+    return [
+        Setting("prompt", values.words, None, "what to draw", metavar="PROMPT"),
+        Setting(
+            "regions",
+            values.regions,
+            None,
+            "place of a phrase of the prompt: PHRASE=x0,y0,x1,y1 as fractions from the top left, PHRASE=mask.png, or PHRASE "
+            "alone; PHRASE[1] is its second occurrence; repeatable",
+            option="--region",
+            metavar="PHRASE=PLACE",
+            follows=_alone,
+        ),
+        Setting(
+            "methods",
+            values.methods,
+            None,
+            "how to steer (see: attnguide methods); repeatable, several work together; --method.OPTION VALUE sets an option of "
+            "the method before it; 'plain' for none; mask_guidance if there are regions",
+            option="--method",
+            metavar="NAME",
+            follows=_alone,
+        ),
+        Setting("compare", values.flag, False, "make one picture for each method instead of applying them together"),
+        Setting("plain", values.flag, True, "leave out the plain twin of each steered picture", option="--no-plain"),
+        Setting("seed", values.seeds, None, "one picture for each: 0 1 2 or 0..7", metavar="N", follows=_more_seeds),
+        Setting("rows", _rows, None, "table of rows (.yaml, .csv, .jsonl) instead of a prompt", metavar="FILE"),
+        Setting(
+            "model",
+            values.words,
+            DEFAULT_MODEL,
+            "'shapes' (embedded), a folder in diffusers format, a .safetensors file, or a hub id owner/name",
+        ),
+        Setting("device", values.device, None, "cpu, cuda, cuda:N, mps; the best there is by default"),
+        Setting("dtype", values.dtype, None, f"{', '.join(DTYPE_NAMES)}; fp16 on a GPU, else fp32"),
+        Setting("scheduler", values.scheduler, None, f"{', '.join(SCHEDULERS)}; the model's own by default", metavar="NAME"),
+        Setting("steps", values.whole(1), 30, "denoising steps", metavar="N"),
+        Setting("cfg_scale", values.number, 5.0, "classifier-free guidance weight; 1 switches it off", metavar="X"),
+        Setting("negative_prompt", values.text, "", "what the unconditional half reads", metavar="TEXT"),
+        Setting("height", values.whole(8, 8), None, "of the pictures in pixels; the model's own by default", metavar="N"),
+        Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),
+        Setting("batch_size", values.whole(1), 8, "most rows sampled together", metavar="N"),
+        Setting("out", values.words, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),
+        Setting("resume", values.flag, False, "go on with the run in --out: rows that are complete are kept"),
+        Setting(
+            "logger",
+            values.loggers,
+            values.default_loggers(),
+            f"any of {', '.join(values.LOGGER_NAMES)}",
+            metavar="NAME",
+            follows=_more_loggers,
+        ),
+        Setting("maps", values.flag, True, "draw no heat maps", option="--no-maps"),
+        Setting("norms", values.flag, True, "measure no norms of attention maps", option="--no-norms"),
+        Setting("values", values.flag, False, "report how much attention values change over the steps"),
+        Setting("wandb", values.mapping, {}, "--wandb.project, --wandb.name, --wandb.group, --wandb.tags", metavar="KEYS"),
+        Setting("trainer", values.mapping, {}, "arguments of Lightning's Trainer: --trainer.devices 4", metavar="KEYS"),
+    ]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; see :func:`attnguide.cli.main` for the status."""
+    asked = parse("attnguide sample", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
+    from attnguide.cli.plan import make_plan
+
+    plan = make_plan(asked)
+    from attnguide.cli.execute import execute
+
+    return execute(plan)

@@ -1,0 +1,102 @@
+"""Options of methods read from their source, so that a typing mistake is answered before torch is loaded."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from attnguide.methods import method_info, method_options
+
+
+@dataclass(frozen=True)
+class MethodOption:
+    """One option of a method, as its constructor writes it.
+
+    Attributes:
+        name: Keyword.
+        annotation: Type as written, ``""`` if it has none.
+        default: Default as written.
+    """
+
+    name: str
+    annotation: str
+    default: str
+
+
+@cache
+def _constructor(target: str) -> dict[str, MethodOption] | None:
+    """Keyword-only arguments of ``module:Class``; ``None`` if the class inherits its constructor."""
+    module, name = target.split(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    for item in found.body if found else ():
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            pairs = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
+            return {
+                argument.arg: MethodOption(argument.arg, _text(argument.annotation), _text(default))
+                for argument, default in pairs
+            }
+    return None
+
+
+def _text(node: ast.expr | None) -> str:
+    return ast.unparse(node) if node is not None else ""
+
+
+def options_of(method: str) -> dict[str, MethodOption]:
+    """Options that a method takes, by name.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    info = method_info(method)
+    found = _constructor(info.target)
+    if found is None:
+        found = {name: MethodOption(name, "", repr(value)) for name, value in method_options(method).items()}
+    presets = {
+        name: MethodOption(name, found[name].annotation, repr(value)) for name, value in info.preset.items() if name in found
+    }
+    return {**found, **presets}
+
+
+def check_value(option: MethodOption, value: Any) -> None:
+    """Refuse a value of the wrong kind, as far as the annotation is simple enough to tell.
+
+    Raises:
+        ValueError: ``expected ...; got ...``.
+    """
+    if option.annotation.startswith("Literal["):
+        choices = ast.literal_eval(f"({option.annotation[len('Literal[') : -1]},)")
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(map(str, choices))}; got {value!r}")
+        return
+    kind, _, rest = option.annotation.partition(" | ")
+    if kind not in _KINDS or (rest not in ("", "None")) or (rest == "None" and value is None):
+        return
+    what, fits = _KINDS[kind]
+    if not fits(value):
+        raise ValueError(f"expected {what}; got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_per_row(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, list | tuple) and bool(value) and all(map(_is_number, value)))
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "float": ("a finite number", _is_number),
+    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "PerRow": ("a finite number, or a list with one for each row of a batch", _is_per_row),
+}
