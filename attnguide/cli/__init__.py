@@ -37,20 +37,29 @@ def usage() -> str:
     )
 
 
+def installed_version() -> str:
+    """Version of the installed package; ``unknown`` where it is imported from a folder."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("attnguide")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit status: 0, 1 if a row failed, 2 for a mistake in what was asked (one line on stderr, nothing written), 130 after Ctrl-C.
+        Exit status: 0; 1 if a row failed; 2 for a mistake in what was asked (one line on stderr, nothing written); 130 after
+        Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"attnguide {version('attnguide')}")
+        print(f"attnguide {installed_version()}")
         return 0
     try:
         if words[0] not in COMMANDS:

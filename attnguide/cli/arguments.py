@@ -43,7 +43,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         epilog=examples,
         exit_on_error=False,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument(
         "--config", action="config", metavar="FILE", help="YAML with any of these settings; repeatable, later files win"
@@ -55,6 +55,11 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
         raise UsageError(_mended(one_line(error), settings)) from error
     return {setting.name: found[setting.name] for setting in settings}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=120)
 
 
 def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
@@ -122,9 +127,9 @@ def _method_option(methods: list[Any], option: str, value: str) -> None:
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for position, word in enumerate(argv):
         if word == "--config":
-            yield following
+            yield from argv[position + 1 : position + 2]
         elif word.startswith("--config="):
             yield word.removeprefix("--config=")
 
@@ -166,7 +171,7 @@ def _check_entry(path: str, key: yaml.ScalarNode, value: Any, settings: Sequence
 
 
 def _mended(message: str, settings: Sequence[Setting]) -> str:
-    """jsonargparse's message in the form of ours."""
+    """A message of jsonargparse in the form of ours."""
     options = ["--config", "--print_config", "--help", *(setting.option for setting in settings)]
     if message.startswith("unrecognized arguments: "):
         word = message.removeprefix("unrecognized arguments: ").split("=")[0]

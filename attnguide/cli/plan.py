@@ -89,19 +89,20 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
         config |= chosen
     if config["rows"] is None:
         config["seed"] = config["seed"] or [0]
-        config["regions"] = [_plain_region(item) for item in config["regions"] or ()]
+        config["regions"] = [_plain_region(item, config["prompt"]) for item in config["regions"] or ()]
         if config["methods"] is None:
             placed = any(len(region) > 1 for region in config["regions"])
             config["methods"] = [{"name": "mask_guidance"}] if placed else []
     return config
 
 
-def _plain_region(item: Any) -> dict[str, Any]:
+def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
     """A region as plain values, its mask's path made absolute, so that a kept configuration works from any folder."""
-    from attnguide.prompt.regions import parse_region, region_from_dict, region_to_dict
+    from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
 
     try:
         region = parse_region(item) if isinstance(item, str) else region_from_dict(item)
+        check_region(region, prompt)
     except ValueError as error:
         raise UsageError(f"region: {error}") from error
     if isinstance(region.mask, Path):

@@ -9,6 +9,7 @@ from typing import Any
 from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.values import Setting
+from attnguide.loggers import LOGGERS
 from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS
 
 DESCRIPTION = """\
@@ -31,7 +32,7 @@ def _more_seeds(word: str) -> bool:
 
 
 def _more_loggers(word: str) -> bool:
-    return word in values.LOGGER_NAMES
+    return word in LOGGERS
 
 
 def _alone(word: str) -> bool:
@@ -93,7 +94,7 @@ def settings() -> list[Setting]:
             "logger",
             values.loggers,
             values.default_loggers(),
-            f"any of {', '.join(values.LOGGER_NAMES)}",
+            f"any of {', '.join(LOGGERS)}",
             metavar="NAME",
             follows=_more_loggers,
         ),

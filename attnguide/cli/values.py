@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import re
@@ -13,12 +12,11 @@ from typing import Any
 import yaml
 
 from attnguide.cli.signatures import check_value, options_of
+from attnguide.loggers import check_loggers
 from attnguide.models.names import check_device, check_dtype, check_scheduler, nearest
 
 Reader = Callable[[Any], Any]
 """Takes text or a YAML value, gives the setting; accepts its own results; raises ``ValueError`` naming what was expected."""
-
-LOGGER_NAMES = ("wandb", "csv", "tensorboard", "none")
 
 
 class Setting:
@@ -64,7 +62,7 @@ class Setting:
             packed = self.follows is not None and isinstance(value, str) and value.startswith("[")
             return self.read(json.loads(value) if packed else value)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{self.name}: {error}") from error
+            raise argparse.ArgumentTypeError(f"{self.name}: {error}".rstrip(".")) from error
 
 
 def scalar(text: Any) -> Any:
@@ -180,24 +178,18 @@ def _integer(value: Any) -> int | None:
 def loggers(value: Any) -> list[str]:
     """Names of loggers: ``csv``, ``[wandb, csv]``, ``wandb,csv``; ``none`` for none."""
     items = value if isinstance(value, list | tuple) else [value]
-    names = [name.strip() for item in items for name in (item.split(",") if isinstance(item, str) else [item])]
-    for name in names:
-        if name not in LOGGER_NAMES:
-            raise ValueError(f"expected any of {', '.join(LOGGER_NAMES)}; got {name!r}")
-        if name in ("wandb", "tensorboard") and not _installed(name):
-            raise ValueError(
-                f"expected a logger that is installed; {name!r} is not: pip install 'attnguide[{name}]', or use csv"
-            )
+    names = [name.strip() for item in items for name in (item.split(",") if isinstance(item, str) else [str(item)])]
+    check_loggers(names)
     return [name for name in dict.fromkeys(names) if name != "none"]
 
 
 def default_loggers() -> list[str]:
     """Weights & Biases where it is installed, else CSV."""
-    return ["wandb"] if _installed("wandb") else ["csv"]
-
-
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    try:
+        check_loggers(["wandb"])
+    except ValueError:
+        return ["csv"]
+    return ["wandb"]
 
 
 def regions(value: Any) -> list[Any]:

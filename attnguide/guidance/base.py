@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import SiteSelector
+from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import Update
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
@@ -56,6 +57,13 @@ class Guidance(ABC):
 
     def start(self, targets: Targets) -> None:  # noqa: B027 - most guidances remember nothing
         """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""
+
+    def check(self, targets: Targets, sites: Sequence[Site]) -> None:  # noqa: B027 - most guidances can use any place
+        """Refuse places that the maps of ``sites`` are too coarse for; called before anything is sampled.
+
+        Raises:
+            ValueError: Naming region and map size.
+        """
 
     @abstractmethod
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:

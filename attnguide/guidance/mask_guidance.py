@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import SiteSelector
+from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.losses.containment import inner_box, mask_cross_entropy, mass_outside, outer_box, soft_iou_distance
@@ -105,6 +105,11 @@ class MaskGuidance(Guidance):
         super().__init__(sites=chosen, window=Window(start, stop, unit), update=update)
         self.losses = losses
         self.per_head = per_head
+
+    def check(self, targets: Targets, sites: Sequence[Site]) -> None:
+        if HARD_TERMS & self.losses.keys():
+            for height, width in {(site.height, site.width) for site in sites}:
+                targets.binary_masks(height, width)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         parts = [self._one_size(maps, targets, height, width) for height, width in maps.resolutions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,19 @@ class ModelNotFoundError(ValueError):
 def shapes_folder() -> Path:
     """Folder of the embedded model's weights."""
     return Path(__file__).resolve().parent.parent / "shapes" / "weights"
+
+
+def quiet_libraries() -> None:
+    """Switch off advice and loading bars of the libraries that models come from; their errors are still told."""
+    # Read when the libraries are imported; the calls serve those that have been.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:

@@ -1,0 +1,169 @@
+"""From a plan to a run folder: load the model, sample the rows, say what came of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.plan import Plan
+from attnguide.cli.report import describe, report
+from attnguide.records import check_run_folder, complete_ids
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from attnguide.models.base import ModelAdapter
+    from attnguide.types import Sample
+
+MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "norms", "values")
+"""Settings that a resumed run may change."""
+
+INTERRUPTED = 130
+
+
+def execute(plan: Plan) -> int:
+    """Carry a plan out.
+
+    Returns:
+        0, 1 if a row failed, 130 after Ctrl-C.
+
+    Raises:
+        UsageError: If the folder, the device, an option or the model cannot be used; nothing is written then.
+    """
+    first = _is_first_process()
+    try:
+        if first:
+            check_run_folder(plan.folder, plan.kept_config, resume=plan.resume, ignore=(*MAY_DIFFER, "dtype"))
+        done = complete_ids(plan.folder, plan.samples) if plan.resume else set()
+    except ValueError as error:
+        raise UsageError(f"out: {error}") from error
+    if first:
+        print(describe(plan, len(done)), flush=True)
+    quiet()
+    config = _resolved(plan)
+    model = _load(plan)
+    remaining = [sample for sample in plan.samples if sample.id not in done]
+    if remaining:
+        check_on_model(model, remaining)
+    interrupted, notes = _predict(plan, config, model, done) if remaining else (False, [])
+    if not first:
+        return 0
+    status = report(plan, notes)
+    return INTERRUPTED if interrupted else status
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that the user started, or one that Lightning started for another device."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def quiet() -> None:
+    """Keep the libraries' advice out of the output; errors are still told."""
+    from attnguide.models.load import quiet_libraries
+
+    quiet_libraries()
+    warnings.filterwarnings("ignore", module=r"(lightning|diffusers|transformers|wandb|torch|huggingface_hub)\b")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _resolved(plan: Plan) -> dict[str, Any]:
+    """What the run folder keeps, with the device and the precision that are used.
+
+    Raises:
+        UsageError: If the device is not there, or an option of a method is out of range.
+    """
+    from attnguide.methods import batch_key, build_methods
+    from attnguide.models.load import DTYPES, resolve_device, resolve_dtype
+
+    try:
+        device = resolve_device(plan.config["device"])
+        precision = resolve_dtype(plan.config["dtype"], device)
+        for sample in {batch_key(sample): sample for sample in plan.samples}.values():
+            build_methods([sample])
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    dtype = next(name for name, value in DTYPES.items() if value is precision)
+    return {**plan.kept_config, "device": str(device), "dtype": dtype}
+
+
+def _load(plan: Plan) -> ModelAdapter:
+    from attnguide.models.load import load_model
+
+    try:
+        return load_model(plan.config["model"], device=plan.config["device"], dtype=plan.config["dtype"])
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"model: {one_line(error)}") from error
+
+
+def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
+    """Find what only the loaded model can tell: prompts that are too long, and places too small for its maps.
+
+    Raises:
+        UsageError: With the row's id.
+    """
+    from attnguide.sampling.check import check_rows
+
+    try:
+        check_rows(model, samples)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _predict(plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: set[str]) -> tuple[bool, list[str]]:
+    """Sample what is left.
+
+    Returns:
+        Whether Ctrl-C ended it, and lines to tell at the end.
+    """
+    from attnguide.callbacks import ValueInvariance, standard_callbacks
+    from attnguide.cli.scoring import shapes_scores
+    from attnguide.data import SampleDataModule
+    from attnguide.loggers import close_loggers, sync_hint
+    from attnguide.module import GuidanceModule, make_trainer
+
+    chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}
+    callbacks = standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, **chosen)
+    data = SampleDataModule(plan.samples, plan.config["batch_size"], skip=done)
+    loggers = _loggers(plan)
+    try:
+        trainer = make_trainer(
+            plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
+        )
+    except (TypeError, ValueError, RuntimeError) as error:  # Lightning's own complaint about a setting
+        raise UsageError(f"trainer: {one_line(error)}") from error
+    try:
+        trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)
+    except KeyboardInterrupt:
+        pass
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if not trainer.interrupted:
+            raise
+    finally:
+        close_loggers(loggers)
+    verdicts = [callback.verdict for callback in callbacks if isinstance(callback, ValueInvariance)]
+    hint = sync_hint(loggers)
+    notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
+    return trainer.interrupted, notes
+
+
+def _loggers(plan: Plan) -> list[Logger]:
+    from attnguide.loggers import make_loggers
+
+    known = ("project", "name", "group", "tags")
+    for key in plan.config["wandb"]:
+        if key not in known:
+            raise UsageError(f"wandb: unknown key {key!r}; choose from {', '.join(known)}")
+    tags = plan.config["wandb"].get("tags", ())
+    options = {**plan.config["wandb"], "tags": [tags] if isinstance(tags, str) else list(tags)}
+    return make_loggers(plan.config["logger"], plan.folder, **options)
+
+
+def warn(line: str) -> None:
+    """A line for the user that is no result."""
+    print(line, file=sys.stderr, flush=True)
