@@ -1,0 +1,23 @@
+import torch
+
+from attnguide.attention.capture import Recorder
+from attnguide.attention.sites import Site
+from attnguide.types import PassContext, Step
+
+SITE = Site("attn", "cross", 2, 2, 1)
+CONTEXT = PassContext(Step(0, 1, 999.0, 14.6), "denoise", (0,), ("cond",))
+
+
+def test_recorder_keeps_the_newest() -> None:
+    recorder = Recorder()
+    recorder(SITE, torch.zeros(1), CONTEXT)
+    recorder(SITE, torch.ones(1), CONTEXT)
+    assert recorder.tensors[SITE].item() == 1
+    recorder.clear()
+    assert not recorder.tensors
+
+
+def test_positions_of_a_branch() -> None:
+    context = PassContext(Step(0, 1, 999.0, 14.6), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
+    assert context.positions("cond") == [2, 3]
+    assert context.positions("source") == []

@@ -1,0 +1,80 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnguide.types import MethodConfig, PassContext, Region, Sample, Step
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box": (0, 0, 1, 1), "blob": (0.5, 0.5, 0.1, 0.1)}, "takes one place; got box and blob"),
+        ({"phrase": " "}, "needs a phrase or token_indices; got neither"),
+        ({"occurrence": -1}, "occurrence counts from 0; got -1"),
+        ({"weight": float("nan")}, "weight must be finite; got nan"),
+        ({"box": (0.5, 0, 0.5, 1)}, "0 <= x0 < x1 <= 1 .* got 0.5,0,0.5,1"),
+        ({"box": (0, 0, 1.5, 1)}, "got 0,0,1.5,1"),
+        ({"box": (0, 0, float("nan"), 1)}, "got 0,0,nan,1"),
+        ({"polygon": ((0, 0), (1, 1))}, "at least 3 corners; got 2"),
+        ({"blob": (0.5, 0.5, 0, 0.1)}, "blob must be"),
+        ({"blob": (1.5, 0.5, 0.1, 0.1)}, "blob must be"),
+    ],
+)
+def test_region_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Region(**{"phrase": "cat", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"box": (0, 0, 1, 1)}, True),
+        ({"polygon": ((0, 0), (1, 0), (1, 1))}, True),
+        ({"blob": (0.5, 0.5, 0.1, 0.1)}, True),
+        ({"mask": torch.ones(2, 2)}, True),
+        ({"mask": Path("mask.png")}, True),
+    ],
+)
+def test_region_has_place(options: dict[str, Any], expected: bool) -> None:
+    assert Region("cat", **options).has_place is expected
+
+
+def test_region_by_token_indices_alone() -> None:
+    assert Region("", token_indices=(2,)).token_indices == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"cfg_scale": float("inf")}, "cfg_scale must be a finite number; got inf"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"height": 20}, "height must be a positive multiple of 8; got 20"),
+        ({"width": 0}, "width must be a positive multiple of 8; got 0"),
+    ],
+)
+def test_sample_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sample("0", "a cat", **options)
+
+
+def test_sample_and_its_plain_twin() -> None:
+    sample = Sample("7", "a cat", seed=3, methods=(MethodConfig("inject5"), MethodConfig("mask_guidance")))
+    assert sample.method == "inject5+mask_guidance"
+    twin = sample.plain()
+    assert (twin.id, twin.method, twin.methods, twin.seed) == ("7-plain", "plain", (), 3)
+
+
+def test_step() -> None:
+    step = Step(3, 12, 701.0, 2.0)
+    assert step.progress == 0.25
+    assert step.alpha_bar == pytest.approx(0.2)
+    assert step.begins
+
+
+def test_positions_of_branches() -> None:
+    context = PassContext(Step(0, 1, 1.0, 1.0), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
+    assert (context.positions("uncond"), context.positions("cond"), context.positions("perturbed")) == ([0, 1], [2, 3], [])
