@@ -1,0 +1,1 @@
+"""Steer text-to-image diffusion models through their attention maps, and measure it."""

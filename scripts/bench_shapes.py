@@ -15,8 +15,8 @@ from statistics import fmean
 
 from PIL import Image
 
+from attnguide.benchmark import Localisation, bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
 from attnguide.models.load import load_model
-from attnguide.shapes.benchmark import Localisation, bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
 from attnguide.shapes.layouts import load_layouts
 
 METRICS = ("all_present", "presence", "binding", "count", "region_hit", "relation", "explained")
@@ -41,9 +41,7 @@ def main() -> None:
     layouts = load_layouts(args.layouts)
     names = list(dict.fromkeys(layout.category for layout in layouts))
     chosen = args.categories or names
-    layouts = [
-        layout for name in chosen for layout in [one for one in layouts if one.category == name][: args.prompts]
-    ]
+    layouts = [layout for name in chosen for layout in [one for one in layouts if one.category == name][: args.prompts]]
     model = load_model(args.model)
     observer = Localisation() if args.localisation else None
     samples = layout_samples(layouts, range(args.seeds), steps=args.steps, cfg_scale=args.cfg_scale)

@@ -8,7 +8,16 @@ from attnguide.guidance.base import Guidance
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.base import Injection
 from attnguide.injection.maps import MapInjection
-from attnguide.methods import METHODS, batch_key, build_method, build_methods, check_methods, method_class, method_info, method_options
+from attnguide.methods import (
+    METHODS,
+    batch_key,
+    build_method,
+    build_methods,
+    check_methods,
+    method_class,
+    method_info,
+    method_options,
+)
 from attnguide.types import MethodConfig, Region, Sample
 
 PLACED = (Region("cat", box=(0, 0, 0.5, 1)),)
@@ -64,7 +73,11 @@ def test_user_options_win_over_the_preset() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mask_guidence", {}, r"Unknown method 'mask_guidence' \(did you mean 'mask_guidance'\?\); choose from mask_guidance, "),
+        (
+            "mask_guidence",
+            {},
+            r"Unknown method 'mask_guidence' \(did you mean 'mask_guidance'\?\); choose from mask_guidance, ",
+        ),
         ("inject5", {"scael": 1}, r"'inject5' has no option 'scael' \(did you mean 'scale'\?\); it has stage, "),
         ("inject5", {"scale": float("nan")}, "scale must be finite; got nan"),
         ("mask_guidance", {"scale": float("inf")}, "scale must be finite"),

@@ -18,7 +18,9 @@ def test_positions_in_every_unit() -> None:
     assert (position(step, "progress"), position(step, "timestep"), position(step, "sigma")) == (0.25, 0.75, 4.0)
 
 
-@pytest.mark.parametrize(("start", "stop", "count", "expected"), [(0, 0.5, 50, 25), (0, 1, 7, 7), (0.2, 0.6, 5, 2), (0.4, 0.4, 10, 0)])
+@pytest.mark.parametrize(
+    ("start", "stop", "count", "expected"), [(0, 0.5, 50, 25), (0, 1, 7, 7), (0.2, 0.6, 5, 2), (0.4, 0.4, 10, 0)]
+)
 def test_progress_window_holds_so_many_steps(start: float, stop: float, count: int, expected: int) -> None:
     window = Window(start, stop)
     active = [index for index in range(count) if window.active(_step(index, count))]

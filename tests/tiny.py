@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -10,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attnguide.models.unet import StableDiffusion
+from attnguide.types import Region, Sample
 
 WORDS = ("a", "red", "blue", "cat", "dog", "ball", "and", "left", "right", "of")
 """Words that are one token each; every other word is spelt character by character."""
@@ -97,7 +99,12 @@ def pipeline(seed: int = 0, *, latent_size: int = 16, length: int = LENGTH, shar
             if name.endswith("attn2"):
                 module.to_q.weight *= sharpness
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     built = StableDiffusionPipeline(
         vae=vae.eval(),
@@ -124,3 +131,12 @@ def shared_pipeline() -> StableDiffusionPipeline:
 def model() -> StableDiffusion:
     """One adapter for all tests that leave it as it is."""
     return StableDiffusion(shared_pipeline(), "tiny")
+
+
+CAT = Region("red cat", box=(0.0, 0.0, 0.5, 1.0))
+BALL = Region("blue ball", box=(0.5, 0.25, 1.0, 1.0))
+
+
+def row(id: str = "0", prompt: str = PROMPT, **settings: Any) -> Sample:
+    """A row of four steps with two regions."""
+    return Sample(id, prompt, **{"regions": (CAT, BALL), "steps": 4, "seed": 3, **settings})

@@ -129,7 +129,7 @@ class ModelAdapter(ABC):
     def guidance_level(self) -> int:
         """Level of the maps that guidance reads when it is not told.
 
-        The largest maps with at most 24 cells a side at the default size. This is 16x16 for Stable Diffusion 1.x, 24x24 for 2.x at 768 pixels, and the coarsest maps where all are larger.
+        This is 16x16 for Stable Diffusion 1.x, 24x24 for 2.x at 768 pixels, and the coarsest maps where all are larger.
         """
         cross = [site for site in self.attention_sites(*self.default_size) if site.kind != "self"]
         fitting = [site.level for site in cross if max(site.height, site.width) <= 24]

@@ -119,6 +119,17 @@ class Targets:
         """
         return self._stack(height, width, None)
 
+    def joined_masks(self, height: int, width: int) -> Float[Tensor, "batch regions height width"]:
+        """Like :meth:`masks`, but each region's mask is joined with those of all regions of the same words in its row.
+
+        One word has one map: asked to fill three boxes, its attention should lie in their union.
+        """
+        masks = self.masks(height, width)
+        same = (self.tokens[:, :, None] == self.tokens[:, None, :]).all(-1) & self.placed[:, :, None] & self.placed[:, None, :]
+        if self.count == 0:
+            return masks
+        return (masks[:, None] * same[..., None, None]).amax(2)
+
     def binary_masks(self, height: int, width: int, threshold: float = 0.5) -> Bool[Tensor, "batch regions height width"]:
         """True where a region covers at least ``threshold`` of a cell; False where not placed. Shared: do not write into it.
 

@@ -48,7 +48,7 @@ def caption(scene: Scene, seed: int = 0) -> str:
     Example:
         >>> from attnguide.shapes.scene import Scene, SceneObject
         >>> caption(Scene((SceneObject("circle", "orange", 0.5, 0.5, 0.2),)), seed=3)
-        'an orange circle on a white background'
+        'an orange circle'
     """
     rng = random.Random(f"attnguide-caption-{seed}")
     names = [obj.name for obj in scene.objects]

@@ -126,8 +126,8 @@ def combination(names: Sequence[str]) -> str:
 def is_held_out(names: Sequence[str]) -> bool:
     """Whether a scene of these ``"colour shape"`` names is kept out of training.
 
-    True for every scene with a pair in :data:`HELD_OUT_PAIRS`, and for a fixed tenth of all combinations of two or more objects,
-    chosen by a hash of their names. The benchmark and the development layouts draw only from held-out combinations.
+    True for every scene with a pair in :data:`HELD_OUT_PAIRS`, and for a fixed tenth of all combinations of two or more
+    objects, chosen by a hash of their names. The benchmark and the development layouts draw only from held-out combinations.
     """
     if any(tuple(name.split(" ", 1)) in HELD_OUT_PAIRS for name in names):
         return True

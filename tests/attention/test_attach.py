@@ -163,9 +163,7 @@ class _Everything(Edit):
     sites: SiteSelector = field(default_factory=SiteSelector)
     stages: frozenset[Stage] = frozenset({"qkv", "scores", "probs"})
 
-    def qkv(
-        self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
         return query * 2, key, value + 1
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
@@ -236,7 +234,7 @@ def test_a_site_that_records_nothing_names_its_processor() -> None:
     module = _module()
     module.set_processor(AttnProcessor())
     with attach({SITE: module}, [Probe("probs", Recorder())]) as attention, attention.during(_context()):
-        with pytest.raises(CaptureError, match="site 'attn' ran without .*its processor is AttnProcessor"):
+        with pytest.raises(CaptureError, match=r"site 'attn' ran without .*its processor is AttnProcessor"):
             module(*_inputs())
 
 
@@ -365,7 +363,8 @@ class _Counter:
         self.ran: list[str] = []
         leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
         self._handles = [
-            module.register_forward_hook(lambda _module, _args, _result, name=name: self.ran.append(name)) for name, module in leaves
+            module.register_forward_hook(lambda _module, _args, _result, name=name: self.ran.append(name))
+            for name, module in leaves
         ]
 
     def __enter__(self) -> "_Counter":

@@ -29,10 +29,17 @@ def test_every_condition_must_hold(selector: SiteSelector, names: list[str]) -> 
 
 @pytest.mark.parametrize(
     "selector",
-    [SiteSelector(kind="joint"), SiteSelector(levels=(5,)), SiteSelector(resolutions=((12, 8),)), SiteSelector(names=("attn3",))],
+    [
+        SiteSelector(kind="joint"),
+        SiteSelector(levels=(5,)),
+        SiteSelector(resolutions=((12, 8),)),
+        SiteSelector(names=("attn3",)),
+    ],
 )
 def test_nothing_matched_says_what_exists(selector: SiteSelector) -> None:
-    with pytest.raises(ValueError, match=r"No attention site matches .*3 cross, 1 self sites exist.*16x24 \(level 0\).*8x12") as error:
+    with pytest.raises(
+        ValueError, match=r"No attention site matches .*3 cross, 1 self sites exist.*16x24 \(level 0\).*8x12"
+    ) as error:
         select(SITES, selector)
     assert SITES[0].name in str(error.value)
 

@@ -33,8 +33,8 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
 def build_tokenizer(captions: int = 4000) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-pair merges are learned from the world's own captions.
 
-    The words of :data:`SPLIT_WORDS` are left out of the learning and get merges up to their pieces only. All 256 bytes are in the
-    vocabulary, so any text can be read.
+    The words of :data:`SPLIT_WORDS` are left out of the learning and get merges up to their pieces only. All 256 bytes are
+    in the vocabulary, so any text can be read.
     """
     words = Counter(w for seed in range(captions) for w in re.findall(r"\w+|,", caption(random_scene(seed), seed)))
     corpus = [" ".join([word] * count) for word, count in sorted(words.items()) if word not in SPLIT_WORDS]
@@ -121,7 +121,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Velocity prediction; the noise reaches further down than in Stable Diffusion because a 16x16 latent averages less of it away."""
+    """Velocity prediction; more noise than Stable Diffusion's at the end, as a 16x16 latent averages less of it away."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.02,

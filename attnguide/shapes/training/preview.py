@@ -22,7 +22,7 @@ KINDS = ("single", "pair", "count")
 
 
 def preview(pipeline: StableDiffusionPipeline, seeds: Sequence[int], path: Path, columns: int = 8) -> dict[str, float]:
-    """Sample captions of held-out scenes (single objects: of any), write a grid, and say how many pictures show exactly what was asked.
+    """Sample captions of held-out scenes (single objects: of any), write a grid, and judge which show exactly what was asked.
 
     Args:
         pipeline: The model as it is now.

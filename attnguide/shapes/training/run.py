@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
@@ -81,7 +82,11 @@ def train_autoencoder(args: argparse.Namespace) -> None:
     """Train (or go on training) the autoencoder, then standardise its latents and save it as ``OUT/vae``."""
     module = AutoencoderModule(steps=args.autoencoder_steps)
     trainer = _trainer(args, "autoencoder", args.autoencoder_steps, [])
-    trainer.fit(module, DataLoader(Crops(seed=args.seed + int(time.time())), batch_size=32), ckpt_path=_last_checkpoint(args, "autoencoder"))
+    trainer.fit(
+        module,
+        DataLoader(Crops(seed=args.seed + int(time.time())), batch_size=32),
+        ckpt_path=_last_checkpoint(args, "autoencoder"),
+    )
     if trainer.global_step < args.autoencoder_steps:
         raise SystemExit("autoencoder not finished; run the same command again to go on")
     vae = module.vae.float().cpu().eval()
@@ -96,7 +101,7 @@ def train_diffusion(args: argparse.Namespace) -> None:
     latents = encode_scenes(vae, args.scenes, args.out / "latents.safetensors")
     module = DiffusionModule(tokenizer, args.diffusion_steps, args.lr, args.compile, vae, args.out / "previews")
     loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
-    preview_seeds = DataLoader(range(24), batch_size=24, collate_fn=list)
+    preview_seeds: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
     trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.999, update_every_n_steps=1)])
     trainer.fit(module, loader, preview_seeds, ckpt_path=_last_checkpoint(args, "diffusion"))
 
@@ -119,6 +124,7 @@ def export(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Run the chosen stages."""
     args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO)
     if args.threads:
         torch.set_num_threads(args.threads)
     L.seed_everything(args.seed, workers=True)
@@ -127,4 +133,4 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage in ("all", "diffusion"):
         train_diffusion(args)
     if args.stage in ("all", "diffusion", "export"):
-        print(f"pipeline: {export(args)}")
+        logging.getLogger(__name__).info("pipeline: %s", export(args))

@@ -27,7 +27,19 @@ from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout
 from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult
 
-FIELDS = ("id", "category", "prompt", "seed", "held_out", "objects", "method", "status", "unet_forwards", "unet_backwards", "seconds")
+FIELDS = (
+    "id",
+    "category",
+    "prompt",
+    "seed",
+    "held_out",
+    "objects",
+    "method",
+    "status",
+    "unet_forwards",
+    "unet_backwards",
+    "seconds",
+)
 
 
 def layout_samples(
@@ -55,8 +67,8 @@ def layout_samples(
 class Localisation(Observer):
     """How much of each word's attention falls on its object, per map size: the ground that guidance stands on.
 
-    ``table`` maps a map size to pairs (share of the word's map inside the judged mask, share of the picture the mask covers), one for each word
-    whose object was found exactly once.
+    ``table`` maps a map size to pairs (share of the word's map inside the judged mask, share of the picture that mask covers),
+    one for each word whose object was found exactly once.
     """
 
     def __init__(self) -> None:
