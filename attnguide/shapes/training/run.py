@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
 from pathlib import Path
@@ -118,7 +119,16 @@ def export(args: argparse.Namespace) -> Path:
     pipeline = build_pipeline(vae, module.text_encoder, tokenizer, module.unet).to(dtype=torch.float16)
     target: Path = args.export or args.out / "pipeline"
     pipeline.save_pretrained(target, safe_serialization=True)
+    _forget_paths(target)
     return target
+
+
+def _forget_paths(folder: Path) -> None:
+    """Drop the paths of this machine that the libraries note in their configs."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
