@@ -51,7 +51,9 @@ def loss(layers: Sequence[Array], tokens: Sequence[int], last: int, std: float =
     return worst
 
 
-def refine(position: float, judge: Callable[[float], float], move: Callable[[float], float], threshold: float, most: int) -> list[float]:
+def refine(
+    position: float, judge: Callable[[float], float], move: Callable[[float], float], threshold: float, most: int
+) -> list[float]:
     """Points visited by the code's refinement loop, which looks at the loss from before each move."""
     visited = [position]
     found = judge(position)
