@@ -54,7 +54,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         found = parser.parse_args(pack(argv, settings))
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
         raise UsageError(_mended(one_line(error), settings)) from error
-    return {setting.name: found[setting.name] for setting in settings}
+    return {setting.name: found.get(setting.name, setting.default) for setting in settings}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -63,9 +63,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
-    if positional:
+    if positional:  # with a default it would hide what a file says
         parser.add_argument(
-            setting.name, nargs="?", type=setting, default=setting.default, metavar=setting.metavar, help=setting.help
+            setting.name, nargs="?", type=setting, default=argparse.SUPPRESS, metavar=setting.metavar, help=setting.help
         )
     elif setting.option.startswith("--no-"):
         parser.add_argument(setting.option, dest=setting.name, action="store_false", help=setting.help)
@@ -81,18 +81,22 @@ def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
 def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
     """Gather repeatable options into one JSON list each, so that they are values like all others.
 
-    ``--seed 0 1`` takes several words, ``--region A --region B`` may be repeated, and ``--method.OPTION VALUE`` belongs to the
-    ``--method`` before it.
+    Files go first, so that what is typed wins over what they say. ``--seed 0 1`` takes several words, ``--region A --region B``
+    may be repeated, and ``--method.OPTION VALUE`` belongs to the ``--method`` before it.
 
     Raises:
         UsageError: If a value is missing, or an option of a method stands before any method.
     """
     repeatable = {setting.option: setting for setting in settings if setting.follows is not None}
     found: dict[str, list[Any]] = {}
+    files: list[str] = []
     rest: list[str] = []
     words = list(argv)
     while words:
         option, divider, value = words.pop(0).partition("=")
+        if option == "--config":
+            files += [option, value if divider else _values(option, words, None)[0]]
+            continue
         base, _, inner = option.partition(".")
         if base not in repeatable or (inner and base != "--method"):
             rest.append(option + divider + value)
@@ -105,14 +109,14 @@ def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
         else:
             found.setdefault(base, []).extend({"name": v} if base == "--method" else v for v in values)
     packed = [f"{option}={json.dumps(values)}" for option, values in found.items()]
-    return [*packed, *rest]
+    return [*files, *packed, *rest]
 
 
-def _values(option: str, words: list[str], setting: Setting) -> list[str]:
+def _values(option: str, words: list[str], setting: Setting | None) -> list[str]:
     if not words or words[0].startswith("--"):
-        raise UsageError(f"{option}: expected {setting.metavar}; got nothing")
+        raise UsageError(f"{option}: expected {setting.metavar if setting else 'FILE'}; got nothing")
     values = [words.pop(0)]
-    while words and setting.follows is not None and "." not in option[2:] and setting.follows(words[0]):
+    while words and setting is not None and setting.follows is not None and "." not in option[2:] and setting.follows(words[0]):
         values.append(words.pop(0))
     return values
 
