@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def wandb_records(folder: Path) -> list[Any]:
-    """What an offline run's file holds: framed protobuf records after a header of 7 bytes, in blocks of 32 KiB."""
+    """What an offline run's file holds, once W&B's own process has written its end (a finished run may still be on its way)."""
+    for _ in range(300):
+        records = _read_records(folder)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"the run's file has no end; it holds {len(records)} records")
+
+
+def _read_records(folder: Path) -> list[Any]:
+    """Framed protobuf records after a header of 7 bytes, in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -37,6 +48,8 @@ def wandb_records(folder: Path) -> list[Any]:
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         body = data[at + 7 : at + 7 + size]
         at += 7 + size
+        if at > len(data):
+            break  # still being written
         part = body if kind in (1, 2) else part + body
         if kind in (1, 4):
             records.append(wandb_internal_pb2.Record.FromString(part))
