@@ -9,11 +9,19 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from attnguide.shapes.training.architecture import build_pipeline, build_scheduler, build_text_encoder, build_unet
 from attnguide.shapes.training.preview import preview
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int = 200, decay: float = 0.4) -> float:
+    """Rise over ``warmup`` steps, hold, then fall in a line to 0 over the last ``decay`` of ``steps``.
+
+    The held part makes a training that is resumed with more steps go on as if it had been that long from the start.
+    """
+    return max(0.0, min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps)))
 
 
 class DiffusionModule(L.LightningModule):
@@ -69,5 +77,5 @@ class DiffusionModule(L.LightningModule):
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99))
-        schedule = OneCycleLR(optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.03)
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

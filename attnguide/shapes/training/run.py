@@ -103,7 +103,7 @@ def train_diffusion(args: argparse.Namespace) -> None:
     module = DiffusionModule(tokenizer, args.diffusion_steps, args.lr, args.compile, vae, args.out / "previews")
     loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
     preview_seeds: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
-    trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.999, update_every_n_steps=1)])
+    trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.998, update_every_n_steps=1)])
     trainer.fit(module, loader, preview_seeds, ckpt_path=_last_checkpoint(args, "diffusion"))
 
 
