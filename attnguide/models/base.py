@@ -136,18 +136,29 @@ class ModelAdapter(ABC):
         return min(fitting) if fitting else max(site.level for site in cross)
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """All weights without gradient and all modules in evaluation mode, each restored afterwards."""
-        parameters = [p for network in self.networks.values() for p in network.parameters() if p.requires_grad]
-        training = [m for network in self.networks.values() for m in network.modules() if m.training]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+    def evaluating(self) -> Iterator[None]:
+        """All modules in evaluation mode, each restored afterwards."""
+        training = [module for network in self.networks.values() for module in network.modules() if module.training]
         for module in training:
             module.training = False
         try:
             yield
         finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
             for module in training:
                 module.training = True
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All weights without gradient, each restored afterwards.
+
+        For passes with gradients only: torch folds some matrix products differently for weights that require none, so freezing
+        more than that would change the last bits of a plain picture.
+        """
+        parameters = [weight for network in self.networks.values() for weight in network.parameters() if weight.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +108,22 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: s
     return adapt(_from_pretrained(name, name, precision).to(where), name)
 
 
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """Silence about ``torch_dtype``, which every supported version of the library takes and the newest calls ``dtype``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch_dtype.*")
+        yield
+
+
 def _from_file(path: Path, dtype: torch.dtype) -> Any:
     from diffusers import StableDiffusionPipeline
 
     if path.suffix != ".safetensors":
         raise ModelNotFoundError(f"Model file {str(path)!r} must be a .safetensors file; pickled checkpoints are not read.")
     try:
-        return StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
+        with _old_names():
+            return StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
     except OSError as error:
         raise ModelNotFoundError(f"Model file {str(path)!r} could not be read: {_first_line(error)}") from error
 
@@ -120,7 +132,8 @@ def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
+        with _old_names():
+            return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         hint = (
             ""

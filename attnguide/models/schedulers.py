@@ -26,7 +26,7 @@ class NoiseScheduler:
         steps: One entry per network evaluation.
 
     Raises:
-        ValueError: If the scheduler has no ``alphas_cumprod``.
+        ValueError: If the scheduler has no ``alphas_cumprod``, or cannot make so few steps.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
@@ -35,7 +35,10 @@ class NoiseScheduler:
                 f"Scheduler {type(scheduler).__name__} has no table alphas_cumprod; choose from {', '.join(SCHEDULERS)}."
             )
         self._scheduler = type(scheduler).from_config(scheduler.config)
-        self._scheduler.set_timesteps(steps, device=device)
+        try:
+            self._scheduler.set_timesteps(steps, device=device)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"steps must be more for {type(scheduler).__name__}; got {steps} ({error}).") from error
         self._timesteps: Tensor = self._scheduler.timesteps
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
         count = len(self._timesteps)

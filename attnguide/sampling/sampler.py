@@ -34,9 +34,10 @@ class Sampler:
         injections: Active in the denoising passes.
         observer: Told of everything.
 
-    Example:
-        >>> from attnguide.models.load import load_model               # doctest: +SKIP
-        >>> result = Sampler(load_model()).run([Sample("0", "a red circle")])[0]   # doctest: +SKIP
+    Example::
+
+        result = Sampler(load_model()).run([Sample("0", "a red circle")])[0]
+        result.image.save("circle.png")
     """
 
     model: ModelAdapter
@@ -52,11 +53,11 @@ class Sampler:
             initial_latents: Unit noise ``batch channels height width`` instead of the rows' seeds' own.
 
         Raises:
-            ValueError: If the rows cannot share a batch, a phrase is not in its prompt, a prompt is too long, or
-                ``initial_latents`` has another shape.
+            ValueError: If the rows cannot share a batch, a phrase is not in its prompt, a prompt is too long, a method needs
+                regions and no row has any, or ``initial_latents`` has another shape.
         """
         # Gradients must be possible even where the caller switched autograd off for good.
-        with torch.inference_mode(False), torch.no_grad(), self.model.frozen():
+        with torch.inference_mode(False), torch.no_grad(), self.model.evaluating():
             batch = self._prepare(samples, initial_latents)
             latents = self._loop(batch)
             return self._finish(batch, latents)
@@ -77,6 +78,10 @@ class Sampler:
                     f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}."
                 )
         targets = Targets.build(samples, tokenized, model.device)
+        methods: list[Guidance | Injection] = [*self.guidances, *self.injections]
+        for method in methods:
+            if method.needs_regions and not targets.count:
+                raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")
         uses_cfg = any(sample.cfg_scale > 1 for sample in samples)
         conditioning = model.encode_prompt(
             [sample.prompt for sample in samples], [sample.negative_prompt for sample in samples] if uses_cfg else None
@@ -109,7 +114,8 @@ class Sampler:
                 shift = None
                 for guidance in self.guidances:
                     if step.begins and guidance.window.active(step) and batch.alive:
-                        latents, moved = guide(run, guidance, latents, step)
+                        with self.model.frozen():
+                            latents, moved = guide(run, guidance, latents, step)
                         shift = moved if shift is None else shift + (0 if moved is None else moved)
                 noise_pred = self._predict(batch, attention, latents, step)
                 if shift is not None:
