@@ -25,7 +25,7 @@ class MapInjection(Injection):
 
     With ``m`` the region's map, ``w`` its token, ``s`` the scale and ``u`` the reference unit: ``add`` is ``X_w + s u m``,
     ``replace`` is ``X_w = s u m`` and ``interpolate`` is ``X_w + s (u m - X_w)``, where ``X`` is the probabilities or the
-    scaled scores.
+    scaled scores. A region's weight is a further factor on its map; a region of weight 0 writes nothing.
 
     Args:
         stage: ``probs`` (after the softmax) or ``scores`` (before).
@@ -89,6 +89,11 @@ def _tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)
 
 
+def _strongest(values: Tensor) -> Tensor:
+    """Where regions (axis 1) overlap the strongest counts; a negative weight is as strong as a positive one."""
+    return values.amax(1).clamp_min(0) + values.amin(1).clamp_max(0)
+
+
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
@@ -102,7 +107,10 @@ class _MapEdit(Edit):
         self.sites = injection.sites
         self.stages = frozenset({injection.stage})
         scale = injection.scale
-        self.scales = [float(scale)] * len(targets.regions) if isinstance(scale, (int, float)) else [float(s) for s in scale]
+        rows = len(targets.regions)
+        self.scales = [float(scale)] * rows if isinstance(scale, (int, float)) else [float(s) for s in scale]
+        if len(self.scales) != rows:
+            raise ValueError(f"scale must be one number or one per row; got {len(self.scales)} for {rows} rows.")
 
     def active(self, context: PassContext) -> bool:
         return (
@@ -138,13 +146,10 @@ class _MapEdit(Edit):
         targets = self.targets
         masks = targets.masks(site.height, site.width).flatten(2) * targets.weights[..., None]
         if site.kind == "self":
-            drawn = torch.einsum("brq,brk->brqk", masks, targets.masks(site.height, site.width).flatten(2)).amax(1)
-            inside = masks.amax(1) > 0
-            return drawn, inside.unsqueeze(2) & inside.unsqueeze(1)
-        owns = (targets.tokens > 0) & targets.placed[..., None]
-        spread = masks.unsqueeze(-1) * owns.unsqueeze(2)
-        # Where regions of one word overlap the strongest counts; a negative weight is as strong as a positive one.
-        return spread.amax(1).clamp_min(0) + spread.amin(1).clamp_max(0), owns.any(1).unsqueeze(1)
+            pairs = torch.einsum("brq,brk->brqk", masks, targets.masks(site.height, site.width).flatten(2))
+            return _strongest(pairs), (pairs != 0).any(1)
+        owns = (targets.tokens > 0) & (targets.placed & (targets.weights != 0))[..., None]
+        return _strongest(masks.unsqueeze(-1) * owns.unsqueeze(2)), owns.any(1).unsqueeze(1)
 
     def _unit(self, values: Tensor) -> Tensor | float:
         """Reference value of every column, per batch element and head: ``batch heads 1 key``."""

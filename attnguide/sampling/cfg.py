@@ -27,5 +27,7 @@ def combine(uncond: Tensor, cond: Tensor, scales: Sequence[float]) -> Tensor:
     """
     if len(set(scales)) == 1 and scales[0] > 1:
         return uncond + scales[0] * (cond - uncond)
-    factor = torch.tensor(scales, device=cond.device, dtype=cond.dtype).view(-1, 1, 1, 1)
-    return torch.where(factor > 1, uncond + factor * (cond - uncond), cond)
+    # In half precision a scale of its own is not rounded, just as a number shared by all rows is not.
+    wide = torch.promote_types(cond.dtype, torch.float32)
+    factor = torch.tensor(scales, device=cond.device, dtype=wide).view(-1, 1, 1, 1)
+    return torch.where(factor > 1, uncond + (factor * (cond - uncond)).to(cond.dtype), cond)

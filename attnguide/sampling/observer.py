@@ -66,12 +66,17 @@ class Observer:
 
     ::
 
+        probes(info)                         # what to read; they record during the passes below
         on_sample_start(info)
         for step in steps:
             on_denoise_step_start(step, latents)
-            on_guidance_update(event)        # zero or more times
+            on_guidance_update(event)        # zero or more times, guidance after guidance
             on_denoise_step_end(step, latents, noise_pred)
         on_sample_end(results)
+
+    ``on_row_stopped(row, reason)`` comes the moment a row is given up: before the ``on_guidance_update`` of the update that
+    found a loss or gradient not finite, or before the ``on_denoise_step_end`` of a step whose latents are not. When no row is
+    left the remaining steps are not run.
     """
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
