@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.methods import check_methods
+from attnguide.prompt.pairs import explicit_groups
 from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
 from attnguide.types import MethodConfig, Region, Sample
 
@@ -17,6 +18,7 @@ ROW_KEYS: tuple[str, ...] = (
     "prompt",
     "seed",
     "regions",
+    "groups",
     "negative_prompt",
     "methods",
     "height",
@@ -48,7 +50,8 @@ def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sam
 
     Args:
         values: Keys of :data:`ROW_KEYS`. A region is a mapping or text as on the command line (``cat=0,0,0.5,1``); a
-            method is a name or a mapping with ``name`` and ``options``.
+            group is a list of words or text, the noun last (``red circle``); a method is a name, or a mapping with ``name``
+            and ``options``.
         id: For a row that has none.
 
     Raises:
@@ -86,6 +89,8 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
         plain["negative_prompt"] = sample.negative_prompt
     if sample.regions:
         plain["regions"] = [region_to_dict(region) for region in sample.regions]
+    if sample.groups:
+        plain["groups"] = [list(words) for words in sample.groups]
     if sample.methods:
         plain["methods"] = [_method_to_plain(config) for config in sample.methods]
     for key in ("height", "width", "steps", "cfg_scale", "scheduler"):
@@ -124,6 +129,7 @@ def check_samples(samples: Sequence[Sample]) -> None:
             check_methods(sample)
             for region in sample.regions:
                 check_region(region, sample.prompt)
+            explicit_groups(sample.prompt, sample.groups)
         except ValueError as error:
             raise ValueError(f"Row {sample.id!r}: {error}" if len(samples) > 1 else str(error)) from error
 
@@ -183,6 +189,19 @@ def _read_region(value: Any) -> Region:
     return region_from_dict(read_mapping("a region", value))
 
 
+def _read_groups(key: str, value: Any) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{key} must be a list of groups of words, the noun last; got {value!r}.")
+    return tuple(_read_group(key, item) for item in value)
+
+
+def _read_group(key: str, value: Any) -> tuple[str, ...]:
+    words = value.split() if isinstance(value, str) else value
+    if isinstance(words, list | tuple) and words and all(isinstance(word, str) and word.strip() for word in words):
+        return tuple(words)
+    raise ValueError(f"each of {key} is words of the prompt, the noun last, like [red, circle]; got {value!r}.")
+
+
 def _read_methods(key: str, value: Any) -> tuple[MethodConfig, ...]:
     if isinstance(value, str):
         return tuple(MethodConfig(name) for name in method_names(value))
@@ -212,6 +231,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _read_prompt,
     "seed": _read_whole,
     "regions": _read_regions,
+    "groups": _read_groups,
     "negative_prompt": _read_text,
     "methods": _read_methods,
     "height": _read_whole,

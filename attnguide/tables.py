@@ -33,8 +33,8 @@ def read_samples(
     * ``.yaml``, ``.yml``: a list of rows; or a mapping with the list under ``samples`` and values common to all rows beside it.
     * ``.jsonl``: one row a line.
     * ``.csv``: one row a line. ``method`` holds names joined by ``+``, ``options`` a JSON object from method name to options,
-      ``regions`` and ``tags`` JSON; regions may instead stand in columns ``obj1``, ``bbox1``, ``obj2``, ... with boxes
-      ``x0,y0,x1,y1``. Any further column becomes a tag.
+      ``regions``, ``groups`` and ``tags`` JSON; regions may instead stand in columns ``obj1``, ``bbox1``, ``obj2``, ... with
+      boxes ``x0,y0,x1,y1``. Any further column becomes a tag.
 
     Args:
         path: The table. Relative paths of masks in it are relative to its folder.
@@ -212,7 +212,7 @@ def _cell(key: str, cell: str) -> Any:
         return _parse_cell(key, cell, int, "a whole number")
     if key == "cfg_scale":
         return _parse_cell(key, cell, float, "a number")
-    return _parse_cell(key, cell, json.loads, "JSON") if key in ("regions", "tags", "options") else cell
+    return _parse_cell(key, cell, json.loads, "JSON") if key in ("regions", "groups", "tags", "options") else cell
 
 
 def _parse_cell(key: str, cell: str, parse: Callable[[str], Any], what: str) -> Any:

@@ -98,6 +98,8 @@ class Sample:
         prompt: What to draw.
         seed: Of the initial noise, and of a stochastic scheduler's.
         regions: Phrases and places.
+        groups: Words of the prompt that belong together, each group's noun last: ``(("red", "circle"), ("blue", "square"))``;
+            found by rule where none are given (:mod:`attnguide.prompt.pairs`).
         negative_prompt: What the unconditional half reads.
         methods: Injections and guidances, applied together; none means plain sampling.
         height: Of the picture in pixels; the model's own when ``None``.
@@ -112,6 +114,7 @@ class Sample:
     prompt: str
     seed: int = 0
     regions: tuple[Region, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
     negative_prompt: str = ""
     methods: tuple[MethodConfig, ...] = ()
     height: int | None = None
@@ -173,7 +176,12 @@ class Step:
 
 
 PassKind = Literal["denoise", "guide", "source", "invert", "perturb"]
-Branch = Literal["cond", "uncond", "source", "perturbed"]
+Branch = Literal["cond", "uncond", "source", "source_uncond", "perturbed"]
+"""What a batch element is for its row.
+
+The two halves of classifier-free guidance; the two halves of the pass under another prompt that edits read; and a conditional
+pass under a perturbation.
+"""
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,15 @@ class PassContext:
     def positions(self, branch: Branch) -> list[int]:
         """Batch positions of one branch, in order."""
         return [position for position, name in enumerate(self.branches) if name == branch]
+
+    def paired(self, branch: Branch, reads: Branch) -> tuple[list[int], list[int]]:
+        """Batch positions of ``branch``, and for each the position of the same row in the branch it ``reads``.
+
+        Rows that have no such branch in this pass are left out.
+        """
+        at = {self.rows[position]: position for position in self.positions(reads)}
+        found = [position for position in self.positions(branch) if self.rows[position] in at]
+        return found, [at[self.rows[position]] for position in found]
 
 
 @dataclass(frozen=True)

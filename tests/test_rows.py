@@ -116,3 +116,16 @@ def test_reading_rows_loads_no_torch() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "[]"
+
+
+def test_groups_of_words() -> None:
+    row = sample_from_dict({"id": "0", "prompt": "a red cat and a blue ball", "groups": [["red", "cat"], "blue ball"]})
+    assert row.groups == (("red", "cat"), ("blue", "ball"))
+    assert sample_to_dict(row)["groups"] == [["red", "cat"], ["blue", "ball"]]
+    check_samples([row])
+    with pytest.raises(ValueError, match="groups must be a list of groups of words, the noun last; got 'red cat'"):
+        sample_from_dict({"id": "0", "prompt": "a red cat", "groups": "red cat"})
+    with pytest.raises(ValueError, match=r"each of groups is words of the prompt.*got \[3\]"):
+        sample_from_dict({"id": "0", "prompt": "a red cat", "groups": [[3]]})
+    with pytest.raises(ValueError, match="Phrase 'green' does not occur"):
+        check_samples([sample_from_dict({"id": "0", "prompt": "a red cat", "groups": ["green cat"]})])

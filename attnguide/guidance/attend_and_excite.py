@@ -6,30 +6,19 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
+from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
 from attnguide.losses.presence import peak_absence
-from attnguide.prompt.targets import Targets, region_maps
+from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import Step
 
 THRESHOLDS: Mapping[float, float] = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
 """Progress -> peak attention that every word must have reached by then."""
-
-
-def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int) -> Tensor:
-    """The maps attend-and-excite compares: token softmax at temperature 100, then one smoothed map a region.
-
-    Returns:
-        ``batch regions height width``.
-    """
-    probs = token_softmax(maps.average(height, width), targets.end, keep_after_end=not until_end)
-    words = region_maps(probs.flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
-    return gaussian_smooth(words, blur_std) if blur_std > 0 else words
 
 
 class AttendAndExcite(Guidance):
@@ -75,7 +64,7 @@ class AttendAndExcite(Guidance):
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale, refinements=refinements),
         )
-        self.blur_std = blur_std * (2**0.5 if reference else 1.0)
+        self.blur_std = blur_std * (REFERENCE_BLUR if reference else 1.0)
         self.until_end = until_end
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:

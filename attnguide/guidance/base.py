@@ -26,10 +26,15 @@ class LossOutput:
     Attributes:
         loss: Differentiated; lower is better. ``batch``.
         indicator: Decides repetition and stopping; often the loss itself. ``batch``.
+        refining: Differentiated instead of ``loss`` in the updates of a refinement, where the two differ. ``batch``.
+        refined: Differentiated instead of ``loss`` in the plain updates of a row that a refinement moved in the same step,
+            where the two differ. ``batch``.
     """
 
     loss: Tensor
     indicator: Tensor
+    refining: Tensor | None = None
+    refined: Tensor | None = None
 
 
 class Guidance(ABC):
@@ -54,6 +59,10 @@ class Guidance(ABC):
         self.sites = sites
         self.window = window
         self.update = update
+
+    def sites_at(self, level: int) -> SiteSelector:
+        """The sites to read on a model whose guidance level is ``level``."""
+        return self.sites or SiteSelector(kind="cross", levels=(level,))
 
     def start(self, targets: Targets) -> None:  # noqa: B027 - most guidances remember nothing
         """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +57,31 @@ class Refinement:
     def applies(self, step: Step, span: int = 1) -> bool:
         """Whether it happens at the denoising step that begins at ``step`` and takes ``span`` evaluations."""
         return self.at is None or any(step.index <= round(point * step.count) < step.index + span for point in self.at)
+
+
+Thresholds = Mapping[float, float] | Sequence[Mapping[float, float]]
+"""Progress -> value to be reached there; one table for all rows, or one per row of the batch."""
+
+
+def refinements_at(
+    thresholds: Thresholds, limit: Callable[[float], float], iterations: int | Callable[[float], int], lagging: bool = False
+) -> tuple[Refinement, ...]:
+    """One refinement for each point of a table of thresholds.
+
+    Args:
+        thresholds: A row whose table lacks a point of another's is not refined there.
+        limit: From a threshold to the largest indicator that satisfies it.
+        iterations: Most updates, one number or by point.
+        lagging: See :class:`Refinement`.
+    """
+    tables = [thresholds] if isinstance(thresholds, Mapping) else list(thresholds)
+    read = [{float(point): float(value) for point, value in table.items()} for table in tables]
+    made = []
+    for point in sorted({point for table in read for point in table}):
+        limits = [limit(table[point]) if point in table else math.inf for table in read]
+        most = iterations if isinstance(iterations, int) else iterations(point)
+        made.append(Refinement(limits[0] if isinstance(thresholds, Mapping) else limits, most, (point,), lagging))
+    return tuple(made)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,24 @@ def binary_mask(region: Region, height: int, width: int, threshold: float = 0.5)
     return torch.from_numpy(covered)
 
 
+def truncated_mask(region: Region, height: int, width: int) -> Bool[Tensor, "height width"]:
+    """Cells that a region covers when the edges of its box are truncated to whole cells; what is not a box, at least half.
+
+    So layout guidance and R&B draw their boxes. The mask may be empty.
+
+    Raises:
+        ValueError: As for :func:`rasterise`.
+    """
+    import torch
+
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    if region.box is None:
+        return torch.from_numpy(_cells(region, height, width) >= 0.5 - 1e-9)
+    x0, y0, x1, y1 = region.box
+    mask[int(y0 * height) : int(y1 * height), int(x0 * width) : int(x1 * width)] = True
+    return mask
+
+
 def load_mask(path: str | Path) -> Float[Tensor, "height width"]:
     """Read a picture as a mask in [0, 1]: its alpha if that varies, else its luminance.
 

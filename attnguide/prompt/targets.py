@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from attnguide.prompt.regions import binary_mask, rasterise
+from attnguide.prompt.pairs import TokenGroup, group_tokens, row_groups
+from attnguide.prompt.regions import binary_mask, rasterise, truncated_mask
 from attnguide.prompt.tokens import TokenizedPrompt, resolve
 from attnguide.types import Region, Sample
 
@@ -31,23 +32,36 @@ class Targets:
         token_indices: Per row and region, positions in the tokenized prompt.
         tokenized: Per row; all of one length.
         device: Of every tensor given out.
+        groups: Per row, nouns and their modifiers: explicit, else found by rule (:mod:`attnguide.prompt.pairs`).
+        rows: Each row's number in the batch that is sampled; :meth:`select` keeps it.
+        source_prompts: Per row, the other prompt whose attention is read; empty where no method reads one.
     """
 
     regions: tuple[tuple[Region, ...], ...]
     token_indices: tuple[tuple[tuple[int, ...], ...], ...]
     tokenized: tuple[TokenizedPrompt, ...]
     device: torch.device
+    groups: tuple[tuple[TokenGroup, ...], ...] = ()
+    rows: tuple[int, ...] = ()
+    source_prompts: tuple[TokenizedPrompt, ...] = ()
     _rasters: _Rasters = field(default_factory=dict, repr=False)
     _stacks: dict[tuple[int, int, float | None], Tensor] = field(default_factory=dict, repr=False, init=False)
 
     @classmethod
-    def build(cls, samples: Sequence[Sample], tokenized: Sequence[TokenizedPrompt], device: torch.device | str) -> Targets:
+    def build(
+        cls,
+        samples: Sequence[Sample],
+        tokenized: Sequence[TokenizedPrompt],
+        device: torch.device | str,
+        source_prompts: Sequence[TokenizedPrompt] = (),
+    ) -> Targets:
         """Look up the words of every region of every row.
 
         Args:
             samples: The rows of one batch, at least one.
             tokenized: Their prompts, as the model reads them; padded to one length.
             device: Where the tensors are wanted.
+            source_prompts: Per row, the other prompt whose attention is read, if one is.
 
         Raises:
             ValueError: If the prompts do not match the rows in number or one another in length, or a phrase is not found.
@@ -65,6 +79,9 @@ class Targets:
             token_indices=tuple(tuple(resolve(prompt, region) for region in sample.regions) for sample, prompt in pairs),
             tokenized=tuple(tokenized),
             device=torch.device(device),
+            groups=tuple(group_tokens(prompt, row_groups(prompt.text, s.groups, s.regions)) for s, prompt in pairs),
+            rows=tuple(range(len(pairs))),
+            source_prompts=tuple(source_prompts),
         )
 
     def select(self, rows: Sequence[int]) -> Targets:
@@ -74,6 +91,9 @@ class Targets:
             token_indices=tuple(self.token_indices[row] for row in rows),
             tokenized=tuple(self.tokenized[row] for row in rows),
             device=self.device,
+            groups=tuple(self.groups[row] for row in rows),
+            rows=tuple(self.rows[row] for row in rows),
+            source_prompts=tuple(self.source_prompts[row] for row in rows) if self.source_prompts else (),
             _rasters=self._rasters,
         )
 
@@ -124,11 +144,32 @@ class Targets:
 
         One word has one map: asked to fill three boxes, its attention should lie in their union.
         """
-        masks = self.masks(height, width)
-        same = (self.tokens[:, :, None] == self.tokens[:, None, :]).all(-1) & self.placed[:, :, None] & self.placed[:, None, :]
-        if self.count == 0:
-            return masks
-        return (masks[:, None] * same[..., None, None]).amax(2)
+        return self._joined(self.masks(height, width))
+
+    def joined_binary_masks(self, height: int, width: int) -> Bool[Tensor, "batch regions height width"]:
+        """Like :meth:`binary_masks`, joined as :meth:`joined_masks` are."""
+        return self._joined(self.binary_masks(height, width).float()) > 0
+
+    def truncated_masks(self, height: int, width: int) -> Bool[Tensor, "batch regions height width"]:
+        """Joined masks whose box edges are cut down to whole cells, as some published code draws them; they may be empty."""
+        return self._joined(self._stack(height, width, -1.0).float()) > 0
+
+    def shares(self, among: Tensor) -> Float[Tensor, "batch regions"]:
+        """``1 / n`` for each of the n regions of ``among`` that have the same words, so that a word counts once; else 0.
+
+        Args:
+            among: :attr:`valid` or :attr:`placed`.
+        """
+        same = self._same_words & among[:, :, None] & among[:, None, :]
+        return among / same.sum(-1).clamp_min(1)
+
+    @cached_property
+    def _same_words(self) -> Bool[Tensor, "batch regions regions"]:
+        return (self.tokens[:, :, None] == self.tokens[:, None, :]).all(-1)
+
+    def _joined(self, masks: Tensor) -> Tensor:
+        same = self._same_words & self.placed[:, :, None] & self.placed[:, None, :]
+        return masks if self.count == 0 else (masks[:, None] * same[..., None, None]).amax(2)
 
     def binary_masks(self, height: int, width: int, threshold: float = 0.5) -> Bool[Tensor, "batch regions height width"]:
         """True where a region covers at least ``threshold`` of a cell; False where not placed. Shared: do not write into it.
@@ -157,9 +198,14 @@ class Targets:
     def _raster(self, region: Region, height: int, width: int, threshold: float | None) -> Tensor:
         key = (region, height, width, threshold)
         if key not in self._rasters:
-            drawn = rasterise(region, height, width) if threshold is None else binary_mask(region, height, width, threshold)
-            self._rasters[key] = drawn
+            self._rasters[key] = _draw(region, height, width, threshold)
         return self._rasters[key]
+
+
+def _draw(region: Region, height: int, width: int, threshold: float | None) -> Tensor:
+    if threshold is None:
+        return rasterise(region, height, width)
+    return truncated_mask(region, height, width) if threshold < 0 else binary_mask(region, height, width, threshold)
 
 
 def region_maps(

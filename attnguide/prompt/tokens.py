@@ -99,9 +99,9 @@ def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int = 0) 
         ValueError: If the phrase does not occur, or if the text encoder does not read all of it.
     """
     first, stop = find_phrase(tokenized.text, phrase, occurrence)
-    spans = {position: tokenized.offsets[position] for position in tokenized.word_positions}
-    read = max((span[1] for span in spans.values() if span), default=0)
-    found = tuple(position for position, span in spans.items() if span and span[0] < stop and first < span[1])
+    spans = [tokenized.offsets[position] for position in tokenized.word_positions]
+    read = max((span[1] for span in spans if span), default=0)
+    found = positions_of(tokenized, first, stop)
     # Tokenizers may give a combining accent no character of its own, which is no loss.
     unread = [char for char in tokenized.text[max(read, first) : stop] if not unicodedata.combining(char)]
     if tokenized.truncated and unread:
@@ -112,6 +112,12 @@ def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int = 0) 
     if not found:
         raise ValueError(f"Phrase {phrase!r} has no token of its own in the prompt {tokenized.text!r}.")
     return found
+
+
+def positions_of(tokenized: TokenizedPrompt, first: int, stop: int) -> tuple[int, ...]:
+    """Positions in the tokenized prompt whose characters overlap ``[first, stop)``; none if the encoder does not read them."""
+    spans = ((position, tokenized.offsets[position]) for position in tokenized.word_positions)
+    return tuple(position for position, span in spans if span and span[0] < stop and first < span[1])
 
 
 def resolve(tokenized: TokenizedPrompt, region: Region) -> tuple[int, ...]:

@@ -46,8 +46,7 @@ class GuideRun:
 
     def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
         """The sites a guidance reads."""
-        selector = guidance.sites or SiteSelector(kind="cross", levels=(self.model.guidance_level,))
-        return select(self.modules, selector)
+        return select(self.modules, guidance.sites_at(self.model.guidance_level))
 
 
 def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
@@ -64,15 +63,21 @@ def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tup
     """
     update = guidance.update
     iteration = 0
+    refined: set[int] = set()
     shift = torch.zeros_like(latents) if update.space == "noise" else None
     refinement = update.refinement(step, run.scheduler.span(step))
     if refinement is not None:
-        latents, iteration = _refine(run, guidance, refinement, latents, step)
+        latents, iteration, refined = _refine(run, guidance, refinement, latents, step)
+
+    def wanted(output: LossOutput) -> Tensor:
+        after = torch.tensor([row in refined for row in rows], device=output.loss.device)
+        return output.loss if output.refined is None else torch.where(after, output.refined, output.loss)
+
     for index in range(update.iterations):
         rows = list(run.alive)
         if not rows:
             break
-        latents, shift, _ = _update_once(run, guidance, latents, shift, step, rows, iteration + index, _every_row)
+        latents, shift, _, _ = _update_once(run, guidance, latents, shift, step, rows, iteration + index, _every_row, wanted)
     return latents, shift
 
 
@@ -80,12 +85,23 @@ def _every_row(output: LossOutput) -> Tensor:
     return torch.ones_like(output.indicator, dtype=torch.bool)
 
 
-def _refine(run: GuideRun, guidance: Guidance, refinement: Refinement, latents: Tensor, step: Step) -> tuple[Tensor, int]:
-    """Update the rows that ask for it until none does; rows that are satisfied leave the batch."""
+def _refining(output: LossOutput) -> Tensor:
+    return output.loss if output.refining is None else output.refining
+
+
+def _refine(
+    run: GuideRun, guidance: Guidance, refinement: Refinement, latents: Tensor, step: Step
+) -> tuple[Tensor, int, set[int]]:
+    """Update the rows that ask for it until none does; rows that are satisfied leave the batch.
+
+    Returns:
+        New latents, the number of passes, and the rows that were moved.
+    """
     rows = list(run.alive)
+    refined: set[int] = set()
     for iteration in range(refinement.iterations):
         if not rows:
-            return latents, iteration
+            return latents, iteration, refined
         limits = per_row(refinement.until, rows, latents)
 
         def asks(output: LossOutput, limits: Tensor = limits) -> Tensor:
@@ -93,9 +109,10 @@ def _refine(run: GuideRun, guidance: Guidance, refinement: Refinement, latents: 
 
         # A lagging rule moves whoever asked before the newest update, and after the first iteration only those are left.
         moves = _every_row if refinement.lagging and iteration > 0 else asks
-        latents, _, output = _update_once(run, guidance, latents, None, step, rows, iteration, moves)
+        latents, _, output, moved = _update_once(run, guidance, latents, None, step, rows, iteration, moves, _refining)
+        refined |= moved
         rows = [row for row, goes_on in zip(rows, asks(output).tolist(), strict=True) if goes_on and row in run.alive]
-    return latents, refinement.iterations
+    return latents, refinement.iterations, refined
 
 
 def _update_once(
@@ -107,15 +124,17 @@ def _update_once(
     rows: Sequence[int],
     iteration: int,
     asks: Callable[[LossOutput], Tensor],
-) -> tuple[Tensor, Tensor | None, LossOutput]:
-    """One guide pass over ``rows`` and, for those that ask, one move."""
+    wanted: Callable[[LossOutput], Tensor],
+) -> tuple[Tensor, Tensor | None, LossOutput, set[int]]:
+    """One guide pass over ``rows`` and, for those that ask, one move against the gradient of the loss that is ``wanted``."""
     scaled = run.scheduler.scale_model_input(latents, step)
     inputs = scaled[list(rows)].detach().requires_grad_(True)
     output = _judge(run, guidance, inputs, step, rows)
-    moving = asks(output) & _finite_rows(run, guidance, output.loss, rows, step, "loss") & (output.loss.detach() != 0)
+    loss = wanted(output)
+    moving = asks(output) & _finite_rows(run, guidance, loss, rows, step, "loss") & (loss.detach() != 0)
     norms = [0.0] * len(rows)
     if bool(moving.any()):
-        gradient = torch.autograd.grad(output.loss, inputs, torch.ones_like(output.loss))[0]
+        gradient = torch.autograd.grad(loss, inputs, torch.ones_like(loss))[0]
         run.ledger.backward([row for row, moves in zip(rows, moving.tolist(), strict=True) if moves])
         moving = moving & _finite_rows(run, guidance, gradient, rows, step, "gradient")
         gradient = torch.where(moving.view(-1, 1, 1, 1), gradient, torch.zeros_like(gradient))
@@ -135,13 +154,13 @@ def _update_once(
             guidance.name,
             iteration,
             tuple(rows),
-            tuple(output.loss.detach().float().tolist()),
+            tuple(loss.detach().float().tolist()),
             tuple(output.indicator.detach().float().tolist()),
             tuple(moving.tolist()),
             tuple(norms),
         )
     )
-    return latents, shift, output
+    return latents, shift, output, {row for row, moves in zip(rows, moving.tolist(), strict=True) if moves}
 
 
 def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: Sequence[int]) -> LossOutput:

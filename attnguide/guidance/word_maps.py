@@ -1,0 +1,44 @@
+"""Maps of words as attend-and-excite compares them; several methods read these."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
+from attnguide.prompt.targets import Targets, region_maps
+
+REFERENCE_BLUR = 2**0.5
+"""The family's published code divides by twice the deviation inside the square, which widens the blur by this factor."""
+
+
+def token_maps(
+    maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int, mode: str | None = None
+) -> Tensor:
+    """Token softmax at temperature 100, then one smoothed map a token (https://arxiv.org/abs/2301.13826).
+
+    Args:
+        maps: Conditional probs.
+        targets: Of the same rows.
+        blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
+        until_end: Let only words compete, not the end token and padding.
+        height: Of the map.
+        width: Of the map.
+        mode: Average all sites after resizing them so, instead of only those of this size.
+
+    Returns:
+        ``batch tokens height width``.
+    """
+    mean = maps.average(height, width) if mode is None else maps.resized_average(height, width, mode)
+    probs = token_softmax(mean, targets.end, keep_after_end=not until_end).movedim(-1, 1)
+    return gaussian_smooth(probs, blur_std) if blur_std > 0 else probs
+
+
+def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int) -> Tensor:
+    """The maps attend-and-excite compares: token softmax at temperature 100, then one smoothed map a region.
+
+    Returns:
+        ``batch regions height width``.
+    """
+    probs = token_softmax(maps.average(height, width), targets.end, keep_after_end=not until_end)
+    words = region_maps(probs.flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
+    return gaussian_smooth(words, blur_std) if blur_std > 0 else words
