@@ -1,5 +1,8 @@
 """A batch of rows becomes padded tensors that say per row what one row says alone."""
 
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
 import pytest
 import torch
 
@@ -102,6 +105,47 @@ def test_two_regions_of_one_phrase() -> None:
     both = build(("a dog", (DOG, Region("dog", blob=(0.2, 0.2, 0.1, 0.1)))))
     assert torch.equal(both.tokens[0, 0], both.tokens[0, 1])
     assert not torch.equal(both.masks(8, 8)[0, 0], both.masks(8, 8)[0, 1])
+
+
+def test_places_of_the_same_words_are_joined() -> None:
+    """One word has one map, which should fill all its boxes."""
+    left, right = Region("dog", box=(0.0, 0.0, 0.5, 1.0)), Region("dog", box=(0.5, 0.0, 1.0, 0.5))
+    both = build(
+        ("a red dog", (left, Region("red", box=(0.0, 0.0, 1.0, 0.5)), right, Region("red dog", box=(0.0, 0.5, 0.5, 1.0))))
+    )
+    masks, joined = both.masks(4, 4)[0], both.joined_masks(4, 4)[0]
+    assert torch.equal(joined[0], torch.maximum(masks[0], masks[2])) and torch.equal(joined[2], joined[0])
+    # Words that only share a token are other words.
+    assert torch.equal(joined[1], masks[1]) and torch.equal(joined[3], masks[3])
+
+
+def test_joining_takes_the_larger_of_two_soft_masks() -> None:
+    blobs = (Region("dog", blob=(0.4, 0.5, 0.2, 0.2)), Region("dog", blob=(0.6, 0.5, 0.2, 0.2)))
+    both = build(("a dog", blobs))
+    masks = both.masks(8, 8)[0]
+    assert torch.equal(both.joined_masks(8, 8)[0, 0], masks.amax(0)) and masks.amax(0).max() <= 1
+
+
+def test_joining_leaves_other_occurrences_rows_and_words_without_a_place_alone(targets: Targets) -> None:
+    first, second = Region("dog", box=(0.0, 0.0, 0.5, 1.0)), Region("dog", box=(0.5, 0.0, 1.0, 1.0), occurrence=1)
+    other = build(("a dog and a dog", (first, second)), ("a dog", (Region("dog"), first)))
+    assert torch.equal(other.joined_masks(4, 4)[0], other.masks(4, 4)[0])
+    assert not other.joined_masks(4, 4)[1, 0].any()
+    assert torch.equal(other.joined_masks(4, 4)[1, 1], rasterise(first, 4, 4))
+    assert torch.equal(targets.joined_masks(3, 5), targets.masks(3, 5))
+    assert build(("a cat", ())).joined_masks(4, 6).shape == (1, 0, 4, 6)
+
+
+def test_tensors_are_what_their_annotations_say(targets: Targets) -> None:
+    def declared(member: Callable[..., Any]) -> Any:
+        return get_type_hints(member)["return"]
+
+    for name in ("tokens", "valid", "placed", "weights", "end"):
+        assert isinstance(getattr(targets, name), declared(vars(Targets)[name].func)), name
+    for name in ("masks", "joined_masks", "binary_masks"):
+        assert isinstance(getattr(targets, name)(3, 5), declared(vars(Targets)[name])), name
+    assert not isinstance(targets.valid, declared(vars(Targets)["weights"].func))
+    assert not isinstance(targets.valid, declared(vars(Targets)["tokens"].func))
 
 
 def test_region_maps_average_the_words(targets: Targets) -> None:

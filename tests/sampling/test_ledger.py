@@ -1,0 +1,27 @@
+import time
+
+import torch
+
+from attnguide.sampling.ledger import Ledger
+
+CPU = torch.device("cpu")
+
+
+def test_passes_are_counted_per_row() -> None:
+    ledger = Ledger(3, CPU)
+    ledger.forward((0, 2, 0, 2))
+    ledger.forward((1,))
+    ledger.backward((2,))
+    ledger.backward(())
+    costs = ledger.close()
+    assert [cost.unet_forwards for cost in costs] == [2, 1, 2]
+    assert [cost.unet_backwards for cost in costs] == [0, 0, 1]
+
+
+def test_time_is_shared_evenly_and_memory_is_in_megabytes(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    costs = Ledger(3, CPU).close()
+    assert [cost.seconds for cost in costs] == [2.0, 2.0, 2.0]
+    # A Python process with torch in it takes more than 50 MB, and this machine has less than a TB.
+    assert all(50 < cost.peak_memory_mb < 1e6 for cost in costs)
