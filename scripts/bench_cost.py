@@ -1,0 +1,350 @@
+"""What attend-and-excite costs: floating-point operations of the same run plain, with attnguide, and with diffusers' pipeline.
+
+    python scripts/bench_cost.py                        # Stable Diffusion 1.5, 50 steps, 25 guided; no weights, no GPU
+    python scripts/bench_cost.py --small --size 256     # another architecture and picture size
+
+Seconds and memory of the same three arms: ``bench_time.py``. The arms share one UNet, one DDIM scheduler, the same text states
+and the same initial latents. Text encoder and autoencoder are left out: they cost the same in every arm. There is no refinement
+(``thresholds={}``), as its length depends on the weights and not on the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+# Read by the libraries when they are imported: no network, no advice about parts that are not used here.
+os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionAttendAndExcitePipeline, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnguide.guidance.attend_and_excite import AttendAndExcite
+from attnguide.models.base import Conditioning
+from attnguide.models.load import DTYPES
+from attnguide.models.unet import StableDiffusion
+from attnguide.prompt.tokens import TokenizedPrompt
+from attnguide.sampling.sampler import Sampler
+from attnguide.types import Region, Sample
+
+ARMS = ("plain", "attnguide", "diffusers")
+PROMPT = "a cat and a dog"
+WORDS = {"cat": 2, "dog": 5}
+"""Guided words and their positions in the tokenized prompt."""
+
+TOKENS = 77
+CFG_SCALE = 7.5
+
+
+# -------------------------------------------------------------------------------------------------------- what is run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        channels: Of the UNet's levels, finest first; the coarsest has no attention.
+        heads: Attention heads at every site.
+        layers: Layers a level.
+        latent: Side of the latents in cells.
+        batch: Rows sampled together.
+        steps: Denoising steps.
+        guided: How many of them, from the first on, are guided.
+        device: ``cpu``, ``cuda``, or ``meta`` for tensors without data.
+        dtype: ``fp32``, ``fp16`` or ``bf16``.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    heads: int = 8
+    layers: int = 2
+    latent: int = 64
+    batch: int = 1
+    steps: int = 50
+    guided: int = 25
+    device: str = "meta"
+    dtype: str = "fp32"
+
+    def unet(self) -> nn.Module:
+        """Of Stable Diffusion 1.5's architecture but for the sizes above; random weights."""
+        deeper = len(self.channels) - 1
+        unet: nn.Module = UNet2DConditionModel(
+            sample_size=self.latent,
+            block_out_channels=self.channels,
+            layers_per_block=self.layers,
+            down_block_types=("CrossAttnDownBlock2D",) * deeper + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * deeper,
+            cross_attention_dim=768,
+            attention_head_dim=self.heads,  # diffusers' name for the number of heads in this family
+            norm_num_groups=min(32, self.channels[0] // 4),
+        )
+        return unet
+
+
+SD15 = Case()
+SMALL = replace(SD15, channels=(64, 128, 256, 256), heads=2)
+"""A fifth of the width, a quarter of the heads."""
+
+
+class BareModel(StableDiffusion):
+    """The adapter around a UNet alone: given text states instead of an encoder, and no pictures at the end."""
+
+    def __init__(self, unet: nn.Module, scheduler: Any, states: Conditioning) -> None:
+        factor_8 = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * 4))
+        super().__init__(SimpleNamespace(unet=unet, vae=factor_8, scheduler=scheduler))
+        self.states = states
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"unet": self._unet}
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        words = prompt.split()
+        spans = [(len(" ".join([*words[:i], ""])), len(" ".join(words[: i + 1]))) for i in range(len(words))]
+        padding = TOKENS - 1 - len(words)
+        tokens = ("<|startoftext|>", *words, *["<|endoftext|>"] * padding)
+        return TokenizedPrompt(prompt, tokens, (None, *spans, *[None] * padding), tuple(range(TOKENS)))
+
+    def encode_prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Conditioning:
+        return self.states
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        return [Image.new("RGB", (1, 1))] * len(latents)
+
+
+class Bench:
+    """The three arms over one UNet."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        torch.manual_seed(0)
+        with torch.device(case.device):
+            self.unet = case.unet().to(DTYPES[case.dtype]).eval()
+            states = torch.randn(2, case.batch, TOKENS, 768).to(DTYPES[case.dtype])
+            self.latents = torch.randn(case.batch, 4, case.latent, case.latent).to(DTYPES[case.dtype])
+        self.states = Conditioning(states[0], states[1])
+        self.scheduler = DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
+
+    def run(self, arm: str, steps: int | None = None, guided: int | None = None) -> Tensor:
+        """One whole run of an arm, of the case's length or another; its last latents."""
+        steps = self.case.steps if steps is None else steps
+        guided = self.case.guided if guided is None else guided
+        latents = self._attnguide(steps, guided) if arm == "attnguide" else self._pipeline(arm, steps, guided)
+        if latents.is_cuda:
+            torch.cuda.synchronize()
+        return latents
+
+    def _attnguide(self, steps: int, guided: int) -> Tensor:
+        model = BareModel(self.unet, self.scheduler, self.states)
+        regions = tuple(Region(word) for word in WORDS)
+        side = self.case.latent * 8
+        rows = [
+            Sample(str(row), PROMPT, row, regions, height=side, width=side, steps=steps, cfg_scale=CFG_SCALE)
+            for row in range(self.case.batch)
+        ]
+        results = Sampler(model, [AttendAndExcite(stop=guided / steps, thresholds={})]).run(rows, self.latents)
+        return torch.stack([result.latents for result in results if result.latents is not None])
+
+    def _pipeline(self, arm: str, steps: int, guided: int) -> Tensor:
+        words = [list(WORDS.values())] * self.case.batch
+        guide: dict[str, Any] = {"prompt": None, "token_indices": words, "max_iter_to_alter": guided, "thresholds": {}}
+        latents: Tensor = self.pipelines[arm](
+            prompt_embeds=self.states.cond,
+            negative_prompt_embeds=self.states.uncond,
+            latents=self.latents.clone(),
+            height=self.case.latent * 8,
+            width=self.case.latent * 8,
+            num_inference_steps=steps,
+            guidance_scale=CFG_SCALE,
+            output_type="latent",
+            **(guide if arm == "diffusers" else {}),
+        ).images
+        return latents
+
+    @cached_property
+    def pipelines(self) -> dict[str, Any]:
+        """The arms of diffusers."""
+        absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+        classes = {"plain": StableDiffusionPipeline, "diffusers": StableDiffusionAttendAndExcitePipeline}
+        built = {
+            arm: kind(**absent, unet=self.unet, scheduler=self.scheduler, requires_safety_checker=False)
+            for arm, kind in classes.items()
+        }
+        for pipeline in built.values():
+            pipeline.set_progress_bar_config(disable=True)
+        return built
+
+
+# --------------------------------------------------------------------------------------------------------- operations
+
+
+class _Ones(TorchDispatchMode):
+    """Lets code that looks at numbers run on tensors without any: whatever is read off a ``meta`` tensor is 1.
+
+    So every loss is 1 (never satisfied, never zero), everything is finite, every row moves.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return torch.ones((), dtype=args[0].dtype).item()
+            if func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "cpu":
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return func(*args, **kwargs)
+
+
+class _OnesInText(TorchFunctionMode):
+    """The same where a number is printed: diffusers' loop formats its loss for the log, read or not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return "1" if func is Tensor.__format__ and args[0].is_meta else func(*args, **(kwargs or {}))
+
+
+class _NoModules(nullcontext[None]):
+    """Stands for the counter's tracker of modules, which refuses gradients to a leaf; totals do not need it."""
+
+    parents = frozenset({"Global"})
+
+
+def count(bench: Bench, arm: str, steps: int, guided: int) -> int:
+    """Floating-point operations of one run, forward and backward."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with ExitStack() as modes:
+        for mode in (_OnesInText(), _Ones()) if bench.case.device == "meta" else ():
+            modes.enter_context(mode)
+        modes.enter_context(counter)
+        bench.run(arm, steps, guided)
+    return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Floating-point operations of a denoising step without and with guidance."""
+
+    free: int
+    guided: int
+
+    def run(self, case: Case) -> int:
+        """Of a whole run."""
+        return case.guided * self.guided + (case.steps - case.guided) * self.free
+
+
+def step_cost(bench: Bench, arm: str) -> StepCost:
+    """Count short runs and take them apart.
+
+    Raises:
+        RuntimeError: If a longer run's cost is not the sum of its steps'.
+    """
+    guided = count(bench, arm, 1, 1)
+    cost = StepCost(count(bench, arm, 2, 1) - guided, guided)
+    if (whole := count(bench, arm, 4, 2)) != 2 * (cost.free + cost.guided):
+        raise RuntimeError(f"{arm}: 4 steps, 2 guided, take {whole} operations, but their parts are {cost}.")
+    return cost
+
+
+def flops(case: Case) -> list[dict[str, Any]]:
+    """One record per arm; ``F`` is one pass of one row through the UNet."""
+    bench = Bench(case)
+    costs = {arm: step_cost(bench, arm) for arm in ARMS}
+    total = {arm: cost.run(case) for arm, cost in costs.items()}
+    one = costs["plain"].free / (2 * case.batch)
+    return [
+        {
+            "arm": arm,
+            "free step, F": costs[arm].free / one,
+            "guided step, F": costs[arm].guided / one,
+            "run, F": total[arm] / one,
+            "run, TFLOP": total[arm] / 1e12,
+            "x plain": total[arm] / total["plain"],
+            "x diffusers": total[arm] / total["diffusers"],
+        }
+        for arm in ARMS
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of both benchmarks; a wrong one is one line and exit status 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
+        self.add_argument("--guided", type=int, help="guided steps (default: half)")
+        self.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with one line."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+    def case(self, options: argparse.Namespace, base: Case) -> Case:
+        """The comparison that the options ask for."""
+        guided = options.steps // 2 if options.guided is None else options.guided
+        if options.size < 256 or options.size % 64:
+            self.error(f"--size must be a multiple of 64 from 256 on; got {options.size}")
+        if not 1 <= guided <= options.steps:
+            self.error(f"--guided must lie between 1 and --steps ({options.steps}); got {guided}")
+        if options.json and not options.json.parent.is_dir():
+            self.error(f"--json: no folder {str(options.json.parent)!r}")
+        return replace(base, latent=options.size // 8, steps=options.steps, guided=guided)
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records with the same keys, right-aligned under their names."""
+    cells = [list(records[0]), *[[v if isinstance(v, str) else f"{v:.3f}" for v in record.values()] for record in records]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def save(path: Path | None, results: Sequence[tuple[Case, Sequence[Mapping[str, Any]]]]) -> None:
+    """Write cases and their records, if a file is wanted."""
+    if path:
+        path.write_text(json.dumps([{"case": asdict(case), "arms": records} for case, records in results], indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Count and print."""
+    parser = Parser(__doc__)
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
+    parser.add_argument("--small", action="store_true", help="the small UNet that bench_time.py measures on a CPU")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # raised inside diffusers' pipeline
+    case = parser.case(options, SMALL if options.small else SD15)
+    records = flops(case)
+    print(f"UNet with channels {case.channels}, {case.latent}x{case.latent} latents, {TOKENS} tokens, one row, cfg {CFG_SCALE}")
+    print(f"{case.steps} steps, the first {case.guided} guided, no refinement\n")
+    print(table(records))
+    print(
+        "\nF: one pass of one row through the UNet. Counted by torch.utils.flop_counter on tensors without data: products and\n"
+        "convolutions, 2 a multiply-add, attention as its two explicit products in all arms. Whole loops of 1 and 2 steps\n"
+        "are counted and taken apart into steps; a loop of 4 steps, 2 guided, is checked to be the sum of its parts."
+    )
+    save(options.json, [(case, records)])
+
+
+if __name__ == "__main__":
+    main()

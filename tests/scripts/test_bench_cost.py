@@ -1,0 +1,137 @@
+"""The comparisons of costs: what is counted is what really runs, and the promise about guidance holds."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import bench_cost
+import bench_time
+
+TINY = bench_cost.Case(channels=(16, 32, 32), heads=2, layers=1, latent=32, steps=4, guided=1)
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # inside diffusers' pipeline
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[str, bench_cost.StepCost]:
+    """Of the tiny UNet, on tensors without data."""
+    bench = bench_cost.Bench(TINY)
+    return {arm: bench_cost.step_cost(bench, arm) for arm in bench_cost.ARMS}
+
+
+@pytest.mark.parametrize("arm", bench_cost.ARMS)
+def test_counting_without_data_equals_counting_a_computed_run(costs: dict[str, bench_cost.StepCost], arm: str) -> None:
+    bench = bench_cost.Bench(replace(TINY, device="cpu"))
+    with sdpa_kernel(SDPBackend.MATH):  # without data attention is explicit; the fused backward repeats a product
+        assert bench_cost.count(bench, arm, 2, 1) == costs[arm].free + costs[arm].guided
+
+
+def test_steps_by_hand(costs: dict[str, bench_cost.StepCost]) -> None:
+    plain, ours, peer = (costs[arm] for arm in bench_cost.ARMS)
+    one = plain.free // 2  # classifier-free guidance: two rows in one pass
+    assert plain.guided == plain.free == 2 * one
+    assert ours.free == plain.free
+    assert peer.free == pytest.approx(3 * one, rel=1e-3)  # it judges the unguided steps too; the rest is its loss's blur
+    assert peer.free < peer.guided < peer.free + 1.2 * one  # backward no further than from the last map that is read
+    assert ours.free < ours.guided < peer.guided - 0.25 * one  # forward no further than to there
+
+
+def test_a_run_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"plain": (200, 200), "attnguide": (200, 305), "diffusers": (300, 355)}
+    monkeypatch.setattr(bench_cost, "step_cost", lambda bench, arm: bench_cost.StepCost(*known[arm]))
+    records = bench_cost.flops(replace(TINY, steps=50, guided=25))
+    assert [record["run, F"] for record in records] == [100, 126.25, 163.75]
+    assert [record["x plain"] for record in records] == [1, 1.2625, 1.6375]
+    assert records[1]["x diffusers"] == pytest.approx(126.25 / 163.75)
+
+
+def test_a_cost_that_is_no_sum_of_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_cost, "count", lambda bench, arm, steps, guided: steps**2)
+    with pytest.raises(RuntimeError, match="4 steps, 2 guided, take 16 operations"):
+        bench_cost.step_cost(bench_cost.Bench(TINY), "plain")
+
+
+def test_promise_on_stable_diffusion() -> None:
+    case = bench_cost.SD15
+    bench = bench_cost.Bench(case)
+    guided = bench_cost.count(bench, "attnguide", 1, 1)
+    free = bench_cost.count(bench, "plain", 1, 1)
+    assert free / 2 == pytest.approx(803e9, rel=0.01)
+    assert bench_cost.StepCost(free, guided).run(case) <= 1.30 * case.steps * free
+
+
+def test_every_arm_computes_its_own_latents() -> None:
+    bench = bench_cost.Bench(replace(TINY, device="cpu", batch=2))
+    plain, ours, peer = (bench.run(arm, 2, 1) for arm in bench_cost.ARMS)
+    assert plain.shape == ours.shape == peer.shape == (2, 4, 32, 32)
+    assert not plain.equal(ours) and not plain.equal(peer)
+
+
+def test_table_and_file_of_operations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_cost, "SMALL", TINY)
+    monkeypatch.setattr(bench_cost, "step_cost", lambda bench, arm: bench_cost.StepCost(200, 300))
+    bench_cost.main(["--small", "--size", "256", "--steps", "4", "--json", str(tmp_path / "cost.json")])
+    (written,) = json.loads((tmp_path / "cost.json").read_text())
+    assert (written["case"]["latent"], written["case"]["guided"]) == (32, 2)
+    assert [record["arm"] for record in written["arms"]] == list(bench_cost.ARMS)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["plain", "2.000", "3.000", "10.000"] in [row[:4] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "complaint"),
+    [
+        (bench_cost, ["--size", "100"], "--size must be a multiple of 64"),
+        (bench_cost, ["--steps", "4", "--guided", "5"], "--guided must lie between 1 and --steps (4); got 5"),
+        (bench_cost, ["--steps", "four"], "invalid int value"),
+        (bench_cost, ["--json", "nowhere/cost.json"], "no folder 'nowhere'"),
+        (bench_time, ["--dtype", "fp8"], "invalid choice"),
+        (bench_time, ["--batch", "0"], "at least 1"),
+    ],
+)
+def test_wrong_arguments(script, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        script.main(arguments)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line
+
+
+# --------------------------------------------------------------------------------------------------- seconds, memory
+
+
+def test_times_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_cost.Bench(replace(TINY, device="cpu"))
+    order: list[str] = []
+    monkeypatch.setattr(bench, "run", lambda arm, *length: order.append(arm))
+    clock, cpu = bench_time.measure_time(bench, 2)
+    assert order[3:] == [*bench_cost.ARMS, *reversed(bench_cost.ARMS)]
+    assert all(len(seconds[arm]) == 2 for seconds in (clock, cpu) for arm in bench_cost.ARMS)
+
+
+def test_ratio_is_of_neighbours_in_time() -> None:
+    assert bench_time.ratio({"slow": [2.0, 20.0, 6.0], "fast": [1.0, 10.0, 2.0]}, "slow", "fast") == 2.0
+
+
+def test_every_precision_with_every_batch_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_time, "SMALL", TINY)
+    monkeypatch.setattr(bench_time, "measure_memory", lambda bench: {"plain": 10.0, "attnguide": 20.0, "diffusers": 80.0})
+    bench_time.main(["--size", "256", "--steps", "1", "--guided", "1", "--repeats", "1", "--dtype", "fp32", "bf16"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if line and line[0] in ("fp32,", "bf16,")] == ["fp32,", "bf16,"]
+    assert [line[-1] for line in lines if line and line[0] == "attnguide"] == ["0.250", "0.250"]
+
+
+def test_peak_memory_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_time, "ARMS", ("diffusers",))
+    peak = bench_time.measure_memory(bench_cost.Bench(replace(TINY, device="cpu")))["diffusers"]
+    largest = 2 * 2 * 1024**2 * 4 / 2**20  # probs of one site: rows x heads x (32 x 32 cells)^2, float32
+    assert largest < peak < 100 * largest
