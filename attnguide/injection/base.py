@@ -1,25 +1,146 @@
-"""The contract of an injection."""
+"""The contract of an injection, and the edit most of them are made of."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from attnguide.attention.edits import Edit
+import torch
+from torch import Tensor
+
+from attnguide.attention.edits import Edit, Stage
+from attnguide.attention.sites import SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window
+from attnguide.types import Branch, PassContext, Step
+
+
+@dataclass(frozen=True)
+class Source:
+    """A second prompt for every row, whose pass runs beside the row's own so that edits can read it.
+
+    Attributes:
+        prompts: One for all rows, or one per row; ``None`` is the row's own prompt.
+        trajectory: ``own`` starts from the row's noise and is denoised on its own, both halves in every step (branches
+            ``source`` and ``source_uncond``); ``shared`` reads the row's own latents, conditional half only, in those steps
+            for which :meth:`Injection.branches` names the branch ``source``.
+    """
+
+    prompts: str | Sequence[str | None] | None = None
+    trajectory: Literal["own", "shared"] = "own"
 
 
 class Injection(ABC):
     """A method that edits attention in the denoising passes.
 
+    A new method is a subclass with :meth:`edits`; the rest is for methods that need more than the row's own two halves.
+    An injection keeps no state of a batch: what must be remembered over the steps lives in the edits made for it.
+
     Attributes:
         needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
             are needed.
+        source: A second prompt whose pass the edits read.
     """
 
     name: str = "injection"
     needs_regions: str | None = "place"
+    source: Source | None = None
 
     @abstractmethod
     def edits(self, targets: Targets) -> Sequence[Edit]:
         """The edits for one batch of rows, made once before its first step."""
+
+    def initial_noise(self, noise: Tensor, targets: Targets) -> Tensor:
+        """Change the rows' unit noise, ``batch channels height width``."""
+        return noise
+
+    def condition(self, states: Conditioning, targets: Targets, model: ModelAdapter) -> Conditioning:
+        """Change what the network reads as text."""
+        return states
+
+    def branches(self, step: Step) -> tuple[Branch, ...]:
+        """Further branches of this step's pass: ``perturbed``, or ``source`` on a shared trajectory."""
+        return ()
+
+    def correct(self, noise_pred: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
+        """Change the combined prediction, knowing each branch's own; all ``batch channels height width``."""
+        return noise_pred
+
+
+def per_row_item(value: Any, row: int) -> Any:
+    """A row's own of a list with one entry per row, or the one value for all."""
+    return value[row] if isinstance(value, list | tuple) else value
+
+
+def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Refuse a value that is not among those named.
+
+    Raises:
+        ValueError: Naming the argument, what was expected and what came.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}.")
+
+
+def finite(name: str, value: PerRow) -> None:
+    """Refuse numbers that are not finite.
+
+    Raises:
+        ValueError: Naming the argument and what came.
+    """
+    numbers = [value] if isinstance(value, int | float) else list(value)
+    if not all(number == number and abs(number) != float("inf") for number in numbers):
+        raise ValueError(f"{name} must be finite; got {value}.")
+
+
+class LatentsEdit(Edit):
+    """An edit that also changes latents, from what it saw of attention."""
+
+    @abstractmethod
+    def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        """Change the rows' latents after the scheduler's move, where a new denoising step begins or the last one ended.
+
+        Args:
+            latents: Of the rows, ``batch channels height width``.
+            source: Of their sources on trajectories of their own, likewise.
+            step: The one that was made.
+        """
+
+
+class WindowEdit(Edit):
+    """An edit within a window of the schedule, with one strength per row; 0 is exactly no edit.
+
+    Args:
+        sites: Where it acts.
+        stages: What it edits.
+        window: When it acts.
+        scale: One number, or one per row.
+        rows: Rows of the batch.
+
+    Raises:
+        ValueError: If there is neither one strength nor one per row.
+    """
+
+    def __init__(self, sites: SiteSelector, stages: tuple[Stage, ...], window: Window, scale: PerRow, rows: int) -> None:
+        self.sites, self.stages, self.window = sites, frozenset(stages), window
+        self.scales = [float(scale)] * rows if isinstance(scale, int | float) else [float(number) for number in scale]
+        if len(self.scales) != rows:
+            raise ValueError(f"scale must be one number or one per row; got {len(self.scales)} for {rows} rows.")
+
+    def active(self, context: PassContext) -> bool:
+        return (
+            context.kind == "denoise"
+            and self.window.active(context.step)
+            and any(self.scales[row] != 0 for row in context.rows)
+        )
+
+    def gate(self, values: Tensor, context: PassContext, branches: tuple[Branch, ...] = ("cond",)) -> Tensor:
+        """Strength of every batch element, 0 in branches that are left alone: ``batch 1 1 1``."""
+        strengths = [
+            self.scales[row] if branch in branches else 0.0 for row, branch in zip(context.rows, context.branches, strict=True)
+        ]
+        return torch.tensor(strengths, device=values.device, dtype=values.dtype).view(-1, 1, 1, 1)

@@ -31,6 +31,18 @@ class Conditioning:
     uncond: Tensor | None = None
     extra: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
+    def half(self, *, uncond: bool) -> Conditioning:
+        """One half's states for every row, in ``cond``.
+
+        Raises:
+            ValueError: If the unconditional half is asked for and no negative prompt was encoded.
+        """
+        if uncond and self.uncond is None:
+            raise ValueError("An unconditional pass was asked for, but no negative prompt was encoded.")
+        pairs = {name: pair[1 if uncond else 0] for name, pair in self.extra.items()}
+        extra = {name: (states, None) for name, states in pairs.items() if states is not None}
+        return Conditioning(self.uncond if uncond and self.uncond is not None else self.cond, None, extra)
+
     def for_pass(self, context: PassContext) -> Conditioning:
         """The states of one pass, element by element as ``context`` lays the batch out, all in ``cond``."""
 

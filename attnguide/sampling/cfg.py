@@ -15,16 +15,18 @@ def pass_context(step: Step, kind: PassKind, rows: Sequence[int], branches: Sequ
     return PassContext(step, kind, tuple(rows) * len(branches), tuple(branch for branch in branches for _ in rows))
 
 
-def combine(uncond: Tensor, cond: Tensor, scales: Sequence[float]) -> Tensor:
+def combine(uncond: Tensor | None, cond: Tensor, scales: Sequence[float]) -> Tensor:
     """``uncond + s (cond - uncond)`` (https://arxiv.org/abs/2207.12598), each ``batch channels height width``.
 
     Rows with a scale of at most 1 take the conditional answer as it is.
 
     Args:
-        uncond: Answer under the negative prompt.
+        uncond: Answer under the negative prompt; ``None`` where no row uses it.
         cond: Answer under the prompt.
         scales: One ``cfg_scale`` per row.
     """
+    if uncond is None:
+        return cond
     if len(set(scales)) == 1 and scales[0] > 1:
         return uncond + scales[0] * (cond - uncond)
     # In half precision a scale of its own is not rounded, just as a number shared by all rows is not.

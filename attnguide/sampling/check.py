@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attnguide.attention.sites import SiteSelector, select
+from attnguide.attention.sites import select
 from attnguide.methods import build_methods
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.branches import common_source, source_prompts
 from attnguide.types import Sample
 
 
@@ -35,15 +36,18 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         )
     if sample.scheduler is not None:
         scheduler_class(sample.scheduler)
-    targets = Targets.build([sample], [tokenized], "cpu")
     guidances, injections = build_methods([sample])
+    others = [model.tokenize(prompt) for prompt in source_prompts(common_source(injections), [sample])]
+    for other in others:
+        if other.truncated:
+            raise ValueError(f"source_prompt {other.text!r} is longer than the text encoder reads.")
+    targets = Targets.build([sample], [tokenized], "cpu", others)
     if not guidances and not injections:
         return
     height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     sites = model.attention_modules(height, width)
     for guidance in guidances:
-        own = guidance.sites or SiteSelector(kind="cross", levels=(model.guidance_level,))
-        guidance.check(targets, select(sites, own))
+        guidance.check(targets, select(sites, guidance.sites_at(model.guidance_level)))
     for injection in injections:
         for edit in injection.edits(targets):
             select(sites, edit.sites)

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from attnguide.attention.attach import Attention, attach
 from attnguide.attention.capture import Probe
+from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
 from attnguide.guidance.base import Guidance
-from attnguide.injection.base import Injection
+from attnguide.injection.base import Injection, LatentsEdit
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.branches import Branches, common_source, source_prompts
 from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.guide import GuideRun, guide
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
-from attnguide.types import Branch, Sample, SampleResult, Step
+from attnguide.types import Sample, SampleResult, Step
 
 
 @dataclass(eq=False)
@@ -71,33 +73,60 @@ class Sampler:
         model, first = self.model, samples[0]
         ledger = Ledger(len(samples), model.device)
         height, width = first.height or model.default_size[0], first.width or model.default_size[1]
-        tokenized = [model.tokenize(sample.prompt) for sample in samples]
+        targets = self._targets(samples)
+        uses_cfg = any(sample.cfg_scale > 1 for sample in samples)
+        negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
+        conditioning = model.encode_prompt([sample.prompt for sample in samples], negative)
+        for injection in self.injections:
+            conditioning = injection.condition(conditioning, targets, model)
+        others = [prompt.text for prompt in targets.source_prompts]
+        source_states = model.encode_prompt(others, negative) if others else None
+        branches = Branches.build(len(samples), conditioning, common_source(self.injections), source_states)
+        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        shape, dtype = model.latent_shape(height, width), conditioning.cond.dtype
+        noise, sources = self._noise(targets, samples, shape, dtype, initial_latents)
+        if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
+            twin, twin_sources = self._noise(targets, samples, shape, dtype, initial_latents)
+            noise, sources = torch.cat([noise, twin]), sources + twin_sources
+        modules = model.attention_modules(height, width)
+        info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
+        latents = noise * scheduler.initial_sigma
+        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, dict(modules))
+
+    def _targets(self, samples: Sequence[Sample]) -> Targets:
+        """Words and places of the rows, and the tokens of the prompts they read beside their own."""
+        others = source_prompts(common_source(self.injections), samples)
+        tokenized = [self.model.tokenize(prompt) for prompt in [*(sample.prompt for sample in samples), *others]]
         for prompt in tokenized:
             if prompt.truncated:
                 raise ValueError(
                     f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}."
                 )
-        targets = Targets.build(samples, tokenized, model.device)
+        targets = Targets.build(samples, tokenized[: len(samples)], self.model.device, tokenized[len(samples) :])
         methods: list[Guidance | Injection] = [*self.guidances, *self.injections]
         for method in methods:
             if method.needs_regions and not targets.count:
                 raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")
-        uses_cfg = any(sample.cfg_scale > 1 for sample in samples)
-        conditioning = model.encode_prompt(
-            [sample.prompt for sample in samples], [sample.negative_prompt for sample in samples] if uses_cfg else None
-        )
-        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        return targets
+
+    def _noise(
+        self,
+        targets: Targets,
+        samples: Sequence[Sample],
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        given: Tensor | None,
+    ) -> tuple[Tensor, list[torch.Generator]]:
+        """Unit noise of every row, ``batch channels height width``, and the generators it was drawn from."""
         sources = generators([sample.seed for sample in samples])
-        noise = initial_noise(sources, model.latent_shape(height, width), conditioning.cond.dtype, model.device)
-        if initial_latents is not None:
-            if initial_latents.shape != noise.shape:
-                raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(initial_latents.shape)}.")
-            noise = initial_latents.to(noise)
-        modules = model.attention_modules(height, width)
-        info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
-        return _Batch(
-            info, conditioning, scheduler, sources, noise * scheduler.initial_sigma, ledger, self.observer, dict(modules)
-        )
+        noise = initial_noise(sources, shape, dtype, self.model.device)
+        if given is not None:
+            if given.shape != noise.shape:
+                raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(given.shape)}.")
+            noise = given.to(noise)
+        for injection in self.injections:
+            noise = injection.initial_noise(noise, targets)
+        return noise, sources
 
     def _loop(self, batch: _Batch) -> Tensor:
         latents = batch.latents
@@ -110,7 +139,7 @@ class Sampler:
         with attach(batch.modules, probes, edits) as attention:
             self.observer.on_sample_start(batch.info)
             for step in batch.scheduler.steps:
-                self.observer.on_denoise_step_start(step, latents)
+                self.observer.on_denoise_step_start(step, batch.own(latents))
                 shift = None
                 for guidance in self.guidances:
                     if step.begins and guidance.window.active(step) and batch.alive:
@@ -121,26 +150,31 @@ class Sampler:
                 if shift is not None:
                     noise_pred = batch.scheduler.shift_noise(noise_pred, shift, step)
                 latents = batch.scheduler.step(noise_pred, step, latents, batch.sources)
+                latents = batch.after_step(latents, edits, step)
                 latents = batch.drop_broken(latents, step)
-                self.observer.on_denoise_step_end(step, latents, noise_pred)
+                self.observer.on_denoise_step_end(step, batch.own(latents), batch.own(noise_pred))
                 if not batch.alive:
                     break
-        return latents
+        return batch.own(latents)
 
     def _predict(self, batch: _Batch, attention: Attention, latents: Tensor, step: Step) -> Tensor:
-        """The network's answer under the active injections, both halves in one pass."""
-        rows = range(len(latents))
-        branches: tuple[Branch, ...] = ("cond",) if batch.conditioning.uncond is None else ("uncond", "cond")
-        context = pass_context(step, "denoise", rows, branches)
-        inputs = batch.scheduler.scale_model_input(torch.cat([latents] * len(branches)), step)
+        """The network's answer for all latents under the active injections, every branch in one pass."""
+        branches = batch.branches.at(step, self.injections)
+        context = pass_context(step, "denoise", range(batch.branches.rows), branches)
+        parts = [batch.branches.latents(branch, latents) for branch in branches]
+        inputs = batch.scheduler.scale_model_input(torch.cat(parts), step)
         with attention.during(context):
-            answer = self.model.predict_noise(inputs, step, batch.conditioning_for(branches))
+            answer = self.model.predict_noise(inputs, step, batch.branches.conditioning(branches))
         assert answer is not None
         batch.ledger.forward(context.rows)
-        if len(branches) == 1:
-            return answer
-        uncond, cond = answer.chunk(2)
-        return combine(uncond, cond, [sample.cfg_scale for sample in batch.info.samples])
+        answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
+        scales = [sample.cfg_scale for sample in batch.info.samples]
+        noise_pred = combine(answers.get("uncond"), answers["cond"], scales)
+        for injection in self.injections:
+            noise_pred = injection.correct(noise_pred, answers, step)
+        if not batch.branches.own_source:
+            return noise_pred
+        return torch.cat([noise_pred, combine(answers.get("source_uncond"), answers["source"], scales)])
 
     def _finish(self, batch: _Batch, latents: Tensor) -> list[SampleResult]:
         pictures = self.model.decode(latents)
@@ -167,6 +201,7 @@ class _Batch:
 
     info: BatchInfo
     conditioning: Conditioning
+    branches: Branches
     scheduler: NoiseScheduler
     sources: list[torch.Generator]
     latents: Tensor
@@ -192,29 +227,39 @@ class _Batch:
             probes,
         )
 
-    def conditioning_for(self, branches: tuple[Branch, ...]) -> Conditioning:
-        """States of a denoising pass over all rows, branch by branch."""
-        states = self.conditioning
-        if len(branches) == 1:
-            return states
-        assert states.uncond is not None
-        extra = {name: (torch.cat([u, c]), None) for name, (c, u) in states.extra.items() if u is not None}
-        return Conditioning(torch.cat([states.uncond, states.cond]), None, extra)
-
     def stop_row(self, row: int, reason: str) -> None:
         """Give a row up; the others go on."""
         self.alive.remove(row)
         self.stopped[row] = reason
         self.observer.on_row_stopped(row, reason)
 
+    def own(self, values: Tensor) -> Tensor:
+        """The rows' part of all latents, without their sources'."""
+        return values[: self.branches.rows]
+
+    def after_step(self, latents: Tensor, edits: Sequence[Edit], step: Step) -> Tensor:
+        """Let edits change the rows' latents, where a new denoising step begins or the last one ended."""
+        following = self.scheduler.steps[step.index + 1 : step.index + 2]
+        if following and not following[0].begins:
+            return latents
+        source = latents[self.branches.rows :] if self.branches.own_source else None
+        for edit in edits:
+            if isinstance(edit, LatentsEdit):
+                moved = torch.cat([edit.after_step(self.own(latents), source, step), latents[self.branches.rows :]])
+                if following:
+                    self.scheduler.latents_moved(moved - latents, following[0])
+                latents = moved
+        return latents
+
     def drop_broken(self, latents: Tensor, step: Step) -> Tensor:
-        """Give up rows whose latents are no longer finite, and keep their numbers out of the pass."""
-        finite = torch.isfinite(latents).flatten(1).all(1)
+        """Give up rows whose latents, or whose source's, are no longer finite, and keep their numbers out of the pass."""
+        finite = torch.isfinite(latents).flatten(1).all(1).view(-1, self.branches.rows).all(0)
         for row in [row for row in self.alive if not finite[row]]:
             self.stop_row(row, f"latents are not finite after step {step.index}{self._methods()}")
         if bool(finite.all()):
             return latents
-        return torch.where(finite.view(-1, 1, 1, 1), latents, torch.zeros_like(latents))
+        every = finite.repeat(len(latents) // self.branches.rows)
+        return torch.where(every.view(-1, 1, 1, 1), latents, torch.zeros_like(latents))
 
     def _methods(self) -> str:
         name = self.info.samples[0].method

@@ -1,0 +1,105 @@
+"""The branches of a denoising pass: which text states and which latents each of them reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnguide.injection.base import Injection, Source
+from attnguide.models.base import Conditioning
+from attnguide.types import Branch, Sample, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """All branches that the passes of one batch may have.
+
+    Latents are those of the rows; where the source has a trajectory of its own, its latents follow behind them.
+
+    Attributes:
+        rows: Rows of the batch.
+        states: Text states of every branch, for all rows.
+        own_source: Whether the source has latents of its own.
+    """
+
+    rows: int
+    states: Mapping[Branch, Conditioning]
+    own_source: bool = False
+
+    @classmethod
+    def build(
+        cls, rows: int, conditioning: Conditioning, source: Source | None, source_states: Conditioning | None
+    ) -> Branches:
+        """Lay out what was encoded.
+
+        Args:
+            rows: Rows of the batch.
+            conditioning: Of the rows' own prompts.
+            source: What the injections read, if anything.
+            source_states: Of its prompts.
+        """
+        states: dict[Branch, Conditioning] = {}
+        cond = conditioning.half(uncond=False)
+        if conditioning.uncond is not None:
+            states["uncond"] = conditioning.half(uncond=True)
+        states |= {"cond": cond, "perturbed": cond}
+        if source is None or source_states is None:
+            return cls(rows, states)
+        if source.trajectory == "own" and source_states.uncond is not None:
+            states["source_uncond"] = source_states.half(uncond=True)
+        states["source"] = source_states.half(uncond=False)
+        return cls(rows, states, source.trajectory == "own")
+
+    def at(self, step: Step, injections: Sequence[Injection]) -> tuple[Branch, ...]:
+        """The branches of one step's pass, in the order they are laid out."""
+        wanted: set[Branch] = {"uncond", "cond"}
+        if self.own_source:
+            wanted |= {"source_uncond", "source"}
+        for injection in injections:
+            wanted |= set(injection.branches(step))
+        return tuple(branch for branch in ORDER if branch in wanted and branch in self.states)
+
+    def latents(self, branch: Branch, latents: Tensor) -> Tensor:
+        """The part of all latents that a branch reads, ``batch channels height width``."""
+        return latents[self.rows :] if self.own_source and branch in ("source", "source_uncond") else latents[: self.rows]
+
+    def conditioning(self, branches: Sequence[Branch]) -> Conditioning:
+        """States of a pass over all rows, branch by branch, all in ``cond``."""
+        parts = [self.states[branch] for branch in branches]
+        extra = {name: (torch.cat([part.extra[name][0] for part in parts]), None) for name in parts[0].extra}
+        return Conditioning(torch.cat([part.cond for part in parts]), None, extra)
+
+
+ORDER: tuple[Branch, ...] = ("uncond", "cond", "perturbed", "source_uncond", "source")
+
+
+def common_source(injections: Sequence[Injection]) -> Source | None:
+    """What the injections of a batch read.
+
+    Raises:
+        ValueError: If two of them want a source each.
+    """
+    wanting = [injection for injection in injections if injection.source is not None]
+    if len(wanting) > 1:
+        names = " and ".join(injection.name for injection in wanting)
+        raise ValueError(f"Only one method of a row can read another prompt's pass; got {names}.")
+    return wanting[0].source if wanting else None
+
+
+def source_prompts(source: Source | None, samples: Sequence[Sample]) -> list[str]:
+    """The other prompt of every row; empty without a source.
+
+    Raises:
+        ValueError: If there is neither one prompt nor one per row.
+    """
+    if source is None:
+        return []
+    given = source.prompts
+    if isinstance(given, str) or given is None:
+        given = [given] * len(samples)
+    if len(given) != len(samples):
+        raise ValueError(f"source_prompt must be one text or one per row; got {len(given)} for {len(samples)} rows.")
+    return [sample.prompt if prompt is None else prompt for prompt, sample in zip(given, samples, strict=True)]
