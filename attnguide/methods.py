@@ -61,6 +61,49 @@ METHODS: dict[str, MethodInfo] = {
         "every named word must be attended to somewhere",
         needs_regions="phrase",
     ),
+    "box_diff": MethodInfo(
+        "attnguide.guidance.box_diff:BoxDiff",
+        "guidance",
+        "attention strong inside each box, weak outside, and of its outline",
+        per_row=frozenset({"scale", "thresholds"}),
+    ),
+    "layout_guidance": MethodInfo(
+        "attnguide.guidance.layout_guidance:LayoutGuidance",
+        "guidance",
+        "each head's attention to a word inside its box",
+        per_row=frozenset({"scale", "until"}),
+    ),
+    "divide_and_bind": MethodInfo(
+        "attnguide.guidance.divide_and_bind:DivideAndBind",
+        "guidance",
+        "structure in every noun's attention, attributes where their nouns are",
+        needs_regions=None,
+        per_row=frozenset({"scale", "thresholds"}),
+    ),
+    "syngen": MethodInfo(
+        "attnguide.guidance.syngen:SynGen",
+        "guidance",
+        "modifiers attend where their nouns do, and away from other words",
+        needs_regions=None,
+    ),
+    "a_star": MethodInfo(
+        "attnguide.guidance.a_star:AStar",
+        "guidance",
+        "words share no cells, and keep those they had a step before",
+        needs_regions="phrase",
+    ),
+    "conform": MethodInfo(
+        "attnguide.guidance.conform:Conform",
+        "guidance",
+        "maps of one noun and its modifiers alike, of different nouns apart",
+        needs_regions=None,
+    ),
+    "r_and_b": MethodInfo(
+        "attnguide.guidance.r_and_b:RegionAndBoundary",
+        "guidance",
+        "the rectangle around strong attention is the box, edges inside it",
+        per_row=frozenset({"scale", "until"}),
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),
@@ -70,6 +113,22 @@ METHODS: dict[str, MethodInfo] = {
     "inject7": _hand_map("add to scores, two largest map sizes", "scores", "add", (0, 1), 30.0),
     "inject8": _hand_map("replace scores, two largest map sizes", "scores", "replace", (0, 1), 30.0),
     "map_injection": MethodInfo(_MAPS, "injection", "the family of the eight above, every choice an option"),
+    "paint_with_words": MethodInfo(
+        "attnguide.injection.paint_with_words:PaintWithWords",
+        "injection",
+        "a word's scores are raised where it is painted",
+        per_row=frozenset({"scale", "region_seeds"}),
+    ),
+    "dense_diffusion": MethodInfo(
+        "attnguide.injection.dense_diffusion:DenseDiffusion",
+        "injection",
+        "scores gather inside segments and leave what lies outside",
+    ),
+    "forward_layout": MethodInfo(
+        "attnguide.injection.forward_layout:ForwardLayout",
+        "injection",
+        "each word's attention is moved into its region, its total kept",
+    ),
 }
 """Every method by its name in CLI, YAML and Python."""
 

@@ -1,0 +1,144 @@
+"""DenseDiffusion: scores pulled towards each query's best inside a segment, towards its worst outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.injection.base import Injection, WindowEdit, finite, one_of
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Unit, Window
+from attnguide.types import PassContext
+
+
+class DenseDiffusion(Injection):
+    """Modulates cross- and self-attention by segments, conditional half only (https://arxiv.org/abs/2308.12964).
+
+    Per head and query, with the largest and smallest scaled score ``max`` and ``min``: ``S + g (max - S)`` where query and key
+    belong together and ``S - g (S - min)`` where they do not; ``g = w (t / 1000)^5 (1 - a)`` with ``a`` the share of the
+    picture that the query's segment covers. A query and a token belong together if the query lies in a segment of the token;
+    two queries, if one segment holds both.
+
+    Args:
+        cross_scale: ``w`` in cross-attention.
+        self_scale: ``w`` in self-attention.
+        size_scale: Factor on ``a``.
+        splice: Put each phrase's separately encoded states at its tokens' positions, as the paper's code always does.
+        scale: Factor on ``w``, one number or one per row.
+        start: Where it begins, in ``unit``.
+        stop: Where it ends.
+        unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
+        quirks: ``reference`` pulls the scores of start, end and padding tokens down as well, which takes away the place where
+            attention rests, lets a ``g`` above 1 push scores past their largest and smallest, and shrinks masks from the
+            latent's size by taking every n-th cell, which loses small regions.
+
+    Raises:
+        ValueError: If an option is out of range; for a batch, with ``splice``, if a phrase alone has other tokens than in the
+            prompt.
+    """
+
+    name = "dense_diffusion"
+    needs_regions = "place"
+
+    def __init__(
+        self,
+        *,
+        cross_scale: float = 1.0,
+        self_scale: float = 0.3,
+        size_scale: float = 1.0,
+        splice: bool = True,
+        scale: PerRow = 1.0,
+        start: float = 0.0,
+        stop: float = 0.3,
+        unit: Unit = "progress",
+        quirks: Literal["none", "reference"] = "none",
+    ) -> None:
+        one_of("quirks", quirks, ("none", "reference"))
+        for name, value in (("cross_scale", cross_scale), ("self_scale", self_scale), ("size_scale", size_scale)):
+            finite(name, value)
+        finite("scale", scale)
+        self.weights = {"cross": cross_scale, "self": self_scale}
+        self.size_scale, self.splice, self.scale, self.quirks = size_scale, splice, scale, quirks
+        self.window = Window(start, stop, unit)
+
+    def edits(self, targets: Targets) -> Sequence[Edit]:
+        return [_Modulation(self, targets)]
+
+    def condition(self, states: Conditioning, targets: Targets, model: ModelAdapter) -> Conditioning:
+        if not self.splice:
+            return states
+        cond = states.cond.clone()
+        scales = _Modulation(self, targets).scales
+        for row, regions in enumerate(targets.regions):
+            chosen = [index for index, region in enumerate(regions) if region.has_place and scales[row] != 0]
+            if not chosen:
+                continue
+            alone = model.encode_prompt([regions[index].phrase for index in chosen], None).cond
+            for phrase_states, index in zip(alone, chosen, strict=True):
+                positions = list(targets.token_indices[row][index])
+                own = model.tokenize(regions[index].phrase)
+                if [own.ids[p] for p in own.word_positions] != [targets.tokenized[row].ids[p] for p in positions]:
+                    raise ValueError(
+                        f"Region {regions[index].phrase!r}: the phrase alone must have the tokens it has in the prompt "
+                        f"{targets.tokenized[row].text!r} (positions {positions}); use splice=False."
+                    )
+                cond[row, positions] = phrase_states[list(own.word_positions)]
+        return replace(states, cond=cond)
+
+
+class _Modulation(WindowEdit):
+    """One :class:`DenseDiffusion` over one batch of rows."""
+
+    def __init__(self, method: DenseDiffusion, targets: Targets) -> None:
+        kinds = {kind for kind, weight in method.weights.items() if weight != 0}
+        chosen = SiteSelector(where=lambda site: site.kind in (kinds or method.weights))
+        super().__init__(chosen, ("scores",), method.window, method.scale if kinds else 0.0, len(targets.regions))
+        self.method, self.targets = method, targets
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        rows = list(context.rows)
+        together, touched, share = (part[rows].unsqueeze(1).to(scores.device) for part in self._layout(site))
+        noise = (context.step.timestep / 1000) ** 5
+        strength = self.gate(scores, context) * (self.method.weights[site.kind] * noise)
+        strength = strength * (1 - self.method.size_scale * share.to(scores))
+        if self.method.quirks == "none":
+            strength = strength.clamp(max=1.0)
+        up = scores + strength * (scores.amax(-1, keepdim=True) - scores)
+        down = scores - strength * (scores - scores.amin(-1, keepdim=True))
+        return torch.where(touched, torch.where(together, up, down), scores)
+
+    def _layout(self, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """Who belongs together, which keys are touched at all, and the share of the picture that a query's segment covers.
+
+        ``batch query key``, a shape that broadcasts to it, and ``batch query 1``.
+        """
+        targets = self.targets
+        masks = self._masks(site).flatten(2)
+        share = torch.einsum("brq,brk->bqk", masks, masks).mean(-1, keepdim=True)
+        if site.kind == "self":
+            together = torch.einsum("brq,brk->bqk", masks, masks) > 0
+            return together, torch.ones_like(together[:, :1]), share
+        owns = (targets.tokens > 0) & targets.placed[..., None]
+        together = torch.einsum("brq,brk->bqk", masks, owns.to(masks)) > 0
+        words = torch.zeros(len(targets.tokenized), targets.tokens.shape[-1], dtype=torch.bool, device=masks.device)
+        for row, prompt in enumerate(targets.tokenized):
+            words[row, list(prompt.word_positions)] = True
+        if self.method.quirks == "reference":
+            words = torch.ones_like(words)
+        return together, words.unsqueeze(1), share
+
+    def _masks(self, site: Site) -> Tensor:
+        """Yes-or-no masks as numbers, ``batch regions height width``."""
+        if self.method.quirks == "none":
+            return (self.targets.masks(site.height, site.width) >= 0.5).float()
+        whole = (self.targets.masks(site.height << site.level, site.width << site.level) >= 0.5).float()
+        return F.interpolate(whole, (site.height, site.width), mode="nearest") if whole.numel() else whole

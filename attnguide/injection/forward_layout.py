@@ -1,0 +1,108 @@
+"""Forward layout guidance: each word's attention is moved into its region, its total kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.injection.base import Injection, WindowEdit, finite
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Unit, Window
+from attnguide.types import PassContext
+
+
+class ForwardLayout(Injection):
+    """``P_w + scale * weight * (g sum(P_w) - P_w)`` on cross-attention probs, conditional half only.
+
+    ``P_w`` is the column of a region's token over the map and ``g`` the region's window, which sums to 1: a Gaussian around the
+    region's centre, cut off at its edge. With ``scale`` in [0, 1] a token keeps its total attention; rows do not keep theirs.
+
+    The forward variant of https://arxiv.org/abs/2304.03373, whose code was never released: the formula is recalled from the
+    paper, not checked against a reference; strength, spread and window are this project's choice.
+
+    Args:
+        scale: Strength in [0, 1], one number or one per row.
+        spread: Standard deviation of the Gaussian as a multiple of the region's own along each axis; ``None`` for a flat
+            window.
+        levels: Map levels, 0 the largest; all when ``None``.
+        start: Where it begins, in ``unit``.
+        stop: Where it ends.
+        unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    name = "forward_layout"
+    needs_regions = "place"
+
+    def __init__(
+        self,
+        *,
+        scale: PerRow = 0.8,
+        spread: float | None = 1.0,
+        levels: Sequence[int] | None = None,
+        start: float = 0.0,
+        stop: float = 0.5,
+        unit: Unit = "progress",
+    ) -> None:
+        finite("scale", scale)
+        numbers = [scale] if isinstance(scale, int | float) else scale
+        if not all(0 <= number <= 1 for number in numbers):
+            raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
+        if spread is not None and not 0 < spread < float("inf"):
+            raise ValueError(f"spread must be above 0, or None for a flat window; got {spread}.")
+        self.scale, self.spread = scale, spread
+        self.sites = SiteSelector(kind="cross", levels=None if levels is None else tuple(levels))
+        self.window = Window(start, stop, unit)
+
+    def edits(self, targets: Targets) -> Sequence[Edit]:
+        return [_Move(self, targets)]
+
+
+class _Move(WindowEdit):
+    """One :class:`ForwardLayout` over one batch of rows."""
+
+    def __init__(self, method: ForwardLayout, targets: Targets) -> None:
+        super().__init__(method.sites, ("probs",), method.window, method.scale, len(targets.regions))
+        self.method, self.targets = method, targets
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        rows = list(context.rows)
+        window, weight = (part[rows].unsqueeze(1).to(probs) for part in self._windows(site))
+        return probs + self.gate(probs, context) * (window * probs.sum(2, keepdim=True) - weight * probs)
+
+    def _windows(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Every token's window times its weight, ``batch query key``, and the weight, ``batch 1 key``.
+
+        A token of several regions gets their mean.
+        """
+        targets = self.targets
+        masks = targets.masks(site.height, site.width).double()
+        window = masks if self.method.spread is None else masks * _gaussians(masks, self.method.spread)
+        window = window.flatten(2)
+        window = window / window.sum(-1, keepdim=True).clamp_min(1e-30)
+        owns = ((targets.tokens > 0) & targets.placed[..., None]).double()
+        shares = owns / owns.sum(1, keepdim=True).clamp_min(1) * targets.weights[..., None].double()
+        return torch.einsum("brq,brk->bqk", window, shares), shares.sum(1).unsqueeze(1)
+
+
+def _gaussians(masks: Tensor, spread: float) -> Tensor:
+    """Gaussians with each mask's centre and, times ``spread``, its deviations; ``batch regions height width``."""
+    result = torch.ones_like(masks)
+    for axis in (-2, -1):
+        count = masks.shape[axis]
+        place = torch.arange(count, device=masks.device, dtype=masks.dtype)
+        share = masks.sum(-1 if axis == -2 else -2)
+        share = share / share.sum(-1, keepdim=True).clamp_min(1e-30)
+        centre = (share * place).sum(-1, keepdim=True)
+        # Cells are one wide, hence the twelfth: a region of a single cell has a deviation too.
+        variance = (share * (place - centre) ** 2).sum(-1, keepdim=True) + 1 / 12
+        bell = torch.exp(-((place - centre) ** 2) / (2 * spread**2 * variance))
+        result = result * (bell.unsqueeze(-1) if axis == -2 else bell.unsqueeze(-2))
+    return result
