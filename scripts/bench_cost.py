@@ -169,17 +169,19 @@ class Bench:
     def _pipeline(self, arm: str, steps: int, guided: int) -> Tensor:
         words = [list(WORDS.values())] * self.case.batch
         guide: dict[str, Any] = {"prompt": None, "token_indices": words, "max_iter_to_alter": guided, "thresholds": {}}
-        latents: Tensor = self.pipelines[arm](
-            prompt_embeds=self.states.cond,
-            negative_prompt_embeds=self.states.uncond,
-            latents=self.latents.clone(),
-            height=self.case.latent * 8,
-            width=self.case.latent * 8,
-            num_inference_steps=steps,
-            guidance_scale=CFG_SCALE,
-            output_type="latent",
-            **(guide if arm == "diffusers" else {}),
-        ).images
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.meshgrid")  # raised inside diffusers' loss
+            latents: Tensor = self.pipelines[arm](
+                prompt_embeds=self.states.cond,
+                negative_prompt_embeds=self.states.uncond,
+                latents=self.latents.clone(),
+                height=self.case.latent * 8,
+                width=self.case.latent * 8,
+                num_inference_steps=steps,
+                guidance_scale=CFG_SCALE,
+                output_type="latent",
+                **(guide if arm == "diffusers" else {}),
+            ).images
         return latents
 
     @cached_property
@@ -332,7 +334,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--small", action="store_true", help="the small UNet that bench_time.py measures on a CPU")
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", "torch.meshgrid")  # raised inside diffusers' pipeline
     case = parser.case(options, SMALL if options.small else SD15)
     records = flops(case)
     print(f"UNet with channels {case.channels}, {case.latent}x{case.latent} latents, {TOKENS} tokens, one row, cfg {CFG_SCALE}")

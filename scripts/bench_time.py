@@ -17,7 +17,6 @@ import multiprocessing
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -122,7 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--batch and --repeats must be at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU here")
-    warnings.filterwarnings("ignore", "torch.meshgrid")  # raised inside diffusers' pipeline
     base = replace(parser.case(options, SD15 if options.full else SMALL), device=options.device)
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     print(f"UNet with channels {base.channels}, {base.latent}x{base.latent} latents, on {where}")

@@ -15,8 +15,6 @@ import bench_time
 
 TINY = bench_cost.Case(channels=(16, 32, 32), heads=2, layers=1, latent=32, steps=4, guided=1)
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # inside diffusers' pipeline
-
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, bench_cost.StepCost]:
