@@ -65,6 +65,12 @@ class DiffusionModule(L.LightningModule):
         if compile_unet:
             self.unet.compile()
 
+    def load_weights(self, pipeline: Path) -> None:
+        """Begin from the text encoder and UNet of a pipeline folder, whatever precision they were saved in."""
+        for network, name in ((self.text_encoder, "text_encoder"), (self.unet, "unet")):
+            saved = type(network).from_pretrained(pipeline / name)
+            network.load_state_dict(saved.float().state_dict())
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         latents, token_ids = batch["latents"], batch["token_ids"]
         noise = torch.randn_like(latents)

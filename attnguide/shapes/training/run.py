@@ -27,6 +27,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=("all", "autoencoder", "diffusion", "export"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="checkpoints, cached latents, logs")
     parser.add_argument("--export", type=Path, default=None, help="pipeline folder (default: OUT/pipeline)")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        default=None,
+        help="pipeline folder whose weights a new training begins with, its autoencoder kept as it is (e.g. attnguide/shapes/weights)",
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--diffusion-steps", type=int, default=40000)
     parser.add_argument("--scenes", type=int, default=60000, help="scenes encoded once and reused")
@@ -97,10 +103,14 @@ def train_autoencoder(args: argparse.Namespace) -> None:
 
 def train_diffusion(args: argparse.Namespace) -> None:
     """Train (or go on training) text encoder and UNet on cached latents."""
+    if args.start_from and not (args.out / "vae").exists():
+        AutoencoderKL.from_pretrained(args.start_from / "vae").save_pretrained(args.out / "vae")
     vae = AutoencoderKL.from_pretrained(args.out / "vae").eval()
     tokenizer = build_tokenizer()
     latents = encode_scenes(vae, args.scenes, args.out / "latents.safetensors")
     module = DiffusionModule(tokenizer, args.diffusion_steps, args.lr, args.compile, vae, args.out / "previews")
+    if args.start_from and _last_checkpoint(args, "diffusion") is None:
+        module.load_weights(args.start_from)
     loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
     preview_seeds: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
     trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.998, update_every_n_steps=1)])
@@ -138,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     L.seed_everything(args.seed, workers=True)
-    if args.stage in ("all", "autoencoder") and not (args.out / "vae").exists():
+    if args.stage in ("all", "autoencoder") and not args.start_from and not (args.out / "vae").exists():
         train_autoencoder(args)
     if args.stage in ("all", "diffusion"):
         train_diffusion(args)
