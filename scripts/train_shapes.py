@@ -2,7 +2,7 @@
 
     python scripts/train_shapes.py                      # everything; run it again to resume where it stopped
     python scripts/train_shapes.py --stage diffusion --diffusion-steps 20000 --logger wandb
-    python scripts/train_shapes.py --start-from attnguide/shapes/weights --diffusion-steps 20000    # go on from the weights here
+    python scripts/train_shapes.py --start-from attnguide/shapes/weights --diffusion-steps 20000   # go on from those
 
 Checkpoints, cached latents and logs go to --out; the finished pipeline goes to --export.
 """

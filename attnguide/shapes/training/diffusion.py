@@ -26,7 +26,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 200, decay: float 
 
 
 def draw_timesteps(count: int, total: int) -> Tensor:
-    """``count`` timesteps below ``total`` with density proportional to ``sin(pi t / total)``, one from each equal share of it."""
+    """``count`` timesteps below ``total`` with density like ``sin(pi t / total)``, one from each equal share of it."""
     shares = (torch.arange(count) + torch.rand(count)) / count
     return (torch.arccos(1 - 2 * shares) / math.pi * total).long().clamp(0, total - 1)
 

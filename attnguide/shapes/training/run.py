@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--start-from",
         type=Path,
         default=None,
-        help="pipeline folder whose weights a new training begins with, its autoencoder kept as it is (e.g. attnguide/shapes/weights)",
+        help="pipeline folder that a new training begins from, e.g. attnguide/shapes/weights; its autoencoder stays",
     )
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--diffusion-steps", type=int, default=40000)
