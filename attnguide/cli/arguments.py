@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from attnguide.cli.errors import UsageError, one_line
-from attnguide.cli.values import Setting, mapping, scalar
+from attnguide.cli.values import Setting, scalar
 from attnguide.models.names import nearest
 
 
@@ -54,7 +55,12 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         found = parser.parse_args(pack(argv, settings))
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
         raise UsageError(_mended(one_line(error), settings)) from error
-    return {setting.name: found.get(setting.name, setting.default) for setting in settings}
+    values = {setting.name: found.get(setting.name, setting.default) for setting in settings}
+    try:
+        # Names and values arrive as they are typed, key by key, and are checked here.
+        return {s.name: s(values[s.name]) if isinstance(s.default, dict) else values[s.name] for s in settings}
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(one_line(error)) from error
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -72,7 +78,7 @@ def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
     elif setting.default is False:
         parser.add_argument(setting.option, dest=setting.name, action="store_true", help=setting.help)
     else:
-        kind = dict[str, Any] if setting.read is mapping else setting
+        kind = dict[str, Any] if isinstance(setting.default, dict) else setting
         parser.add_argument(
             setting.option, dest=setting.name, type=kind, default=setting.default, metavar=setting.metavar, help=setting.help
         )
@@ -188,6 +194,8 @@ def _mended(message: str, settings: Sequence[Setting]) -> str:
             )
             return f"{place} {word!r}"
         return f"unknown option {first!r}{nearest(first, options)}; see --help"
+    if found := re.match(r'Parser key "(\w+)": .*Got value: (.*)', message):
+        return f"{found[1]}: expected --{found[1]}.KEY VALUE; got {found[2]!r}"
     if message.startswith("argument "):
         option, _, problem = message.removeprefix("argument ").partition(": ")
         name = option.split("/")[-1]

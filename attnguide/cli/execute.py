@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,17 +43,25 @@ def execute(plan: Plan) -> int:
         raise UsageError(f"out: {error}") from error
     if first:
         print(describe(plan, len(done)), flush=True)
-    quiet()
-    config = _resolved(plan)
-    model = _load(plan)
-    remaining = [sample for sample in plan.samples if sample.id not in done]
-    if remaining:
-        check_on_model(model, remaining)
-    interrupted, notes = _predict(plan, config, model, done) if remaining else (False, [])
+    interrupted, notes = _sample(plan, done) if len(done) < len(plan.samples) else (False, [])
     if not first:
         return 0
     status = report(plan, notes)
     return INTERRUPTED if interrupted else status
+
+
+def _sample(plan: Plan, done: set[str]) -> tuple[bool, list[str]]:
+    """Sample the rows that are not done: every check first, then the model, then files.
+
+    Returns:
+        Whether Ctrl-C ended it, and lines to tell at the end.
+    """
+    quiet()
+    config = _resolved(plan)
+    _check_trainer(plan)
+    model = _load(plan)
+    check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
+    return _predict(plan, config, model, done)
 
 
 def _is_first_process() -> bool:
@@ -92,6 +99,20 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     return {**plan.kept_config, "device": str(device), "dtype": dtype}
 
 
+def _check_trainer(plan: Plan) -> None:
+    """Let Lightning judge the trainer's settings while nothing is loaded or written.
+
+    Raises:
+        UsageError: With Lightning's complaint.
+    """
+    from attnguide.module import make_trainer
+
+    try:
+        make_trainer(plan.folder, device=plan.config["device"], **plan.config["trainer"])
+    except Exception as error:  # of many kinds, some of Lightning's own
+        raise UsageError(f"trainer: {one_line(error)}") from error
+
+
 def _load(plan: Plan) -> ModelAdapter:
     from attnguide.models.load import load_model
 
@@ -116,11 +137,7 @@ def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
 
 
 def _predict(plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: set[str]) -> tuple[bool, list[str]]:
-    """Sample what is left.
-
-    Returns:
-        Whether Ctrl-C ended it, and lines to tell at the end.
-    """
+    """Let Lightning run it; see :func:`_sample` for what is returned."""
     from attnguide.callbacks import ValueInvariance, standard_callbacks
     from attnguide.cli.scoring import shapes_scores
     from attnguide.data import SampleDataModule
@@ -131,12 +148,9 @@ def _predict(plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: s
     callbacks = standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, **chosen)
     data = SampleDataModule(plan.samples, plan.config["batch_size"], skip=done)
     loggers = _loggers(plan)
-    try:
-        trainer = make_trainer(
-            plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
-        )
-    except (TypeError, ValueError, RuntimeError) as error:  # Lightning's own complaint about a setting
-        raise UsageError(f"trainer: {one_line(error)}") from error
+    trainer = make_trainer(
+        plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
+    )
     try:
         trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)
     except KeyboardInterrupt:
@@ -155,15 +169,6 @@ def _predict(plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: s
 def _loggers(plan: Plan) -> list[Logger]:
     from attnguide.loggers import make_loggers
 
-    known = ("project", "name", "group", "tags")
-    for key in plan.config["wandb"]:
-        if key not in known:
-            raise UsageError(f"wandb: unknown key {key!r}; choose from {', '.join(known)}")
     tags = plan.config["wandb"].get("tags", ())
     options = {**plan.config["wandb"], "tags": [tags] if isinstance(tags, str) else list(tags)}
     return make_loggers(plan.config["logger"], plan.folder, **options)
-
-
-def warn(line: str) -> None:
-    """A line for the user that is no result."""
-    print(line, file=sys.stderr, flush=True)

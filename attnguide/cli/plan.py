@@ -20,7 +20,7 @@ DEMO: dict[str, Any] = {
 }
 """What is made where the user names no prompt: the same prompt and seeds plain, guided, and with injected maps."""
 
-ROW_SETTINGS = ("regions", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
+ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
 """Settings that a row may have a value of its own for."""
 
 NOT_KEPT = ("out", "resume")
@@ -71,7 +71,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if config["rows"] is not None:
-        config |= {"rows": [sample_to_dict(sample) for sample in own], "seed": None}
+        config |= {"rows": [sample_to_dict(sample) for sample in own], "seed": None, "box_size": None}
     folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     return Plan(config, tuple(samples), folder)
 
@@ -80,6 +80,8 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(settings)
     if config["prompt"] is not None and config["rows"] is not None:
         raise UsageError("rows: expected either a prompt or a table of rows; got both")
+    if config["box_size"] is not None and not str(config["rows"]).lower().endswith(".csv"):
+        raise UsageError("box_size: expected --rows with a CSV table, whose boxes it is for; got none")
     if config["prompt"] is None and config["rows"] is None:
         if config["regions"] is not None:
             raise UsageError("prompt: expected the prompt that the regions are of; got none")
@@ -105,9 +107,11 @@ def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
         check_region(region, prompt)
     except ValueError as error:
         raise UsageError(f"region: {error}") from error
-    if isinstance(region.mask, Path):
-        region = replace(region, mask=region.mask.absolute())
-    return region_to_dict(region)
+    return region_to_dict(_from_anywhere(region))
+
+
+def _from_anywhere(region: Region) -> Region:
+    return replace(region, mask=region.mask.absolute()) if isinstance(region.mask, Path) else region
 
 
 def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
@@ -120,9 +124,11 @@ def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
         values = {**common, "prompt": config["prompt"]}
         return [sample_from_dict({**values, "seed": seed}, id=f"seed{seed}") for seed in config["seed"]]
     if isinstance(config["rows"], str):
-        rows = read_samples(config["rows"], defaults=common)
+        height, width = config["box_size"] or (None, None)
+        rows = read_samples(config["rows"], size=(height, width) if height and width else None, defaults=common)
     else:
         rows = [sample_from_dict({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
+    rows = [replace(row, regions=tuple(map(_from_anywhere, row.regions))) for row in rows]
     if config["seed"] is None:
         return rows
     several = len(config["seed"]) > 1

@@ -60,6 +60,15 @@ def settings() -> list[Setting]:
             follows=_alone,
         ),
         Setting(
+            "groups",
+            values.groups,
+            None,
+            "words of the prompt that belong together, the noun last: 'red circle'; repeatable; found by rule otherwise",
+            option="--group",
+            metavar="WORDS",
+            follows=_alone,
+        ),
+        Setting(
             "methods",
             values.methods,
             None,
@@ -73,6 +82,13 @@ def settings() -> list[Setting]:
         Setting("plain", values.flag, True, "leave out the plain twin of each steered picture", option="--no-plain"),
         Setting("seed", values.seeds, None, "one picture for each: 0 1 2 or 0..7", metavar="N", follows=_more_seeds),
         Setting("rows", _rows, None, "table of rows (.yaml, .csv, .jsonl) instead of a prompt", metavar="FILE"),
+        Setting(
+            "box_size",
+            values.box_size,
+            None,
+            "if the boxes of a CSV table are in pixels: side of the picture they are of, or HEIGHTxWIDTH",
+            metavar="PIXELS",
+        ),
         Setting(
             "model",
             values.words,
@@ -101,7 +117,7 @@ def settings() -> list[Setting]:
         Setting("maps", values.flag, True, "draw no heat maps", option="--no-maps"),
         Setting("norms", values.flag, True, "measure no norms of attention maps", option="--no-norms"),
         Setting("values", values.flag, False, "report how much attention values change over the steps"),
-        Setting("wandb", values.mapping, {}, "--wandb.project, --wandb.name, --wandb.group, --wandb.tags", metavar="KEYS"),
+        Setting("wandb", values.wandb, {}, "--wandb.project, --wandb.name, --wandb.group, --wandb.tags", metavar="KEYS"),
         Setting("trainer", values.mapping, {}, "arguments of Lightning's Trainer: --trainer.devices 4", metavar="KEYS"),
     ]
 

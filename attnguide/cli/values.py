@@ -15,6 +15,8 @@ from attnguide.cli.signatures import check_value, options_of
 from attnguide.loggers import check_loggers
 from attnguide.models.names import check_device, check_dtype, check_scheduler, nearest
 
+WANDB_KEYS = ("project", "name", "group", "tags")
+
 Reader = Callable[[Any], Any]
 """Takes text or a YAML value, gives the setting; accepts its own results; raises ``ValueError`` naming what was expected."""
 
@@ -104,6 +106,15 @@ def whole(least: int, multiple: int = 1) -> Reader:
     return read
 
 
+def box_size(value: Any) -> list[int]:
+    """Height and width in pixels: ``128``, ``128x192`` or ``[128, 192]``."""
+    sides = value.split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    numbers = [_integer(side) for side in sides]
+    if len(numbers) not in (1, 2) or any(side is None or side < 1 for side in numbers):
+        raise ValueError(f"expected a picture's side in pixels, or HEIGHTxWIDTH; got {value!r}")
+    return [side for side in (numbers * 2)[:2] if side is not None]
+
+
 def number(value: Any) -> float:
     """A finite number."""
     try:
@@ -127,6 +138,18 @@ def mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return dict(value)
     raise ValueError(f"expected names and values; got {value!r}")
+
+
+def wandb(value: Any) -> dict[str, Any]:
+    """What a W&B run is called and filed under."""
+    given = mapping(value)
+    for key, item in given.items():
+        if key not in WANDB_KEYS:
+            raise ValueError(f"unknown key {key!r}{nearest(key, WANDB_KEYS)}; choose from {', '.join(WANDB_KEYS)}")
+        texts = item if key == "tags" and isinstance(item, list | tuple) else [item]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{key}: expected text; got {item!r}")
+    return given
 
 
 def scheduler(value: Any) -> str:
@@ -199,6 +222,16 @@ def regions(value: Any) -> list[Any]:
         if not isinstance(item, str | Mapping):
             raise ValueError(f"expected PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got {item!r}")
     return list(items)
+
+
+def groups(value: Any) -> list[list[str]]:
+    """Words that belong together, the noun last: ``red circle``, or lists of words."""
+    items = value if isinstance(value, list | tuple) else [value]
+    words = [item.split() if isinstance(item, str) else item for item in items]
+    for group, item in zip(words, items, strict=True):
+        if not isinstance(group, list | tuple) or not group or not all(isinstance(word, str) and word for word in group):
+            raise ValueError(f"expected words of the prompt, the noun last, like 'red circle'; got {item!r}")
+    return [list(group) for group in words]
 
 
 def methods(value: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,224 @@
+"""What cannot work is told in one line that names the mistake, with status 2, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import tiny
+
+from .conftest import Command
+
+FILES = {
+    "steps.yaml": "prompt: a cat\n\nsteps: ten\n",
+    "key.yaml": "prompt: a cat\nstep: 10\n",
+    "open.yaml": "prompt: [a cat\nsteps: 2\n",
+    "list.yaml": "- prompt\n",
+    "nan.yaml": "prompt: a cat\nregions: ['cat=0,0,1,1']\nmethods:\n- name: mask_guidance\n  scale: .nan\n",
+    "method.yaml": "prompt: a cat\nmethods:\n- nmae: mask_guidance\n",
+    "rows.yaml": "- prompt: a cat\n- promt: a dog\n",
+    "seed.csv": "prompt,seed\na cat,1\na dog,x\n",
+    "column.csv": "prompt,sead\na cat,1\n",
+    "short.csv": "prompt,seed\na cat\n",
+    "empty.csv": "prompt,seed\n",
+    "phrase.csv": 'prompt,obj1,bbox1\na cat,dog,"0,0,1,1"\n',
+    "open.jsonl": '{"prompt": "a cat"}\n{"prompt": "a dog"\n',
+    "text.png": "no picture\n",
+    "rows.txt": "a cat\n",
+}
+
+REGION = ["--region", "red cat=0,0,0.5,1"]
+GUIDED = [*REGION, "--method", "mask_guidance"]
+
+WITH_PROMPT: list[tuple[list[str], list[str]]] = [
+    # words and places
+    (["--region", "red cst=0,0,1,1"], ["'red cst'", "nearest words", "'red cat'"]),
+    (["--region", "red cat[2]=0,0,1,1"], ["'red cat'", "once", "got 2"]),
+    (["--region", "red cat=0.5,0,0.5,1"], ["'red cat'", "x0 < x1", "0.5,0,0.5,1"]),
+    (["--region", "red cat=0.5,0,1.5,1"], ["'red cat'", "<= 1", "0.5,0,1.5,1"]),
+    (["--region", "red cat=nan,0,1,1"], ["'red cat'", "nan,0,1,1"]),
+    (["--region", "red cat=0,0,1"], ["'red cat'", "four numbers", "'0,0,1'"]),
+    (["--region", "red cat=gone.png"], ["Mask file", "gone.png", "does not exist"]),
+    (["--region", "red cat=text.png"], ["Mask file", "text.png", "not a picture"]),
+    (["--region", "=0,0,1,1"], ["PHRASE=x0,y0,x1,y1", "'=0,0,1,1'"]),
+    (["--region"], ["--region", "got nothing"]),
+    (["--group", "purple ball"], ["'purple'"]),
+    # names
+    ([*REGION, "--method", "mask_guidence"], ["'mask_guidence'", "did you mean 'mask_guidance'", "attend_and_excite"]),
+    ([*GUIDED, "--method.stepsize", "3"], ["mask_guidance", "'stepsize'", "did you mean 'step_size'"]),
+    ([*GUIDED, "--method.step_rule", "fast"], ["step_rule", "sqrt_linear", "'fast'"]),
+    ([*GUIDED, "--method.scale", "nan"], ["scale", "finite number", "'nan'"]),
+    ([*GUIDED, "--method.step_size", "big"], ["step_size", "finite number", "'big'"]),
+    ([*GUIDED, "--method.levels"], ["--method.levels", "got nothing"]),
+    (["--method.scale", "2"], ["--method.scale", "--method before it"]),
+    (["--method", "mask_guidance"], ["'mask_guidance'", "needs at least one region"]),
+    (["--method", "mask_guidance", "--region", "red cat"], ["'mask_guidance'", "region with a place"]),
+    (["--scheduler", "eulr"], ["'eulr'", "did you mean 'euler'", "unipc"]),
+    (["--dtype", "fp8"], ["'fp8'", "fp32, fp16, bf16"]),
+    (["--device", "gpu"], ["'gpu'", "cuda"]),
+    (["--logger", "wandbb"], ["'wandbb'", "tensorboard"]),
+    (["--stpes", "3"], ["'--stpes'", "did you mean '--steps'"]),
+    (["more", "words"], ["quotes", "'more words'"]),
+    # numbers
+    (["--steps", "-3"], ["steps", "at least 1", "'-3'"]),
+    (["--steps", "0"], ["steps", "at least 1", "'0'"]),
+    (["--steps", "2.5"], ["steps", "whole number", "'2.5'"]),
+    (["--steps"], ["--steps", "got nothing"]),
+    (["--seed"], ["--seed", "got nothing"]),
+    (["--seed", "-1"], ["seed", "at least 0", "'-1'"]),
+    (["--seed", "5..2"], ["seed", "'5..2'"]),
+    (["--seed", "1", "0..2"], ["seed", "1 more than once"]),
+    (["--cfg-scale", "nan"], ["cfg_scale", "finite number", "'nan'"]),
+    (["--height", "100"], ["height", "multiple of 8", "'100'"]),
+    (["--batch-size", "0"], ["batch_size", "at least 1", "'0'"]),
+    (["--box-size", "64"], ["box_size", "CSV"]),
+    # collections of settings
+    (["--wandb.projct", "x"], ["wandb", "'projct'", "did you mean 'project'"]),
+    (["--wandb.tags", "3"], ["wandb", "tags", "expected text", "3"]),
+    (["--wandb", "x"], ["wandb", "--wandb.KEY", "'x'"]),
+    (["--trainer", "3"], ["trainer", "--trainer.KEY", "'3'"]),
+    # files
+    (["--config", "gone.yaml"], ["config", "'gone.yaml'", "does not exist"]),
+    (["--config", "steps.yaml"], ["steps.yaml, line 3", "steps", "'ten'"]),
+    (["--config", "key.yaml"], ["key.yaml, line 2", "'step'", "did you mean 'steps'"]),
+    (["--config", "open.yaml"], ["open.yaml, line", "not valid YAML"]),
+    (["--config", "list.yaml"], ["list.yaml, line 1", "name: value"]),
+    (["--config", "nan.yaml"], ["nan.yaml, line 3", "scale", "nan"]),
+    (["--config", "method.yaml"], ["method.yaml, line 2", "expected a name"]),
+    (["--config", "text.png"], ["text.png, line 1"]),
+    (["--rows", "seed.csv"], ["rows", "both"]),
+    (["--resume"], ["resume", "--out"]),
+]
+
+WITHOUT_PROMPT: list[tuple[list[str], list[str]]] = [
+    ([""], ["prompt", "words"]),
+    (["--region", "cat=0,0,1,1"], ["prompt", "regions"]),
+    (["--rows", "seed.csv"], ["seed.csv, line 3", "seed", "'x'"]),
+    (["--rows", "column.csv"], ["column.csv, line 1", "'sead'", "did you mean 'seed'"]),
+    (["--rows", "short.csv"], ["short.csv, line 2", "fewer cells"]),
+    (["--rows", "empty.csv"], ["empty.csv", "no rows"]),
+    (["--rows", "phrase.csv"], ["'dog'", "'a cat'"]),
+    (["--rows", "rows.yaml"], ["rows.yaml, line 2", "'promt'", "did you mean 'prompt'"]),
+    (["--rows", "open.jsonl"], ["open.jsonl, line 2", "not valid JSON"]),
+    (["--rows", "rows.txt"], ["rows.txt", ".csv"]),
+    (["--rows", "gone.csv"], ["gone.csv", "does not exist"]),
+    (["--rows", "seed.csv", "--box-size", "axb"], ["box_size", "'axb'"]),
+]
+
+
+def _write_files(folder: Path) -> None:
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+
+
+def _listing(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*"))
+
+
+def _check(attnguide: Command, words: list[str], says: list[str]) -> None:
+    _write_files(Path.cwd())
+    before = _listing(Path.cwd())
+    ended = attnguide("sample", *words)
+    assert ended.status == 2
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
+    for part in says:
+        assert part in ended.err
+    assert _listing(Path.cwd()) == before
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("words", "says"), WITH_PROMPT, ids=lambda value: " ".join(value))
+def test_settings(attnguide: Command, words: list[str], says: list[str]) -> None:
+    _check(attnguide, [tiny.PROMPT, *words], says)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("words", "says"), WITHOUT_PROMPT, ids=lambda value: " ".join(value) or "empty")
+def test_tables(attnguide: Command, words: list[str], says: list[str]) -> None:
+    _check(attnguide, words, says)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--device", "cuda:77"], ["'cuda:77'", "not available"]),
+        (["--trainer.devicez", "2"], ["trainer", "devicez"]),
+        (["--trainer.accelerator", "abacus"], ["trainer", "abacus"]),
+        ([*GUIDED, "--method.losses", "{mas: 1}"], ["losses", "mass", "mas"]),
+        ([*GUIDED, "--method.iterations", "-1"], ["iterations", "-1"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_only_the_libraries_know_is_still_told_before_a_model_is_loaded(
+    attnguide: Command, words: list[str], says: list[str]
+) -> None:
+    _check(attnguide, [tiny.PROMPT, *words], says)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model", "gone"], ["'gone'", "not found", "owner/name"]),
+        (["--model", "./gone.safetensors"], ["gone.safetensors", "not found"]),
+        (["--model", "nobody/nothing"], ["'nobody/nothing'", "could not be loaded", "offline", "'shapes'"]),
+        (["--model", "rows.txt"], ["rows.txt", ".safetensors"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_model(attnguide: Command, words: list[str], says: list[str]) -> None:
+    _check(attnguide, [tiny.PROMPT, *words], says)
+
+
+def test_prompt_longer_than_the_model_reads(attnguide: Command, tiny_folder: Path) -> None:
+    prompt = "a red cat and " * 8 + "a blue ball of left dog"
+    _check(attnguide, [prompt, "--model", str(tiny_folder)], ["24 tokens", "lost words", "left dog"])
+
+
+def test_region_that_vanishes_at_a_map_size(attnguide: Command, tiny_folder: Path) -> None:
+    words = ["--region", "red cat=0.4,0.4,0.41,0.41", "--method", "mask_guidance", "--method.losses", "{inside: 1}"]
+    _check(attnguide, [tiny.PROMPT, *words, "--model", str(tiny_folder)], ["'red cat'", "no cell"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_folder_of_another_run(attnguide: Command) -> None:
+    Path("held").mkdir()
+    Path("held/records.csv").write_text("id\n")
+    _check(attnguide, [tiny.PROMPT, "--out", "held"], ["out", "'held'", "already holds a run"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_folder_below_a_file(attnguide: Command) -> None:
+    _check(attnguide, [tiny.PROMPT, "--out", "rows.txt/run"], ["out", "rows.txt", "is a file"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_folder_that_cannot_be_written(attnguide: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    _check(attnguide, [tiny.PROMPT, "--out", "locked"], ["out", "'locked'", "not writable"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_empty_mask(attnguide: Command) -> None:
+    Image.new("L", (8, 8)).save("black.png")
+    _check(attnguide, [tiny.PROMPT, "--region", "red cat=black.png"], ["black.png"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["smaple"], ["'smaple'", "did you mean 'sample'"]),
+        (["methods", "mask_guidence"], ["'mask_guidence'", "did you mean 'mask_guidance'"]),
+        (["methods", "a", "b"], ["name", "'b'"]),
+        (["models", "x"], ["'x'"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_other_commands(attnguide: Command, words: list[str], says: list[str]) -> None:
+    ended = attnguide(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
+    assert all(part in ended.err for part in says)
