@@ -1,0 +1,110 @@
+"""BoxDiff: the strongest attention inside the box, little outside, and the box's outline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
+from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
+from attnguide.losses.containment import inner_box, outer_box
+from attnguide.losses.shape import corner_distance
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window, sqrt_linear
+from attnguide.types import Step
+
+THRESHOLDS: Thresholds = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
+"""Progress -> mean of the strongest attention that must be reached inside every box by then."""
+
+
+class BoxDiff(Guidance):
+    """Three terms a box, summed over the phrases that have a place (https://arxiv.org/abs/2307.10816).
+
+    On the maps of attend-and-excite: one minus the mean of the strongest fifth inside, the mean of the strongest fifth outside,
+    and the distance of the outlines near the box's edges. A refinement, as in attend-and-excite, descends on the inner term of
+    the worst box alone. Several regions of one phrase are judged as their union; a region's ``weight`` scales its terms.
+
+    Args:
+        step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
+        stop: Progress at which guidance ends.
+        thresholds: Progress -> inner mean to be reached there by repeated updates; empty for none; one table, or one per row.
+        max_refinements: Most updates at each of those points.
+        fraction: Share of the cells inside and outside that is averaged.
+        reach: Cells to either side of a box's edge where the outlines are compared.
+        blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
+        until_end: Let only words compete in the token softmax, not the end token and padding (the code's choice for SD 2.x).
+        levels: Map levels to read; the model's guidance level when ``None``.
+        scale: Factor on the step size, one number or one per row.
+        quirks: ``"reference"`` repeats what the published code does unintended: the inner (outer) term of a box with fewer than
+            ``1 / fraction`` cells inside (outside) is 0; the update after a refinement descends on the inner terms only; and
+            the slips shared with attend-and-excite (blur wider by ``sqrt(2)``, one refinement too many).
+
+    Raises:
+        ValueError: While running, if a place covers no cell of the maps.
+    """
+
+    name = "box_diff"
+    needs_regions = "place"
+
+    def __init__(
+        self,
+        *,
+        step_size: float = 20.0,
+        stop: float = 0.5,
+        thresholds: Thresholds = THRESHOLDS,
+        max_refinements: int = 20,
+        fraction: float = 0.2,
+        reach: int = 1,
+        blur_std: float = 0.5,
+        until_end: bool = False,
+        levels: tuple[int, ...] | None = None,
+        scale: PerRow = 1.0,
+        quirks: Literal["none", "reference"] = "none",
+    ) -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1]; got {fraction}.")
+        if reach < 0:
+            raise ValueError(f"reach must be at least 0; got {reach}.")
+        self.reference = quirks == "reference"
+        super().__init__(
+            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            window=Window(0.0, stop),
+            update=Update(
+                sqrt_linear(step_size),
+                scale,
+                refinements=refinements_at(thresholds, lambda mean: 1 - mean, max_refinements, self.reference),
+            ),
+        )
+        self.fraction, self.reach, self.until_end = fraction, reach, until_end
+        self.blur_std = blur_std * (REFERENCE_BLUR if self.reference else 1.0)
+
+    def check(self, targets: Targets, sites: Sequence[Site]) -> None:
+        for height, width in {(site.height, site.width) for site in sites}:
+            targets.binary_masks(height, width)
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        terms = [self._terms(maps, targets, height, width) for height, width in maps.resolutions]
+        inner, outer, corner = (torch.stack(sizes).mean(0) for sizes in zip(*terms, strict=True))
+        weights = targets.weights * targets.shares(targets.placed)
+        worst = inner.masked_fill(~targets.placed, 0.0).amax(1)
+        inside = (inner * weights).sum(1)
+        total = inside + ((outer + corner) * weights).sum(1)
+        return LossOutput(total, worst.detach(), refining=worst, refined=inside if self.reference else None)
+
+    def _terms(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inner, outer and corner term at one map size, ``batch regions`` each."""
+        words = word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)
+        masks = targets.joined_binary_masks(height, width).to(words.dtype)
+        inner = inner_box(words, masks, self.fraction).clamp_min(0)
+        outer = outer_box(words, masks, self.fraction)
+        if self.reference:
+            cells = masks.sum((-2, -1))
+            inner = inner.masked_fill(cells * self.fraction < 1, 0.0)
+            outer = outer.masked_fill((height * width - cells) * self.fraction < 1, 0.0)
+        return inner, outer, corner_distance(words, masks, self.reach)
