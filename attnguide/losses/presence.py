@@ -17,3 +17,20 @@ def peak_absence(maps: Tensor) -> Tensor:
         ``batch regions``.
     """
     return (1 - maps.amax((-2, -1))).clamp_min(0)
+
+
+def total_variation(maps: Tensor, last_row: bool = False) -> Tensor:
+    """Mean difference of horizontal neighbours plus mean difference of vertical neighbours; larger means more structure.
+
+    Divide & Bind raises it (https://arxiv.org/abs/2307.10864).
+
+    Args:
+        maps: ``... height width``.
+        last_row: Compare every row but the first with the last one, as the published code does, not with the row above it.
+
+    Returns:
+        The leading axes.
+    """
+    above = maps[..., -1:, :] if last_row else maps[..., :-1, :]
+    across = (maps[..., :, 1:] - maps[..., :, :-1]).abs().mean((-2, -1))
+    return across + (maps[..., 1:, :] - above).abs().mean((-2, -1))
