@@ -1,0 +1,131 @@
+"""R&B: the rectangle around a word's strong attention must be its box, and its edges must lie inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.maps import AttentionMaps, gaussian_smooth, min_max
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.guidance.word_maps import REFERENCE_BLUR
+from attnguide.losses.shape import adaptive_threshold, edge_misfit, region_misfit
+from attnguide.prompt.targets import Targets, region_maps
+from attnguide.schedules import Window, constant
+from attnguide.types import Step
+
+GOOD_ENOUGH = 0.85
+"""Intersection over union of rectangle and box above which a phrase is left alone."""
+
+
+class RegionAndBoundary(Guidance):
+    """Region-aware and boundary-aware losses (https://arxiv.org/abs/2310.08872).
+
+    Maps of the guidance level, one level finer (upward) and one coarser (middle) are resized to the latent and averaged. A
+    phrase whose rectangle and box agree to less than 0.85 pays :func:`~attnguide.losses.shape.region_misfit`, and, where there
+    are several phrases and the strongest cell lies outside the box, :func:`~attnguide.losses.shape.edge_misfit` on a sharpened
+    map; the loss is the mean over phrases. Several regions of one phrase are their union; a region's ``weight`` scales its
+    loss. The published script also replaces the negative prompt, which is no part of the method.
+
+    Args:
+        step_size: Constant factor on the gradient.
+        stop: Progress at which guidance ends (the first 10 of 50 steps).
+        iterations: Most updates a step.
+        until: A row whose loss is at or below this makes no update; one number, or one per row.
+        levels: Cross-attention levels to read, all places; the above when ``None``.
+        scale: Factor on the step size, one number or one per row.
+        quirks: ``"reference"`` repeats the published code: the rectangle leaves out its last row and column, box edges are
+            truncated to whole cells, a box of the whole picture sets the threshold to 0, the blur is wider by ``sqrt(2)``, and
+            a row whose loss was 0 after progress 0.1 is never guided again.
+
+    Raises:
+        ValueError: While running, if a place covers no cell of the latent.
+    """
+
+    name = "r_and_b"
+    needs_regions = "place"
+
+    def __init__(
+        self,
+        *,
+        step_size: float = 70.0,
+        stop: float = 0.2,
+        iterations: int = 5,
+        until: PerRow = 3e-5,
+        levels: tuple[int, ...] | None = None,
+        scale: PerRow = 1.0,
+        quirks: Literal["none", "reference"] = "none",
+    ) -> None:
+        super().__init__(
+            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            window=Window(0.0, stop),
+            update=Update(constant(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
+        )
+        self.reference = quirks == "reference"
+        self._finished: set[int] = set()
+
+    def sites_at(self, level: int) -> SiteSelector:
+        if self.sites is not None:
+            return self.sites
+
+        def where(site: Site) -> bool:
+            return site.level == level or (site.level == level - 1 and site.place != "down") or site.place == "mid"
+
+        return SiteSelector(kind="cross", where=where)
+
+    def start(self, targets: Targets) -> None:
+        self._finished.clear()
+
+    def check(self, targets: Targets, sites: Sequence[Site]) -> None:
+        self._masks(targets, *_latent_size(sites))
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        height, width = _latent_size(list(maps.probs))
+        words, sharp = self._words(maps, targets, height, width)
+        masks = self._masks(targets, height, width).to(words.dtype)
+        scaled = min_max(words)
+        levels = adaptive_threshold(scaled, masks)
+        if self.reference:
+            levels = levels.masked_fill(masks.amin((-2, -1)) > 0, 0.0)
+        value, iou = region_misfit(scaled, masks, levels, exclusive=self.reference)
+        shares = targets.shares(targets.placed)
+        count = shares.sum(1)
+        astray = (words * masks).amax((-2, -1)) < (words * (1 - masks)).amax((-2, -1))
+        edges = edge_misfit(self._smooth(sharp), masks, iou)
+        value = value + torch.where(astray & (count[:, None] > 1), edges, torch.zeros_like(edges))
+        value = torch.where(iou < GOOD_ENOUGH, value, torch.zeros_like(value))
+        loss = (value * shares * targets.weights).sum(1) / count.clamp_min(1)
+        return LossOutput(loss, self._asks(loss.detach(), targets.rows, step))
+
+    def _words(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Maps of all sites, and sharpened maps of all but the downward ones; ``batch regions height width`` each."""
+        upward = {site: probs for site, probs in maps.probs.items() if site.place != "down"} or maps.probs
+        every = maps.resized_average(height, width)
+        sharp = (AttentionMaps(upward).resized_average(height, width)[..., 1:] * 120).softmax(-1)
+        tokens = targets.tokens
+        words = region_maps(every.flatten(1, 2), tokens), region_maps(sharp.flatten(1, 2), tokens[..., 1:])
+        return words[0].unflatten(-1, (height, width)), words[1].unflatten(-1, (height, width))
+
+    def _smooth(self, maps: Tensor) -> Tensor:
+        peak = maps.detach().amax((-2, -1), keepdim=True).clamp_min(1e-12)
+        return gaussian_smooth(maps / peak, 3.0 * (REFERENCE_BLUR if self.reference else 1.0))
+
+    def _masks(self, targets: Targets, height: int, width: int) -> Tensor:
+        return targets.truncated_masks(height, width) if self.reference else targets.joined_binary_masks(height, width)
+
+    def _asks(self, loss: Tensor, rows: Sequence[int], step: Step) -> Tensor:
+        if not self.reference:
+            return loss
+        if step.progress >= 0.1:
+            self._finished |= {row for row, value in zip(rows, loss.tolist(), strict=True) if value == 0}
+        return loss.masked_fill(torch.tensor([row in self._finished for row in rows], device=loss.device), 0.0)
+
+
+def _latent_size(sites: Sequence[Site]) -> tuple[int, int]:
+    """Height and width of the latent, up to what its halvings rounded up."""
+    finest = min(sites, key=lambda site: site.level)
+    return finest.height << finest.level, finest.width << finest.level
