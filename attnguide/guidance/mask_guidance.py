@@ -101,10 +101,13 @@ class MaskGuidance(Guidance):
             if until is None
             else Update(rule, scale, iterations=0, refinements=(Refinement(_limits(until), iterations),), max_norm=max_norm)
         )
-        chosen = None if levels is None and places is None else SiteSelector(kind="cross", levels=levels, places=places)
-        super().__init__(sites=chosen, window=Window(start, stop, unit), update=update)
-        self.losses = losses
+        super().__init__(window=Window(start, stop, unit), update=update)
+        self.losses, self.levels, self.places = losses, levels, places
         self.per_head = per_head
+
+    def sites_at(self, level: int) -> SiteSelector:
+        levels = (level,) if self.levels is None else tuple(self.levels)
+        return SiteSelector(kind="cross", levels=levels, places=None if self.places is None else tuple(self.places))
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         if HARD_TERMS & self.losses.keys():

@@ -123,10 +123,11 @@ class Update:
 
     def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         """What to subtract from latents (in the network's input scale), ``batch channels height width``."""
+        wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would lose a small gradient
         size = per_row(self.scale, rows, latents).view(-1, 1, 1, 1) * self.step_size(step)
-        move = size * gradient.float()
+        move = size * gradient.to(wide)
         if self.max_norm is not None:
-            limit = self.max_norm * latents.float().flatten(1).norm(dim=1)
+            limit = self.max_norm * latents.to(wide).flatten(1).norm(dim=1)
             norm = move.flatten(1).norm(dim=1).clamp_min(1e-12)
             move = move * (limit / norm).clamp_max(1.0).view(-1, 1, 1, 1)
         return move

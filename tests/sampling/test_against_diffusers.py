@@ -178,7 +178,7 @@ def test_attend_and_excite_rows_of_a_batch_are_the_peer_s_one_by_one() -> None:
     thresholds = {1: 0.15}
     observer = _ReadsEverything()
     results = Sampler(tiny.model(), [_ours(thresholds, 0, 2)], observer=observer).run([_our_row(3), _our_row(4, "1")])
-    assert {event.rows for event in observer.events} == {(0, 1), (0,), (1,)} - ({(1,)} if observer.events else set())
+    assert {event.rows for event in observer.events} == {(0, 1), (0,)}  # the second needs fewer refinements
     for seed, result in zip((3, 4), results, strict=True):
         assert result.latents is not None
         torch.testing.assert_close(result.latents, _peer_run(thresholds, (16, 16), seed, most=2), rtol=0, atol=1e-4)
