@@ -30,6 +30,7 @@ class MethodInfo:
         needs_regions: ``phrase``, ``place`` or ``None``.
         preset: Options that make the class this method; users may still override them.
         per_row: Options that may differ between rows of one batch.
+        reads_groups: Whether it uses a row's nouns and their modifiers (:mod:`attnguide.prompt.pairs`).
     """
 
     target: str
@@ -38,6 +39,7 @@ class MethodInfo:
     needs_regions: Literal["phrase", "place"] | None = "place"
     preset: Mapping[str, Any] = field(default_factory=dict)
     per_row: frozenset[str] = frozenset({"scale"})
+    reads_groups: bool = False
 
 
 _MAPS = "attnguide.injection.maps:MapInjection"
@@ -79,12 +81,14 @@ METHODS: dict[str, MethodInfo] = {
         "structure in every noun's attention, attributes where their nouns are",
         needs_regions=None,
         per_row=frozenset({"scale", "thresholds"}),
+        reads_groups=True,
     ),
     "syngen": MethodInfo(
         "attnguide.guidance.syngen:SynGen",
         "guidance",
         "modifiers attend where their nouns do, and away from other words",
         needs_regions=None,
+        reads_groups=True,
     ),
     "a_star": MethodInfo(
         "attnguide.guidance.a_star:AStar",
@@ -97,6 +101,7 @@ METHODS: dict[str, MethodInfo] = {
         "guidance",
         "maps of one noun and its modifiers alike, of different nouns apart",
         needs_regions=None,
+        reads_groups=True,
     ),
     "r_and_b": MethodInfo(
         "attnguide.guidance.r_and_b:RegionAndBoundary",
@@ -128,6 +133,20 @@ METHODS: dict[str, MethodInfo] = {
         "attnguide.injection.forward_layout:ForwardLayout",
         "injection",
         "each word's attention is moved into its region, its total kept",
+    ),
+    "prompt_to_prompt": MethodInfo(
+        "attnguide.injection.prompt_to_prompt:PromptToPrompt",
+        "injection",
+        "attention of another prompt's picture, token by token",
+        needs_regions=None,
+        per_row=frozenset({"scale", "source_prompt", "reweight", "word_windows", "blend", "blend_source"}),
+    ),
+    "cross_attention_control": MethodInfo(
+        "attnguide.injection.cross_attention_control:CrossAttentionControl",
+        "injection",
+        "attention as it would be under another prompt on the same latents",
+        needs_regions=None,
+        per_row=frozenset({"scale", "source_prompt", "weights"}),
     ),
 }
 """Every method by its name in CLI, YAML and Python."""

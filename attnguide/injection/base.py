@@ -15,6 +15,7 @@ from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.targets import Targets
+from attnguide.prompt.tokens import TokenizedPrompt, token_indices
 from attnguide.schedules import Window
 from attnguide.types import Branch, PassContext, Step
 
@@ -95,6 +96,23 @@ def finite(name: str, value: PerRow) -> None:
     numbers = [value] if isinstance(value, int | float) else list(value)
     if not all(number == number and abs(number) != float("inf") for number in numbers):
         raise ValueError(f"{name} must be finite; got {value}.")
+
+
+Factors = Mapping[str, float] | None
+"""Phrase of the prompt -> factor."""
+
+
+def token_factors(given: Factors, prompt: TokenizedPrompt) -> Tensor:
+    """The factor of every token, 1 where none is given: ``tokens``.
+
+    Raises:
+        ValueError: If a phrase does not occur in the prompt, or a factor is not finite.
+    """
+    factors = torch.ones(len(prompt.ids))
+    for phrase, factor in (given or {}).items():
+        finite(f"factor of {phrase!r}", factor)
+        factors[list(token_indices(prompt, phrase))] = float(factor)
+    return factors
 
 
 class LatentsEdit(Edit):

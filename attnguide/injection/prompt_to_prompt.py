@@ -1,0 +1,215 @@
+"""Prompt-to-prompt: attention of another prompt's picture put into this one's, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.injection.base import (
+    Factors,
+    Injection,
+    LatentsEdit,
+    Source,
+    WindowEdit,
+    finite,
+    one_of,
+    per_row_item,
+    token_factors,
+)
+from attnguide.prompt.alignment import refinement_matrix, replacement_matrix
+from attnguide.prompt.targets import Targets
+from attnguide.prompt.tokens import TokenizedPrompt, token_indices
+from attnguide.schedules import Window
+from attnguide.types import PassContext, Step
+
+Words = str | None
+Spans = Mapping[str, Sequence[float]] | None
+
+
+class PromptToPrompt(Injection):
+    """Writes the source prompt's cross-attention probs into the row's own, and its self-attention on small maps.
+
+    The source is denoised beside the row from the same noise (https://arxiv.org/abs/2208.01626). In the conditional half and
+    within the window, ``P_j`` becomes ``c_j (sum_i P_src,i M_ij + P_j k_j)``: ``M`` aligns the tokens of the two prompts
+    (:mod:`attnguide.prompt.alignment`), ``k`` is 1 for tokens without a source, ``c`` the factor of a reweighted word. Probs
+    are not renormalised. The same prompt twice with factors is the paper's reweighting.
+
+    Args:
+        source_prompt: One for all rows, or one per row; the row's own when ``None``.
+        edit: ``replace`` swaps words one for one; ``refine`` keeps the words both prompts have.
+        reweight: Phrase of the prompt -> factor, which may be negative; one mapping, or one per row.
+        cross_stop: Progress at which cross-attention is left alone again.
+        self_stop: The same for self-attention.
+        word_windows: Phrase of the prompt -> ``(start, stop)`` in progress, instead of ``(0, cross_stop)``; one mapping, or one
+            per row.
+        self_cells: Largest self-attention maps that are replaced, in cells.
+        blend: Phrases of the prompt, separated by commas: outside of where they and ``blend_source`` attend, latents become
+            the source's (the paper's local blend); one text, or one per row.
+        blend_source: Phrases of the source prompt, likewise; ``blend`` when ``None``.
+        blend_threshold: Share of the map's peak above which a cell belongs to the words.
+        blend_start: Progress at which blending begins.
+        scale: Share of the edit, one number or one per row; 1 is the paper's.
+        quirks: ``reference`` aligns tokens after the last swapped word, and padding, by position, counts windows on a schedule
+            of one more step, gives nothing to padding without a counterpart, and blends by maps after the edit instead of the
+            prompt's own.
+
+    Raises:
+        ValueError: If an option is out of range; for a batch, if the prompts cannot be aligned or a phrase does not occur.
+    """
+
+    name = "prompt_to_prompt"
+    needs_regions = None
+
+    def __init__(
+        self,
+        *,
+        source_prompt: str | Sequence[str | None] | None = None,
+        edit: Literal["replace", "refine"] = "replace",
+        reweight: Factors | Sequence[Factors] = None,
+        cross_stop: float = 0.8,
+        self_stop: float = 0.4,
+        word_windows: Spans | Sequence[Spans] = None,
+        self_cells: int = 256,
+        blend: Words | Sequence[Words] = None,
+        blend_source: Words | Sequence[Words] = None,
+        blend_threshold: float = 0.3,
+        blend_start: float = 0.0,
+        scale: PerRow = 1.0,
+        quirks: Literal["none", "reference"] = "none",
+    ) -> None:
+        one_of("edit", edit, ("replace", "refine"))
+        one_of("quirks", quirks, ("none", "reference"))
+        finite("scale", scale)
+        for name, value in (("cross_stop", cross_stop), ("self_stop", self_stop), ("blend_start", blend_start)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
+        self.edit, self.reweight, self.word_windows, self.quirks, self.scale = edit, reweight, word_windows, quirks, scale
+        self.cross_stop, self.self_stop, self.self_cells = cross_stop, self_stop, self_cells
+        self.blend, self.blend_source = blend, blend if blend_source is None else blend_source
+        self.blend_threshold, self.blend_start = blend_threshold, blend_start
+        idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
+        self.source = None if idle else Source(source_prompt)
+
+    def edits(self, targets: Targets) -> Sequence[Edit]:
+        if self.source is None:
+            return []
+        edits: list[Edit] = [_CrossAttention(self, targets)]
+        return [*edits, _SelfAttention(self, targets)] if self.self_stop > 0 else edits
+
+    def covers(self, step: Step, start: float, stop: float) -> bool:
+        """Whether a word's window of progress includes a step."""
+        rows = step.count + 1 if self.quirks == "reference" else step.count
+        return _within(step.index, rows, start, stop)
+
+
+def _within(index: int, count: int, start: float, stop: float) -> bool:
+    # The slack undoes the rounding of products such as 0.29 * 100.
+    return int(start * count + 1e-9) <= index < int(stop * count + 1e-9)
+
+
+class _SelfAttention(WindowEdit):
+    """Replaces self-attention by the source's on small maps."""
+
+    def __init__(self, method: PromptToPrompt, targets: Targets) -> None:
+        small = SiteSelector(kind="self", where=lambda site: site.height * site.width <= method.self_cells)
+        super().__init__(small, ("probs",), Window(), method.scale, len(targets.regions))
+        self.stop = method.self_stop
+
+    def active(self, context: PassContext) -> bool:
+        return super().active(context) and _within(context.step.index, context.step.count, 0.0, self.stop)
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        own, source = context.paired("cond", "source")
+        edited = probs.clone()
+        edited[own] = torch.lerp(probs[own], probs[source], self.gate(probs, context)[own])
+        return edited
+
+
+class _CrossAttention(WindowEdit, LatentsEdit):
+    """Replaces cross-attention token by token, and blends latents."""
+
+    def __init__(self, method: PromptToPrompt, targets: Targets) -> None:
+        super().__init__(SiteSelector(kind="cross"), ("probs",), Window(), method.scale, len(targets.regions))
+        self.method = method
+        pairs = list(zip(targets.source_prompts, targets.tokenized, strict=True))
+        self.matrix = torch.stack([_alignment(method, *pair) for pair in pairs]).to(targets.device)
+        prompts = list(enumerate(targets.tokenized))
+        self.factors = torch.stack([token_factors(per_row_item(method.reweight, row), prompt) for row, prompt in prompts])
+        self.spans = [_spans(method, per_row_item(method.word_windows, row), prompt) for row, prompt in prompts]
+        self.keeps = not (method.edit == "replace" and method.quirks == "reference")
+        self.words = [_blended(method, row, *pair) for row, pair in enumerate(pairs)]
+        self._sums: dict[Site, Tensor] = {}
+
+    def active(self, context: PassContext) -> bool:
+        step = context.step
+        edits = any(self.method.covers(step, *span) for spans in self.spans for span in spans)
+        return super().active(context) and (edits or any(map(any, self.words)))
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        own, source = context.paired("cond", "source")
+        rows = [context.rows[position] for position in own]
+        matrix, factors = self.matrix[rows].to(probs).unsqueeze(1), self.factors[rows].to(probs)[:, None, None]
+        unaligned = (matrix.abs().sum(2, keepdim=True) == 0).to(probs) * self.keeps
+        goal = factors * (probs[source] @ matrix + probs[own] * unaligned)
+        now = [[float(self.method.covers(context.step, *span)) for span in self.spans[row]] for row in rows]
+        share = self.gate(probs, context)[own] * torch.tensor(now).to(probs)[:, None, None]
+        edited = probs.clone()
+        edited[own] = torch.lerp(probs[own], goal, share)
+        if any(map(any, self.words)) and site.height * site.width <= self.method.self_cells:
+            seen = edited if self.method.quirks == "reference" else probs
+            self._remember(seen[own].mean(1), seen[source].mean(1), site, rows)
+        return edited
+
+    def _remember(self, own: Tensor, source: Tensor, site: Site, rows: Sequence[int]) -> None:
+        """Add up the words' maps of both prompts over the steps: ``2 rows query``."""
+        sums = [
+            [maps[index][:, list(self.words[row][side])].sum(1) for index, row in enumerate(rows)]
+            for side, maps in enumerate((source, own))
+        ]
+        found = torch.stack([torch.stack(side) for side in sums])
+        self._sums[site] = self._sums[site] + found if site in self._sums else found
+
+    def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        if source is None or step.progress < self.method.blend_start or not self._sums:
+            return latents
+        largest = max((site.height * site.width, site.height, site.width) for site in self._sums)[1:]
+        chosen = [total for site, total in self._sums.items() if (site.height, site.width) == largest]
+        maps = F.max_pool2d(torch.stack(chosen).mean(0).unflatten(-1, largest), 3, stride=1, padding=1)
+        maps = F.interpolate(maps, latents.shape[-2:])
+        peak = maps.amax((-2, -1), keepdim=True).clamp_min(1e-30)
+        inside = (maps / peak > self.method.blend_threshold).any(0).unsqueeze(1)
+        blends = [scale != 0 and any(words) for scale, words in zip(self.scales, self.words, strict=True)]
+        return torch.where(inside | ~torch.tensor(blends, device=latents.device).view(-1, 1, 1, 1), latents, source)
+
+
+def _alignment(method: PromptToPrompt, source: TokenizedPrompt, target: TokenizedPrompt) -> Tensor:
+    by_position = method.quirks == "reference"
+    if method.edit == "replace":
+        return replacement_matrix(source, target, misaligned_tail=by_position)
+    return refinement_matrix(source, target, padding_by_position=by_position)
+
+
+def _spans(method: PromptToPrompt, given: Spans, prompt: TokenizedPrompt) -> list[tuple[float, float]]:
+    """Window of every token."""
+    spans = [(0.0, method.cross_stop)] * len(prompt.ids)
+    for phrase, (start, stop) in (given or {}).items():
+        for position in token_indices(prompt, phrase):
+            spans[position] = (float(start), float(stop))
+    return spans
+
+
+def _blended(method: PromptToPrompt, row: int, source: TokenizedPrompt, target: TokenizedPrompt) -> tuple[tuple[int, ...], ...]:
+    """Token positions of the blended words in the source prompt and in the row's own."""
+    found = []
+    for given, prompt in ((method.blend_source, source), (method.blend, target)):
+        text = per_row_item(given, row)
+        phrases = [phrase for phrase in (text or "").split(",") if phrase.strip()]
+        found.append(tuple(position for phrase in phrases for position in token_indices(prompt, phrase)))
+    return tuple(found)
