@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from attnguide.methods import method_info
+from attnguide.prompt.pairs import describe_groups, row_groups
 from attnguide.prompt.regions import region_to_dict
 from attnguide.rows import sample_to_dict
 from attnguide.types import Region, Sample, SampleResult
@@ -32,9 +34,13 @@ SETTINGS: tuple[str, ...] = (
     "width",
     "options",
     "regions",
+    "groups",
     "tags",
 )
-"""First columns of ``records.csv``: what made the picture. ``options``, ``regions`` and ``tags`` are JSON."""
+"""First columns of ``records.csv``: what made the picture.
+
+``options``, ``regions`` and ``tags`` are JSON; ``groups`` says which words a method took for nouns and their modifiers.
+"""
 
 COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb", "status")
 """Last columns of ``records.csv``; metrics stand between."""
@@ -192,6 +198,7 @@ def settings_of(sample: Sample, size: tuple[int, int] | None = None) -> dict[str
         "width": sample.width or width,
         "options": _json(options),
         "regions": _json([_region(region) for region in sample.regions]),
+        "groups": _groups(sample),
         "tags": _json(sample.tags),
     }
 
@@ -252,7 +259,7 @@ def complete_ids(folder: str | Path, samples: Sequence[Sample]) -> set[str]:
     done = {sample.id: settings_of(sample) for sample in samples if sample.id in records}
     for id, settings in done.items():
         for name in SETTINGS:
-            before, now = records[id][name], _cell(settings, name)
+            before, now = records[id].get(name, ""), _cell(settings, name)
             if settings[name] is not None and before != now:
                 raise ValueError(
                     f"Row {id!r} in {str(folder)!r} was made with {name} {before!r}, not {now!r}; choose another folder."
@@ -267,6 +274,12 @@ def _region(region: Region) -> dict[str, Any]:
         }
     except ValueError:  # a tensor, which is too large for a line
         return {"phrase": region.phrase, "mask": f"tensor {tuple(getattr(region.mask, 'shape', ()))}"}
+
+
+def _groups(sample: Sample) -> str:
+    if not sample.groups and not any(method_info(config.name).reads_groups for config in sample.methods):
+        return ""
+    return describe_groups(sample.prompt, row_groups(sample.prompt, sample.groups, sample.regions))
 
 
 def _floats(value: Any) -> Any:

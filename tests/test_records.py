@@ -137,3 +137,12 @@ def test_mask_tensors_are_named_in_records_not_written() -> None:
     row = Sample("a", "a cat", regions=(Region("cat", mask=torch.ones(2, 3)),))
     assert json.loads(record_of(result(row))["regions"]) == [{"phrase": "cat", "mask": "tensor (2, 3)"}]
     assert config_of([row])["samples"][0]["prompt"] == "a cat"
+
+
+def test_a_record_says_which_words_belong_together() -> None:
+    prompt = "a red cat and a blue dog"
+    found = Sample("0", prompt, methods=(MethodConfig("syngen"),))
+    given = Sample("0", prompt, groups=(("red", "dog"),))
+    assert record_of(result(found))["groups"] == "red + cat, blue + dog"
+    assert record_of(result(given))["groups"] == "red + dog"
+    assert record_of(result(Sample("0", prompt, methods=(MethodConfig("inject1"),))))["groups"] == ""

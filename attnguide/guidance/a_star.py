@@ -11,6 +11,7 @@ from attnguide.attention.maps import AttentionMaps, min_max
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.memory import StepMemory
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
 from attnguide.guidance.word_maps import word_maps
 from attnguide.losses.separation import overlap
@@ -57,8 +58,11 @@ class AStar(Guidance):
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
+        repeats_slips(quirks)
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must lie in [0, 1); got {threshold}.")
+        if retain not in ("previous", "places"):
+            raise ValueError(f"retain must be 'previous' or 'places'; got {retain!r}.")
         super().__init__(
             sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
             window=Window(0.0, stop),

@@ -10,6 +10,7 @@ import torch
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
 from attnguide.losses.presence import peak_absence
@@ -55,7 +56,7 @@ class AttendAndExcite(Guidance):
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
-        reference = quirks == "reference"
+        reference = repeats_slips(quirks)
         refinements = tuple(
             Refinement(1 - peak, max_refinements, (float(point),), lagging=reference) for point, peak in thresholds.items()
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
 from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
 from attnguide.losses.containment import inner_box, outer_box
@@ -71,7 +72,7 @@ class BoxDiff(Guidance):
             raise ValueError(f"fraction must lie in (0, 1]; got {fraction}.")
         if reach < 0:
             raise ValueError(f"reach must be at least 0; got {reach}.")
-        self.reference = quirks == "reference"
+        self.reference = repeats_slips(quirks)
         super().__init__(
             sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
             window=Window(0.0, stop),

@@ -13,6 +13,7 @@ from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softm
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.memory import Memory, StepMemory
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import REFERENCE_BLUR, require_groups
 from attnguide.losses.binding import nt_xent
@@ -70,7 +71,7 @@ class Conform(Guidance):
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale, refinements=further),
         )
-        self.reference = quirks == "reference"
+        self.reference = repeats_slips(quirks)
         self.temperature, self.softmax = temperature, softmax
         self.blur_std = blur_std * (REFERENCE_BLUR if self.reference else 1.0)
         self._memories: dict[tuple[int, int], StepMemory] = {}

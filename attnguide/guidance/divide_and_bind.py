@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
 from attnguide.guidance.word_maps import REFERENCE_BLUR, require_groups, token_maps
 from attnguide.losses.binding import attribute_divergence
@@ -66,7 +67,7 @@ class DivideAndBind(Guidance):
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
-        self.reference = quirks == "reference"
+        self.reference = repeats_slips(quirks)
         refinements = refinements_at(
             thresholds, lambda least: -least, lambda at: max_refinements if at > 0 else first_refinements, self.reference
         )

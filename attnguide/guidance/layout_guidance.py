@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
 from attnguide.losses.containment import mass_outside
 from attnguide.prompt.targets import Targets
@@ -56,7 +57,7 @@ class LayoutGuidance(Guidance):
             window=Window(0.0, stop),
             update=Update(noise_variance(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
         )
-        self.reference = quirks == "reference"
+        self.reference = repeats_slips(quirks)
         self.until = until
         self._last: dict[int, float] = {}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, min_max
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import REFERENCE_BLUR
 from attnguide.losses.shape import adaptive_threshold, edge_misfit, region_misfit
@@ -65,7 +66,7 @@ class RegionAndBoundary(Guidance):
             window=Window(0.0, stop),
             update=Update(constant(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
         )
-        self.reference = quirks == "reference"
+        self.reference = repeats_slips(quirks)
         self._finished: set[int] = set()
 
     def sites_at(self, level: int) -> SiteSelector:

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
 from attnguide.guidance.word_maps import require_groups
 from attnguide.losses.binding import pairwise_symmetric_kl
@@ -58,7 +59,7 @@ class SynGen(Guidance):
             update=Update(constant(step_size), scale),
         )
         self.bare_nouns = bare_nouns
-        self.strict = quirks == "reference"
+        self.strict = repeats_slips(quirks)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         if self.bare_nouns:

@@ -73,8 +73,13 @@ def refinements_at(
         limit: From a threshold to the largest indicator that satisfies it.
         iterations: Most updates, one number or by point.
         lagging: See :class:`Refinement`.
+
+    Raises:
+        ValueError: If a table maps nothing.
     """
     tables = [thresholds] if isinstance(thresholds, Mapping) else list(thresholds)
+    if not all(isinstance(table, Mapping) for table in tables):
+        raise ValueError(f"thresholds must map progress to a value, like {{0.2: 0.5}}; got {thresholds!r}.")
     read = [{float(point): float(value) for point, value in table.items()} for table in tables]
     made = []
     for point in sorted({point for table in read for point in table}):

@@ -130,7 +130,8 @@ def _update_once(
     scaled = run.scheduler.scale_model_input(latents, step)
     inputs = scaled[list(rows)].detach().requires_grad_(True)
     output = _judge(run, guidance, inputs, step, rows)
-    loss = wanted(output)
+    with torch.enable_grad():
+        loss = wanted(output)
     moving = asks(output) & _finite_rows(run, guidance, loss, rows, step, "loss") & (loss.detach() != 0)
     norms = [0.0] * len(rows)
     if bool(moving.any()):

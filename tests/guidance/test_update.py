@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnguide.guidance.update import Refinement, Update, per_row
+from attnguide.guidance.update import Refinement, Update, per_row, refinements_at
 from attnguide.schedules import constant, linear, noise_variance
 from attnguide.types import Step
 
@@ -117,3 +117,8 @@ def test_refusals_of_a_refinement() -> None:
         Refinement(math.nan)
     with pytest.raises(ValueError, match="until must be a number"):
         Refinement([0.1, math.nan])
+
+
+def test_thresholds_must_be_tables() -> None:
+    with pytest.raises(ValueError, match=r"thresholds must map progress to a value, like \{0.2: 0.5\}; got 'high'"):
+        refinements_at("high", float, 1)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from attnguide.prompt.regions import binary_mask, rasterise
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Region, Sample
+from tests import tiny
 
 LEFT = Region("red cat", box=(0.0, 0.0, 0.5, 1.0), weight=2.0)
 DOG = Region("dog", box=(0.5, 0.25, 1.0, 0.75))
@@ -181,3 +182,26 @@ def test_build_refuses_what_does_not_fit() -> None:
         Targets.build([sample, sample], [tokenize("a cat"), tokenize("a cat", 8)], "cpu")
     with pytest.raises(ValueError, match="Phrase 'cow' does not occur"):
         build(("a cat", (Region("cow"),)))
+
+
+def _targets(*samples: Sample) -> Targets:
+    return Targets.build(samples, [tiny.model().tokenize(sample.prompt) for sample in samples], "cpu")
+
+
+def test_words_with_several_places_share_their_say() -> None:
+    regions = (Region("dog", box=(0.0, 0.0, 0.5, 1.0)), Region("cat"), Region("dog", box=(0.5, 0.0, 1.0, 1.0)), Region("dog"))
+    targets = _targets(Sample("0", "a cat and a dog", regions=regions), Sample("1", "a cat", regions=regions[1:2]))
+    assert targets.shares(targets.placed).tolist() == [[0.5, 0, 0.5, 0], [0, 0, 0, 0]]
+    assert torch.allclose(targets.shares(targets.valid), torch.tensor([[1 / 3, 1, 1 / 3, 1 / 3], [1, 0, 0, 0]]))
+    joined = targets.joined_binary_masks(4, 4)
+    assert joined[0, 0].all() and joined[0, 2].all() and not joined[0, 1].any() and not joined[1].any()
+
+
+def test_edges_that_are_cut_to_whole_cells() -> None:
+    targets = _targets(Sample("0", "a cat", regions=(Region("cat", box=(0.2, 0.3, 0.7, 0.8)),)))
+    expected = torch.zeros(4, 8, dtype=torch.bool)
+    expected[1:3, 1:5] = True  # rows 1.2 to 3.2, columns 1.6 to 5.6
+    assert torch.equal(targets.truncated_masks(4, 8)[0, 0], expected)
+    assert not _targets(Sample("0", "a cat", regions=(Region("cat", box=(0.3, 0.3, 0.4, 0.4)),))).truncated_masks(2, 2).any()
+    blob = _targets(Sample("0", "a cat", regions=(Region("cat", blob=(0.5, 0.5, 0.3, 0.3)),)))
+    assert torch.equal(blob.truncated_masks(4, 4), blob.binary_masks(4, 4))

@@ -1,0 +1,18 @@
+"""Whether a method follows its paper or repeats the slips of the code that was published with it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Quirks = Literal["none", "reference"]
+
+
+def repeats_slips(quirks: str) -> bool:
+    """True for ``"reference"``.
+
+    Raises:
+        ValueError: If it is neither of the two words.
+    """
+    if quirks not in get_args(Quirks):
+        raise ValueError(f"quirks must be one of {', '.join(get_args(Quirks))}; got {quirks!r}.")
+    return quirks == "reference"
