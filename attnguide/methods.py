@@ -148,6 +148,19 @@ METHODS: dict[str, MethodInfo] = {
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "weights"}),
     ),
+    "masactrl": MethodInfo(
+        "attnguide.injection.masactrl:MasaCtrl",
+        "injection",
+        "self-attention is answered by another prompt's picture",
+        needs_regions=None,
+        per_row=frozenset({"scale", "source_prompt", "words", "source_words"}),
+    ),
+    "pag": MethodInfo(
+        "attnguide.injection.pag:PerturbedAttention",
+        "injection",
+        "away from what the network says when a place sees only itself",
+        needs_regions=None,
+    ),
 }
 """Every method by its name in CLI, YAML and Python."""
 

@@ -77,6 +77,11 @@ def per_row_item(value: Any, row: int) -> Any:
     return value[row] if isinstance(value, list | tuple) else value
 
 
+def as_tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """A list from YAML as selectors want it."""
+    return None if values is None else tuple(values)
+
+
 def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Refuse a value that is not among those named.
 
@@ -113,6 +118,16 @@ def token_factors(given: Factors, prompt: TokenizedPrompt) -> Tensor:
         finite(f"factor of {phrase!r}", factor)
         factors[list(token_indices(prompt, phrase))] = float(factor)
     return factors
+
+
+def phrase_positions(phrases: str | None, prompt: TokenizedPrompt) -> tuple[int, ...]:
+    """Positions of the tokens of phrases that are separated by commas.
+
+    Raises:
+        ValueError: If a phrase does not occur in the prompt.
+    """
+    named = [phrase for phrase in (phrases or "").split(",") if phrase.strip()]
+    return tuple(position for phrase in named for position in token_indices(prompt, phrase))
 
 
 class LatentsEdit(Edit):

@@ -10,7 +10,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, WindowEdit, finite
+from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext
@@ -58,7 +58,7 @@ class ForwardLayout(Injection):
         if spread is not None and not 0 < spread < float("inf"):
             raise ValueError(f"spread must be above 0, or None for a flat window; got {spread}.")
         self.scale, self.spread = scale, spread
-        self.sites = SiteSelector(kind="cross", levels=None if levels is None else tuple(levels))
+        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels))
         self.window = Window(start, stop, unit)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:

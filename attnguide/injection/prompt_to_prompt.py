@@ -21,6 +21,7 @@ from attnguide.injection.base import (
     finite,
     one_of,
     per_row_item,
+    phrase_positions,
     token_factors,
 )
 from attnguide.prompt.alignment import refinement_matrix, replacement_matrix
@@ -92,7 +93,7 @@ class PromptToPrompt(Injection):
                 raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
         self.edit, self.reweight, self.word_windows, self.quirks, self.scale = edit, reweight, word_windows, quirks, scale
         self.cross_stop, self.self_stop, self.self_cells = cross_stop, self_stop, self_cells
-        self.blend, self.blend_source = blend, blend if blend_source is None else blend_source
+        self.blend, self.blend_source = blend, blend_source
         self.blend_threshold, self.blend_start = blend_threshold, blend_start
         idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
         self.source = None if idle else Source(source_prompt)
@@ -207,9 +208,6 @@ def _spans(method: PromptToPrompt, given: Spans, prompt: TokenizedPrompt) -> lis
 
 def _blended(method: PromptToPrompt, row: int, source: TokenizedPrompt, target: TokenizedPrompt) -> tuple[tuple[int, ...], ...]:
     """Token positions of the blended words in the source prompt and in the row's own."""
-    found = []
-    for given, prompt in ((method.blend_source, source), (method.blend, target)):
-        text = per_row_item(given, row)
-        phrases = [phrase for phrase in (text or "").split(",") if phrase.strip()]
-        found.append(tuple(position for phrase in phrases for position in token_indices(prompt, phrase)))
-    return tuple(found)
+    own = per_row_item(method.blend, row)
+    other = per_row_item(method.blend_source, row) or own
+    return phrase_positions(other, source), phrase_positions(own, target)
