@@ -24,6 +24,7 @@ def sample(
     prompt: str,
     *,
     regions: Mapping[str, Any] | Sequence[Region] = (),
+    groups: Sequence[str | Sequence[str]] = (),
     method: Method | Sequence[Method] | None = None,
     seed: int | Sequence[int] = 0,
     model: Any = DEFAULT_MODEL,
@@ -46,6 +47,8 @@ def sample(
         prompt: What to draw.
         regions: Phrase -> place: a box ``(x0, y0, x1, y1)`` as fractions from the top left, the path of a mask, a mask
             ``height width`` in [0, 1], ``None`` for no place, or a list of places; or a list of regions.
+        groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule where
+            none are given.
         method: One, or several that work together; ``mask_guidance`` where a region has a place and nothing is said;
             ``"plain"`` for none.
         seed: One picture for each.
@@ -80,6 +83,7 @@ def sample(
         id="row",
         prompt=prompt,
         regions=placed,
+        groups=tuple(tuple(group.split() if isinstance(group, str) else group) for group in groups),
         methods=methods,
         negative_prompt=negative_prompt,
         height=height,

@@ -1,0 +1,161 @@
+"""``attnguide.sample``, and public names that load when they are used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import attnguide
+from attnguide.sampling.table import sample_rows
+from attnguide.types import MethodConfig, Region, Sample, SampleResult
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACES = {"red cat": (0, 0, 0.5, 1), "blue ball": (0.5, 0.25, 1, 1)}
+
+
+def sample(prompt: str = tiny.PROMPT, **settings: Any) -> list[SampleResult]:
+    return attnguide.sample(prompt, **{"model": tiny.model(), "steps": 2, **settings})
+
+
+def pixels(result: SampleResult) -> np.ndarray:
+    assert result.image is not None
+    return np.asarray(result.image)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_a_prompt_alone_is_one_plain_picture() -> None:
+    (result,) = sample()
+    assert (result.sample.id, result.sample.method, result.status) == ("seed0", "plain", "ok")
+    assert pixels(result).shape == (32, 32, 3)
+
+
+def test_equals_the_engine_on_the_same_row() -> None:
+    (result,) = sample(regions=PLACES, method="mask_guidance", step_size=20.0, seed=5, cfg_scale=3.0, negative_prompt="dog")
+    methods = (MethodConfig("mask_guidance", {"step_size": 20.0}),)
+    regions = tuple(Region(phrase, box=box) for phrase, box in PLACES.items())
+    row = Sample("r", tiny.PROMPT, 5, regions, methods=methods, steps=2, cfg_scale=3.0, negative_prompt="dog")
+    (expected,) = sample_rows(tiny.model(), [row])
+    assert np.array_equal(pixels(result), pixels(expected))
+
+
+def test_regions_mean_mask_guidance_with_a_plain_twin_before_each() -> None:
+    results = sample(regions=PLACES, seed=[3, 1], plain=True, batch_size=1)
+    assert [(r.sample.seed, r.sample.method) for r in results] == [
+        (3, "plain"),
+        (3, "mask_guidance"),
+        (1, "plain"),
+        (1, "mask_guidance"),
+    ]
+    assert not np.array_equal(pixels(results[0]), pixels(results[1]))
+    assert np.array_equal(pixels(results[0]), pixels(sample(seed=3)[0]))
+
+
+def test_plain_is_plain_in_spite_of_regions() -> None:
+    (result,) = sample(regions=PLACES, method="plain")
+    assert result.sample.method == "plain" and np.array_equal(pixels(result), pixels(sample()[0]))
+
+
+def test_several_methods_work_together() -> None:
+    both = [MethodConfig("mask_guidance", {"step_size": 20.0}), "inject7"]
+    (result,) = sample(regions=PLACES, method=both)
+    assert result.sample.method == "mask_guidance+inject7"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [[0, 0, 0.5, 1], [(0, 0, 0.5, 0.5), (0, 0.5, 0.5, 1)], Region("red cat", box=(0, 0, 0.5, 1)), "left.png", "mask", "array"],
+    ids=str,
+)
+def test_a_place_may_be_written_in_many_ways(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    left = torch.zeros(32, 32)
+    left[:, :16] = 1
+    Image.fromarray((left.numpy() * 255).astype(np.uint8)).save("left.png")
+    place = {"mask": left, "array": left.numpy()}.get(place, place) if isinstance(place, str) else place
+    regions = sample(regions={"red cat": place})[0].sample.regions
+    assert [region.phrase for region in regions] == ["red cat"] * len(regions)
+    (boxed,) = sample(regions={"red cat": (0, 0, 0.5, 1)})
+    assert np.allclose(pixels(sample(regions=regions)[0]).astype(int), pixels(boxed), atol=1)
+
+
+def test_regions_without_a_place_name_words_only() -> None:
+    (result,) = sample(regions={"red cat": None}, method="attend_and_excite")
+    assert result.cost.unet_backwards > 0
+
+
+def test_groups_of_words() -> None:
+    (result,) = sample(groups=["red cat", ("blue", "ball")])
+    assert result.sample.groups == (("red", "cat"), ("blue", "ball"))
+
+
+def test_a_pipeline_or_a_folder_is_a_model_too(tmp_path: Path) -> None:
+    (expected,) = sample()
+    (held,) = sample(model=tiny.shared_pipeline())
+    tiny.shared_pipeline().save_pretrained(tmp_path)
+    (loaded,) = sample(model=tmp_path, device="cpu", dtype="fp32")
+    assert np.array_equal(pixels(held), pixels(expected)) and np.array_equal(pixels(loaded), pixels(expected))
+
+
+# --------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"regions": {"red dog": (0, 0, 1, 1)}}, "'red dog' does not occur"),
+        ({"regions": {"red cat": (0, 0, 1)}}, "'red cat': a place must be"),
+        ({"regions": {"red cat": (0, 0, 2, 1)}}, "'red cat': box must be"),
+        ({"method": "mask_guidence"}, "did you mean 'mask_guidance'"),
+        ({"regions": PLACES, "stepsize": 3.0}, "no option 'stepsize'"),
+        ({"step_size": 3.0}, "step_size.*need one method"),
+        ({"regions": PLACES, "method": ["inject1", "inject2"], "scale": 3.0}, "scale.*need one method"),
+        ({"method": "mask_guidance"}, "needs at least one region"),
+        ({"seed": []}, "seed must be"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"scheduler": "eulr"}, "did you mean 'euler'"),
+        ({"dtype": "fp16"}, "model given by name"),
+    ],
+)
+def test_mistakes_are_told(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sample(**settings)
+
+
+def test_a_row_that_fails_has_no_picture_and_says_why() -> None:
+    (result,) = sample(regions=PLACES, method="mask_guidance", step_size=1e38)
+    assert result.image is None and "mask_guidance" in result.status
+
+
+# ----------------------------------------------------------------------------------------------------------- public names
+
+
+def test_every_public_name_is_there() -> None:
+    assert 15 <= len(attnguide.__all__) <= 30
+    assert dir(attnguide) == attnguide.__all__
+    for name in attnguide.__all__:
+        assert getattr(attnguide, name) is not None
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="'smaple'"):
+        attnguide.smaple  # noqa: B018
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    heavy = "('torch', 'diffusers', 'transformers', 'lightning', 'wandb', 'numpy', 'PIL', 'yaml')"
+    code = f"import sys, attnguide; found = [n for n in {heavy} if n in sys.modules]; assert not found, found"
+    code += "; attnguide.Region, attnguide.Sample, attnguide.METHODS; assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
