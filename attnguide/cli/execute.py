@@ -123,7 +123,7 @@ def _load(plan: Plan) -> ModelAdapter:
 
 
 def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
-    """Find what only the loaded model can tell: prompts that are too long, and places too small for its maps.
+    """Find what only the loaded model can tell: prompts too long, places too small for its maps, too few steps.
 
     Raises:
         UsageError: With the row's id.
@@ -132,6 +132,8 @@ def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
 
     try:
         check_rows(model, samples)
+        for name, steps in dict.fromkeys((sample.scheduler, sample.steps) for sample in samples):
+            model.make_scheduler(name, steps)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -183,6 +183,11 @@ def test_region_that_vanishes_at_a_map_size(attnguide: Command, tiny_folder: Pat
     _check(attnguide, [tiny.PROMPT, *words, "--model", str(tiny_folder)], ["'red cat'", "no cell"])
 
 
+def test_fewer_steps_than_a_scheduler_takes(attnguide: Command, tiny_folder: Path) -> None:
+    words = ["--scheduler", "pndm", "--steps", "2", "--model", str(tiny_folder)]
+    _check(attnguide, [tiny.PROMPT, *words], ["steps", "PNDMScheduler", "got 2"])
+
+
 @pytest.mark.usefixtures("no_model")
 def test_folder_of_another_run(attnguide: Command) -> None:
     Path("held").mkdir()
