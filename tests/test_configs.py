@@ -1,0 +1,77 @@
+"""Every shipped configuration is run by the command in its first lines, for two steps on a model with random weights."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from attnguide.cli import main
+from attnguide.methods import METHODS
+from attnguide.records import read_records
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "ablations")
+SMALL = ["--height", "32", "--width", "32", "--device", "cpu", "--dtype", "fp32", "--batch-size", "4"]
+ONE_PROCESS = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
+QUIET = ["--no-maps", "--no-norms", "--logger", "none"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.pipeline(length=77).save_pretrained(folder)  # reads as much as the models that the commands are for
+    yield str(folder)
+
+
+def command_of(path: Path) -> list[str]:
+    """The words of the command that a file's first comment holds."""
+    words = ""
+    for line in (ROOT / path).read_text(encoding="utf-8").splitlines():
+        assert line.startswith("# "), f"{path} must begin with a comment that holds the command which runs it"
+        words += line.removeprefix("# ").rstrip("\\")
+        if not line.endswith("\\"):
+            break
+    return shlex.split(words)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command_of(path)
+    assert words[:2] == ["attnguide", "sample"] and str(path) in words
+    monkeypatch.chdir(tmp_path)
+    for name in words:
+        if name.startswith("configs/"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "layouts.csv").write_text(f'prompt,obj1,bbox1\n{tiny.PROMPT},red cat,"0,0,256,512"\n')
+    keys = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    steps = "4" if keys.get("scheduler") == "pndm" else "2"  # its Runge-Kutta start takes no fewer
+    small = [*SMALL, "--steps", steps, *(ONE_PROCESS if "trainer" in keys else [])]
+    seed = [] if "--seed" in words or "--rows" in words else ["--seed", "0"]
+    said = StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        status = main([*_fewer_seeds(words[1:]), *seed, *small, *QUIET, "--model", model, "--out", "run"])
+    assert status == 0, said.getvalue()
+    records = read_records("run")
+    assert records and all(record["status"] == "ok" for record in records)
+    for record in records:
+        assert Image.open(f"run/samples/{record['id']}.png").size == (32, 32)
+    for method in keys.get("methods", []):
+        assert any(method["name"] in record["method"] for record in records)
+
+
+def _fewer_seeds(words: list[str]) -> list[str]:
+    return ["0" if before == "--seed" else word for before, word in zip(["", *words], words, strict=False)]
+
+
+def test_every_method_has_a_configuration() -> None:
+    named = {path.stem for path in CONFIGS if path.parent.name == "methods"}
+    assert set(METHODS) <= named
