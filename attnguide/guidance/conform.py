@@ -12,10 +12,11 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.groups import require_groups
 from attnguide.guidance.memory import Memory, StepMemory
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
-from attnguide.guidance.word_maps import REFERENCE_BLUR, require_groups
+from attnguide.guidance.word_maps import REFERENCE_BLUR
 from attnguide.losses.binding import nt_xent
 from attnguide.prompt.pairs import TokenGroup
 from attnguide.prompt.targets import Targets

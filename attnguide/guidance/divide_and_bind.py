@@ -11,9 +11,10 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.groups import require_groups
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
-from attnguide.guidance.word_maps import REFERENCE_BLUR, require_groups, token_maps
+from attnguide.guidance.word_maps import REFERENCE_BLUR, token_maps
 from attnguide.losses.binding import attribute_divergence
 from attnguide.losses.presence import total_variation
 from attnguide.prompt.pairs import TokenGroup

@@ -11,9 +11,9 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.groups import require_groups
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
-from attnguide.guidance.word_maps import require_groups
 from attnguide.losses.binding import pairwise_symmetric_kl
 from attnguide.prompt.pairs import TokenGroup
 from attnguide.prompt.targets import Targets

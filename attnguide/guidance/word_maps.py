@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
-from attnguide.prompt.pairs import TokenGroup
 from attnguide.prompt.targets import Targets, region_maps
-from attnguide.prompt.tokens import TokenizedPrompt
 
 REFERENCE_BLUR = 2**0.5
 """The family's published code divides by twice the deviation inside the square, which widens the blur by this factor."""
@@ -46,32 +42,3 @@ def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_e
     probs = token_softmax(maps.average(height, width), targets.end, keep_after_end=not until_end)
     words = region_maps(probs.flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
     return gaussian_smooth(words, blur_std) if blur_std > 0 else words
-
-
-def require_groups(method: str, targets: Targets, what: str, fits: Callable[[TokenGroup], bool] = lambda group: True) -> None:
-    """Refuse a row without any group that a method can use.
-
-    Args:
-        method: Its name.
-        targets: Rows that are checked.
-        what: What a usable group is, for people.
-        fits: Whether a group is usable.
-
-    Raises:
-        ValueError: Saying what was found.
-    """
-    for prompt, groups in zip(targets.tokenized, targets.groups, strict=True):
-        if not any(fits(group) for group in groups):
-            raise ValueError(
-                f"Method {method!r} needs {what}; found {_spelt(prompt, groups)} in the prompt {prompt.text!r}. "
-                "Say what belongs together, the noun last: groups: [[red, circle], [blue, square]]."
-            )
-
-
-def _spelt(prompt: TokenizedPrompt, groups: Sequence[TokenGroup]) -> str:
-    return ", ".join(" + ".join(_word(prompt, word) for word in group.words) for group in groups) or "nothing"
-
-
-def _word(prompt: TokenizedPrompt, positions: Sequence[int]) -> str:
-    spans = [span for span in (prompt.offsets[position] for position in positions) if span]
-    return prompt.text[min(s[0] for s in spans) : max(s[1] for s in spans)]
