@@ -135,6 +135,8 @@ class Attention:
                     return forward(*args, **kwargs)
 
                 visitors = _Visitors(site, context, probes, edits)
+                if site.kind == "feature":
+                    return visitors.given_out(forward(*args, **kwargs))
 
                 def attend(*a: Any, **k: Any) -> Tensor:
                     return _attend(visitors, *a, **k)
@@ -174,6 +176,13 @@ class _Visitors:
     def editing(self, stage: Stage) -> list[Edit]:
         return [edit for edit in self.edits if stage in edit.stages]
 
+    def given_out(self, output: Tensor) -> Tensor:
+        """What a site gives out, changed and read."""
+        for edit in self.editing("output"):
+            output = edit.output(output, self.site, self.context)
+        self.read("output", output)
+        return output
+
 
 def _attend(
     visitors: _Visitors,
@@ -209,8 +218,7 @@ def _attend(
         output = probs.to(value.dtype) @ value
     else:  # reading alone must not change a bit of the picture
         output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
-    visitors.read("output", output)
-    return output
+    return visitors.given_out(output)
 
 
 def _explicit_probs(visitors: _Visitors, query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:

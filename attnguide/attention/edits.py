@@ -9,7 +9,7 @@ from torch import Tensor
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.types import PassContext
 
-Stage = Literal["qkv", "scores", "probs"]
+Stage = Literal["qkv", "scores", "probs", "output"]
 MassPolicy = Literal["none", "renormalize", "preserve"]
 MASS_POLICIES: tuple[MassPolicy, ...] = ("none", "renormalize", "preserve")
 
@@ -43,6 +43,13 @@ class Edit:
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         """Change probabilities after the softmax, ``batch heads query key``."""
         return probs
+
+    def output(self, output: Tensor, site: Site, context: PassContext) -> Tensor:
+        """Change what the site gives out.
+
+        ``batch heads query head_dim`` of attention, ``batch channels height width`` of features.
+        """
+        return output
 
 
 def apply_mass_policy(edited: Tensor, original: Tensor, policy: MassPolicy) -> Tensor:

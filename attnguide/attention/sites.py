@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-SiteKind = Literal["cross", "self", "joint"]
+SiteKind = Literal["cross", "self", "joint", "feature"]
 KINDS: tuple[SiteKind, ...] = ("cross", "self", "joint")
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One attention module.
+    """One attention module, or one module whose output is a feature map.
 
     Attributes:
         name: Module path inside the network.
         kind: ``cross`` (queries are image positions, keys are tokens), ``self`` (both are image positions) or ``joint``
-            (both are both).
+            (both are both); ``feature`` is no attention at all, and chosen only by its name of a kind.
         height: Of its map, in cells.
         width: Of its map, in cells.
-        heads: Attention heads.
+        heads: Attention heads; 0 for features.
         place: ``down``, ``mid`` or ``up`` in a UNet, ``block`` in a transformer.
         level: Halvings of the latent on the way to this map; 0 is the latent's own size.
     """
@@ -40,7 +40,7 @@ class SiteSelector:
     """Which sites; every condition that is given must hold.
 
     Attributes:
-        kind: ``cross``, ``self`` or ``joint``.
+        kind: ``cross``, ``self``, ``joint`` or ``feature``; any of the first three when ``None``.
         levels: Halvings of the latent, so that a choice means the same for every picture size (0 is the largest map).
         resolutions: Map sizes ``(height, width)``.
         places: ``down``, ``mid``, ``up``, ``block``.
@@ -62,7 +62,7 @@ class SiteSelector:
     def matches(self, site: Site) -> bool:
         """Whether ``site`` fulfils every condition."""
         return (
-            (self.kind is None or site.kind == self.kind)
+            (site.kind == self.kind if self.kind is not None else site.kind != "feature")
             and (self.levels is None or site.level in self.levels)
             and (self.resolutions is None or (site.height, site.width) in self.resolutions)
             and (self.places is None or site.place in self.places)
@@ -80,7 +80,8 @@ def select(sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
     sites = tuple(sites)
     chosen = tuple(site for site in sites if selector.matches(site))
     if not chosen:
-        raise ValueError(f"No attention site matches {selector}; {_describe(sites)}.")
+        alike = [site for site in sites if (site.kind == "feature") == (selector.kind == "feature")]
+        raise ValueError(f"No attention site matches {selector}; {_describe(alike)}.")
     return chosen
 
 
@@ -92,7 +93,7 @@ def levels_of(sites: Iterable[Site]) -> tuple[int, ...]:
 def _describe(sites: Sequence[Site]) -> str:
     if not sites:
         return "the model has none"
-    kinds = {kind: sum(site.kind == kind for site in sites) for kind in KINDS}
+    kinds = {kind: sum(site.kind == kind for site in sites) for kind in (*KINDS, "feature")}
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     sizes = ", ".join(f"{h}x{w} (level {level})" for level, h, w in sorted({(s.level, s.height, s.width) for s in sites}))
     return f"{counts} sites exist on maps of {sizes}, e.g. {sites[0].name!r}"

@@ -108,6 +108,10 @@ class ModelAdapter(ABC):
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
         """Attention modules by site, for a picture of this size in pixels, in the network's own order."""
 
+    def feature_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
+        """Modules whose output is a feature map, by site of the kind ``feature``; none where a family offers none."""
+        return {}
+
     @abstractmethod
     def predict_noise(
         self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None

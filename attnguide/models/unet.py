@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from torch import Tensor, nn
 
@@ -86,19 +87,26 @@ class StableDiffusion(ModelAdapter):
         return self._unet.config.in_channels, height // factor, width // factor
 
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
-        _, rows, columns = self.latent_shape(height, width)
-        depth = len(self._unet.config.down_block_types)
         modules: dict[Site, nn.Module] = {}
         for name, module in self._unet.named_modules():
-            if not isinstance(module, Attention):
-                continue
-            parts = name.split(".")
-            place = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}[parts[0]]
-            level = depth - 1 if place == "mid" else int(parts[1]) if place == "down" else depth - 1 - int(parts[1])
-            kind: SiteKind = "cross" if module.is_cross_attention else "self"
-            size = (-(-rows // 2**level), -(-columns // 2**level))
-            modules[Site(name, kind, *size, module.heads, place, level)] = module
+            if isinstance(module, Attention):
+                kind: SiteKind = "cross" if module.is_cross_attention else "self"
+                modules[self._site(name, kind, module.heads, height, width)] = module
         return modules
+
+    def feature_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
+        """Last convolutions of the residual blocks: what a block adds to its input."""
+        blocks = [(name, module) for name, module in self._unet.named_modules() if isinstance(module, ResnetBlock2D)]
+        return {self._site(f"{name}.conv2", "feature", 0, height, width): block.conv2 for name, block in blocks}
+
+    def _site(self, name: str, kind: SiteKind, heads: int, height: int, width: int) -> Site:
+        """The site of a module of a picture of this size in pixels."""
+        _, rows, columns = self.latent_shape(height, width)
+        depth = len(self._unet.config.down_block_types)
+        parts = name.split(".")
+        place = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}[parts[0]]
+        level = depth - 1 if place == "mid" else int(parts[1]) if place == "down" else depth - 1 - int(parts[1])
+        return Site(name, kind, -(-rows // 2**level), -(-columns // 2**level), heads, place, level)
 
     def predict_noise(
         self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None

@@ -89,9 +89,10 @@ class Sampler:
             twin, twin_sources = self._noise(targets, samples, shape, dtype, initial_latents)
             noise, sources = torch.cat([noise, twin]), sources + twin_sources
         modules = model.attention_modules(height, width)
+        every = {**modules, **model.feature_modules(height, width)}
         info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
         latents = noise * scheduler.initial_sigma
-        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, dict(modules))
+        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, every)
 
     def _targets(self, samples: Sequence[Sample]) -> Targets:
         """Words and places of the rows, and the tokens of the prompts they read beside their own."""
