@@ -1,0 +1,114 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attnguide.attention.sites import Site, SiteSelector, select
+from attnguide.injection.plug_and_play import PlugAndPlay
+from attnguide.methods import build_method
+from attnguide.types import Step
+from tests import tiny
+from tests.injection import common
+from tests.reference import plug_and_play as reference
+
+ALL = ("uncond", "cond", "source_uncond", "source")
+EARLY = Step(0, 10, 901.0, 8.4)
+SOURCES = ["a blue cat and a red dog", "a cat and a dog", "a blue dog left of a blue ball", "a dog right of a cat"]
+FEATURE = Site("up_blocks.1.resnets.1.conv2", "feature", 4, 6, 0, "up", 0)
+
+
+def test_equals_the_slow_reference() -> None:
+    method = PlugAndPlay(source_prompt=SOURCES, scale=[1.0, 0.0, 1.0, 0.5])
+    attention, features = method.edits(common.targets_of(common.four_rows("x"), SOURCES))
+    context = common.context_of(4, ALL, EARLY)
+    query, key, value = torch.randn(3, 16, 2, 24, 4, dtype=torch.float64)
+    new = attention.qkv(query, key, value, common.SELF, context)
+    edited = (new[0] @ new[1].transpose(-1, -2) / 2).softmax(-1) @ new[2]
+    plain = (query @ key.transpose(-1, -2) / 2).softmax(-1) @ value
+    assert torch.equal(edited[8:], plain[8:]) and new[2] is value
+    maps = torch.randn(16, 3, 4, 6, dtype=torch.float64)
+    plugged = features.output(maps, FEATURE, context)
+    assert torch.equal(plugged[8:], maps[8:])
+    for half in (0, 4):
+        for row in (0, 2):
+            assert torch.equal(plugged[half + row], maps[8 + half + row])
+            for head in range(2):
+                source = (8 + half + row, head)
+                expected = reference.attended(query[source].numpy(), key[source].numpy(), value[half + row, head].numpy())
+                np.testing.assert_allclose(edited[half + row, head].numpy(), expected, rtol=0, atol=1e-6)
+        assert torch.equal(edited[half + 1], plain[half + 1]) and torch.equal(plugged[half + 1], maps[half + 1])
+        torch.testing.assert_close(plugged[half + 3], (maps[half + 3] + maps[half + 11]) / 2)
+
+
+@pytest.mark.parametrize(("quirks", "more"), [("none", 0), ("reference", 1)])
+def test_windows(quirks: Any, more: int) -> None:
+    edits = PlugAndPlay(quirks=quirks).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))
+    contexts = [common.context_of(1, ALL, Step(index, 50, 500.0, 1.0)) for index in range(50)]
+    assert [sum(edit.active(context) for context in contexts) for edit in edits] == [25 + more, 40 + more]
+
+
+def test_the_reference_s_blocks() -> None:
+    """Of the decoder's twelve blocks, self-attention of 4 to 11 and features of 4."""
+    method = PlugAndPlay()
+    names = [f"up_blocks.{block}.attentions.{index}.transformer_blocks.0.attn1" for block in (1, 2, 3) for index in range(3)]
+    chosen = [name for name in names if method.attention.matches(Site(name, "self", 8, 8, 2))]
+    assert chosen == names[1:]
+    features = tiny.model().feature_modules(32, 48)
+    assert [site.name for site in select(features, method.features)] == ["up_blocks.1.resnets.1.conv2"]
+
+
+def test_feature_maps_have_the_size_their_site_says() -> None:
+    from attnguide.attention.attach import attach
+    from attnguide.attention.capture import Probe, Recorder
+
+    model, recorder = tiny.model(), Recorder()
+    modules = {**model.attention_modules(32, 48), **model.feature_modules(32, 48)}
+    context = common.context_of(1, ("cond",), EARLY)
+    states = model.encode_prompt(["a cat"], None)
+    with torch.no_grad(), attach(modules, [Probe("output", recorder, SiteSelector("feature"))]) as attention:
+        with attention.during(context):
+            model.predict_noise(torch.zeros(1, 4, 16, 24), EARLY, states)
+    assert len(recorder.tensors) == len(model.feature_modules(32, 48)) == 8
+    assert all(tensor.shape[-2:] == (site.height, site.width) for site, tensor in recorder.tensors.items())
+    assert not any(SiteSelector().matches(site) for site in recorder.tensors)
+
+
+def test_the_source_s_scores_and_features_are_the_source_s_picture_but_for_values() -> None:
+    row = common.four_rows(
+        "plug_and_play", [{"source_prompt": SOURCES[0], "feature_stop": 1.0, "feature_names": ["up_blocks.*"]}]
+    )
+    plugged = common.latents_of(row[:1])
+    source = common.latents_of([replace(row[0], prompt=SOURCES[0], regions=(), methods=())])
+    plain = common.latents_of([replace(row[0], methods=())])
+    assert (plugged - source).abs().mean() < 0.8 * (plain - source).abs().mean()
+
+
+def test_rows_of_a_batch_equal_rows_alone() -> None:
+    extra: list[dict[str, Any]] = [{}, {"scale": 0.5}, {}, {"scale": 0.9}]
+    options = [{"source_prompt": source, **more} for source, more in zip(SOURCES, extra, strict=True)]
+    common.assert_rows_equal_rows_alone(common.four_rows("plug_and_play", options))
+
+
+def test_scale_zero_is_no_method() -> None:
+    common.assert_no_method(common.four_rows("plug_and_play", [{"source_prompt": "a dog", "scale": 0.0}]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": float("nan")}, "scale must be finite; got nan"),
+        ({"attention_stop": 2.0}, r"attention_stop must lie in \[0, 1\]; got 2.0"),
+        ({"quirks": "all"}, "quirks must be one of none, reference; got 'all'"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method("plug_and_play", options)
+
+
+def test_features_that_do_not_exist() -> None:
+    row = common.four_rows("plug_and_play", [{"feature_names": ["nowhere.*"]}])[0]
+    with pytest.raises(ValueError, match=r"No attention site matches .*; 8 feature sites exist"):
+        common.latents_of([row])
