@@ -15,8 +15,9 @@ from attnguide.types import MethodConfig, Sample
 if TYPE_CHECKING:
     from attnguide.guidance.base import Guidance
     from attnguide.injection.base import Injection
+    from attnguide.sampling.best_of_k import BestOfK
 
-Family = Literal["guidance", "injection"]
+Family = Literal["guidance", "injection", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class MethodInfo:
 
     Attributes:
         target: ``module:Class``.
-        family: ``guidance`` or ``injection``.
+        family: ``guidance``, ``injection``, or ``baseline`` for what stands above the sampler.
         summary: One line for people.
         needs_regions: ``phrase``, ``place`` or ``None``.
         preset: Options that make the class this method; users may still override them.
@@ -161,6 +162,20 @@ METHODS: dict[str, MethodInfo] = {
         "away from what the network says when a place sees only itself",
         needs_regions=None,
     ),
+    "plug_and_play": MethodInfo(
+        "attnguide.injection.plug_and_play:PlugAndPlay",
+        "injection",
+        "self-attention scores and features of another prompt's picture",
+        needs_regions=None,
+        per_row=frozenset({"scale", "source_prompt"}),
+    ),
+    "best_of_k": MethodInfo(
+        "attnguide.sampling.best_of_k:BestOfK",
+        "baseline",
+        "several seeds, the best picture kept",
+        needs_regions=None,
+        per_row=frozenset(),
+    ),
 }
 """Every method by its name in CLI, YAML and Python."""
 
@@ -192,7 +207,7 @@ def method_options(name: str) -> dict[str, Any]:
     return {**defaults, **method_info(name).preset}
 
 
-def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
+def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection | BestOfK:
     """One method object.
 
     Raises:
@@ -205,7 +220,7 @@ def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(f"Method {name!r} has no option {option!r}{hint}; it has {', '.join(known)}.")
     try:
-        built: Guidance | Injection = method_class(name)(**{**method_info(name).preset, **options})
+        built: Guidance | Injection | BestOfK = method_class(name)(**{**method_info(name).preset, **options})
     except TypeError as error:
         raise ValueError(f"Method {name!r}: {error}.") from error
     built.name = name
@@ -245,9 +260,23 @@ def build_methods(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injec
     guidances: list[Guidance] = []
     injections: list[Injection] = []
     for index, config in enumerate(samples[0].methods):
+        if method_info(config.name).family == "baseline":
+            continue
         built = build_method(config.name, _merged_options(config, [s.methods[index] for s in samples]))
         (guidances if method_info(config.name).family == "guidance" else injections).append(built)  # type: ignore[arg-type]
     return guidances, injections
+
+
+def build_baseline(sample: Sample) -> BestOfK | None:
+    """The baseline that a row is sampled under, if it names one.
+
+    Raises:
+        ValueError: If it names several, or an option is out of range.
+    """
+    named = [config for config in sample.methods if method_info(config.name).family == "baseline"]
+    if len(named) > 1:
+        raise ValueError(f"Only one baseline can be named; got {', '.join(config.name for config in named)}.")
+    return build_method(named[0].name, named[0].options) if named else None  # type: ignore[return-value]
 
 
 def _merged_options(first: MethodConfig, configs: Sequence[MethodConfig]) -> dict[str, Any]:

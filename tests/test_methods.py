@@ -18,6 +18,7 @@ from attnguide.methods import (
     method_info,
     method_options,
 )
+from attnguide.sampling.best_of_k import BestOfK
 from attnguide.types import MethodConfig, Region, Sample
 
 PLACED = (Region("cat", box=(0, 0, 0.5, 1)),)
@@ -31,7 +32,7 @@ def _row(*methods: MethodConfig, id: str = "0", regions: tuple[Region, ...] = PL
 def test_every_method_builds_from_its_defaults(name: str) -> None:
     info = method_info(name)
     built = build_method(name, {})
-    assert isinstance(built, Guidance if info.family == "guidance" else Injection)
+    assert isinstance(built, {"guidance": Guidance, "injection": Injection, "baseline": BestOfK}[info.family])
     assert built.name == name
     assert info.summary and not info.summary.endswith(".")
     assert method_class(name).needs_regions == info.needs_regions

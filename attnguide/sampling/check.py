@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnguide.attention.sites import select
-from attnguide.methods import build_methods
+from attnguide.methods import build_baseline, build_methods
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
@@ -37,6 +37,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     if sample.scheduler is not None:
         scheduler_class(sample.scheduler)
     guidances, injections = build_methods([sample])
+    build_baseline(sample)
     others = [model.tokenize(prompt) for prompt in source_prompts(common_source(injections), [sample])]
     for other in others:
         if other.truncated:
@@ -48,6 +49,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     sites = model.attention_modules(height, width)
     for guidance in guidances:
         guidance.check(targets, select(sites, guidance.sites_at(model.guidance_level)))
+    every = {**sites, **model.feature_modules(height, width)}
     for injection in injections:
         for edit in injection.edits(targets):
-            select(sites, edit.sites)
+            select(every, edit.sites)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from attnguide.methods import batch_key, build_methods, check_methods
+from attnguide.methods import batch_key, build_baseline, build_methods, check_methods
 from attnguide.models.base import ModelAdapter
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
@@ -28,7 +28,12 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
 def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None = None) -> list[SampleResult]:
     """Sample rows that share a batch."""
     guidances, injections = build_methods(samples)
-    return Sampler(model, guidances, injections, observer or Observer()).run(samples)
+
+    def run(rows: Sequence[Sample], watching: Observer) -> list[SampleResult]:
+        return Sampler(model, guidances, injections, watching).run(rows)
+
+    baseline = build_baseline(samples[0])
+    return run(samples, observer or Observer()) if baseline is None else baseline.sample(run, samples, observer or Observer())
 
 
 def sample_rows(

@@ -1,0 +1,115 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from attnguide.methods import build_baseline, build_method
+from attnguide.sampling.best_of_k import BestOfK
+from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.sampling.table import sample_batch
+from attnguide.shapes.renderer import render
+from attnguide.shapes.scene import Scene, SceneObject
+from attnguide.types import Cost, MethodConfig, Sample, SampleResult
+from tests import tiny
+
+PICTURES = {
+    name: render(Scene((SceneObject("circle", color, x, 0.5, 0.15),)))
+    for name, color, x in (("right", "red", 0.3), ("elsewhere", "red", 0.7), ("wrong", "blue", 0.3))
+}
+
+
+def likes_dark(result: SampleResult) -> dict[str, float]:
+    assert result.image is not None
+    low, high = result.image.convert("L").getextrema()
+    return {"dark": -float(low), "flat": -float(high)}
+
+
+def _run(shown: Sequence[Sequence[str | None]]) -> tuple[Any, list[list[int]]]:
+    """Tries that show given pictures, one list per try, and the seeds they were asked for."""
+    seeds: list[list[int]] = []
+
+    def run(rows: Sequence[Sample], observer: Observer) -> list[SampleResult]:
+        names = shown[len(seeds)]
+        seeds.append([row.seed for row in rows])
+        images: list[Image.Image | None] = [None if name is None else PICTURES[name] for name in names]
+        return [SampleResult(row, image, None, Cost(10, 2, 0.5, 7.0)) for row, image in zip(rows, images, strict=True)]
+
+    return run, seeds
+
+
+def test_keeps_what_the_judge_of_shapes_likes_best_row_by_row() -> None:
+    rows = [Sample("a", "a red circle", seed=3), Sample("b", "a blue circle", seed=4), Sample("c", "a red circle", seed=5)]
+    run, seeds = _run([["wrong", "right", None], ["right", "wrong", "wrong"], ["elsewhere", "right", "right"]])
+    kept = BestOfK(k=3).sample(run, rows, Observer())
+    assert seeds == [[3, 4, 5], [1_000_006, 1_000_007, 1_000_008], [2_000_009, 2_000_010, 2_000_011]]
+    assert [result.sample.id for result in kept] == ["a", "b", "c"]
+    assert [result.sample.seed for result in kept] == [1_000_006, 1_000_007, 2_000_011]
+    assert [result.image for result in kept] == [PICTURES["right"], PICTURES["wrong"], PICTURES["right"]]
+    assert kept[0].cost == Cost(30, 6, 1.5, 7.0)
+
+
+def test_of_equals_the_first() -> None:
+    run, _ = _run([["right"], ["right"]])
+    assert BestOfK(k=2).sample(run, [Sample("a", "a red circle", seed=3)], Observer())[0].sample.seed == 3
+
+
+def test_on_the_model_it_is_the_best_of_the_plain_pictures() -> None:
+    options = {"k": 3, "judge": "tests.sampling.test_best_of_k:likes_dark"}
+    rows = [
+        tiny.row(str(seed), seed=seed, steps=2, regions=(), methods=(MethodConfig("best_of_k", options),)) for seed in (1, 2)
+    ]
+    kept = sample_batch(tiny.model(), rows)
+    for row, result in zip(rows, kept, strict=True):
+        plain = [
+            sample_batch(tiny.model(), [tiny.row(seed=row.seed + index * 1_000_003, steps=2, regions=())])[0]
+            for index in range(3)
+        ]
+        best = max(plain, key=lambda one: sum(likes_dark(one).values()))
+        assert result.sample.id == row.id and result.sample.seed == best.sample.seed
+        assert result.cost.unet_forwards == 3 * best.cost.unet_forwards
+        assert result.latents is not None and best.latents is not None
+        torch.testing.assert_close(result.latents, best.latents, rtol=0, atol=1e-4)
+
+
+def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() -> None:
+    class Watching(Observer):
+        def __init__(self) -> None:
+            self.starts: list[tuple[int, ...]] = []
+            self.costs: list[int] = []
+
+        def on_sample_start(self, info: BatchInfo) -> None:
+            self.starts.append(tuple(sample.seed for sample in info.samples))
+
+        def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+            self.costs += [result.cost.unet_forwards for result in results]
+
+    options = {"k": 2, "judge": "tests.sampling.test_best_of_k:likes_dark"}
+    row = tiny.row(steps=1, regions=(), methods=(MethodConfig("best_of_k", options),))
+    watching = Watching()
+    kept = sample_batch(tiny.model(), [row], watching)
+    assert watching.starts == [(kept[0].sample.seed,)]
+    assert watching.costs == [4] and kept[0].cost.unet_forwards == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must be a whole number of at least 1; got 0"),
+        ({"k": 2.5}, "k must be a whole number of at least 1; got 2.5"),
+        ({"judge": "nowhere:nothing"}, "judge must be module:function of something that exists; got 'nowhere:nothing'"),
+        ({"judge": "likes_dark"}, "judge must be module:function"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method("best_of_k", options)
+
+
+def test_a_prompt_that_the_judge_cannot_read_and_two_baselines() -> None:
+    run, _ = _run([["right"], ["right"]])
+    with pytest.raises(ValueError, match="has no score for the prompt 'a cat'"):
+        BestOfK().sample(run, [Sample("a", "a cat")], Observer())
+    with pytest.raises(ValueError, match="Only one baseline can be named; got best_of_k, best_of_k"):
+        build_baseline(Sample("a", "a cat", methods=(MethodConfig("best_of_k"), MethodConfig("best_of_k"))))
