@@ -15,7 +15,6 @@ from attnguide.types import MethodConfig, Sample
 if TYPE_CHECKING:
     from attnguide.guidance.base import Guidance
     from attnguide.injection.base import Injection
-    from attnguide.sampling.best_of_k import BestOfK
 
 Family = Literal["guidance", "injection", "baseline"]
 
@@ -207,7 +206,7 @@ def method_options(name: str) -> dict[str, Any]:
     return {**defaults, **method_info(name).preset}
 
 
-def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection | BestOfK:
+def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
     """One method object.
 
     Raises:
@@ -220,7 +219,7 @@ def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection 
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(f"Method {name!r} has no option {option!r}{hint}; it has {', '.join(known)}.")
     try:
-        built: Guidance | Injection | BestOfK = method_class(name)(**{**method_info(name).preset, **options})
+        built: Guidance | Injection = method_class(name)(**{**method_info(name).preset, **options})
     except TypeError as error:
         raise ValueError(f"Method {name!r}: {error}.") from error
     built.name = name
@@ -265,18 +264,6 @@ def build_methods(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injec
         built = build_method(config.name, _merged_options(config, [s.methods[index] for s in samples]))
         (guidances if method_info(config.name).family == "guidance" else injections).append(built)  # type: ignore[arg-type]
     return guidances, injections
-
-
-def build_baseline(sample: Sample) -> BestOfK | None:
-    """The baseline that a row is sampled under, if it names one.
-
-    Raises:
-        ValueError: If it names several, or an option is out of range.
-    """
-    named = [config for config in sample.methods if method_info(config.name).family == "baseline"]
-    if len(named) > 1:
-        raise ValueError(f"Only one baseline can be named; got {', '.join(config.name for config in named)}.")
-    return build_method(named[0].name, named[0].options) if named else None  # type: ignore[return-value]
 
 
 def _merged_options(first: MethodConfig, configs: Sequence[MethodConfig]) -> dict[str, Any]:

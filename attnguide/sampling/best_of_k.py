@@ -6,7 +6,9 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
+from attnguide.methods import build_method, method_info
 from attnguide.sampling.observer import Observer, Observers
 from attnguide.types import Cost, Sample, SampleResult
 
@@ -78,6 +80,19 @@ class BestOfK:
         if not scores:
             raise ValueError(f"{self.name}: judge {self.judge!r} has no score for the prompt {result.sample.prompt!r}.")
         return fmean(scores.values())
+
+
+def build_baseline(sample: Sample) -> BestOfK | None:
+    """The baseline that a row is sampled under, if it names one.
+
+    Raises:
+        ValueError: If it names several, or an option is out of range.
+    """
+    named = [config for config in sample.methods if method_info(config.name).family == "baseline"]
+    if len(named) > 1:
+        raise ValueError(f"Only one baseline can be named; got {', '.join(config.name for config in named)}.")
+    built: Any = build_method(named[0].name, named[0].options) if named else None
+    return built
 
 
 class _Counting(Observers):

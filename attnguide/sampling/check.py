@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnguide.attention.sites import select
-from attnguide.methods import build_baseline, build_methods
+from attnguide.methods import build_methods
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.branches import common_source, source_prompts
 from attnguide.types import Sample
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from attnguide.methods import batch_key, build_baseline, build_methods, check_methods
+from attnguide.methods import batch_key, build_methods, check_methods
 from attnguide.models.base import ModelAdapter
+from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Sample, SampleResult

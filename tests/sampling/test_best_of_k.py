@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attnguide.methods import build_baseline, build_method
-from attnguide.sampling.best_of_k import BestOfK
+from attnguide.methods import build_method
+from attnguide.sampling.best_of_k import BestOfK, build_baseline
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.table import sample_batch
 from attnguide.shapes.renderer import render
