@@ -37,6 +37,7 @@ _NOUNS_IN_ING = frozenset(
     "ring king wing string spring ceiling building painting drawing clothing evening morning wedding earring swing sling "
     "sibling dumpling duckling thing crossing railing icing pudding stocking bowling lightning".split()
 )
+_NOUNS_IN_ED = frozenset("bed seed shed sled weed feed breed steed reed deed bobsled flatbed moped biped".split())
 _ADJECTIVES = frozenset(
     "red green blue yellow orange purple pink brown black white gray grey cyan magenta golden beige violet turquoise "
     "maroon crimson scarlet big small large little tiny huge tall short long wide thin thick old young new bright dark "
@@ -91,8 +92,8 @@ def find_groups(prompt: str) -> tuple[WordGroup, ...]:
     """Find nouns and their modifiers by rule, in the order of the prompt; bare nouns are groups without modifiers.
 
     A run of words between determiners, conjunctions, prepositions, known verbs and punctuation is a noun phrase, its last word
-    the noun. A run of nothing but known adjectives belongs to what follows ``and`` (without an article), or to the noun before
-    ``is``.
+    the noun (a participle at its end is left out). A run of nothing but known adjectives belongs to what follows ``and``
+    (without an article), or to the noun before ``is``.
 
     Example:
         >>> describe_groups("a red circle and a blue square", find_groups("a red circle and a blue square"))
@@ -100,7 +101,8 @@ def find_groups(prompt: str) -> tuple[WordGroup, ...]:
     """
     groups: list[WordGroup] = []
     waiting: list[Span] = []  # adjectives whose noun is still to come
-    for run, before, after in _runs(prompt):
+    for words, before, after in _runs(prompt):
+        run = _without_participle(prompt, words)
         adjectives = all(prompt[slice(*span)].lower() in _ADJECTIVES for span in run)
         if adjectives and groups and before and before[-1] in _COPULAS:
             groups[-1] = WordGroup(groups[-1].noun, (*groups[-1].modifiers, *run))
@@ -110,6 +112,12 @@ def find_groups(prompt: str) -> tuple[WordGroup, ...]:
             groups.append(WordGroup(run[-1], (*waiting, *run[:-1])))
             waiting = []
     return tuple(groups)
+
+
+def _without_participle(prompt: str, run: list[Span]) -> list[Span]:
+    """``red car parked`` is a red car."""
+    last = prompt[slice(*run[-1])].lower()
+    return run[:-1] if len(run) > 1 and last.endswith("ed") and last not in _NOUNS_IN_ED | {"red"} else run
 
 
 def explicit_groups(prompt: str, groups: Sequence[Sequence[str]]) -> tuple[WordGroup, ...]:

@@ -29,6 +29,7 @@ from tests import tiny
         ("a very bright red car next to the tree", "bright + red + car, tree"),
         ("a photo of a cat", "photo, cat"),
         ("a well-lit room with 3 black dogs!", "well-lit + room, black + dogs"),
+        ("a red car parked by a wooden bed", "red + car, wooden + bed"),
         ("red", "red"),
         ("and the of", "none"),
         ("", "none"),
