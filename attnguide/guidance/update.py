@@ -23,7 +23,13 @@ def _numbers(value: PerRow) -> list[float]:
 
 
 def per_row(value: PerRow, rows: Sequence[int], like: Tensor) -> Tensor:
-    """``value`` for the given rows as a tensor of ``like``'s device, float32."""
+    """``value`` for the given rows as a tensor of ``like``'s device, float32.
+
+    Raises:
+        ValueError: If ``value`` has no number for one of the rows.
+    """
+    if not isinstance(value, (int, float)) and max(rows, default=-1) >= len(value):
+        raise ValueError(f"Expected one number or one per row of the batch; got {len(value)} for row {max(rows)}.")
     numbers = [float(value)] * len(rows) if isinstance(value, (int, float)) else [float(value[row]) for row in rows]
     return torch.tensor(numbers, device=like.device, dtype=torch.float32)
 

@@ -124,8 +124,9 @@ def _from_file(path: Path, dtype: torch.dtype) -> Any:
     try:
         with _old_names():
             return StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
-    except OSError as error:
-        raise ModelNotFoundError(f"Model file {str(path)!r} could not be read: {_first_line(error)}") from error
+    except (OSError, ValueError) as error:
+        hint = "a single file's configuration comes from the hub; offline, give a local folder in diffusers format"
+        raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {_first_line(error)} ({hint})") from error
 
 
 def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:

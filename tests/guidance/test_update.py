@@ -22,6 +22,11 @@ def test_one_number_or_one_per_row() -> None:
     assert found.tolist() == [3.0, 1.0] and found.dtype == torch.float32
 
 
+def test_a_number_too_few() -> None:
+    with pytest.raises(ValueError, match="Expected one number or one per row of the batch; got 2 for row 2"):
+        per_row([1.0, 2.0], [0, 2], torch.zeros(2))
+
+
 def test_move_is_step_size_times_scale_times_gradient() -> None:
     gradient = torch.randn(2, 4, 3, 3)
     update = Update(linear(10.0, 0.0), scale=[1.0, 5.0, 3.0])

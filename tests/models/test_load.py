@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from attnguide.models.load import ModelNotFoundError, load_model, resolve_device, resolve_dtype
 from tests import tiny
@@ -51,6 +52,20 @@ def test_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ModelNotFoundError, match=r"must be a \.safetensors file; pickled checkpoints are not read"):
         load_model(str(path), device="cpu")
+
+
+@pytest.mark.parametrize("weights", [None, {"something": torch.zeros(2)}])
+def test_a_single_file_that_is_no_checkpoint(tmp_path: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    path = tmp_path / "model.safetensors"
+    if weights is None:
+        path.write_bytes(b"not weights")
+    else:
+        save_file(weights, path)
+    with pytest.raises(
+        ModelNotFoundError, match=r"Model file '.*model.safetensors' could not be loaded: .*offline, give a local folder"
+    ) as error:
+        load_model(str(path), device="cpu")
+    assert "\n" not in str(error.value)
 
 
 def test_names_of_devices_and_precisions() -> None:
