@@ -1,0 +1,137 @@
+"""What README and docs show is run: Python blocks on a model with random weights, commands up to their settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attnguide.methods
+from attnguide.cli import main
+from attnguide.models.unet import StableDiffusion
+from attnguide.records import read_records
+from attnguide.sampling.observer import Observer, UpdateEvent
+from attnguide.types import Region, Sample, SampleResult
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BOXES = {"red circle": (0.05, 0.25, 0.45, 0.75), "blue square": (0.55, 0.25, 0.95, 0.75)}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> StableDiffusion:
+    """The model that every name stands for; it reads as much as the embedded one, and takes no more than four steps."""
+    held = StableDiffusion(tiny.pipeline(length=77), "tiny")
+    make = held.make_scheduler
+    monkeypatch.setattr(held, "make_scheduler", lambda name, steps: make(name, min(steps, 4)))
+    for home in ("attnguide.models.load", "attnguide.module"):
+        monkeypatch.setattr(f"{home}.load_model", lambda *args, **options: held)
+    return held
+
+
+@pytest.fixture
+def names(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a page's blocks one after the other, as a reader would, in an empty folder; those that name a file become it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(attnguide.methods, "METHODS", dict(attnguide.methods.METHODS))
+    return {"__name__": "page"}
+
+
+def run_page(page: Path, names: dict[str, Any]) -> dict[str, Any]:
+    for block in blocks(page, "python"):
+        named = re.match(r"# (\w+\.py)\n", block)
+        if named:
+            Path(named[1]).write_text(block)
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+def test_readme_runs(names: dict[str, Any], model: StableDiffusion) -> None:
+    run_page(ROOT / "README.md", names)
+    assert {path.name for path in Path().glob("*.png")} == {
+        f"{method}-seed{seed}.png" for method in ("plain", "inject7", "mask_guidance") for seed in (0, 1)
+    }
+    assert len(read_records("runs/step_size")) == 6
+    _check_guidance(names["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
+
+
+def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> None:
+    run_page(ROOT / "docs" / "adding_a_method.md", names)
+    _check_guidance(names["WordOverlap"](step_size=50.0), model, None)
+    plain, same, sharp = (
+        _picture(model, injections=given) for given in ([], [names["Sharpen"](scale=0)], [names["Sharpen"]()])
+    )
+    assert np.array_equal(plain, same) and not np.array_equal(plain, sharp)
+
+
+def test_a_loss_takes_at_most_thirty_lines() -> None:
+    (block,) = [block for block in blocks(ROOT / "README.md", "python") if "(Guidance)" in block]
+    body = block[block.index("class ") : block.index("row = ")]
+    assert len(body.strip().splitlines()) <= 30
+
+
+def _row(box: tuple[float, float, float, float] | None = None) -> Sample:
+    regions = tuple(Region(phrase, box=box or place) for phrase, place in BOXES.items())
+    return Sample("r", "a red circle and a blue square", 0, regions, steps=4)
+
+
+def _picture(model: StableDiffusion, **methods: Any) -> np.ndarray:
+    (result,) = attnguide.Sampler(model, **methods).run([_row()])
+    assert isinstance(result, SampleResult) and result.image is not None
+    return np.asarray(result.image)
+
+
+class _Losses(Observer):
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_guidance_update(self, event: UpdateEvent) -> None:
+        self.found.append(event.losses[0])
+
+
+def _check_guidance(guidance: Any, model: StableDiffusion, box: tuple[float, float, float, float] | None) -> None:
+    """Guidance lowers its own loss, against the same run with a step size of nearly nothing."""
+    ends = []
+    for scale in (1e-9, 1.0):
+        watch = _Losses()
+        guidance.update = attnguide.Update(guidance.update.step_size, scale)
+        attnguide.Sampler(model, guidances=[guidance], observer=watch).run([_row(box)])
+        ends.append(watch.found[-1])
+    assert ends[1] < ends[0]
+
+
+COMMANDS = [
+    (page.name, command)
+    for page in PAGES
+    for block in blocks(page, "bash")
+    for line in block.replace("\\\n", " ").splitlines()
+    for command in line.split(" && ")
+    if command.startswith("attnguide ")
+]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
+def test_commands_are_understood(page: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)[1:]
+    assert main([*words, "--print_config"] if words[0] == "sample" and "--print_config" not in words else words) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    linked = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    named = re.findall(r"(?<![\w/])(?:scripts|configs|docs|tests)/[\w./]*", text)
+    for target in [*linked, *named]:
+        assert (page.parent / target.rstrip(".")).exists() or (ROOT / target.rstrip(".")).exists(), target
