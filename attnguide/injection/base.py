@@ -171,8 +171,11 @@ class WindowEdit(Edit):
             and any(self.scales[row] != 0 for row in context.rows)
         )
 
-    def gate(self, values: Tensor, context: PassContext, branches: tuple[Branch, ...] = ("cond",)) -> Tensor:
-        """Strength of every batch element, 0 in branches that are left alone: ``batch 1 1 1``."""
+    def gate(self, values: Tensor, context: PassContext, branches: tuple[Branch, ...] = ("cond", "perturbed")) -> Tensor:
+        """Strength of every batch element, 0 in branches that are left alone: ``batch 1 1 1``.
+
+        A perturbed branch is the conditional one but for its perturbation, hence edited like it.
+        """
         strengths = [
             self.scales[row] if branch in branches else 0.0 for row, branch in zip(context.rows, context.branches, strict=True)
         ]

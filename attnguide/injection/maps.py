@@ -130,7 +130,8 @@ class _MapEdit(Edit):
         rows = list(context.rows)
         drawn, touched = (part[rows].unsqueeze(1).to(values.device) for part in self._drawn(site))
         scale = torch.tensor([self.scales[row] for row in rows], device=values.device, dtype=values.dtype).view(-1, 1, 1, 1)
-        edited = torch.tensor([b == "cond" or self.injection.branch == "both" for b in context.branches], device=values.device)
+        branches = ("cond", "perturbed", *(("uncond",) if self.injection.branch == "both" else ()))
+        edited = torch.tensor([b in branches for b in context.branches], device=values.device)
         written = touched & edited.view(-1, 1, 1, 1) & (scale != 0)
         goal = drawn.to(values.dtype) * self._unit(values)
         if self.injection.operation == "add":

@@ -127,6 +127,17 @@ def test_local_blend_keeps_the_source_outside_the_words() -> None:
     assert torch.equal(blended[1], latents[1])  # a row without blend words
 
 
+@pytest.mark.parametrize("quirks", ["none", "reference"])
+def test_blend_reads_the_prompt_s_own_maps_or_the_edited_ones(quirks: Any) -> None:
+    """With everything replaced, edited maps are the source's: then both prompts blend by the same map."""
+    method = PromptToPrompt(source_prompt="a red dog and a blue ball", blend="cat", blend_source="dog", quirks=quirks)
+    edit: Any = method.edits(common.targets_of([tiny.row()], ["a red dog and a blue ball"]))[0]
+    context = common.context_of(1, ALL, EARLY)
+    edit.probs(common.random_scores(context, common.CROSS).softmax(-1), common.CROSS, context)
+    (sums,) = edit._sums.values()
+    assert torch.equal(sums[0], sums[1]) == (quirks == "reference")
+
+
 def test_blending_changes_the_picture_s_rest_only() -> None:
     row = _rows(blend="cat", blend_source="cat", blend_threshold=0.8, cross_stop=0.0, self_stop=0.0)[0]
     blended = common.latents_of([row])
