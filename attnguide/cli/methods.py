@@ -30,7 +30,8 @@ def run(argv: Sequence[str]) -> int:
     needs = {"place": "needs a region with a place", "phrase": "needs a region's phrase", None: "needs no region"}[
         info.needs_regions
     ]
-    print(f"{asked['name']}  {info.family}: {info.summary}; {needs}")
+    reads = "; reads groups of words (--group), found by rule where none are given" if info.reads_groups else ""
+    print(f"{asked['name']}  {info.family}: {info.summary}; {needs}{reads}")
     print("\n".join(_lines({f"  {o.name}": f"{o.default or '(required)'}  {o.annotation}".rstrip() for o in options.values()})))
     return 0
 

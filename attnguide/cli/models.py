@@ -13,10 +13,6 @@ MODELS: dict[str, str] = {
     "OWNER/NAME": "a hub id, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5; from the local cache where offline",
 }
 
-EXAMPLE = """\
-example:
-  attnguide sample --model shapes"""
-
 
 def run(argv: Sequence[str]) -> int:
     """Print one line a kind of model."""

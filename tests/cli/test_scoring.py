@@ -1,0 +1,34 @@
+"""Judging finished rows of the shapes world."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from attnguide.cli.scoring import shapes_scores
+from attnguide.shapes.renderer import render
+from attnguide.shapes.scene import Scene, SceneObject
+from attnguide.types import Cost, Region, Sample, SampleResult
+
+
+def result(image: Image.Image | None, prompt: str, *regions: Region) -> SampleResult:
+    return SampleResult(Sample("r", prompt, regions=regions), image, None, Cost(0, 0, 0.0, 0.0))
+
+
+def test_prompts_of_other_worlds_have_no_scores() -> None:
+    assert shapes_scores(result(Image.new("RGB", (64, 64)), "a photo of a cat")) == {}
+
+
+def test_a_row_without_a_picture_has_no_scores() -> None:
+    assert shapes_scores(result(None, "a red circle on a white background")) == {}
+
+
+def test_a_rendered_scene_is_judged_with_and_without_its_places() -> None:
+    objects = (SceneObject("circle", "red", 0.25, 0.5, 0.15), SceneObject("square", "blue", 0.75, 0.5, 0.15))
+    picture, prompt = render(Scene(objects, "white")), "a red circle and a blue square on a white background"
+    right = Region("red circle", box=(0.05, 0.25, 0.45, 0.75)), Region("a blue square", box=(0.55, 0.25, 0.95, 0.75))
+    swapped = Region("red circle", box=(0.55, 0.25, 0.95, 0.75)), Region("a blue square", box=(0.05, 0.25, 0.45, 0.75))
+    assert "region_hit" not in shapes_scores(result(picture, prompt))
+    assert shapes_scores(result(picture, prompt))["all_present"] == 1
+    assert shapes_scores(result(picture, prompt, *right))["region_hit"] == 1
+    assert shapes_scores(result(picture, prompt, *swapped))["region_hit"] == 0
+    assert shapes_scores(result(picture, "a green star on a white background"))["all_present"] == 0
