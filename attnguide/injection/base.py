@@ -72,9 +72,17 @@ class Injection(ABC):
         return noise_pred
 
 
-def per_row_item(value: Any, row: int) -> Any:
-    """A row's own of a list with one entry per row, or the one value for all."""
-    return value[row] if isinstance(value, list | tuple) else value
+def per_row_items(name: str, value: Any, rows: int) -> list[Any]:
+    """One entry per row, from a list of them or from one value for all.
+
+    Raises:
+        ValueError: If a list has another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * rows
+    if len(value) != rows:
+        raise ValueError(f"{name} must be one value, or a list with one per row; got {len(value)} for {rows} rows.")
+    return list(value)
 
 
 def as_tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
@@ -160,9 +168,7 @@ class WindowEdit(Edit):
 
     def __init__(self, sites: SiteSelector, stages: tuple[Stage, ...], window: Window, scale: PerRow, rows: int) -> None:
         self.sites, self.stages, self.window = sites, frozenset(stages), window
-        self.scales = [float(scale)] * rows if isinstance(scale, int | float) else [float(number) for number in scale]
-        if len(self.scales) != rows:
-            raise ValueError(f"scale must be one number or one per row; got {len(self.scales)} for {rows} rows.")
+        self.scales = [float(number) for number in per_row_items("scale", scale, rows)]
 
     def active(self, context: PassContext) -> bool:
         return (

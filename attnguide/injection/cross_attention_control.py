@@ -10,7 +10,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Factors, Injection, Source, WindowEdit, finite, per_row_item, token_factors
+from attnguide.injection.base import Factors, Injection, Source, WindowEdit, finite, per_row_items, token_factors
 from attnguide.prompt.alignment import equal_spans
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
@@ -107,8 +107,9 @@ class _Weights(WindowEdit):
 
     def __init__(self, method: CrossAttentionControl, targets: Targets) -> None:
         super().__init__(SiteSelector(kind="cross"), ("probs",), Window(), method.scale, len(targets.regions))
-        prompts = enumerate(targets.tokenized)
-        self.factors = torch.stack([token_factors(per_row_item(method.weights, row), prompt) for row, prompt in prompts])
+        weights = per_row_items("weights", method.weights, len(targets.tokenized))
+        pairs = zip(weights, targets.tokenized, strict=True)
+        self.factors = torch.stack([token_factors(given, prompt) for given, prompt in pairs])
 
     def active(self, context: PassContext) -> bool:
         return super().active(context) and bool((self.factors != 1).any())

@@ -12,7 +12,7 @@ from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.maps import min_max
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, Source, WindowEdit, as_tuple, finite, per_row_item, phrase_positions
+from attnguide.injection.base import Injection, Source, WindowEdit, as_tuple, finite, per_row_items, phrase_positions
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
 from attnguide.types import Branch, PassContext
@@ -88,10 +88,12 @@ class _Foreground(WindowEdit):
         maps = SiteSelector(kind="cross", where=lambda site: site.height * site.width <= method.mask_cells)
         super().__init__(maps, ("probs",), method.window, method.scale, len(targets.regions))
         self.threshold = method.threshold
-        pairs = list(enumerate(zip(targets.tokenized, targets.source_prompts, strict=True)))
-        self.words = [phrase_positions(per_row_item(method.words, row), own) for row, (own, _) in pairs]
-        others = [per_row_item(method.source_words, row) or per_row_item(method.words, row) for row, _ in pairs]
-        self.source_words = [phrase_positions(text, source) for text, (_, (_, source)) in zip(others, pairs, strict=True)]
+        prompts = targets.tokenized
+        words = per_row_items("words", method.words, len(prompts))
+        others = per_row_items("source_words", method.source_words, len(prompts))
+        others = [other or own for own, other in zip(words, others, strict=True)]
+        self.words = [phrase_positions(own, prompt) for own, prompt in zip(words, prompts, strict=True)]
+        self.source_words = [phrase_positions(w, prompt) for w, prompt in zip(others, targets.source_prompts, strict=True)]
         self.masked = [bool(own and source) for own, source in zip(self.words, self.source_words, strict=True)]
         self._context: PassContext | None = None
         self._maps: dict[tuple[int, int], list[Tensor]] = {}

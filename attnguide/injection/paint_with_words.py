@@ -13,7 +13,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, WindowEdit, finite, one_of, per_row_item
+from attnguide.injection.base import Injection, WindowEdit, finite, one_of, per_row_items
 from attnguide.prompt.regions import binary_mask, rasterise
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -76,8 +76,9 @@ class PaintWithWords(Injection):
             return noise
         known = {region.phrase for regions in targets.regions for region in regions if region.has_place}
         noise = noise.clone()
+        given = per_row_items("region_seeds", self.region_seeds, len(targets.regions))
         for row, regions in enumerate(targets.regions):
-            seeds = per_row_item(self.region_seeds, row) or {}
+            seeds = given[row] or {}
             for phrase in seeds:
                 if phrase not in known:
                     raise ValueError(f"region_seeds must name phrases of placed regions ({', '.join(known)}); got {phrase!r}.")

@@ -20,7 +20,7 @@ from attnguide.injection.base import (
     WindowEdit,
     finite,
     one_of,
-    per_row_item,
+    per_row_items,
     phrase_positions,
     token_factors,
 )
@@ -141,11 +141,19 @@ class _CrossAttention(WindowEdit, LatentsEdit):
         self.method = method
         pairs = list(zip(targets.source_prompts, targets.tokenized, strict=True))
         self.matrix = torch.stack([_alignment(method, *pair) for pair in pairs]).to(targets.device)
-        prompts = list(enumerate(targets.tokenized))
-        self.factors = torch.stack([token_factors(per_row_item(method.reweight, row), prompt) for row, prompt in prompts])
-        self.spans = [_spans(method, per_row_item(method.word_windows, row), prompt) for row, prompt in prompts]
+        reweight = per_row_items("reweight", method.reweight, len(pairs))
+        self.factors = torch.stack([token_factors(given, new) for given, (_, new) in zip(reweight, pairs, strict=True)])
+        windows = per_row_items("word_windows", method.word_windows, len(pairs))
+        self.spans = [_spans(method, given, new) for given, (_, new) in zip(windows, pairs, strict=True)]
         self.keeps = not (method.edit == "replace" and method.quirks == "reference")
-        self.words = [_blended(method, row, *pair) for row, pair in enumerate(pairs)]
+        blend, others = (
+            per_row_items(name, value, len(pairs))
+            for name, value in (("blend", method.blend), ("blend_source", method.blend_source))
+        )
+        self.words = [
+            (phrase_positions(other or own, old), phrase_positions(own, new))
+            for own, other, (old, new) in zip(blend, others, pairs, strict=True)
+        ]
         self._sums: dict[Site, Tensor] = {}
 
     def active(self, context: PassContext) -> bool:
@@ -204,10 +212,3 @@ def _spans(method: PromptToPrompt, given: Spans, prompt: TokenizedPrompt) -> lis
         for position in token_indices(prompt, phrase):
             spans[position] = (float(start), float(stop))
     return spans
-
-
-def _blended(method: PromptToPrompt, row: int, source: TokenizedPrompt, target: TokenizedPrompt) -> tuple[tuple[int, ...], ...]:
-    """Token positions of the blended words in the source prompt and in the row's own."""
-    own = per_row_item(method.blend, row)
-    other = per_row_item(method.blend_source, row) or own
-    return phrase_positions(other, source), phrase_positions(own, target)

@@ -116,5 +116,7 @@ def test_scale_zero_is_no_method() -> None:
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_method("masactrl", options)
+    with pytest.raises(ValueError, match="words must be one value, or a list with one per row; got 2 for 1 rows"):
+        MasaCtrl(words=["cat", "ball"]).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))
     with pytest.raises(ValueError, match="Phrase 'dog' does not occur"):
         MasaCtrl(words="dog").edits(common.targets_of([tiny.row()], [tiny.PROMPT]))

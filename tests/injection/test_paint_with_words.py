@@ -109,5 +109,5 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 
 
 def test_as_many_scales_as_rows() -> None:
-    with pytest.raises(ValueError, match="scale must be one number or one per row; got 3 for 4 rows"):
+    with pytest.raises(ValueError, match="scale must be one value, or a list with one per row; got 3 for 4 rows"):
         PaintWithWords(scale=[1, 2, 3]).edits(common.targets_of(ROWS))
