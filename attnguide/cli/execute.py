@@ -103,14 +103,16 @@ def _check_trainer(plan: Plan) -> None:
     """Let Lightning judge the trainer's settings while nothing is loaded or written.
 
     Raises:
-        UsageError: With Lightning's complaint.
+        UsageError: With Lightning's complaint, or if several processes would not agree on a folder.
     """
     from attnguide.module import make_trainer
 
     try:
-        make_trainer(plan.folder, device=plan.config["device"], **plan.config["trainer"])
+        trainer = make_trainer(plan.folder, device=plan.config["device"], **plan.config["trainer"])
     except Exception as error:  # of many kinds, some of Lightning's own
         raise UsageError(f"trainer: {one_line(error)}") from error
+    if trainer.world_size > 1 and plan.config["out"] is None:
+        raise UsageError(f"out: expected --out with a folder for all {trainer.world_size} processes to write to; got none")
 
 
 def _load(plan: Plan) -> ModelAdapter:

@@ -148,6 +148,7 @@ def test_tables(attnguide: Command, words: list[str], says: list[str]) -> None:
         (["--device", "cuda:77"], ["'cuda:77'", "not available"]),
         (["--trainer.devicez", "2"], ["trainer", "devicez"]),
         (["--trainer.accelerator", "abacus"], ["trainer", "abacus"]),
+        (["--trainer.devices", "2", "--device", "cpu"], ["out", "--out", "2 processes"]),
         ([*GUIDED, "--method.losses", "{mas: 1}"], ["losses", "mass", "mas"]),
         ([*GUIDED, "--method.iterations", "-1"], ["iterations", "-1"]),
     ],
