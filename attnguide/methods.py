@@ -109,6 +109,12 @@ METHODS: dict[str, MethodInfo] = {
         "the rectangle around strong attention is the box, edges inside it",
         per_row=frozenset({"scale", "until"}),
     ),
+    "count_guidance": MethodInfo(
+        "attnguide.guidance.count_guidance:CountGuidance",
+        "guidance",
+        "a word's attention covers the places of all its instances, the background does not see them",
+        per_row=frozenset({"scale", "thresholds"}),
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),

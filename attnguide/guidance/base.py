@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import Update
@@ -63,6 +64,17 @@ class Guidance(ABC):
     def sites_at(self, level: int) -> SiteSelector:
         """The sites to read on a model whose guidance level is ``level``."""
         return self.sites or SiteSelector(kind="cross", levels=(level,))
+
+    def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
+        """Edits that belong to the method, made once before the first step of a batch; most guidances have none.
+
+        They are in place in the denoising passes and in the guide passes of this guidance; ``context.kind`` tells them apart.
+
+        Args:
+            targets: All rows of the batch.
+            level: The model's guidance level.
+        """
+        return ()
 
     def start(self, targets: Targets) -> None:  # noqa: B027 - most guidances remember nothing
         """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""

@@ -38,6 +38,25 @@ def mask_cross_entropy(maps: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy(scaled, masks, reduction="none").mean((-2, -1))
 
 
+def logit_cross_entropy(maps: Tensor, masks: Tensor, positive_weight: float = 10.0) -> Tensor:
+    """Binary cross-entropy with the min-max scaled map read as logits, mean over cells.
+
+    ``mean(-w m log s(a) - (1 - m) log(1 - s(a)))`` with ``s`` the logistic function and ``a`` the scaled map: the layout loss
+    of CountGen (https://arxiv.org/abs/2406.10210). Logits in [0, 1] keep it well above 0.
+
+    Args:
+        maps: ``... height width``.
+        masks: Soft masks in [0, 1] of the same shape.
+        positive_weight: ``w``.
+
+    Returns:
+        The leading axes.
+    """
+    scaled = min_max(maps)
+    values = positive_weight * masks * F.softplus(-scaled) + (1 - masks) * F.softplus(scaled)
+    return values.mean((-2, -1))
+
+
 def soft_iou_distance(maps: Tensor, masks: Tensor) -> Tensor:
     """One minus the soft intersection over union of the min-max scaled map and the mask, in [0, 1].
 

@@ -113,6 +113,13 @@ class Targets:
         return weights.to(self.device)
 
     @cached_property
+    def last_tokens(self) -> Float[Tensor, "batch regions tokens"]:
+        """1 at the last position of a region's words, which ends its noun, 0 elsewhere and for padded regions."""
+        position = torch.arange(self.tokens.shape[-1], device=self.device)
+        last = torch.where(self.tokens > 0, position, -1).amax(-1, keepdim=True)
+        return (position == last).float()
+
+    @cached_property
     def valid(self) -> Bool[Tensor, "batch regions"]:
         """True where the row has such a region."""
         return self._per_region(lambda region: True, False, torch.bool)

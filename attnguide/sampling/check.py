@@ -51,6 +51,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     for guidance in guidances:
         guidance.check(targets, select(sites, guidance.sites_at(model.guidance_level)))
     every = {**sites, **model.feature_modules(height, width)}
-    for injection in injections:
-        for edit in injection.edits(targets):
-            select(every, edit.sites)
+    edits = [edit for injection in injections for edit in injection.edits(targets)]
+    edits += [edit for guidance in guidances for edit in guidance.edits(targets, model.guidance_level)]
+    for edit in edits:
+        select(every, edit.sites)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
+from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector, select
 from attnguide.guidance.base import Guidance, LossOutput
@@ -31,6 +32,7 @@ class GuideRun:
         stop_row: Called with a row and the reason when its loss or gradient is not finite.
         alive: Rows still running; shared with the sampler.
         probes: The observers' readers of guide passes.
+        edits: What guidances edit, each its own.
     """
 
     model: ModelAdapter
@@ -43,6 +45,7 @@ class GuideRun:
     alive: list[int]
     stop_row: Callable[[int, str], None]
     probes: Sequence[Probe] = ()
+    edits: Mapping[Guidance, Sequence[Edit]] = field(default_factory=dict)
 
     def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
         """The sites a guidance reads."""
@@ -172,7 +175,7 @@ def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: 
     probe = Probe("probs", recorder, SiteSelector(where=wanted.__contains__), frozenset({"guide"}))
     context = pass_context(step, "guide", rows, ("cond",))
     with torch.enable_grad():
-        with attach(run.modules, [probe, *run.probes]) as attention, attention.during(context):
+        with attach(run.modules, [probe, *run.probes], run.edits.get(guidance, ())) as attention, attention.during(context):
             run.model.predict_noise(inputs, step, run.conditioning.for_pass(context), until=sites)
         run.ledger.forward(rows)
         maps = AttentionMaps({site: recorder.tensors[site] for site in sites})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,8 +132,11 @@ class Sampler:
     def _loop(self, batch: _Batch) -> Tensor:
         latents = batch.latents
         probes = list(self.observer.probes(batch.info))
-        run = batch.guide_run([probe for probe in probes if "guide" in probe.kinds])
+        level = self.model.guidance_level if self.guidances else 0
+        own = {guidance: guidance.edits(batch.info.targets, level) for guidance in self.guidances}
+        run = batch.guide_run([probe for probe in probes if "guide" in probe.kinds], own)
         edits = [edit for injection in self.injections for edit in injection.edits(batch.info.targets)]
+        edits += [edit for guidance in self.guidances for edit in own[guidance]]
         for guidance in self.guidances:
             run.sites_of(guidance)
             guidance.start(batch.info.targets)
@@ -214,7 +217,7 @@ class _Batch:
     def __post_init__(self) -> None:
         self.alive = list(range(len(self.info.samples)))
 
-    def guide_run(self, probes: Sequence[Probe]) -> GuideRun:
+    def guide_run(self, probes: Sequence[Probe], edits: Mapping[Guidance, Sequence[Edit]]) -> GuideRun:
         return GuideRun(
             self.info.model,
             self.scheduler,
@@ -226,6 +229,7 @@ class _Batch:
             self.alive,
             self.stop_row,
             probes,
+            edits,
         )
 
     def stop_row(self, row: int, reason: str) -> None:

@@ -45,10 +45,16 @@ def cross_sites(*kinds: tuple[str, int, int, int], heads: int = 2) -> list[Site]
     return [Site(f"{place}.{number}", "cross", h, w, heads, place, level) for number, (place, level, h, w) in enumerate(kinds)]
 
 
+def self_sites(*kinds: tuple[str, int, int, int], heads: int = 2) -> list[Site]:
+    """The same for self-attention."""
+    return [Site(f"{p}.{number}.self", "self", h, w, heads, p, level) for number, (p, level, h, w) in enumerate(kinds)]
+
+
 def random_maps(sites: Sequence[Site], rows: int, seed: int = 0, sharpness: float = 3.0) -> AttentionMaps:
     """Probs in float64 with gradient."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {site: (rows, site.heads, site.height * site.width, tiny.LENGTH) for site in sites}
+    cells = {site: site.height * site.width for site in sites}
+    shapes = {site: (rows, site.heads, cells[site], cells[site] if site.kind == "self" else tiny.LENGTH) for site in sites}
     scores = {site: torch.randn(shape, dtype=torch.float64, generator=generator) for site, shape in shapes.items()}
     return AttentionMaps({site: (sharpness * score).softmax(-1).requires_grad_(True) for site, score in scores.items()})
 
