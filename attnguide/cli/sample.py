@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from attnguide.cli import values
@@ -24,6 +26,7 @@ examples:
       --method mask_guidance --method.step_size 40 --method inject7 --method.scale 2
   attnguide sample --rows rows.csv --method attend_and_excite --batch-size 4 --out runs/rows
   attnguide sample --config runs/rows/config.yaml --out runs/again
+  attnguide sample --resume --out runs/rows
   attnguide methods mask_guidance"""
 
 
@@ -105,7 +108,12 @@ def settings() -> list[Setting]:
         Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),
         Setting("batch_size", values.whole(1), 8, "most rows sampled together", metavar="N"),
         Setting("out", values.words, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),
-        Setting("resume", values.flag, False, "go on with the run in --out: rows that are complete are kept"),
+        Setting(
+            "resume",
+            values.flag,
+            False,
+            "go on with the run in --out, whose settings need not be repeated; rows that are complete are kept",
+        ),
         Setting(
             "logger",
             values.loggers,
@@ -122,9 +130,22 @@ def settings() -> list[Setting]:
     ]
 
 
+def _going_on(argv: Sequence[str]) -> list[str]:
+    """With ``--resume``, the settings of the run in ``--out`` come first, so that they need not be typed again."""
+    words = list(argv)
+    if "--resume" not in words:
+        return words
+    from attnguide.records import CONFIG_FILE
+
+    out = next((after for word, after in itertools.pairwise(words) if word == "--out"), None)
+    out = next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), out)
+    kept = Path(out or "") / CONFIG_FILE
+    return ["--config", str(kept), *words] if out and kept.is_file() else words
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
-    asked = parse("attnguide sample", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
+    asked = parse("attnguide sample", _going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
     from attnguide.cli.plan import make_plan
 
     plan = make_plan(asked)

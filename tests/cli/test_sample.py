@@ -126,7 +126,7 @@ def test_what_is_typed_wins_over_the_configuration(first: tuple[Path, str], attn
 def test_resume_of_a_complete_run_loads_nothing(first: tuple[Path, str], attnguide: Command) -> None:
     folder = first[0]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    ended = attnguide("sample", "--config", folder / "config.yaml", "--out", folder, "--resume")
+    ended = attnguide("sample", "--out", folder, "--resume")
     assert ended.status == 0 and "4 of 4 rows are complete" in ended.out and "seed1-plain" in ended.out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -137,7 +137,7 @@ def test_resume_makes_only_what_is_missing(first: tuple[Path, str], attnguide: C
     kept = Path("stopped/samples/seed0-plain.png")
     Image.new("RGB", (32, 32), "red").save(kept)  # so that a second sampling of it would show
     red = kept.read_bytes()
-    ended = attnguide("sample", "--config", "stopped/config.yaml", "--out", "stopped", "--resume")
+    ended = attnguide("sample", "--resume", "--out=stopped")
     assert ended.status == 0 and "3 of 4 rows are complete" in ended.out
     assert kept.read_bytes() == red
     assert _pictures(Path("stopped"))["seed1-plain"] == _pictures(first[0])["seed1-plain"]
@@ -146,8 +146,15 @@ def test_resume_makes_only_what_is_missing(first: tuple[Path, str], attnguide: C
 
 @pytest.mark.usefixtures("no_model")
 def test_resume_with_other_settings_is_refused(first: tuple[Path, str], attnguide: Command) -> None:
-    ended = attnguide("sample", "--config", first[0] / "config.yaml", "--out", first[0], "--resume", "--steps", "3")
+    ended = attnguide("sample", "--out", first[0], "--resume", "--steps", "3")
     assert ended.status == 2 and "'steps' (2, now 3)" in ended.err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_resume_of_a_folder_without_a_run_is_a_new_run(attnguide: Command) -> None:
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        attnguide("sample", tiny.PROMPT, "--out", "new", "--resume")
+    assert attnguide("sample", "--out", "new", "--resume", "--print_config").status == 0
 
 
 @pytest.mark.usefixtures("no_model")
