@@ -115,6 +115,12 @@ METHODS: dict[str, MethodInfo] = {
         "a word's attention covers the places of all its instances, the background does not see them",
         per_row=frozenset({"scale", "thresholds"}),
     ),
+    "bounded_attention": MethodInfo(
+        "attnguide.guidance.bounded_attention:BoundedAttention",
+        "guidance",
+        "subjects see their own words and themselves, in both kinds of attention",
+        per_row=frozenset({"scale", "until"}),
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),

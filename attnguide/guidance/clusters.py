@@ -1,0 +1,82 @@
+"""Which cells belong to which subject, from how cells attend to one another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-5
+
+
+def k_means(points: Tensor, count: int, centres: Tensor | None = None, restarts: int = 10, iterations: int = 50) -> Tensor:
+    """Centres of clusters; the same points always give the same ones.
+
+    Args:
+        points: ``points features``.
+        count: Clusters, at most as many as there are points.
+        centres: Where to start; several seeded k-means++ starts when ``None``, of which the tightest is kept.
+        restarts: How many.
+        iterations: Most moves of each.
+
+    Returns:
+        ``clusters features``.
+    """
+    source = torch.Generator().manual_seed(0)
+    starts = [_spread(points, min(count, len(points)), source) for _ in range(restarts)] if centres is None else [centres]
+    found = [_settled(points, start, iterations) for start in starts]
+    spreads = [float(torch.cdist(points, centre).amin(1).square().sum()) for centre in found]
+    return found[min(range(len(found)), key=spreads.__getitem__)]
+
+
+def _spread(points: Tensor, count: int, source: torch.Generator) -> Tensor:
+    """Points drawn one after the other, likely where those before them are far."""
+    chosen = [int(torch.randint(len(points), (), generator=source))]
+    for _ in range(count - 1):
+        far = torch.cdist(points, points[chosen]).amin(1).square().cumsum(0)
+        drawn = torch.rand((), generator=source).to(far) * far[-1]
+        chosen.append(int((far <= drawn).sum().clamp_max(len(points) - 1)))
+    return points[chosen]
+
+
+def _settled(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
+    for _ in range(iterations):
+        member = torch.nn.functional.one_hot(torch.cdist(points, centres).argmin(1), len(centres)).to(points)
+        size = member.sum(0)[:, None]
+        moved = torch.where(size > 0, member.T @ points / size.clamp_min(1), centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+def subject_masks(labels: Tensor, words: Tensor, boxes: Tensor, before: Tensor, threshold: float, clusters: int) -> Tensor:
+    """Masks of subjects as unions of clusters (Bounded Attention, https://arxiv.org/abs/2403.16990).
+
+    Each cluster goes to the subject of whose soft mask it holds the largest part, measured by the smaller of the two areas; it
+    goes to nobody below ``threshold``. The soft mask is ``sigmoid(10 (a - 0.2))`` of the word's map over its largest value,
+    scaled to [0, 1] and cut by the mask so far. A subject left with nothing gets its box back, and the others lose it.
+
+    Args:
+        labels: Cluster of every cell, ``cells``.
+        words: Mean map of each subject's word, ``subjects cells``.
+        boxes: bool, ``subjects cells``.
+        before: Masks so far, likewise.
+        threshold: See above.
+        clusters: How many there are.
+
+    Returns:
+        bool, ``subjects cells``.
+    """
+    soft = torch.sigmoid(10 * (words / (words.amax(1, keepdim=True) + _TINY) - 0.2))
+    low, high = soft.amin(1, keepdim=True), soft.amax(1, keepdim=True)
+    soft = (soft - low) / (high - low + _TINY) * before
+    member = torch.nn.functional.one_hot(labels, clusters).to(soft)  # cells clusters
+    smaller = torch.minimum(soft.sum(1, keepdim=True), member.sum(0)[None])
+    score, subject = (soft @ member / smaller.clamp_min(1e-12)).max(0)
+    owner = torch.where(score >= threshold, subject, -1)[labels]
+    masks = owner == torch.arange(len(words), device=labels.device)[:, None]
+    for subject_index in range(len(words)):
+        if not bool(masks[subject_index].any()):
+            masks = masks & ~boxes[subject_index]
+            masks[subject_index] = boxes[subject_index]
+    return masks
