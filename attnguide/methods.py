@@ -121,6 +121,11 @@ METHODS: dict[str, MethodInfo] = {
         "subjects see their own words and themselves, in both kinds of attention",
         per_row=frozenset({"scale", "until"}),
     ),
+    "self_guidance": MethodInfo(
+        "attnguide.guidance.self_guidance:SelfGuidance",
+        "guidance",
+        "centre, size and shape of a word's attention become its region's, through the noise prediction",
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),

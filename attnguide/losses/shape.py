@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnguide.attention.maps import min_max
+
 _TINY = 1e-12
 _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
@@ -120,3 +122,31 @@ def edge_misfit(maps: Tensor, masks: Tensor, iou: Tensor) -> Tensor:
     edges = squared.clamp_min(1e-20).sqrt().view(*maps.shape[:-2], maps.shape[-2] - 2, maps.shape[-1] - 2)
     inside = (edges * masks[..., 1:-1, 1:-1]).sum((-2, -1))
     return 1 - (1 - iou) * inside / edges.sum((-2, -1))
+
+
+def soft_shape(maps: Tensor, sharpness: float = 10.0) -> Tensor:
+    """A map as a soft mask: scaled to [0, 1], pushed towards both ends by a logistic function, scaled again.
+
+    ``norm(sigmoid(s (norm(a) - 1/2)))``, the shape of an object in self-guidance (https://arxiv.org/abs/2306.00986); its mean
+    is the object's size.
+
+    Args:
+        maps: ``... height width``.
+        sharpness: ``s``.
+    """
+    return min_max(torch.sigmoid(sharpness * (min_max(maps) - 0.5)))
+
+
+def centroid(maps: Tensor) -> Tensor:
+    """Centre of mass as fractions of width and height, ``... 2``; (1/2, 1/2) for a map without mass.
+
+    Args:
+        maps: At least 0, ``... height width``.
+    """
+    total = maps.sum((-2, -1))
+    axes = []
+    for axis, other in ((-1, -2), (-2, -1)):
+        cells = maps.shape[axis]
+        place = (torch.arange(cells, device=maps.device, dtype=maps.dtype) + 0.5) / cells - 0.5
+        axes.append((maps.sum(other) * place).sum(-1) / total.clamp_min(_TINY) + 0.5)
+    return torch.stack(axes, -1)
