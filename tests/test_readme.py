@@ -74,6 +74,12 @@ def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> 
     assert np.array_equal(plain, same) and not np.array_equal(plain, sharp)
 
 
+def test_methods_that_are_named_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Methods") : text.index("## Your own")]
+    assert set(re.findall(r"`(\w+)`", section)) <= set(attnguide.methods.METHODS)
+
+
 def test_a_loss_takes_at_most_thirty_lines() -> None:
     (block,) = [block for block in blocks(ROOT / "README.md", "python") if "(Guidance)" in block]
     body = block[block.index("class ") : block.index("row = ")]
