@@ -167,11 +167,12 @@ def test_training_mode_and_frozen_weights_are_restored() -> None:
 
 # --------------------------------------------------------------------------------------------- what rows may look like
 
-EVERY_KIND = [MaskGuidance(iterations=2, stop=1.0), AttendAndExcite(stop=1.0), _injection(scale=1.0)]
+EVERY_KIND = [MaskGuidance(stop=1.0), AttendAndExcite(stop=1.0, max_refinements=3), _injection(scale=1.0)]
 
 
 def _moved(**settings: Any) -> None:
     """All methods together run, act, and give finite numbers."""
+    settings = {"steps": 2, **settings}
     watch = Watch()
     guidances, injections = EVERY_KIND[:2], EVERY_KIND[2:]
     result = run([tiny.row(**settings)], guidances, injections, watch)[0]  # type: ignore[arg-type]
@@ -225,7 +226,7 @@ def test_without_classifier_free_guidance(scale: float) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler(name: str) -> None:
-    _moved(scheduler=name, steps=4 if name == "pndm" else 2)
+    _moved(scheduler=name, **({"steps": 4} if name == "pndm" else {}))
 
 
 class _LossDtypes(MaskGuidance):
