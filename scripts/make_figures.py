@@ -94,7 +94,7 @@ def main() -> None:
     for sample in samples:
         picture = results[sample.id].image
         shown = picture and picture.resize((CELL, CELL), Image.Resampling.LANCZOS)
-        cells[-1].append(shown and draw_regions(shown, sample.regions, labels=False))
+        cells[-1].append(shown and draw_regions(shown, sample.regions))
         if len(cells[-1]) == width:
             cells.append([])
     labels = [f"{scene.prompt} (seed {scene.seed})" for scene in SCENES]

@@ -13,12 +13,12 @@ from attnguide.types import MethodConfig, Region, Sample
 
 DEMO: dict[str, Any] = {
     "prompt": "a red circle and a blue square on a white background",
-    "regions": ["red circle=0.05,0.25,0.45,0.75", "blue square=0.55,0.25,0.95,0.75"],
+    "regions": ["red circle=0.05,0.3,0.45,0.7", "blue square=0.55,0.3,0.95,0.7"],
     "seed": [0, 1, 2],
-    "methods": [{"name": "mask_guidance"}, {"name": "inject7", "scale": 3.0}],
+    "methods": [{"name": "inject7", "scale": 3.0, "start": 0.6}, {"name": "mask_guidance"}],
     "compare": True,
 }
-"""What is made where the user names no prompt: the same prompt and seeds plain, guided, and with injected maps."""
+"""What is made where the user names no prompt: the same prompt and seeds plain, with injected maps, and guided."""
 
 ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
 """Settings that a row may have a value of its own for."""
