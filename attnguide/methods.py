@@ -126,6 +126,12 @@ METHODS: dict[str, MethodInfo] = {
         "guidance",
         "centre, size and shape of a word's attention become its region's, through the noise prediction",
     ),
+    "initno": MethodInfo(
+        "attnguide.guidance.initno:InitNO",
+        "guidance",
+        "initial noise under which every word is attended to and words keep apart, then guidance",
+        needs_regions="phrase",
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -38,6 +39,39 @@ class LossOutput:
     refined: Tensor | None = None
 
 
+Judgement = Callable[[AttentionMaps, Targets], Tensor]
+"""From conditional maps and the targets of the same rows to one loss per row, ``batch``."""
+
+
+class Trials(Protocol):
+    """What a guidance may try on rows before one step: passes that move nothing by themselves, and are counted.
+
+    Latents are in the scale that the network reads; rows are numbered within these trials, from 0.
+
+    Attributes:
+        step: The step that follows.
+        targets: Of all rows.
+    """
+
+    step: Step
+    targets: Targets
+
+    def gradient(self, latents: Tensor, rows: Sequence[int], judge: Judgement) -> Tensor:
+        """One conditional guide pass; the gradient of every row's loss with respect to its latents.
+
+        Args:
+            latents: Of the chosen ``rows``, ``batch channels height width``.
+            rows: Which.
+            judge: The loss.
+        """
+
+    def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
+        """Clean latents as one conditional pass predicts them, likewise."""
+
+    def noise(self, row: int, like: Tensor) -> Tensor:
+        """Further unit noise from the row's own seed, of the shape of ``like``."""
+
+
 class Guidance(ABC):
     """A loss on attention maps, and a rule of motion.
 
@@ -51,10 +85,12 @@ class Guidance(ABC):
     Attributes:
         needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
             are needed.
+        optimise_at: Progress of the step before which :meth:`optimise` is called; never when ``None``.
     """
 
     name: str = "guidance"
     needs_regions: str | None = "phrase"
+    optimise_at: float | None = None
 
     def __init__(self, *, sites: SiteSelector | None = None, window: Window = _ALWAYS, update: Update = _PLAIN_UPDATE) -> None:
         self.sites = sites
@@ -95,3 +131,15 @@ class Guidance(ABC):
             targets: Regions of the same rows.
             step: Where in the schedule.
         """
+
+    def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+        """Replace latents as a whole, the initial noise for one, before the step at :attr:`optimise_at`.
+
+        Args:
+            latents: Of the rows that still run, ``batch channels height width``, in the scale that the network reads.
+            trials: Passes over the same rows.
+
+        Returns:
+            New latents. A row's must not depend on other rows.
+        """
+        return latents

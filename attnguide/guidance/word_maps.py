@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
+from attnguide.losses.separation import overlap
 from attnguide.prompt.targets import Targets, region_maps
 
 REFERENCE_BLUR = 2**0.5
@@ -42,3 +43,19 @@ def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_e
     probs = token_softmax(maps.average(height, width), targets.end, keep_after_end=not until_end)
     words = region_maps(probs.flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
     return gaussian_smooth(words, blur_std) if blur_std > 0 else words
+
+
+def mean_overlap(maps: Tensor, targets: Targets) -> Tensor:
+    """Mean :func:`~attnguide.losses.separation.overlap` over pairs of different words, each word once; 0 for a single word.
+
+    Args:
+        maps: One a region, ``batch regions height width``.
+        targets: Of the same rows.
+
+    Returns:
+        ``batch``.
+    """
+    tokens, shares = targets.tokens, targets.shares(targets.valid).to(maps)
+    others = (tokens[:, :, None] != tokens[:, None, :]).any(-1).triu(1)
+    weights = shares[:, :, None] * shares[:, None, :] * others
+    return (overlap(maps[:, :, None], maps[:, None, :]) * weights).sum((1, 2)) / weights.sum((1, 2)).clamp_min(1e-12)

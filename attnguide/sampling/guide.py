@@ -13,7 +13,7 @@ from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector, select
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, Judgement, LossOutput
 from attnguide.guidance.update import Refinement, per_row
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
@@ -33,6 +33,7 @@ class GuideRun:
         alive: Rows still running; shared with the sampler.
         probes: The observers' readers of guide passes.
         edits: What guidances edit, each its own.
+        sources: One CPU generator per row.
     """
 
     model: ModelAdapter
@@ -46,10 +47,62 @@ class GuideRun:
     stop_row: Callable[[int, str], None]
     probes: Sequence[Probe] = ()
     edits: Mapping[Guidance, Sequence[Edit]] = field(default_factory=dict)
+    sources: Sequence[torch.Generator] = ()
 
     def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
         """The sites a guidance reads."""
         return select(self.modules, guidance.sites_at(self.model.guidance_level))
+
+
+def optimise(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> Tensor:
+    """Let a guidance replace the latents of all rows before a step, if this is the one it asks for.
+
+    Args:
+        run: The batch.
+        guidance: Any.
+        latents: ``batch channels height width``, in the scheduler's scale.
+        step: A denoising step begins here.
+    """
+    point = guidance.optimise_at
+    if point is None or not step.index <= round(point * step.count) < step.index + run.scheduler.span(step):
+        return latents
+    rows = list(run.alive)
+    inputs = run.scheduler.scale_model_input(latents, step)[rows]
+    found = guidance.optimise(inputs.detach(), _Trials(run, guidance, step, rows))
+    change = torch.zeros_like(latents)
+    change[rows] = ((found - inputs) / run.scheduler.input_scale(step)).to(latents.dtype)
+    if not bool(change.any()):
+        return latents
+    run.scheduler.latents_moved(change, step)
+    return latents + change
+
+
+class _Trials:
+    """See :class:`~attnguide.guidance.base.Trials`."""
+
+    def __init__(self, run: GuideRun, guidance: Guidance, step: Step, rows: Sequence[int]) -> None:
+        self.step, self.targets = step, run.targets.select(rows)
+        self._run, self._guidance, self._rows = run, guidance, rows
+
+    def gradient(self, latents: Tensor, rows: Sequence[int], judge: Judgement) -> Tensor:
+        inputs, own = latents.detach().requires_grad_(True), [self._rows[row] for row in rows]
+        maps = _maps(self._run, self._guidance, inputs, self.step, own)
+        with torch.enable_grad():
+            loss = judge(maps, self.targets.select(rows))
+        self._run.ledger.backward(own)
+        return torch.autograd.grad(loss, inputs, torch.ones_like(loss))[0]
+
+    def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
+        own = [self._rows[row] for row in rows]
+        context = pass_context(self.step, "guide", own, ("cond",))
+        answer = self._run.model.predict_noise(latents, self.step, self._run.conditioning.for_pass(context))
+        assert answer is not None
+        self._run.ledger.forward(own)
+        return self._run.scheduler.denoised(answer, latents, self.step)
+
+    def noise(self, row: int, like: Tensor) -> Tensor:
+        source = self._run.sources[self._rows[row]]
+        return torch.randn(like.shape, generator=source, dtype=like.dtype).to(like.device)
 
 
 def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
@@ -168,7 +221,14 @@ def _update_once(
 
 
 def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: Sequence[int]) -> LossOutput:
-    """One conditional pass that stops after the last site the guidance reads, and its loss."""
+    """One guide pass and its loss."""
+    maps = _maps(run, guidance, inputs, step, rows)
+    with torch.enable_grad():
+        return guidance.loss(maps, run.targets.select(rows), step)
+
+
+def _maps(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: Sequence[int]) -> AttentionMaps:
+    """One conditional pass with gradients that stops after the last site the guidance reads."""
     sites = run.sites_of(guidance)
     recorder = Recorder()
     wanted = frozenset(sites)
@@ -177,9 +237,8 @@ def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: 
     with torch.enable_grad():
         with attach(run.modules, [probe, *run.probes], run.edits.get(guidance, ())) as attention, attention.during(context):
             run.model.predict_noise(inputs, step, run.conditioning.for_pass(context), until=sites)
-        run.ledger.forward(rows)
-        maps = AttentionMaps({site: recorder.tensors[site] for site in sites})
-        return guidance.loss(maps, run.targets.select(rows), step)
+    run.ledger.forward(rows)
+    return AttentionMaps({site: recorder.tensors[site] for site in sites})
 
 
 def _finite_rows(run: GuideRun, guidance: Guidance, values: Tensor, rows: Sequence[int], step: Step, what: str) -> Tensor:

@@ -19,7 +19,7 @@ from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches, common_source, source_prompts
 from attnguide.sampling.cfg import combine, pass_context
-from attnguide.sampling.guide import GuideRun, guide
+from attnguide.sampling.guide import GuideRun, guide, optimise
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
@@ -146,6 +146,9 @@ class Sampler:
                 self.observer.on_denoise_step_start(step, batch.own(latents))
                 shift = None
                 for guidance in self.guidances:
+                    if step.begins and batch.alive:
+                        with self.model.frozen():
+                            latents = optimise(run, guidance, latents, step)
                     if step.begins and guidance.window.active(step) and batch.alive:
                         with self.model.frozen():
                             latents, moved = guide(run, guidance, latents, step)
@@ -230,6 +233,7 @@ class _Batch:
             self.stop_row,
             probes,
             edits,
+            self.sources,
         )
 
     def stop_row(self, row: int, reason: str) -> None:

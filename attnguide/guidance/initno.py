@@ -1,0 +1,233 @@
+"""InitNO: a better initial noise first, then attend-and-excite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.maps import AttentionMaps, gaussian_smooth
+from attnguide.attention.sites import SiteSelector
+from attnguide.guidance.base import Guidance, LossOutput, Trials
+from attnguide.guidance.quirks import repeats_slips
+from attnguide.guidance.update import PerRow, Refinement, Update, per_row
+from attnguide.guidance.word_maps import REFERENCE_BLUR, mean_overlap, word_maps
+from attnguide.losses.presence import peak_absence
+from attnguide.losses.stray import stray_peak
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window, sqrt_linear
+from attnguide.types import Step
+
+_KEPT = 0.9
+"""Share of the past in the running mean of maps."""
+
+_MOST_KL_STEPS = 10_000
+"""Far above what is ever needed, so that no number can make it run for good."""
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What InitNO measures, one value per row.
+
+    Attributes:
+        cross: One minus the peak of the worst word.
+        own: Mean overlap of what the words' peaks attend to in self-attention, over pairs of words.
+        clean: Sum over words of peaks outside the main blob.
+        words: The words' maps, ``batch regions height width``.
+    """
+
+    cross: Tensor
+    own: Tensor
+    clean: Tensor
+    words: Tensor
+
+
+class InitNO(Guidance):
+    """Optimises the initial noise, then guides the first half of sampling (https://arxiv.org/abs/2404.04650).
+
+    The noise is ``eps exp(v / 2) + m``; Adam moves ``v`` and ``m``, which start at 0, on ``cross + own [cross <= 1/2] + clean``
+    of one conditional pass at the first step, and further while the mean divergence of N(m, exp v) from N(0, 1) exceeds
+    ``kl_limit``. A round ends when ``cross`` and ``own`` are below their limits; otherwise the next begins from fresh noise of
+    the row's own seed, and after the last the best noise is optimised for longer. Then come attend-and-excite's updates on
+    ``cross``, with refinements at progress 0.2 and 0.4 on ``cross + own + 0.1 clean + 0.1 align``, ``align`` the distance of
+    the maps from their running mean.
+
+    Args:
+        step_size: Peak of the step size after the first step; it falls as ``sqrt(linspace(1, 0.5))``.
+        stop: Progress at which guidance ends.
+        rounds: Most rounds; 0 leaves the noise as it is.
+        iterations: Passes in each.
+        last_iterations: Passes on the best noise if no round succeeds.
+        learning_rate: Of Adam.
+        cross_limit: See above; also of the refinements.
+        own_limit: Likewise.
+        kl_limit: See above.
+        max_refinements: Most updates at each of the two points; 0 for none.
+        blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
+        until_end: Let only words compete in the token softmax, not the end token and padding.
+        levels: Map level to read, of both kinds of attention, a single one; the model's guidance level when ``None``.
+        scale: Factor on the step size, one number or one per row; 0 also leaves a row's noise as it is.
+        quirks: ``"reference"`` repeats slips of the published code: a blur wider by ``sqrt(2)``, one refinement too many, a
+            main blob that also takes the cells at Otsu's threshold, and noise that met both limits is optimised again when an
+            earlier one had a smaller sum of the two.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    name = "initno"
+    needs_regions = "phrase"
+
+    def __init__(
+        self,
+        *,
+        step_size: float = 20.0,
+        stop: float = 0.5,
+        rounds: int = 5,
+        iterations: int = 10,
+        last_iterations: int = 50,
+        learning_rate: float = 0.01,
+        cross_limit: float = 0.2,
+        own_limit: float = 0.3,
+        kl_limit: float = 1e-3,
+        max_refinements: int = 20,
+        blur_std: float = 0.5,
+        until_end: bool = False,
+        levels: tuple[int, ...] | None = None,
+        scale: PerRow = 1.0,
+        quirks: Literal["none", "reference"] = "none",
+    ) -> None:
+        for name, number in (("rounds", rounds), ("iterations", iterations), ("last_iterations", last_iterations)):
+            if number < 0:
+                raise ValueError(f"{name} must be at least 0; got {number}.")
+        if not (learning_rate > 0 and kl_limit > 0):
+            raise ValueError(f"learning_rate and kl_limit must be above 0; got {learning_rate} and {kl_limit}.")
+        if levels is not None and len(levels) != 1:
+            raise ValueError(f"levels must hold one level; got {levels}.")
+        self.reference = repeats_slips(quirks)
+        refinements = (Refinement(0.0, max_refinements, (0.2, 0.4), self.reference),) if max_refinements else ()
+        super().__init__(
+            sites=None if levels is None else SiteSelector(levels=tuple(levels)),
+            window=Window(0.0, stop),
+            update=Update(sqrt_linear(step_size), scale, refinements=refinements),
+        )
+        self.optimise_at = 0.0 if rounds else None
+        self.rounds, self.iterations, self.last_iterations = rounds, iterations, last_iterations
+        self.learning_rate, self.kl_limit = learning_rate, kl_limit
+        self.cross_limit, self.own_limit = cross_limit, own_limit
+        self.blur_std, self.until_end = blur_std * (REFERENCE_BLUR if self.reference else 1.0), until_end
+        self._seen: dict[int, Tensor] = {}
+
+    def sites_at(self, level: int) -> SiteSelector:
+        return self.sites or SiteSelector(levels=(level,))
+
+    def start(self, targets: Targets) -> None:
+        self._seen.clear()
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        terms = self.terms(maps, targets)
+        refining = terms.cross + terms.own + 0.1 * terms.clean + 0.1 * self._drift(terms.words, targets)
+        missed = torch.maximum(terms.cross - self.cross_limit, terms.own - self.own_limit)
+        return LossOutput(terms.cross, missed.detach(), refining=refining)
+
+    def terms(self, maps: AttentionMaps, targets: Targets) -> Terms:
+        """The three terms that both stages use."""
+        cross, own = (maps.choose(SiteSelector(kind=kind)) for kind in ("cross", "self"))
+        height, width = cross.resolutions[0]
+        words = word_maps(cross, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)
+        shares = targets.shares(targets.valid).to(words)
+        peaks = words.detach().flatten(2).argmax(-1)
+        seen = own.average(height, width).flatten(1, 2)
+        around = seen.gather(1, peaks[..., None].expand(-1, -1, seen.shape[-1])).unflatten(-1, (height, width))
+        around = gaussian_smooth(around, self.blur_std) if self.blur_std > 0 else around
+        return Terms(
+            peak_absence(words).masked_fill(~targets.valid, 0.0).amax(1),
+            mean_overlap(around, targets),
+            (stray_peak(words, at_threshold=self.reference) * shares).sum(1),
+            words,
+        )
+
+    def _drift(self, words: Tensor, targets: Targets) -> Tensor:
+        """Distance of each row's maps from their running mean, which this pass joins; ``batch``."""
+        kept = []
+        for row, new in zip(targets.rows, words.detach(), strict=True):
+            past = self._seen.get(row)
+            self._seen[row] = new if past is None else _KEPT * past[: len(new)] + (1 - _KEPT) * new
+            kept.append(self._seen[row])
+        return ((words - torch.stack(kept)).abs().mean((-2, -1)) * targets.shares(targets.valid)).sum(1)
+
+    def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+        scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
+        open_rows = [row for row, scale in enumerate(scales) if scale != 0]
+        tried: dict[int, list[_Noise]] = {row: [] for row in open_rows}
+        for number in range(self.rounds):
+            for row in open_rows:
+                fresh = latents[row] if number == 0 else trials.noise(row, latents[row])
+                tried[row].append(_Noise(fresh, self.learning_rate, self.kl_limit))
+            self._descend({row: tried[row][-1] for row in open_rows}, trials, self.iterations)
+            open_rows = [row for row in open_rows if not tried[row][-1].succeeded]
+        best = {row: min(found, key=self._rank) for row, found in tried.items()}
+        again = {r: _Noise(n.noise, self.learning_rate, self.kl_limit) for r, n in best.items() if not n.succeeded}
+        self._descend(again, trials, self.last_iterations)
+        chosen = {**best, **again}
+        return torch.stack([chosen[row].sample() if row in chosen else latents[row] for row in range(len(latents))])
+
+    def _rank(self, noise: _Noise) -> tuple[bool, float]:
+        return (not noise.succeeded and not self.reference, noise.score)
+
+    def _descend(self, noises: dict[int, _Noise], trials: Trials, iterations: int) -> None:
+        """Optimise one noise of each row, together, until each succeeds or the passes are used up."""
+        for _ in range(iterations):
+            rows = [row for row, noise in noises.items() if not noise.succeeded]
+            if not rows:
+                return
+            terms: list[Terms] = []
+
+            def judge(maps: AttentionMaps, targets: Targets, terms: list[Terms] = terms) -> Tensor:
+                terms.append(self.terms(maps, targets))
+                return self.opening(terms[0])
+
+            gradients = trials.gradient(torch.stack([noises[row].sample() for row in rows]), rows, judge)
+            for row, cross, own, gradient in zip(rows, terms[0].cross.tolist(), terms[0].own.tolist(), gradients, strict=True):
+                noises[row].score = cross + (own if own > 1e-6 else own + 1.0)
+                noises[row].succeeded = cross < self.cross_limit and own < self.own_limit
+                if not noises[row].succeeded:
+                    noises[row].move(gradient)
+
+    @staticmethod
+    def opening(terms: Terms) -> Tensor:
+        """Loss of the initial noise, ``batch``."""
+        return terms.cross + torch.where(terms.cross > 0.5, 0.0, terms.own) + terms.clean
+
+
+class _Noise:
+    """One noise of one row under optimisation."""
+
+    def __init__(self, noise: Tensor, learning_rate: float, kl_limit: float) -> None:
+        self.noise, self.kl_limit = noise, kl_limit
+        wide = torch.promote_types(noise.dtype, torch.float32)
+        self.log_variance, self.mean = (torch.zeros_like(noise, dtype=wide).requires_grad_(True) for _ in range(2))
+        self._adam = torch.optim.Adam([self.log_variance, self.mean], lr=learning_rate, eps=1e-3)
+        self.score, self.succeeded = float("inf"), False
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        """The noise as it now is."""
+        return (self.noise * (0.5 * self.log_variance).exp() + self.mean).to(self.noise.dtype)
+
+    @torch.no_grad()
+    def move(self, gradient: Tensor) -> None:
+        """One step against the gradient of a loss with respect to :meth:`sample`, and back towards unit noise."""
+        wide = gradient.to(self.mean)
+        self.mean.grad = wide
+        self.log_variance.grad = wide * self.noise * 0.5 * (0.5 * self.log_variance).exp()
+        self._adam.step()
+        for _ in range(_MOST_KL_STEPS):
+            variance, mean = self.log_variance.exp(), self.mean
+            divergence = 0.5 * (variance + mean.square() - 1 - self.log_variance).mean()
+            if not bool(divergence > self.kl_limit):
+                return
+            self.log_variance.grad, self.mean.grad = (variance - 1) / (2 * mean.numel()), mean / mean.numel()
+            self._adam.step()
