@@ -132,6 +132,12 @@ METHODS: dict[str, MethodInfo] = {
         "initial noise under which every word is attended to and words keep apart, then guidance",
         needs_regions="phrase",
     ),
+    "saga": MethodInfo(
+        "attnguide.guidance.saga:Saga",
+        "guidance",
+        "a distribution of latents at an intermediate step under which words are attended to and keep apart",
+        needs_regions="phrase",
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),
