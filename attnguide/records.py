@@ -47,6 +47,9 @@ COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_me
 
 RECORD_COLUMNS: tuple[str, ...] = SETTINGS + COSTS
 
+CELL, AXIS = "cell", "axis."
+"""Tags that are columns too, after the settings: the name of an ablation's cell, and ``axis.<name>`` for each of its values."""
+
 CONFIG_FILE, RECORDS_FILE, SAMPLES_FOLDER = "config.yaml", "records.csv", "samples"
 
 
@@ -203,6 +206,11 @@ def settings_of(sample: Sample, size: tuple[int, int] | None = None) -> dict[str
     }
 
 
+def is_cell_column(name: str) -> bool:
+    """Whether a column or tag says where in an ablation a row stands."""
+    return name == CELL or name.startswith(AXIS)
+
+
 def record_of(
     result: SampleResult, metrics: Mapping[str, float] | None = None, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
@@ -220,6 +228,7 @@ def record_of(
     cost = result.cost
     return {
         **settings_of(result.sample, size),
+        **{name: value for name, value in result.sample.tags.items() if is_cell_column(name)},
         **metrics,
         "unet_forwards": cost.unet_forwards,
         "unet_backwards": cost.unet_backwards,

@@ -44,7 +44,7 @@ def run_sheet(folder: str | Path, *, limit: int = 48) -> Image.Image | None:
     found = dict.fromkeys(variant for rows in subjects.values() for variant in rows)
     variants = sorted(found, key=lambda variant: variant[0] != "plain")
     shown = list(subjects.items())[:limit]
-    pictures = [[_picture(folder, rows.get(variant)) for variant in variants] for _, rows in shown]
+    pictures = [[record_picture(folder, rows.get(variant)) for variant in variants] for _, rows in shown]
     labels = [f"seed {subject[2]}: {subject[0]}" for subject, _ in shown]
     return contact_sheet(pictures, column_labels=_labels(variants), row_labels=labels, cell=_CELL)
 
@@ -53,8 +53,9 @@ def _picture_path(folder: Path, record: Record) -> Path:
     return folder / SAMPLES_FOLDER / f"{record['id']}.png"
 
 
-def _picture(folder: Path, record: Record | None) -> Image.Image | None:
-    if record is None:
+def record_picture(folder: Path, record: Record | None) -> Image.Image | None:
+    """A record's picture at the sheet's size, its regions drawn; ``None`` without a record or a picture."""
+    if record is None or not _picture_path(folder, record).exists():
         return None
     with Image.open(_picture_path(folder, record)) as file:
         picture = file.convert("RGB")

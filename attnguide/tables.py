@@ -84,16 +84,25 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> _Rows:
+def read_yaml(path: Path) -> tuple[Any, Any]:
+    """A YAML file as its node, which knows lines, and its content; both ``None`` if it is empty.
+
+    Raises:
+        ValueError: With file and line, if it is no YAML or a key stands twice.
+    """
     loader = _Loader(path.read_text(encoding="utf-8"))
     try:
         root = loader.get_single_node()
         if root is not None:
             _refuse_repeated_keys(path, root)
-        content = loader.construct_document(root) if root is not None else None
+        return root, loader.construct_document(root) if root is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ValueError(f"{path}, line {mark.line + 1 if mark else 1}: not valid YAML: {error.problem}.") from error
+
+
+def _read_yaml(path: Path) -> _Rows:
+    root, content = read_yaml(path)
     common: dict[str, Any] = {}
     node: Any = root
     if isinstance(content, dict):

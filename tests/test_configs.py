@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "ablations")
+ABLATIONS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs" / "ablations").glob("*.yaml"))
 SMALL = ["--height", "32", "--width", "32", "--device", "cpu", "--dtype", "fp32", "--batch-size", "4"]
 ONE_PROCESS = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
 QUIET = ["--no-maps", "--no-norms", "--logger", "none"]
@@ -66,6 +68,35 @@ def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch:
         assert Image.open(f"run/samples/{record['id']}.png").size == (32, 32)
     for method in keys.get("methods", []):
         assert any(method["name"] in record["method"] for record in records)
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=str)
+def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corner of its grid: the last value of every axis, one seed; a W&B agent would type what is in the file's command."""
+    words = command_of(path)
+    assert words == ["attnguide", "ablate", str(path)]
+    content = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    if "command" in content:
+        assert content["command"] == [*words, "${args}"]
+    monkeypatch.chdir(ROOT)
+    run = str(tmp_path / "run")
+    small = ["--seed", "0", "--steps", "2", *SMALL, *QUIET, "--model", model, "--out", run]
+    said = StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        assert main([*words[1:], "--dry-run"]) == 0, said.getvalue()
+        assert main([*words[1:], *_last_values(content), *small]) == 0, said.getvalue()
+    records = read_records(run)
+    steered = [record for record in records if not record["cell"].startswith("plain")]
+    assert len(steered) == 1 and all(record["status"] == "ok" for record in records)
+    assert steered[0]["method"] != "plain" and Path(run, "summary.csv").is_file()
+
+
+def _last_values(content: dict[str, Any]) -> list[str]:
+    """``--axis value`` for every axis of an ablation."""
+    last = {name: spec["values"][-1] for name, spec in content.get("parameters", {}).items() if "values" in spec}
+    last |= {name: list(cells)[-1] for name, cells in content.get("list", {}).items() if name not in last}
+    last |= {name: next(iter(columns.values()))[-1] for name, columns in content.get("paired", {}).items()}
+    return [word for name, value in last.items() for word in (f"--{name}", str(value))]
 
 
 def _fewer_seeds(words: list[str]) -> list[str]:

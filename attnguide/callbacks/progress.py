@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -22,6 +23,7 @@ class ProgressBar(RichProgressBar):
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._steps: int | None = None
         self._count = 0
+        self._done = 0
 
     @property
     def predict_description(self) -> str:
@@ -48,10 +50,15 @@ class ProgressBar(RichProgressBar):
             self._describe("Steps")
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
-        """End the bar over steps."""
+        """End the bar over steps, and tell how many rows are left; the bar over batches tells the time left."""
         if self._steps is not None:
             self._update(self._steps, self._count, visible=False)  # type: ignore[arg-type]
         self._steps = None
+        self._done += len(results)
+        total = _rows_of_run(trainer)
+        if total is not None and self.progress is not None and self.predict_progress_bar_id is not None:
+            text = f"{self.predict_description}, {total - self._done} of {total} rows left"
+            self.progress.update(self.predict_progress_bar_id, description=text)
 
     def _describe(self, text: str) -> None:
         if self._steps is not None and self.progress is not None:
@@ -59,8 +66,14 @@ class ProgressBar(RichProgressBar):
             self.refresh()
 
 
+def _rows_of_run(trainer: L.Trainer) -> int | None:
+    """How many rows there are to do; ``None`` where other processes do some of them."""
+    rows = getattr(trainer.datamodule, "remaining", None)  # type: ignore[attr-defined]
+    return len(rows) if rows is not None and trainer.world_size == 1 else None
+
+
 class LineProgress(SamplingCallback):
-    """A line of text per finished row, where there is no terminal to draw in.
+    """A line of text per finished row, with the rows and about the time left, where there is no terminal to draw in.
 
     Args:
         stream: Where to; standard error when ``None``.
@@ -69,17 +82,28 @@ class LineProgress(SamplingCallback):
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
         self._done = 0
+        self._began = 0.0
+
+    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._done, self._began = 0, time.monotonic()
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
-        rows = getattr(trainer.datamodule, "remaining", None)  # type: ignore[attr-defined]
-        total = f"/{len(rows)}" if rows is not None and trainer.world_size == 1 else ""
+        total = _rows_of_run(trainer)
+        each = (time.monotonic() - self._began) / (self._done + len(results))
         for result in results:
             self._done += 1
+            left = 0 if total is None else total - self._done
+            waiting = f"{left} rows and about {_minutes(left * each)} left, " if left > 0 else ""
             row, cost = result.sample, result.cost
             passes = f"{cost.unet_forwards} forwards, {cost.unet_backwards} backwards"
-            line = f"{row.id}: {row.method}, seed {row.seed}, {passes}, {cost.seconds:.1f} s, {result.status}"
-            (self.stream or sys.stderr).write(f"[{self._done}{total}] {line}\n")
+            line = f"{row.id}: {row.method}, seed {row.seed}, {passes}, {cost.seconds:.1f} s, {waiting}{result.status}"
+            (self.stream or sys.stderr).write(f"[{self._done}{'' if total is None else f'/{total}'}] {line}\n")
         (self.stream or sys.stderr).flush()
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
 
 
 def progress_bar(stream: TextIO | None = None) -> L.Callback:

@@ -1,4 +1,4 @@
-"""The command line: ``attnguide sample``, ``attnguide methods``, ``attnguide models``.
+"""The command line: ``attnguide sample``, ``attnguide ablate``, ``attnguide methods``, ``attnguide models``.
 
 Each subcommand is a file with ``run(argv) -> int``. Help and errors in the arguments come without loading torch.
 """
@@ -13,6 +13,7 @@ from attnguide.cli.errors import UsageError, one_line
 
 COMMANDS: dict[str, str] = {
     "sample": "make pictures: plain and steered, with maps, numbers and a log",
+    "ablate": "run a table of cells spanned by axes: sheets, curves, a summary",
     "methods": "list methods, or show the options of one",
     "models": "list what --model takes",
 }

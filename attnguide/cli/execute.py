@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError, one_line
@@ -14,6 +14,7 @@ from attnguide.cli.report import describe, report
 from attnguide.records import check_run_folder, complete_ids
 
 if TYPE_CHECKING:
+    from lightning import Callback
     from lightning.pytorch.loggers import Logger
 
     from attnguide.models.base import ModelAdapter
@@ -25,8 +26,13 @@ MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "nor
 INTERRUPTED = 130
 
 
-def execute(plan: Plan) -> int:
+def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, Sequence[str]], int] = report) -> int:
     """Carry a plan out.
+
+    Args:
+        plan: What is to be done.
+        further: Callbacks after the standard ones.
+        tell: Says what came of it, with notes at the end; 1 if a row failed.
 
     Returns:
         0, 1 if a row failed, 130 after Ctrl-C.
@@ -43,14 +49,14 @@ def execute(plan: Plan) -> int:
         raise UsageError(f"out: {error}") from error
     if first:
         print(describe(plan, len(done)), flush=True)
-    interrupted, notes = _sample(plan, done) if len(done) < len(plan.samples) else (False, [])
+    interrupted, notes = _sample(plan, done, further) if len(done) < len(plan.samples) else (False, [])
     if not first:
         return 0
-    status = report(plan, notes)
+    status = tell(plan, notes)
     return INTERRUPTED if interrupted else status
 
 
-def _sample(plan: Plan, done: set[str]) -> tuple[bool, list[str]]:
+def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bool, list[str]]:
     """Sample the rows that are not done: every check first, then the model, then files.
 
     Returns:
@@ -61,7 +67,7 @@ def _sample(plan: Plan, done: set[str]) -> tuple[bool, list[str]]:
     _check_trainer(plan)
     model = _load(plan)
     check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
-    return _predict(plan, config, model, done)
+    return _predict(plan, config, model, done, further)
 
 
 def _is_first_process() -> bool:
@@ -140,7 +146,9 @@ def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
         raise UsageError(str(error)) from error
 
 
-def _predict(plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: set[str]) -> tuple[bool, list[str]]:
+def _predict(
+    plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: set[str], further: Sequence[Callback]
+) -> tuple[bool, list[str]]:
     """Let Lightning run it; see :func:`_sample` for what is returned."""
     from attnguide.callbacks import ValueInvariance, standard_callbacks
     from attnguide.cli.scoring import shapes_scores
@@ -149,7 +157,7 @@ def _predict(plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: s
     from attnguide.module import GuidanceModule, make_trainer
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}
-    callbacks = standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, **chosen)
+    callbacks = [*standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, **chosen), *further]
     data = SampleDataModule(plan.samples, plan.config["batch_size"], skip=done)
     loggers = _loggers(plan)
     trainer = make_trainer(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attnguide.cli.plan import Plan
-from attnguide.records import COSTS, RECORDS_FILE, SETTINGS, read_records
+from attnguide.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
 
 SHOWN_SETTINGS = ("id", "seed", "method")
 MANY = 24
@@ -96,7 +96,7 @@ def means(records: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def _numbers(records: Sequence[Mapping[str, str]]) -> list[str]:
-    return [column for column in records[0] if column not in SETTINGS and column != "status"]
+    return [name for name in records[0] if name not in SETTINGS and name != "status" and not is_cell_column(name)]
 
 
 def table(records: Sequence[Mapping[str, str]]) -> str:

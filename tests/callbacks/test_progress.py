@@ -17,7 +17,8 @@ def test_a_line_per_finished_row(run: Run) -> None:
     stream = io.StringIO()
     run([LineProgress(stream)], [row("a", "mask_guidance"), row("p", seed=4)])
     first, second = stream.getvalue().splitlines()
-    assert first.startswith("[1/2] a: mask_guidance, seed 0, ") and first.endswith(", ok")
+    assert first.startswith("[1/2] a: mask_guidance, seed 0, ") and first.endswith(" left, ok")
+    assert "1 rows and about " in first and "left" not in second
     assert second.startswith("[2/2] p: plain, seed 4, 6 forwards, 0 backwards, ")
 
 

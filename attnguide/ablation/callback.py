@@ -1,0 +1,111 @@
+"""Writes an ablation's sheets, curves and summary when its rows are done, and shows them in W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from attnguide.ablation.axes import Axis
+from attnguide.ablation.cells import Row
+from attnguide.ablation.outputs import records_of, write_outputs
+from attnguide.ablation.plots import PLOTS_FOLDER, curves, steered
+from attnguide.ablation.sheets import SHEETS_FOLDER
+from attnguide.ablation.summary import Record, estimate, metrics_of, summarise
+from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.log import wandb_run
+from attnguide.records import is_cell_column
+
+_MOST_SHEETS = 16
+
+
+class AblationLog(SamplingCallback):
+    """Puts everything of :func:`~attnguide.ablation.outputs.write_outputs` into the run folder, also of a run that is stopped.
+
+    W&B gets the same: the table ``summary``, a table ``cells`` with a line for each row's cell and scores, a line plot of every
+    metric over every axis of numbers, the curves with their bands, heat maps and sheets.
+
+    Args:
+        axes: Of the ablation.
+        rows: All of its rows.
+
+    Attributes:
+        written: Whether the files were written by this process.
+    """
+
+    def __init__(self, axes: Sequence[Axis], rows: Sequence[Row]) -> None:
+        self.axes, self.rows = tuple(axes), tuple(rows)
+        self.written = False
+
+    def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """All rows are on record: draw, and show what was drawn."""
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        folder = run_folder(trainer)
+        files = self._write(folder)
+        run = wandb_run(trainer)
+        if run is not None and files:
+            self._show(run, folder, files)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """A run that is stopped still shows what it finished."""
+        if trainer.is_global_zero:
+            self._write(run_folder(trainer))
+
+    def _write(self, folder: Path) -> list[Path]:
+        self.written = True
+        return list(write_outputs(folder, self.axes, self.rows))
+
+    def _show(self, run: Any, folder: Path, files: Sequence[Path]) -> None:
+        import wandb
+
+        records = list(records_of(folder, self.rows).values())
+        metrics = metrics_of(records)
+        summary = summarise(records)
+        shown: dict[str, Any] = {"ablation/summary": _table([dict(line) for line in summary])}
+        shown["ablation/cells"] = _table([_line_of(record, metrics) for record in records])
+        for axis in self.axes:
+            if axis.is_numeric:
+                shown |= {
+                    f"ablation/{metric} over {axis.name}": _line_plot(records, self.axes, axis, metric)
+                    for metric in metrics_of(records, costs=False)
+                }
+        sheets = [path for path in files if path.parent.name == SHEETS_FOLDER][:_MOST_SHEETS]
+        plots = [path for path in files if path.parent.name == PLOTS_FOLDER]
+        shown |= {f"ablation/{path.parent.name}/{path.stem}": wandb.Image(str(path)) for path in (*sheets, *plots)}
+        run.log(shown)
+        # One number a metric for the run, which is what a sweep compares its runs by.
+        means = {metric: estimate(steered(records, self.axes), metric) for metric in metrics}
+        run.summary.update({f"mean/{metric}": found.mean for metric, found in means.items() if found is not None})
+
+
+def _line_of(record: Record, metrics: Sequence[str]) -> dict[str, Any]:
+    """Where a row stands, and its numbers."""
+    place = {name: text for name, text in record.items() if name in ("id", "prompt", "seed") or is_cell_column(name)}
+    return {**place, **{name: float(record[name]) if record.get(name) else None for name in metrics}}
+
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    columns: list[str | int] = list(dict.fromkeys(name for line in lines for name in line))
+    table = wandb.Table(columns=columns, allow_mixed_types=True)
+    for line in lines:
+        table.add_data(*(line.get(str(name)) for name in columns))
+    return table
+
+
+def _line_plot(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> Any:
+    import wandb
+
+    drawn = curves(records, axes, over, metric)
+    return wandb.plot.line_series(
+        xs=[list(curve.xs) for curve in drawn],
+        ys=[[point.mean for point in curve.points] for curve in drawn],
+        keys=[curve.label or metric for curve in drawn],
+        title=f"{metric} over {over.name}",
+        xname=over.name,
+    )

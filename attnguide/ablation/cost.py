@@ -1,0 +1,90 @@
+"""What rows will cost, read from their methods before any model is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from attnguide.guidance.base import Guidance
+from attnguide.injection.base import Injection
+from attnguide.methods import build_methods, method_info, method_options
+from attnguide.types import Sample, Step
+
+_BETA_START, _BETA_END, _TRAINED = 0.00085, 0.012, 1000
+"""Noise schedule of Stable Diffusion, to tell which steps a window in sigma or timesteps includes."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Network passes of a row, as the record will count them.
+
+    Attributes:
+        forwards: Evaluations for one branch each, if no threshold asks for a repetition.
+        backwards: Gradients, likewise.
+        most: Evaluations if every threshold asks until its last iteration.
+    """
+
+    forwards: int
+    backwards: int
+    most: int
+
+    def __add__(self, other: Expected) -> Expected:
+        return Expected(self.forwards + other.forwards, self.backwards + other.backwards, self.most + other.most)
+
+
+def total(costs: Iterable[Expected]) -> Expected:
+    """Sum over rows."""
+    return sum(costs, Expected(0, 0, 0))
+
+
+def expected_cost(sample: Sample) -> Expected:
+    """Passes of one row, for a scheduler with one evaluation a step.
+
+    Raises:
+        ValueError: If a method's option is out of range.
+    """
+    steps = list(_steps(sample.steps))
+    guidances, injections = build_methods([sample])
+    halves = 2 if sample.cfg_scale > 1 else 1
+    forwards = sum(halves + _further(injections, step, halves) for step in steps)
+    cost = total([Expected(forwards, 0, forwards), *(_guided(guidance, steps) for guidance in guidances)])
+    tries = _tries(sample)
+    return Expected(cost.forwards * tries, cost.backwards * tries, cost.most * tries)
+
+
+def _steps(count: int) -> Iterable[Step]:
+    """Steps spread evenly over the timesteps, as most schedulers spread them."""
+    kept, alpha_bars = 1.0, []
+    for index in range(_TRAINED):
+        share = index / (_TRAINED - 1)
+        kept *= 1 - (_BETA_START**0.5 + (_BETA_END**0.5 - _BETA_START**0.5) * share) ** 2
+        alpha_bars.append(kept)
+    for index in range(count):
+        timestep = (count - 1 - index) * (_TRAINED // count) + 1
+        alpha_bar = alpha_bars[min(timestep, _TRAINED - 1)]
+        yield Step(index, count, float(timestep), math.sqrt((1 - alpha_bar) / alpha_bar))
+
+
+def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
+    """Branches beside the row's own halves, once however many injections read them."""
+    named = {branch for injection in injections for branch in injection.branches(step)}
+    own = any(injection.source is not None and injection.source.trajectory == "own" for injection in injections)
+    return len(named) + (halves if own else 0)
+
+
+def _guided(guidance: Guidance, steps: Sequence[Step]) -> Expected:
+    update, cost = guidance.update, Expected(0, 0, 0)
+    for step in steps:
+        if not guidance.window.active(step):
+            continue
+        refinement = update.refinement(step)
+        least, most = (0, 0) if refinement is None else (1, refinement.iterations)
+        cost += Expected(least + update.iterations, update.iterations, most + update.iterations)
+    return cost
+
+
+def _tries(sample: Sample) -> int:
+    """Pictures that are made for one that is kept."""
+    baselines = [config for config in sample.methods if method_info(config.name).family == "baseline"]
+    return math.prod(int({**method_options(config.name), **config.options}.get("k", 1)) for config in baselines)

@@ -1,0 +1,50 @@
+"""Everything that a finished ablation's folder gets beside its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attnguide.ablation.axes import Axis
+from attnguide.ablation.cells import Row
+from attnguide.ablation.plots import PLOTS_FOLDER, can_plot, write_plots
+from attnguide.ablation.sheets import SHEETS_FOLDER, write_sheets
+from attnguide.ablation.summary import SUMMARY_FILE, Record, write_summary
+from attnguide.records import read_records
+
+
+def records_of(folder: Path, rows: Sequence[Row]) -> dict[str, Record]:
+    """Records of the rows that are done, by id, in the order of the rows."""
+    found = {record["id"]: record for record in read_records(folder)}
+    return {row.sample.id: found[row.sample.id] for row in rows if row.sample.id in found}
+
+
+def write_outputs(folder: Path, axes: Sequence[Axis], rows: Sequence[Row]) -> Iterator[Path]:
+    """Write ``summary.csv``, contact sheets and, with matplotlib, plots of the rows that are done; gives each file.
+
+    Args:
+        folder: The run's, with ``records.csv`` and ``samples/``.
+        axes: Of the ablation.
+        rows: All of its rows.
+    """
+    records = records_of(folder, rows)
+    if not records:
+        return
+    write_summary(folder / SUMMARY_FILE, list(records.values()))
+    yield folder / SUMMARY_FILE
+    yield from write_sheets(folder, axes, rows, records)
+    if can_plot():
+        yield from write_plots(folder, axes, list(records.values()))
+
+
+def places(folder: Path) -> list[tuple[Path, str]]:
+    """What lies in an ablation's folder, for people."""
+    found = [
+        (folder / SUMMARY_FILE, "mean, 95 % interval and n of every metric in every cell"),
+        (folder / SHEETS_FOLDER, "the pictures of all cells, a sheet for each prompt and seed"),
+        (folder / PLOTS_FOLDER, "curves over axes and heat maps, metric by metric"),
+        (folder / "samples", "the pictures"),
+        (folder / "records.csv", "settings, cell, axes, scores and costs, a line a row"),
+        (folder / "config.yaml", "all rows: attnguide sample --config makes the same run"),
+    ]
+    return [(path, what) for path, what in found if path.exists()]

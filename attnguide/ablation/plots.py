@@ -1,0 +1,166 @@
+"""Curves with bands over an axis and heat maps over two, drawn by matplotlib where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnguide.ablation.axes import Axis
+from attnguide.ablation.cells import PLAIN
+from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
+from attnguide.records import AXIS, CELL, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLOTS_FOLDER = "plots"
+MOST_CURVES = 10
+"""More of them than this in one picture cannot be told apart."""
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed (the extra ``plots``)."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric along an axis.
+
+    Attributes:
+        label: Values of the other axes.
+        xs: Positions on the axis.
+        points: The metric there.
+    """
+
+    label: str
+    xs: tuple[float, ...]
+    points: tuple[Estimate, ...]
+
+
+def steered(records: Sequence[Record], axes: Sequence[Axis]) -> list[Record]:
+    """Records of cells that have a value on every axis, which plain pictures do not."""
+    return [record for record in records if all(record.get(AXIS + axis.name) for axis in axes)]
+
+
+def curves(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> list[Curve]:
+    """A metric over one axis, a curve for each combination of the others; where those are many, for each value of the first.
+
+    Args:
+        records: Lines of ``records.csv``.
+        axes: Of the ablation.
+        over: The axis from left to right, of numbers.
+        metric: Column of the records.
+    """
+    others = [axis for axis in axes if axis.name != over.name]
+    lines = 1
+    for count, axis in enumerate(others):
+        lines *= len(axis.points)
+        if count and lines > MOST_CURVES:
+            others = others[:1]
+    columns = [AXIS + axis.name for axis in others]
+    found = []
+    for key, rows in grouped(steered(records, axes), columns).items():
+        along = {float(x): estimate(members, metric) for (x,), members in grouped(rows, [AXIS + over.name]).items()}
+        points = [(x, value) for x, value in sorted(along.items()) if value is not None]
+        if points:
+            label = ", ".join(f"{axis.name} = {value}" for axis, value in zip(others, key, strict=True))
+            found.append(Curve(label, tuple(x for x, _ in points), tuple(value for _, value in points)))
+    return found
+
+
+def heat(records: Sequence[Record], axes: Sequence[Axis], across: Axis, down: Axis, metric: str) -> list[list[Estimate | None]]:
+    """A metric over two axes, over all values of the others: ``down`` then ``across``."""
+    cells = grouped(steered(records, axes), [AXIS + down.name, AXIS + across.name])
+    by_place = {place: estimate(members, metric) for place, members in cells.items()}
+    return [[by_place.get((_text(y.value), _text(x.value))) for x in across.points] for y in down.points]
+
+
+def _text(value: Any) -> str:
+    """A value as ``records.csv`` has it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --------------------------------------------------------------------------------------------------------------- drawing
+
+
+def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record]) -> Iterator[Path]:
+    """Draw every metric but costs over every axis of numbers and every two axes, into ``plots/``; gives each file."""
+    varied = [axis for axis in axes if len(axis.points) > 1]
+    for metric in metrics_of(steered(records, axes), costs=False):
+        for axis in varied:
+            if axis.is_numeric:
+                yield _save(
+                    folder / PLOTS_FOLDER / f"{_slug(metric)}-over-{_slug(axis.name)}.png", _line(records, axes, axis, metric)
+                )
+        for across, down in itertools.combinations(varied, 2):
+            name = f"{_slug(metric)}-over-{_slug(across.name)}-and-{_slug(down.name)}.png"
+            yield _save(folder / PLOTS_FOLDER / name, _map(records, axes, across, down, metric))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")  # no pyplot: nothing global, no display
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(path: Path, figure: Figure) -> Path:
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> Figure:
+    figure, plot = _figure(7, 4.2)
+    for index, curve in enumerate(curves(records, axes, over, metric)):
+        means = [point.mean for point in curve.points]
+        style = ("-", "--", ":")[index // 10 % 3]
+        (drawn,) = plot.plot(curve.xs, means, style, marker="o", markersize=3.5, label=curve.label or metric)
+        low, high = [point.low for point in curve.points], [point.high for point in curve.points]
+        plot.fill_between(curve.xs, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    plain = estimate([record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN], metric)
+    if plain is not None:
+        plot.axhline(plain.mean, color="0.3", linestyle=(0, (4, 3)), linewidth=1, label=PLAIN)
+        plot.axhspan(plain.low, plain.high, color="0.3", alpha=0.1, linewidth=0)
+    plot.set_xlabel(over.name)
+    plot.set_ylabel(metric)
+    plot.set_title(f"{metric} over {over.name}, mean and 95 % interval", fontsize=10)
+    plot.grid(alpha=0.25)
+    if len(plot.get_legend_handles_labels()[0]) > 1:
+        plot.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def _map(records: Sequence[Record], axes: Sequence[Axis], across: Axis, down: Axis, metric: str) -> Figure:
+    table = heat(records, axes, across, down, metric)
+    figure, plot = _figure(2.2 + 0.75 * len(across.points), 1.6 + 0.45 * len(down.points))
+    values = [[float("nan") if cell is None else cell.mean for cell in line] for line in table]
+    known = [cell.mean for line in table for cell in line if cell is not None]
+    middle = min(known) + 0.6 * (max(known) - min(known))
+    image = plot.imshow(values, cmap="viridis", aspect="auto")
+    for y, line in enumerate(table):
+        for x, cell in enumerate(line):
+            if cell is not None:
+                dark = cell.mean < middle
+                plot.text(x, y, f"{cell.mean:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    plot.set_xticks(range(len(across.points)), [point.label for point in across.points], rotation=30, ha="right", fontsize=8)
+    plot.set_yticks(range(len(down.points)), [point.label for point in down.points], fontsize=8)
+    plot.set_xlabel(across.name)
+    plot.set_ylabel(down.name)
+    others = [axis.name for axis in axes if axis not in (across, down) and len(axis.points) > 1]
+    plot.set_title(metric + (f", over all {', '.join(others)}" if others else ""), fontsize=10)
+    figure.colorbar(image)
+    return figure

@@ -1,0 +1,117 @@
+"""From records to means with intervals, cell by cell or along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from attnguide.benchmark import bootstrap_interval
+from attnguide.records import AXIS, CELL, COSTS, SETTINGS, append_table, is_cell_column, replacing
+
+SUMMARY_FILE = "summary.csv"
+
+Record = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over rows.
+
+    Attributes:
+        mean: Of the rows that have the metric.
+        low: Lower end of the 95 % bootstrap interval over rows; the mean itself where there is one row.
+        high: Upper end.
+        n: Rows that have the metric.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
+    """Columns of numbers about rows, in their order.
+
+    Args:
+        records: Lines of ``records.csv``.
+        costs: Whether network passes, seconds and memory are among them.
+    """
+    hidden = {*SETTINGS, "status", *(() if costs else COSTS)}
+    names = dict.fromkeys(name for record in records for name, text in record.items() if text != "")
+    return [name for name in names if name not in hidden and not is_cell_column(name)]
+
+
+def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
+    """Mean of a metric with its interval; ``None`` where no row has it."""
+    values = [float(record[metric]) for record in records if record.get(metric)]
+    if not values:
+        return None
+    mean = fmean(values)
+    if len(set(values)) == 1:
+        return Estimate(mean, mean, mean, len(values))
+    low, high = bootstrap_interval(values)
+    return Estimate(mean, low, high, len(values))
+
+
+def grouped(records: Iterable[Record], columns: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
+    """Records by their values in some columns, in the order they first come."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record.get(column, "") for column in columns), []).append(record)
+    return groups
+
+
+def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
+    """Mean, 95 % interval and n of every metric in every cell; ``failed`` is the share of rows that gave no picture.
+
+    Returns:
+        One line for each cell and metric: ``cell``, the axes, ``metric``, ``mean``, ``low``, ``high``, ``n``.
+    """
+    axes = list(dict.fromkeys(name for record in records for name in record if name.startswith(AXIS)))
+    lines: list[dict[str, object]] = []
+    for rows in grouped(records, [CELL, *axes]).values():
+        place = {name: rows[0].get(name, "") for name in (CELL, *axes)}
+        marked = [{**row, "failed": "0" if row["status"] == "ok" else "1"} for row in rows]
+        for metric in [*metrics_of(rows), "failed"]:
+            found = estimate(marked, metric)
+            if found is not None:
+                lines.append({**place, "metric": metric, **vars(found)})
+    return lines
+
+
+def write_summary(path: Path, records: Sequence[Record]) -> list[dict[str, object]]:
+    """Write :func:`summarise` as a CSV file, whole or not at all."""
+    lines = summarise(records)
+    if lines:
+        with replacing(path) as temporary:
+            append_table(temporary, tuple(lines[0]), lines)
+    return lines
+
+
+def cell_table(records: Sequence[Record], limit: int = 60) -> str:
+    """Cells and their mean scores as aligned text.
+
+    Args:
+        records: Lines of ``records.csv``.
+        limit: Most cells; further ones are counted.
+    """
+    metrics = [name for name in metrics_of(records) if name not in ("peak_memory_mb",)]
+    cells = grouped(records, [CELL])
+    lines = [["cell", "rows", *(name.replace("unet_", "") for name in metrics)]]
+    for (name,), rows in list(cells.items())[:limit]:
+        means = [estimate(rows, metric) for metric in metrics]
+        lines.append([name, str(len(rows)), *("" if mean is None else _number(mean.mean) for mean in means)])
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    told = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    more = len(cells) - limit
+    return "\n".join([*(line.rstrip() for line in told), *([f"and {more} more cells, see {SUMMARY_FILE}"] if more > 0 else [])])
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -1,0 +1,296 @@
+"""``attnguide ablate``: a grid, a list or pairs of settings as one run, with sheets, curves and a summary."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnguide.ablation.axes import Ablation, Axis, Point, narrowed
+from attnguide.ablation.cells import Row, expand, refusal
+from attnguide.ablation.file import read_ablation
+from attnguide.cli import sample, values
+from attnguide.cli.arguments import parse
+from attnguide.cli.errors import UsageError
+from attnguide.cli.plan import Plan, make_plan
+from attnguide.cli.values import Setting
+from attnguide.rows import sample_to_dict
+from attnguide.types import Sample
+
+if TYPE_CHECKING:
+    from attnguide.ablation.callback import AblationLog
+    from attnguide.ablation.cost import Expected
+
+DESCRIPTION = """\
+Run an ablation: a base and axes in a YAML file of W&B's sweep schema span cells, each made for every prompt and seed, as the
+rows of one run. Everything goes to one folder: pictures, records.csv with cell and axes, a sheet for each prompt and seed,
+summary.csv, curves and heat maps. --AXIS VALUE picks values of an axis; any other option replaces one of the base."""
+
+EXAMPLES = """\
+examples:
+  attnguide ablate configs/ablations/function_scale.yaml --dry-run
+  attnguide ablate configs/ablations/function_scale.yaml --out runs/function_scale
+  attnguide ablate configs/ablations/function_scale.yaml --out runs/function_scale --resume
+  attnguide ablate configs/ablations/function_scale.yaml --method inject3 inject7 --method.scale 2
+  wandb sweep configs/ablations/function_scale.yaml"""
+
+_LEFT_OUT = ("compare",)
+_OWN = ("file", "dry_run")
+
+
+def settings() -> list[Setting]:
+    """Everything ``attnguide ablate`` can be told, axes of the file excepted."""
+    return [
+        Setting("file", values.words, None, "base and axes", metavar="FILE"),
+        *(setting for setting in sample.settings() if setting.name not in _LEFT_OUT),
+        Setting("dry_run", values.flag, False, "print the cells and what they cost, and do nothing"),
+    ]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; see :func:`attnguide.cli.main` for the status."""
+    words, known = list(argv), settings()
+    path = _file_of(words)
+    if path is None:
+        parse("attnguide ablate", words, known, description=DESCRIPTION, examples=EXAMPLES)  # --help ends here
+        raise UsageError("file: expected an ablation's YAML file first, like configs/ablations/function_scale.yaml; got none")
+    try:
+        readers = {setting.name: setting.read for setting in known if setting.name not in _OWN}
+        ablation, words = _picked(read_ablation(path, readers), words, known)
+        asked = parse("attnguide ablate", words, _with_base(known, ablation.base), description=DESCRIPTION, examples=EXAMPLES)
+        plan, rows = _plan(ablation, _merged(asked, known, ablation.base))
+        costs = _costs(ablation, rows)
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+    print(_headline(ablation, rows))
+    if asked["dry_run"]:
+        print(_cost_table(rows, costs))
+        return 0
+    from attnguide.ablation.callback import AblationLog
+    from attnguide.cli.execute import execute
+
+    log = AblationLog(ablation.axes, rows)
+    return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes))
+
+
+# ------------------------------------------------------------------------------------------------------------- the words
+
+
+def _file_of(words: Sequence[str]) -> str | None:
+    """The file, which is the first word that is no option and not after one that takes a value."""
+    for before, word in zip(["--dry-run", *words], words, strict=False):
+        takes_none = before in ("--dry-run", "--resume", "--values") or before.startswith("--no-") or "=" in before
+        if not word.startswith("-") and (takes_none or not before.startswith("--")):
+            return word
+    return None
+
+
+def _picked(ablation: Ablation, words: Sequence[str], known: Sequence[Setting]) -> tuple[Ablation, list[str]]:
+    """Axes narrowed to the values that were typed, and the words that are left for the settings.
+
+    A W&B agent types every parameter of the file, constants too.
+    """
+    options = {setting.name: setting.option for setting in known}
+    axes = {axis.name: axis for axis in (*ablation.axes, *_subject_axes(ablation))}
+    axes |= {key: Axis(key, (point,)) for point in ablation.fixed for key in point.changes}
+    picked: dict[str, list[str]] = {}
+    left: list[str] = []
+    waiting = list(words)
+    while waiting:
+        option, divider, value = waiting.pop(0).partition("=")
+        name = option.removeprefix("--")
+        if not option.startswith("--") or (name not in axes and name not in options):
+            left.append(option + divider + value)
+        elif name not in axes:
+            if not (divider and value == str(ablation.base.get(name))):
+                left.append(options[name] + divider + value)
+        else:
+            given = [value] if divider else []
+            while not divider and waiting and not waiting[0].startswith("--"):
+                given.append(waiting.pop(0))
+            if not given:
+                raise UsageError(f"{name}: expected a value of the axis; got nothing")
+            picked.setdefault(name, []).extend(given)
+    chosen = {name: narrowed(axes[name], given) for name, given in picked.items()}
+    return _narrowed(ablation, chosen), left
+
+
+def _subject_axes(ablation: Ablation) -> list[Axis]:
+    varied = [("prompt", ablation.prompts), ("seed", ablation.seeds)]
+    return [Axis(name, tuple(Point(value, {name: value}, 1) for value in found)) for name, found in varied if found]
+
+
+def _narrowed(ablation: Ablation, chosen: Mapping[str, Axis]) -> Ablation:
+    subjects = {name: tuple(point.value for point in chosen[name].points) for name in ("prompt", "seed") if name in chosen}
+    return replace(
+        ablation,
+        axes=tuple(chosen.get(axis.name, axis) for axis in ablation.axes),
+        prompts=subjects.get("prompt", ablation.prompts),
+        seeds=subjects.get("seed", ablation.seeds),
+    )
+
+
+def _with_base(known: Sequence[Setting], base: Mapping[str, Any]) -> list[Setting]:
+    """Settings whose defaults are the base's, but for those that are options without a value."""
+    return [
+        Setting(s.name, s.read, base[s.name], s.help, metavar=s.metavar, option=s.option, follows=s.follows)
+        if s.name in base and not isinstance(s.default, bool)
+        else s
+        for s in known
+    ]
+
+
+def _merged(asked: Mapping[str, Any], known: Sequence[Setting], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the run, as ``attnguide sample`` knows them."""
+    defaults = {setting.name: setting.default for setting in known}
+    switches = {name for name, default in defaults.items() if isinstance(default, bool) and name in base}
+    found = {name: base[name] if name in switches and asked[name] == defaults[name] else asked[name] for name in asked}
+    return {**{name: value for name, value in found.items() if name not in _OWN}, "compare": False}
+
+
+# -------------------------------------------------------------------------------------------------------------- the plan
+
+
+def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row]]:
+    """The rows, and the run that makes them.
+
+    Raises:
+        ValueError: If a cell or the base cannot be.
+    """
+    plan, subjects = _subjects(ablation, config)
+    rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"])
+    if not config["out"]:
+        folder = Path("runs") / f"{ablation.name}_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
+    else:
+        folder = Path(config["out"])
+    own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": None, "plain": False}
+    named = {key: value for key, value in (("project", ablation.project), ("group", ablation.name)) if value}
+    kept = {
+        **plan.config,
+        **own,
+        "rows": [sample_to_dict(row.sample) for row in rows],
+        "wandb": {**named, **config["wandb"]},
+    }
+    return Plan(kept, tuple(row.sample for row in rows), folder), rows
+
+
+def _read_methods(value: Any) -> list[dict[str, Any]]:
+    try:
+        return values.methods(value)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _subjects(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Sample]]:
+    """One row for each prompt and seed, without methods, and the last of the plans that made them."""
+    common = {**config, "methods": [], "plain": False, "compare": False, "seed": list(ablation.seeds) or config["seed"]}
+    prompts: Sequence[str | None] = ablation.prompts or [config["prompt"] or _first_prompt(ablation, config)]
+    subjects: list[Sample] = []
+    for index, prompt in enumerate(prompts):
+        try:
+            plan = make_plan({**common, "prompt": prompt})
+        except UsageError as error:
+            place = f"{ablation.path}, line {ablation.prompt_line}" if ablation.prompts else ablation.path
+            raise UsageError(f"{place}: {error}" if config["prompt"] == ablation.base.get("prompt") else str(error)) from error
+        prefix = f"p{index}-" if len(prompts) > 1 else ""
+        ids = [row.id if config["rows"] is not None else row.id.removesuffix("-plain") for row in plan.samples]
+        subjects += [replace(row, id=prefix + id) for row, id in zip(plan.samples, ids, strict=True)]
+    if any(row.methods for row in subjects):
+        raise UsageError(f"{ablation.path}: rows: expected rows without methods, which the cells bring; got some with")
+    return plan, subjects
+
+
+def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
+    """Where only axes say prompts, any of them stands in until the cells bring their own."""
+    if config["rows"] is not None:
+        return None
+    return next((cell.changes["prompt"] for cell in ablation.cells if "prompt" in cell.changes), None)
+
+
+# -------------------------------------------------------------------------------------------------------------- the cost
+
+
+def _costs(ablation: Ablation, rows: Sequence[Row]) -> list[Expected]:
+    """What every row costs.
+
+    Raises:
+        ValueError: If a method finds an option out of range.
+    """
+    from attnguide.ablation.cost import expected_cost
+
+    found = []
+    for row in rows:
+        try:
+            found.append(expected_cost(row.sample))
+        except (ValueError, TypeError) as error:
+            raise refusal(ablation, row, error) from error
+    return found
+
+
+def _headline(ablation: Ablation, rows: Sequence[Row]) -> str:
+    axes = " x ".join(f"{axis.name} ({len(axis.points)})" for axis in ablation.axes) or "none"
+    plain = sum(len(row.cell.points) < len(ablation.axes) for row in rows)
+    subjects = len({row.subject for row in rows})
+    lines = [f"ablation {ablation.name}: {axes}"]
+    pictures = f"{len(ablation.cells)} cells for {subjects} prompts and seeds"
+    lines.append(f"cells    {pictures}, {len(rows)} rows" + (f", {plain} of them plain" if plain else ""))
+    return "\n".join(lines)
+
+
+def _cost_table(rows: Sequence[Row], costs: Sequence[Expected]) -> str:
+    """Network passes of a row in every cell, and of all rows."""
+    from attnguide.ablation.cost import total
+
+    cells: dict[str, list[Expected]] = {}
+    for row, cost in zip(rows, costs, strict=True):
+        cells.setdefault(str(row.sample.tags["cell"]), []).append(cost)
+    lines = [("cell", "rows", "forwards a row", "backwards a row", "forwards in all", "backwards in all")]
+    for name, members in cells.items():
+        lines.append((name, str(len(members)), *_per_row(members), *_told(total(members))))
+    lines.append(("all", str(len(rows)), "", "", *_told(total(costs))))
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _per_row(members: Sequence[Expected]) -> tuple[str, str]:
+    if len(set(members)) == 1:
+        return _told(members[0])
+    return tuple(f"{min(found)}-{max(found)}" for found in ([m.forwards for m in members], [m.backwards for m in members]))  # type: ignore[return-value]
+
+
+def _told(cost: Expected) -> tuple[str, str]:
+    """Forwards and backwards; where thresholds decide, the most there can be."""
+    extra = cost.most - cost.forwards
+    if not extra:
+        return str(cost.forwards), str(cost.backwards)
+    return f"{cost.forwards} to {cost.most}", f"{cost.backwards} to {cost.backwards + extra}"
+
+
+# --------------------------------------------------------------------------------------------------------------- the end
+
+
+def _tell(plan: Plan, log: AblationLog, notes: Sequence[str]) -> int:
+    """Print cells with their means, failures and where things are; 1 if a row failed."""
+    from attnguide.ablation.outputs import places, records_of, write_outputs
+    from attnguide.ablation.plots import can_plot
+    from attnguide.ablation.summary import cell_table
+
+    if not log.written:
+        list(write_outputs(plan.folder, log.axes, log.rows))
+    records = list(records_of(plan.folder, log.rows).values())
+    failed = [record for record in records if record["status"] != "ok"]
+    lines = ["", cell_table(records)] if records else [""]
+    lines += [f"failed   {record['id']}: {record['status']}" for record in failed]
+    missing = len(plan.samples) - len(records)
+    if missing:
+        lines.append(f"missing  {missing} of {len(plan.samples)} rows; go on with --resume --out {plan.folder}")
+    lines += ["", *(f"{path}  {what}" for path, what in places(plan.folder))]
+    lines += [] if can_plot() else ["curves and heat maps need matplotlib: pip install 'attnguide[plots]'"]
+    print("\n".join([*lines, *notes]))
+    return 1 if failed else 0

@@ -1,0 +1,43 @@
+"""What is expected is what the ledger counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attnguide.ablation.cost import Expected, expected_cost
+from attnguide.sampling.table import sample_batch
+from attnguide.types import MethodConfig
+from tests import tiny
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("inject5", {"scale": 2.0, "start": 0.2}, {}),
+    ("mask_guidance", {"iterations": 2}, {}),
+    ("mask_guidance", {"start": 0.4, "stop": 1.0, "unit": "timestep"}, {"cfg_scale": 1.0}),
+    ("pag", {}, {}),
+    ("prompt_to_prompt", {"source_prompt": "a red dog and a blue ball"}, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "settings"), CASES)
+def test_expected_is_counted(name: str, options: dict[str, Any], settings: dict[str, Any]) -> None:
+    row = tiny.row(methods=(MethodConfig(name, options),), **settings)
+    cost = sample_batch(tiny.model(), [row])[0].cost
+    expected = expected_cost(row)
+    assert (expected.forwards, expected.backwards) == (cost.unet_forwards, cost.unet_backwards)
+
+
+def test_plain_and_best_of_k() -> None:
+    assert expected_cost(tiny.row()) == Expected(8, 0, 8)
+    assert expected_cost(tiny.row(methods=(MethodConfig("best_of_k", {"k": 3}),))) == Expected(24, 0, 24)
+
+
+def test_thresholds_give_a_range() -> None:
+    cost = expected_cost(tiny.row(methods=(MethodConfig("mask_guidance", {"until": 0.1, "iterations": 5}),)))
+    assert cost == Expected(8 + 2, 0, 8 + 2 * 5)  # half of four steps
+
+
+def test_options_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="iterations must be at least 0"):
+        expected_cost(tiny.row(methods=(MethodConfig("mask_guidance", {"iterations": -1}),)))

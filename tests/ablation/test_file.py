@@ -1,0 +1,116 @@
+"""A file to axes, and what is wrong with it by line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Read
+
+GRID = """\
+base:
+  prompt: a red cat
+  steps: 4
+method: grid
+parameters:
+  method: {values: [inject1, inject5]}
+  method.scale:
+    values:
+      - 1
+      - 2.5
+  cfg_scale: {value: 3}
+  seed: {values: [4, 7]}
+command: [attnguide, ablate, trial.yaml, "${args}"]
+program: ignored.py
+"""
+
+
+def test_a_sweep_file_is_read_as_it_is(read: Read) -> None:
+    found = read(GRID)
+    assert found.name == "trial" and found.seeds == (4, 7)
+    assert found.base == {"prompt": "a red cat", "steps": 4, "cfg_scale": 3.0}
+    assert [axis.name for axis in found.axes] == ["method", "method.scale"]
+    assert [axis.is_numeric for axis in found.axes] == [False, True]
+    assert [cell.name for cell in found.cells] == ["inject1, 1", "inject1, 2.5", "inject5, 1", "inject5, 2.5"]
+    last = found.cells[-1]
+    assert last.values == {"method": "inject5", "method.scale": 2.5}
+    assert last.line_of("method.scale") == 10 and last.line_of("method") == 6
+
+
+def test_lists_and_pairs_are_axes_of_several_settings(read: Read) -> None:
+    found = read(
+        "paired:\n  function:\n    method: [inject1, inject3]\n    method.scale: [3, 30]\n"
+        "list:\n  words:\n    both: {steps: 2}\n    first:\n      steps: 3\n      cfg_scale: 1\n"
+    )
+    assert {axis.name: [point.label for point in axis.points] for axis in found.axes} == {
+        "words": ["both", "first"],
+        "function": ["inject1", "inject3"],
+    }
+    assert found.cells[-1].changes == {"steps": 3, "cfg_scale": 1.0, "method": "inject3", "method.scale": 30}
+
+
+def test_a_parameter_picks_from_a_list_and_gives_its_place(read: Read) -> None:
+    found = read(
+        "parameters:\n  steps: {values: [2, 3]}\n  words: {values: [b, c]}\n  cfg_scale: {values: [1, 2]}\n"
+        "list:\n  words:\n    a: {height: 8}\n    b: {height: 16}\n    c: {height: 24}\n"
+    )
+    assert [axis.name for axis in found.axes] == ["steps", "words", "cfg_scale"]
+    assert [point.label for point in found.axes[1].points] == ["b", "c"]
+
+
+def test_base_may_be_a_file(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("prompt: a dog\nsteps: 3\n")
+    found = read("base: base.yaml\nparameters:\n  steps: {values: [1]}\n")
+    assert found.base == {"prompt": "a dog", "steps": 3}
+
+
+def _parameters(body: str) -> str:
+    return f"base:\n  prompt: a cat\nparameters:\n{body}"
+
+
+WRONG = [
+    ("- a\n", 1, ["base and parameters"]),
+    ("base: {prompt: a cat}\n", 1, ["at least one axis"]),
+    ("base:\n  promt: a cat\n", 2, ["'promt'", "did you mean 'prompt'"]),
+    ("base:\n  prompt: a cat\n  steps: ten\n", 3, ["steps", "whole number", "'ten'"]),
+    ("base: gone.yaml\n", 1, ["gone.yaml", "does not exist"]),
+    ("prompt: a cat\n", 1, ["unknown key 'prompt'", "base"]),
+    ("base: {prompt: a cat}\nmethod: bayes\n", 2, ["grid", "'bayes'"]),
+    (_parameters("  stepz: {values: [1]}\n"), 4, ["'stepz'", "did you mean 'steps'"]),
+    (_parameters("  method.scale:\n    values: []\n"), 5, ["method.scale", "at least one value", "[]"]),
+    (_parameters("  steps:\n    values: 3\n"), 5, ["steps", "at least one value", "3"]),
+    (_parameters("  steps: {min: 1, max: 4}\n"), 4, ["steps", "values: [...]", "'min'"]),
+    (_parameters("  steps:\n    values:\n    - 2\n    - many\n"), 7, ["steps", "whole number", "'many'"]),
+    (_parameters("  steps:\n    values:\n    - 2\n    - 2\n"), 7, ["steps", "2 stands twice"]),
+    (_parameters("  method:\n    values: [inject1, injekt2]\n"), 5, ["'injekt2'", "did you mean"]),
+    (_parameters("  method: {values: [3]}\n"), 4, ["name of a method", "3"]),
+    (_parameters("  mask_guidance.stepsize: {values: [3]}\n"), 4, ["'stepsize'", "did you mean 'step_size'"]),
+    (_parameters("  mask_guidance.step_size: {values: [3, big]}\n"), 4, ["step_size", "finite number", "'big'"]),
+    (_parameters("  model: {values: [shapes, other]}\n"), 4, ["model", "common to a run", "base"]),
+    (_parameters("  seed: {values: ['0..3']}\n"), 4, ["seed", "whole number", "'0..3'"]),
+    (_parameters("  steps: {values: [1]}\n  steps: {values: [2]}\n"), 5, ["'steps' stands twice"]),
+    (_parameters("  steps: {values: [1]}\nlist:\n  a:\n    x: {steps: 2}\n"), 7, ["steps", "'steps'", "line 4 as well"]),
+    (_parameters("  method.start: {value: 0.5}\nlist:\n  a:\n    x: {method.start: 2}\n"), 7, ["method.start", "line 4"]),
+    (_parameters("  method: {values: [inject1]}\nlist:\n  a:\n    x: {methods: [inject1]}\n"), 7, ["methods", "line 4"]),
+    ("list:\n  steps:\n    x: {steps: 2}\n", 2, ["no setting's", "'steps'"]),
+    ("list:\n  a: {}\n", 2, ["at least one name"]),
+    ("list:\n  a:\n    x: 3\n", 3, ["names and values", "3"]),
+    ("list:\n  a:\n    x: {stps: 2}\n", 3, ["'stps'", "steps"]),
+    ("list:\n  a: {x: {steps: 2}}\npaired:\n  a: {cfg_scale: [2]}\n", 4, ["no other axis"]),
+    ("paired:\n  a:\n    steps: [1, 2]\n    cfg_scale: [1]\n", 2, ["2 of steps, 1 of cfg_scale"]),
+    ("paired:\n  a:\n    steps: []\n", 3, ["steps", "at least one value"]),
+    ("parameters:\n  a: {values: [y]}\nlist:\n  a: {x: {steps: 2}}\n", 2, ["one of x", "'y'"]),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "said"), WRONG, ids=[said[0] for _, _, said in WRONG])
+def test_mistakes_are_told_by_line(read: Read, text: str, line: int, said: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        read(text)
+    message = str(caught.value)
+    if "gone.yaml" not in message:
+        assert f"trial.yaml, line {line}: " in message
+    for part in said:
+        assert part in message
+    assert "\n" not in message

@@ -1,0 +1,75 @@
+"""Means with intervals from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attnguide.ablation.summary import cell_table, estimate, metrics_of, summarise, write_summary
+from attnguide.records import read_table
+
+
+def record(id: str, cell: str, scale: str, hit: str, status: str = "ok") -> dict[str, str]:
+    """A line of ``records.csv``."""
+    return {
+        "id": id,
+        "seed": "0",
+        "method": "inject1",
+        "cell": cell,
+        "axis.scale": scale,
+        "hit": hit,
+        "unet_forwards": "8",
+        "seconds": "1.5",
+        "status": status,
+    }
+
+
+RECORDS = [
+    record("0", "a", "1", "0"),
+    record("1", "a", "1", "1"),
+    record("2", "b", "2", "0.25"),
+    record("3", "b", "2", "", "nan"),
+]
+
+
+def test_metrics_are_the_numbers_about_rows() -> None:
+    assert metrics_of(RECORDS) == ["hit", "unet_forwards", "seconds"]
+    assert metrics_of(RECORDS, costs=False) == ["hit"]
+
+
+def test_an_interval_holds_its_mean_and_narrows_with_rows() -> None:
+    few = estimate(RECORDS[:2], "hit")
+    many = estimate(RECORDS[:2] * 50, "hit")
+    assert few is not None and many is not None
+    assert (few.mean, few.low, few.high, few.n) == (0.5, 0, 1, 2)
+    assert many.mean == 0.5 and 0.35 < many.low < 0.5 < many.high < 0.65 and many.n == 100
+    assert estimate(RECORDS, "absent") is None
+
+
+def test_summary_has_a_line_for_each_cell_and_metric(tmp_path: Path) -> None:
+    write_summary(tmp_path / "summary.csv", RECORDS)
+    lines = read_table(tmp_path / "summary.csv")
+    assert list(lines[0]) == ["cell", "axis.scale", "metric", "mean", "low", "high", "n"]
+    found = {(line["cell"], line["metric"]): line for line in lines}
+    assert (found["a", "hit"]["mean"], found["a", "hit"]["n"]) == ("0.5", "2")
+    assert (found["b", "hit"]["mean"], found["b", "hit"]["n"], found["b", "hit"]["axis.scale"]) == ("0.25", "1", "2")
+    assert (found["b", "failed"]["mean"], found["b", "failed"]["n"]) == ("0.5", "2")
+
+
+def test_a_cell_whose_rows_all_failed_is_there() -> None:
+    lines = summarise([record("0", "a", "1", "", "stopped")])
+    assert [line["mean"] for line in lines if line["metric"] == "failed"] == [1.0]
+
+
+def test_table_of_cells() -> None:
+    told = cell_table(RECORDS).splitlines()
+    assert told[0].split() == ["cell", "rows", "hit", "forwards", "seconds"]
+    assert told[1].split() == ["a", "2", "0.500", "8.000", "1.500"]
+    assert cell_table(RECORDS, limit=1).splitlines()[-1] == "and 1 more cells, see summary.csv"
+
+
+@pytest.mark.parametrize("value", ["0.25", "1"])
+def test_one_row_has_no_spread(value: str) -> None:
+    found = estimate([record("0", "a", "1", value)], "hit")
+    assert found is not None and found.low == found.high == found.mean == float(value)

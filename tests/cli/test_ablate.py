@@ -1,0 +1,191 @@
+"""``attnguide ablate`` from a file to a run folder."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from attnguide.cli import main
+from attnguide.records import read_records, read_table
+from tests import tiny
+
+from .conftest import Command
+
+FILE = f"""\
+base:
+  prompt: {tiny.PROMPT}
+  regions: ["red cat=0,0,0.5,1", "blue ball=0.5,0.25,1,1"]
+  steps: 2
+  maps: false
+  logger: none
+method: grid
+parameters:
+  method: {{values: [inject1, inject5]}}
+  method.scale: {{values: [1, 2.5]}}
+  method.start: {{value: 0}}
+  seed: {{values: [0, 1]}}
+  cfg_scale: {{value: 4}}
+command: [attnguide, ablate, trial.yaml, "${{args}}"]
+"""
+CELLS = ["plain", "inject1, 1", "inject1, 2.5", "inject5, 1", "inject5, 2.5"]
+
+
+@pytest.fixture(scope="module")
+def first(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """One run that many tests look at, and what it said."""
+    folder, said = tmp_path_factory.mktemp("ablations"), io.StringIO()
+    (folder / "trial.yaml").write_text(FILE)
+    words = ["ablate", str(folder / "trial.yaml"), "--model", str(tiny_folder), "--out", str(folder / "run")]
+    with redirect_stdout(said), redirect_stderr(io.StringIO()):
+        assert main([*words, "--logger", "wandb"]) == 0
+    yield folder / "run", said.getvalue()
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_cell_is_on_record_with_its_axes(first: tuple[Path, str]) -> None:
+    records = read_records(first[0])
+    assert len(records) == 10 and all(record["status"] == "ok" for record in records)
+    assert list(dict.fromkeys(record["cell"] for record in records)) == CELLS
+    last = next(record for record in records if record["id"] == "seed1-inject5-2.5")
+    assert (last["axis.method"], last["axis.method.scale"], last["seed"], last["cfg_scale"]) == ("inject5", "2.5", "1", "4")
+    assert last["options"] == '{"inject5": {"scale": 2.5, "start": 0}}'
+    columns = list(records[0])
+    assert columns.index("tags") < columns.index("cell") < columns.index("axis.method") < columns.index("unet_forwards")
+
+
+def test_what_lies_in_the_folder(first: tuple[Path, str]) -> None:
+    folder, said = first
+    lines = read_table(folder / "summary.csv")
+    assert {line["cell"] for line in lines} == set(CELLS)
+    assert {line["n"] for line in lines} == {"2"} and "inside" in {line["metric"] for line in lines}
+    for name in ("sheets/seed0.png", "sheets/seed1.png", "plots/inside-over-method.scale.png", "sheet.png"):
+        assert Image.open(folder / name).size > (100, 100)
+    for text in ("method (2) x method.scale (2)", "4 cells for 2 prompts and seeds, 10 rows, 2 of them plain"):
+        assert text in said
+    assert f"{folder}/summary.csv" in said and "inject5, 2.5" in said
+
+
+def test_wandb_has_the_group_tables_and_plots(first: tuple[Path, str]) -> None:
+    folder, said = first
+    assert "wandb sync" in said
+    assert yaml.safe_load((folder / "config.yaml").read_text())["wandb"] == {"group": "trial"}
+    kept = {
+        path.name.rsplit("_", 2)[0] for path in folder.glob("wandb/offline-run-*/files/media/*/ablation/**/*") if path.is_file()
+    }
+    assert {"summary", "cells", "inside over method.scale_table", "seed0", "inside-over-method.scale"} <= kept
+
+
+def test_the_kept_configuration_makes_the_same_run(first: tuple[Path, str], attnguide: Command) -> None:
+    assert attnguide("sample", "--config", first[0] / "config.yaml", "--logger", "none", "--out", "again").status == 0
+    pictures = {name: content for name, content in _files(first[0]).items() if name.startswith("samples/")}
+    assert {name: content for name, content in _files(Path("again")).items() if name.startswith("samples/")} == pictures
+
+
+@pytest.mark.usefixtures("no_model")
+def test_resume_of_a_complete_run_draws_again_and_loads_nothing(
+    first: tuple[Path, str], tiny_folder: Path, attnguide: Command
+) -> None:
+    shutil.copytree(first[0], "run")
+    before = Path("run/summary.csv").read_bytes()
+    Path("run/summary.csv").unlink()
+    words = ["ablate", first[0].parent / "trial.yaml", "--model", tiny_folder, "--logger", "wandb"]
+    ended = attnguide(*words, "--out", "run", "--resume")
+    assert ended.status == 0 and "10 of 10 rows are complete" in ended.out
+    assert Path("run/summary.csv").read_bytes() == before
+
+
+def test_resume_makes_only_what_is_missing(first: tuple[Path, str], tiny_folder: Path, attnguide: Command) -> None:
+    shutil.copytree(first[0], "run")
+    missing = Path("run/samples/seed1-inject1-1.png")
+    picture = missing.read_bytes()
+    missing.unlink()
+    words = ["ablate", first[0].parent / "trial.yaml", "--model", tiny_folder, "--logger", "none"]
+    ended = attnguide(*words, "--out", "run", "--resume")
+    assert ended.status == 0 and "9 of 10 rows are complete" in ended.out and ended.err.count("\n") == 1
+    assert missing.read_bytes() == picture and len(read_records("run")) == 10
+
+
+def test_values_are_picked_as_a_wandb_agent_types_them(tiny_folder: Path, attnguide: Command) -> None:
+    Path("trial.yaml").write_text(FILE)
+    agent = ["--cfg_scale=4", "--method=inject5", "--method.scale=2.5", "--method.start=0", "--seed=1"]
+    words = ["ablate", "trial.yaml", *agent, "--no-plain", "--steps", "1", "--model", tiny_folder, "--out", "run"]
+    assert attnguide(*words).status == 0
+    (record,) = read_records("run")
+    assert (record["id"], record["cell"], record["steps"], record["seed"]) == ("seed1-inject5-2.5", "inject5, 2.5", "1", "1")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_dry_run_tells_cells_and_costs_and_writes_nothing(attnguide: Command) -> None:
+    Path("trial.yaml").write_text(FILE.replace("inject5", "mask_guidance").replace("  method.start: {value: 0}\n", ""))
+    ended = attnguide("ablate", "trial.yaml", "--steps", "10", "--method.scale", "2.5", "--dry-run")
+    assert ended.status == 0 and list(Path().iterdir()) == [Path("trial.yaml")]
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert ["mask_guidance,", "2.5", "2", "25", "5", "50", "10"] in rows
+    assert ["all", "6", "130", "10"] in rows
+
+
+@pytest.mark.usefixtures("no_model")
+def test_prompts_and_rows_are_not_cells(attnguide: Command) -> None:
+    Path("trial.yaml").write_text("parameters:\n  prompt: {values: [a cat, a dog]}\n  steps: {values: [1, 2]}\n")
+    assert "2 cells for 2 prompts and seeds, 4 rows\n" in attnguide("ablate", "trial.yaml", "--dry-run").out
+    Path("rows.yaml").write_text("- prompt: a cat\n- {prompt: a dog, id: dog}\n")
+    Path("trial.yaml").write_text("base: {rows: rows.yaml, seed: 0..2}\nparameters:\n  steps: {values: [1, 2]}\n")
+    assert "2 cells for 6 prompts and seeds, 12 rows\n" in attnguide("ablate", "trial.yaml", "--dry-run").out
+
+
+@pytest.mark.usefixtures("no_model")
+def test_axes_may_bring_the_prompt(attnguide: Command) -> None:
+    Path("trial.yaml").write_text("list:\n  animal:\n    cat: {prompt: a cat}\n    dog: {prompt: a dog}\n")
+    assert "2 cells for 1 prompts and seeds, 2 rows\n" in attnguide("ablate", "trial.yaml", "--dry-run").out
+
+
+BASE = "base: {prompt: a red cat, regions: ['red cat=0,0,1,1']}\n"
+WRONG = [
+    ([], "", ["file: expected an ablation's YAML file"]),
+    (["gone.yaml"], "", ["'gone.yaml' does not exist"]),
+    (["trial.yaml"], "parameters: [a\n", ["trial.yaml, line 2", "not valid YAML"]),
+    (["trial.yaml"], f"{BASE}parameters:\n  stpes: {{values: [1]}}\n", ["trial.yaml, line 3", "did you mean 'steps'"]),
+    (
+        ["trial.yaml"],
+        f"{BASE}parameters:\n  method: {{values: [mask_guidance]}}\n  method.iterations:\n    values: [1, -1]\n",
+        ["trial.yaml, line 5", "cell 'mask_guidance, -1'", "iterations must be at least 0; got -1"],
+    ),
+    (
+        ["trial.yaml"],
+        "base: {prompt: a cat, regions: ['dog=0,0,1,1']}\nparameters:\n  steps: {values: [1]}\n",
+        ["trial.yaml", "'dog'"],
+    ),
+    (["trial.yaml", "--steps", "7"], f"{BASE}parameters:\n  steps: {{values: [1, 2]}}\n", ["steps", "one of 1, 2", "'7'"]),
+    (["trial.yaml", "--steps"], f"{BASE}parameters:\n  steps: {{values: [1, 2]}}\n", ["steps", "got nothing"]),
+    (["trial.yaml", "--stepz", "7"], f"{BASE}parameters:\n  cfg_scale: {{values: [1, 2]}}\n", ["'--stepz'", "did you mean"]),
+    (["trial.yaml", "--resume"], f"{BASE}parameters:\n  steps: {{values: [1, 2]}}\n", ["resume", "--out"]),
+]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("words", "text", "said"), WRONG, ids=[" ".join(said) for _, _, said in WRONG])
+def test_mistakes_are_told_before_anything_is_done(words: list[str], text: str, said: list[str], attnguide: Command) -> None:
+    if text:
+        Path("trial.yaml").write_text(text)
+    before = _files(Path())
+    ended = attnguide("ablate", *words)
+    assert ended.status == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1
+    for part in said:
+        assert part in ended.err
+    assert _files(Path()) == before
+
+
+def test_help_tells_how(attnguide: Command) -> None:
+    ended = attnguide("ablate", "--help")
+    assert ended.status == 0 and "--dry-run" in ended.out and "wandb sweep" in ended.out
+    assert "ablate" in attnguide("--help").out
