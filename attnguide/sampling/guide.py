@@ -69,12 +69,12 @@ def optimise(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> 
     rows = list(run.alive)
     inputs = run.scheduler.scale_model_input(latents, step)[rows]
     found = guidance.optimise(inputs.detach(), _Trials(run, guidance, step, rows))
-    change = torch.zeros_like(latents)
-    change[rows] = ((found - inputs) / run.scheduler.input_scale(step)).to(latents.dtype)
-    if not bool(change.any()):
-        return latents
-    run.scheduler.latents_moved(change, step)
-    return latents + change
+    kept = (found == inputs).flatten(1).all(1).view(-1, 1, 1, 1)
+    moved = latents.clone()
+    moved[rows] = torch.where(kept, latents[rows], (found / run.scheduler.input_scale(step)).to(latents.dtype))
+    if not bool(kept.all()):
+        run.scheduler.latents_moved(moved - latents, step)
+    return moved
 
 
 class _Trials:

@@ -1,0 +1,99 @@
+"""What a guidance may do beside a gradient on latents: edits of its own, and latents replaced before a step."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.base import Guidance, LossOutput, Trials
+from attnguide.prompt.targets import Targets
+from attnguide.sampling.observer import Observer
+from attnguide.sampling.sampler import Sampler
+from attnguide.schedules import Window
+from attnguide.types import PassContext, Step
+from tests import tiny
+
+
+class _Seen(Edit):
+    sites = SiteSelector(kind="self")
+    stages = frozenset({"scores"})
+
+    def __init__(self) -> None:
+        self.kinds: set[str] = set()
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        self.kinds.add(context.kind)
+        return scores
+
+
+class _Replacing(Guidance):
+    name = "replacing"
+
+    def __init__(self, at: float, value: float | None, stop: float = 0.0) -> None:
+        super().__init__(window=Window(0.0, stop))
+        self.optimise_at, self.value, self.edit = at, value, _Seen()
+        self.calls: list[tuple[int, float]] = []
+        self.noises: list[Tensor] = []
+
+    def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
+        return [self.edit]
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        loss = sum(probs[:, :, :, 2].mean((1, 2)) for probs in maps.probs.values())
+        assert isinstance(loss, Tensor)
+        return LossOutput(loss, loss.detach())
+
+    def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+        self.calls.append((trials.step.index, float(latents.std())))
+        self.noises.append(trials.noise(0, latents[0]))
+        return latents if self.value is None else torch.full_like(latents, self.value)
+
+
+class _Latents(Observer):
+    def __init__(self) -> None:
+        self.before: list[Tensor] = []
+
+    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
+        self.before.append(latents)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "unipc"])
+def test_latents_are_replaced_once_in_the_scale_that_the_network_reads(scheduler: str) -> None:
+    row = tiny.row(steps=4, scheduler=scheduler)
+    plain = Sampler(tiny.model()).run([row])[0].latents
+    idle, zero = _Replacing(0.0, None), _Replacing(0.5, 0.0)
+    kept = Sampler(tiny.model(), [idle]).run([row])[0].latents
+    assert plain is not None and kept is not None
+    torch.testing.assert_close(kept, plain, rtol=0, atol=1e-4)  # the edit forms scores, which the fused kernel does not
+    watch = _Latents()
+    Sampler(tiny.model(), [zero], observer=watch).run([row])
+    count = len(watch.before)
+    assert len(zero.calls) == 1 and abs(zero.calls[0][0] - count / 2) <= 1
+    # Near unit variance at the start, also where the scheduler's latents are fifteen times as large.
+    assert idle.calls[0][0] == 0 and 0.9 < idle.calls[0][1] < 1.1
+    other = _Latents()
+    Sampler(tiny.model(), [_Replacing(0.5, 0.0)], observer=other).run([tiny.row(steps=4, scheduler=scheduler, seed=8)])
+    index = zero.calls[0][0]
+    if scheduler in ("ddim", "euler"):  # nothing of the seed is left in methods that remember no earlier step
+        torch.testing.assert_close(watch.before[index], other.before[index], rtol=0, atol=1e-5)
+
+
+def test_further_noise_is_the_row_s_own() -> None:
+    methods = [_Replacing(0.0, None) for _ in range(3)]
+    rows = [tiny.row("0", seed=3), tiny.row("1", seed=4)]
+    Sampler(tiny.model(), [methods[0]]).run(rows)
+    Sampler(tiny.model(), [methods[1]]).run(rows[:1])
+    Sampler(tiny.model(), [methods[2]]).run(rows[1:])
+    assert torch.equal(methods[0].noises[0], methods[1].noises[0])
+    assert not torch.equal(methods[0].noises[0], methods[2].noises[0])
+
+
+def test_edits_of_a_guidance_are_in_place_in_its_own_guide_passes_and_in_denoising() -> None:
+    acting, idle = _Replacing(0.0, None, stop=1.0), _Replacing(0.0, None, stop=0.0)
+    Sampler(tiny.model(), [acting, idle]).run([tiny.row(steps=2)])
+    assert acting.edit.kinds == {"guide", "denoise"}
+    assert idle.edit.kinds == {"denoise"}
