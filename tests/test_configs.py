@@ -76,8 +76,8 @@ def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pyte
     words = command_of(path)
     assert words == ["attnguide", "ablate", str(path)]
     content = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
-    if "command" in content:
-        assert content["command"] == [*words, "${args}"]
+    assert content["command"] == [*words, "${args}"]
+    assert content["method"] == "grid" and content["parameters"]  # which W&B needs
     monkeypatch.chdir(ROOT)
     run = str(tmp_path / "run")
     small = ["--seed", "0", "--steps", "2", *SMALL, *QUIET, "--model", model, "--out", run]
@@ -94,8 +94,7 @@ def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pyte
 def _last_values(content: dict[str, Any]) -> list[str]:
     """``--axis value`` for every axis of an ablation."""
     last = {name: spec["values"][-1] for name, spec in content.get("parameters", {}).items() if "values" in spec}
-    last |= {name: list(cells)[-1] for name, cells in content.get("list", {}).items() if name not in last}
-    last |= {name: next(iter(columns.values()))[-1] for name, columns in content.get("paired", {}).items()}
+    assert {*content.get("list", ()), *content.get("paired", ())} <= set(last)  # all of it can be told to W&B
     return [word for name, value in last.items() for word in (f"--{name}", str(value))]
 
 

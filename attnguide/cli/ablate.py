@@ -65,12 +65,14 @@ def run(argv: Sequence[str]) -> int:
         costs = _costs(ablation, rows)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-    print(_headline(ablation, rows))
+    from attnguide.cli.execute import execute, is_first_process
+
+    if is_first_process():
+        print(_headline(ablation, rows), flush=True)
     if asked["dry_run"]:
         print(_cost_table(rows, costs))
         return 0
     from attnguide.ablation.callback import AblationLog
-    from attnguide.cli.execute import execute
 
     log = AblationLog(ablation.axes, rows)
     return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes))

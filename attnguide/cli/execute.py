@@ -40,7 +40,7 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
     Raises:
         UsageError: If the folder, the device, an option or the model cannot be used; nothing is written then.
     """
-    first = _is_first_process()
+    first = is_first_process()
     try:
         if first:
             check_run_folder(plan.folder, plan.kept_config, resume=plan.resume, ignore=(*MAY_DIFFER, "dtype"))
@@ -70,7 +70,7 @@ def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bo
     return _predict(plan, config, model, done, further)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this is the process that the user started, or one that Lightning started for another device."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
 
