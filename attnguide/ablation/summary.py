@@ -33,7 +33,7 @@ class Estimate:
 
 
 def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
-    """Columns of numbers about rows, in their order.
+    """Columns of numbers about rows, costs last.
 
     Args:
         records: Lines of ``records.csv``.
@@ -41,7 +41,8 @@ def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
     """
     hidden = {*SETTINGS, "status", *(() if costs else COSTS)}
     names = dict.fromkeys(name for record in records for name, text in record.items() if text != "")
-    return [name for name in names if name not in hidden and not is_cell_column(name)]
+    found = [name for name in names if name not in hidden and not is_cell_column(name)]
+    return sorted(found, key=lambda name: name in COSTS)
 
 
 def estimate(records: Iterable[Record], metric: str) -> Estimate | None:

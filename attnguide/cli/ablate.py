@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -164,10 +165,7 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     """
     plan, subjects = _subjects(ablation, config)
     rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"])
-    if not config["out"]:
-        folder = Path("runs") / f"{ablation.name}_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
-    else:
-        folder = Path(config["out"])
+    folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)
     own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": None, "plain": False}
     named = {key: value for key, value in (("project", ablation.project), ("group", ablation.name)) if value}
     kept = {
@@ -177,6 +175,12 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
         "wandb": {**named, **config["wandb"]},
     }
     return Plan(kept, tuple(row.sample for row in rows), folder), rows
+
+
+def _new_folder(name: str) -> Path:
+    """A folder of the run's own; several agents of a W&B sweep may begin in the same second."""
+    run = os.environ.get("WANDB_RUN_ID")
+    return Path("runs") / "_".join([name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), *([run] if run else [])])
 
 
 def _read_methods(value: Any) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ RECORDS = [
 def test_metrics_are_the_numbers_about_rows() -> None:
     assert metrics_of(RECORDS) == ["hit", "unet_forwards", "seconds"]
     assert metrics_of(RECORDS, costs=False) == ["hit"]
+    assert metrics_of([*RECORDS, {"later": "1"}]) == ["hit", "later", "unet_forwards", "seconds"]
 
 
 def test_an_interval_holds_its_mean_and_narrows_with_rows() -> None:

@@ -134,6 +134,17 @@ def test_dry_run_tells_cells_and_costs_and_writes_nothing(attnguide: Command) ->
     assert ["all", "6", "130", "10"] in rows
 
 
+def test_runs_of_a_sweep_have_folders_of_their_own(
+    tiny_folder: Path, attnguide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("trial.yaml").write_text(FILE)
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    words = ["--method", "inject1", "--method.scale", "1", "--seed", "0", "--no-plain", "--no-norms", "--model", tiny_folder]
+    assert attnguide("ablate", "trial.yaml", *words).status == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("trial_2") and folder.name.endswith("_abc123")
+
+
 @pytest.mark.usefixtures("no_model")
 def test_prompts_and_rows_are_not_cells(attnguide: Command) -> None:
     Path("trial.yaml").write_text("parameters:\n  prompt: {values: [a cat, a dog]}\n  steps: {values: [1, 2]}\n")
