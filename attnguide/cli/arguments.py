@@ -94,12 +94,15 @@ def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
         UsageError: If a value is missing, or an option of a method stands before any method.
     """
     repeatable = {setting.option: setting for setting in settings if setting.follows is not None}
+    # A W&B agent types the names of settings as files have them: --cfg_scale=3.
+    spelt = {f"--{s.name}": s.option for s in settings if "_" in s.name and not isinstance(s.default, bool)}
     found: dict[str, list[Any]] = {}
     files: list[str] = []
     rest: list[str] = []
     words = list(argv)
     while words:
         option, divider, value = words.pop(0).partition("=")
+        option = spelt.get(option, option)
         if option == "--config":
             files += [option, value if divider else _values(option, words, None)[0]]
             continue

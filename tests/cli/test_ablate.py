@@ -125,6 +125,13 @@ def test_values_are_picked_as_a_wandb_agent_types_them(tiny_folder: Path, attngu
 
 
 @pytest.mark.usefixtures("no_model")
+def test_a_sweep_may_call_sample_instead(attnguide: Command) -> None:
+    agent = ["--cfg_scale=4", "--method=inject5", "--method.scale=2.5", "--seed=1"]
+    said = yaml.safe_load(attnguide("sample", tiny.PROMPT, *agent, "--print_config").out)
+    assert (said["cfg_scale"], said["seed"], said["methods"]) == (4.0, [1], [{"name": "inject5", "scale": 2.5}])
+
+
+@pytest.mark.usefixtures("no_model")
 def test_dry_run_tells_cells_and_costs_and_writes_nothing(attnguide: Command) -> None:
     Path("trial.yaml").write_text(FILE.replace("inject5", "mask_guidance").replace("  method.start: {value: 0}\n", ""))
     ended = attnguide("ablate", "trial.yaml", "--steps", "10", "--method.scale", "2.5", "--dry-run")
