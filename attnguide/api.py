@@ -74,8 +74,9 @@ def sample(
         ValueError: If a phrase is not in the prompt, or a place, option or name is wrong.
 
     Example:
-        >>> results = sample("a red circle and a blue square", regions={"red circle": (0, 0.2, 0.45, 0.8)})  # doctest: +SKIP
-        >>> results[0].image.save("steered.png")  # doctest: +SKIP
+        >>> (result,) = sample("a red circle and a blue square", regions={"red circle": (0, 0.2, 0.45, 0.8)}, steps=4)
+        >>> result.status, result.image.size
+        ('ok', (128, 128))
     """
     placed = _regions(regions)
     methods = _methods(method, options, placed)

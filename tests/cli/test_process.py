@@ -81,6 +81,8 @@ def test_ctrl_c_keeps_the_finished_rows(tiny_folder: Path, tmp_path: Path, attng
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that runs in the background hands SIGINT on as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 500
         while len(read_records(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
