@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError, one_line
@@ -164,7 +168,8 @@ def _predict(
         plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
     )
     try:
-        trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)
+        with _ended_like_ctrl_c():
+            trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)
     except KeyboardInterrupt:
         pass
     except SystemExit:  # how Lightning ends after Ctrl-C
@@ -176,6 +181,23 @@ def _predict(
     hint = sync_hint(loggers)
     notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
     return trainer.interrupted, notes
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, with which clusters end what runs too long, do what Ctrl-C does; Lightning alone would only note it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _loggers(plan: Plan) -> list[Logger]:

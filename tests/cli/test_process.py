@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from attnguide.records import read_records
 from tests import tiny
 
@@ -70,7 +72,10 @@ def test_two_processes_make_the_same_pictures(tiny_folder: Path, tmp_path: Path,
         assert there == Path("here", "samples", f"{name}.png").read_bytes()
 
 
-def test_ctrl_c_keeps_the_finished_rows(tiny_folder: Path, tmp_path: Path, attnguide: Command) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_ended_run_keeps_the_finished_rows(
+    tiny_folder: Path, tmp_path: Path, attnguide: Command, how: signal.Signals
+) -> None:
     words = [tiny.PROMPT, "--seed", "0..199", "--steps", "8", "--batch-size", "1", "--no-maps", "--no-norms"]
     words += ["--logger", "none", "--model", str(tiny_folder)]
     out = tmp_path / "run"
@@ -87,7 +92,7 @@ def test_ctrl_c_keeps_the_finished_rows(tiny_folder: Path, tmp_path: Path, attng
         deadline = time.monotonic() + 500
         while len(read_records(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         said, complained = process.communicate(timeout=100)
     assert process.returncode == 130, complained
     assert "Traceback" not in complained
