@@ -16,7 +16,9 @@ from statistics import fmean
 from PIL import Image
 
 from attnguide.benchmark import Localisation, bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
+from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model
+from attnguide.sampling.table import sample_rows
 from attnguide.shapes.layouts import load_layouts
 
 METRICS = ("all_present", "presence", "binding", "count", "region_hit", "relation", "explained")
@@ -79,13 +81,11 @@ def _print_localisation(observer: Localisation) -> None:
         print(f"{f'{height}x{width}':<10}{len(pairs):>8}{inside:>10.3f}{area:>10.3f}{inside / area:>10.2f}")
 
 
-def _print_time(model, steps: int) -> None:  # type: ignore[no-untyped-def]
-    sampler_row = layout_samples(load_layouts("development")[:1], [0], steps=steps)
-    from attnguide.sampling.table import sample_rows
-
-    list(sample_rows(model, sampler_row))
+def _print_time(model: ModelAdapter, steps: int) -> None:
+    row = layout_samples(load_layouts("development")[:1], [0], steps=steps)
+    list(sample_rows(model, row))
     start = time.perf_counter()
-    list(sample_rows(model, sampler_row))
+    list(sample_rows(model, row))
     print(f"\none picture, {steps} steps: {time.perf_counter() - start:.2f} s")
 
 

@@ -155,9 +155,9 @@ def _predict(
 ) -> tuple[bool, list[str]]:
     """Let Lightning run it; see :func:`_sample` for what is returned."""
     from attnguide.callbacks import ValueInvariance, standard_callbacks
-    from attnguide.cli.scoring import shapes_scores
     from attnguide.data import SampleDataModule
     from attnguide.loggers import close_loggers, sync_hint
+    from attnguide.metrics.scoring import shapes_scores
     from attnguide.module import GuidanceModule, make_trainer
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}

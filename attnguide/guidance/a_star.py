@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, min_max
-from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.memory import StepMemory
-from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
 from attnguide.guidance.word_maps import word_maps
 from attnguide.losses.separation import overlap
@@ -39,7 +37,6 @@ class AStar(Guidance):
         until_end: Let only words compete in the token softmax, not the end token and padding.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
-        quirks: There is no published code whose slips could be repeated; both values mean the same.
     """
 
     name = "a_star"
@@ -56,15 +53,13 @@ class AStar(Guidance):
         until_end: bool = False,
         levels: tuple[int, ...] | None = None,
         scale: PerRow = 1.0,
-        quirks: Literal["none", "reference"] = "none",
     ) -> None:
-        repeats_slips(quirks)
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must lie in [0, 1); got {threshold}.")
         if retain not in ("previous", "places"):
             raise ValueError(f"retain must be 'previous' or 'places'; got {retain!r}.")
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale),
         )

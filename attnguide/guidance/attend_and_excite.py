@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
@@ -61,7 +60,7 @@ class AttendAndExcite(Guidance):
             Refinement(1 - peak, max_refinements, (float(point),), lagging=reference) for point, peak in thresholds.items()
         )
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale, refinements=refinements),
         )

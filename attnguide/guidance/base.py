@@ -72,6 +72,21 @@ class Trials(Protocol):
         """Further unit noise from the row's own seed, of the shape of ``like``."""
 
 
+def cross_sites(levels: Sequence[int] | None) -> SiteSelector | None:
+    """Cross-attention at these map levels; ``None``, which stands for the model's guidance level, if none are named."""
+    return None if levels is None else SiteSelector(kind="cross", levels=tuple(levels))
+
+
+def require_cells(targets: Targets, sites: Sequence[Site]) -> None:
+    """Refuse places that cover no cell of a map; what a guidance with yes-or-no masks does in :meth:`Guidance.check`.
+
+    Raises:
+        ValueError: Naming region and map size.
+    """
+    for height, width in {(site.height, site.width) for site in sites}:
+        targets.binary_masks(height, width)
+
+
 class Guidance(ABC):
     """A loss on attention maps, and a rule of motion.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, require_cells
 from attnguide.guidance.clusters import k_means, subject_masks
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
@@ -104,8 +104,7 @@ class BoundedAttention(Guidance):
         )
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        for height, width in {(site.height, site.width) for site in sites}:
-            targets.binary_masks(height, width)
+        require_cells(targets, sites)
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         return [_Bounds(self, targets, level)] if self.mask else []

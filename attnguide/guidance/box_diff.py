@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
 from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
@@ -74,7 +74,7 @@ class BoxDiff(Guidance):
             raise ValueError(f"reach must be at least 0; got {reach}.")
         self.reference = repeats_slips(quirks)
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(
                 sqrt_linear(step_size),
@@ -86,8 +86,7 @@ class BoxDiff(Guidance):
         self.blur_std = blur_std * (REFERENCE_BLUR if self.reference else 1.0)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        for height, width in {(site.height, site.width) for site in sites}:
-            targets.binary_masks(height, width)
+        require_cells(targets, sites)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         terms = [self._terms(maps, targets, height, width) for height, width in maps.resolutions]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softmax
-from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.groups import require_groups
 from attnguide.guidance.memory import Memory, StepMemory
 from attnguide.guidance.quirks import repeats_slips
@@ -68,7 +68,7 @@ class Conform(Guidance):
             raise ValueError(f"temperature must be above 0; got {temperature}.")
         further = (Refinement(-math.inf, refinements, tuple(refine_at)),) if refinements else ()
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale, refinements=further),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
 from attnguide.injection.base import WindowEdit
@@ -74,7 +74,7 @@ class CountGuidance(Guidance):
             raise ValueError(f"positive_weight must be above 0; got {positive_weight}.")
         self.reference = repeats_slips(quirks)
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(
                 sqrt_linear(step_size),
@@ -85,8 +85,7 @@ class CountGuidance(Guidance):
         self.positive_weight, self.self_mask, self.self_window = positive_weight, self_mask, Window(0.0, self_stop)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        for height, width in {(site.height, site.width) for site in sites}:
-            targets.binary_masks(height, width)
+        require_cells(targets, sites)
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         levels = (level,) if self.sites is None else self.sites.levels

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.groups import require_groups
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
@@ -73,7 +73,7 @@ class DivideAndBind(Guidance):
             thresholds, lambda least: -least, lambda at: max_refinements if at > 0 else first_refinements, self.reference
         )
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale, refinements=refinements),
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
 from attnguide.losses.containment import mass_outside
@@ -53,7 +53,7 @@ class LayoutGuidance(Guidance):
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(noise_variance(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
         )

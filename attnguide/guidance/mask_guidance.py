@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, require_cells
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.losses.containment import inner_box, mask_cross_entropy, mass_outside, outer_box, soft_iou_distance
 from attnguide.prompt.targets import Targets, region_maps
@@ -111,8 +111,7 @@ class MaskGuidance(Guidance):
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         if HARD_TERMS & self.losses.keys():
-            for height, width in {(site.height, site.width) for site in sites}:
-                targets.binary_masks(height, width)
+            require_cells(targets, sites)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         parts = [self._one_size(maps, targets, height, width) for height, width in maps.resolutions]

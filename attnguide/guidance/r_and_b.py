@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth, min_max
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import REFERENCE_BLUR
@@ -62,7 +62,7 @@ class RegionAndBoundary(Guidance):
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(constant(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
         )

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, Trials
-from attnguide.guidance.quirks import repeats_slips
+from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
 from attnguide.guidance.update import PerRow, Update, per_row
 from attnguide.guidance.word_maps import mean_overlap, word_maps
 from attnguide.losses.presence import peak_absence
@@ -42,7 +38,6 @@ class Saga(Guidance):
         until_end: Let only words compete in the token softmax, not the end token and padding.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on learning rate and step size, one number or one per row; 0 leaves a row as it is.
-        quirks: There is no published code whose slips could be repeated; both values mean the same.
 
     Raises:
         ValueError: If an option is out of range.
@@ -63,9 +58,7 @@ class Saga(Guidance):
         until_end: bool = False,
         levels: tuple[int, ...] | None = None,
         scale: PerRow = 1.0,
-        quirks: Literal["none", "reference"] = "none",
     ) -> None:
-        repeats_slips(quirks)
         if not 0 <= at < 1:
             raise ValueError(f"at must lie in [0, 1); got {at}.")
         if iterations < 0:
@@ -73,7 +66,7 @@ class Saga(Guidance):
         if not 0 <= learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be at least 0; got {learning_rate}.")
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(min(at, stop), stop),
             update=Update(sqrt_linear(step_size), scale),
         )

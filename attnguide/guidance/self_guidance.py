@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
 from attnguide.losses.shape import centroid, soft_shape
@@ -85,15 +85,14 @@ class SelfGuidance(Guidance):
         if not sharpness > 0:
             raise ValueError(f"sharpness must be above 0; got {sharpness}.")
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=_ThenEverySecond(0.0, stop, alternate=alternate),
             update=Update(constant(step_size), scale, space="noise"),
         )
         self.sharpness = sharpness
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        for height, width in {(site.height, site.width) for site in sites}:
-            targets.binary_masks(height, width)
+        require_cells(targets, sites)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         values = [self._differences(site, probs, targets) for site, probs in maps.probs.items()]

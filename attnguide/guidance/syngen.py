@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.groups import require_groups
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
@@ -54,7 +54,7 @@ class SynGen(Guidance):
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
         super().__init__(
-            sites=None if levels is None else SiteSelector(kind="cross", levels=tuple(levels)),
+            sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(constant(step_size), scale),
         )

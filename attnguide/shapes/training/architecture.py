@@ -27,7 +27,11 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "diamonds": ("dia", "monds"),
     "beige": ("be", "ige"),
 }
-"""Words of the world that the tokenizer reads as several tokens, as real tokenizers do with rarer words."""
+"""Words of the world that the tokenizer reads as several tokens, as real tokenizers do with rarer words.
+
+The pieces are what merges are added for; where an earlier merge comes first the tokens are others (*triangles* is read as
+``tri angl es``).
+"""
 
 
 def build_tokenizer(captions: int = 4000) -> CLIPTokenizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 from pathlib import Path
 
 import lightning as L
@@ -85,13 +84,20 @@ def _last_checkpoint(args: argparse.Namespace, stage: str) -> Path | None:
     return path if path.exists() else None
 
 
+def _steps_done(args: argparse.Namespace, stage: str) -> int:
+    """Optimizer steps behind the newest checkpoint; seeds after resuming follow it, so that nothing is drawn twice."""
+    checkpoint = _last_checkpoint(args, stage)
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint else 0
+
+
 def train_autoencoder(args: argparse.Namespace) -> None:
     """Train (or go on training) the autoencoder, then standardise its latents and save it as ``OUT/vae``."""
+    seed = L.seed_everything(args.seed + _steps_done(args, "autoencoder"), workers=True)
     module = AutoencoderModule(steps=args.autoencoder_steps)
     trainer = _trainer(args, "autoencoder", args.autoencoder_steps, [])
     trainer.fit(
         module,
-        DataLoader(Crops(seed=args.seed + int(time.time())), batch_size=32),
+        DataLoader(Crops(seed=seed), batch_size=32),
         ckpt_path=_last_checkpoint(args, "autoencoder"),
     )
     if trainer.global_step < args.autoencoder_steps:
@@ -103,6 +109,7 @@ def train_autoencoder(args: argparse.Namespace) -> None:
 
 def train_diffusion(args: argparse.Namespace) -> None:
     """Train (or go on training) text encoder and UNet on cached latents."""
+    L.seed_everything(args.seed + _steps_done(args, "diffusion"), workers=True)
     if args.start_from and not (args.out / "vae").exists():
         AutoencoderKL.from_pretrained(args.start_from / "vae").save_pretrained(args.out / "vae")
     vae = AutoencoderKL.from_pretrained(args.out / "vae").eval()
@@ -147,7 +154,6 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO)
     if args.threads:
         torch.set_num_threads(args.threads)
-    L.seed_everything(args.seed, workers=True)
     if args.stage in ("all", "autoencoder") and not args.start_from and not (args.out / "vae").exists():
         train_autoencoder(args)
     if args.stage in ("all", "diffusion"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from attnguide.cli.scoring import shapes_scores
+from attnguide.metrics.scoring import shapes_scores
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject
 from attnguide.types import Cost, Region, Sample, SampleResult
