@@ -19,7 +19,7 @@ from attnguide.records import read_records
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "ablations")
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "ablations")
 ABLATIONS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs" / "ablations").glob("*.yaml"))
 SMALL = ["--height", "32", "--width", "32", "--device", "cpu", "--dtype", "fp32", "--batch-size", "4"]
 ONE_PROCESS = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
