@@ -125,6 +125,7 @@ METHODS: dict[str, MethodInfo] = {
         "attnguide.guidance.self_guidance:SelfGuidance",
         "guidance",
         "centre, size and shape of a word's attention become its region's, through the noise prediction",
+        per_row=frozenset({"scale", "source_prompt"}),
     ),
     "initno": MethodInfo(
         "attnguide.guidance.initno:InitNO",

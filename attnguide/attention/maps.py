@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,13 @@ class AttentionMaps:
 
     Attributes:
         probs: ``batch heads query key`` per site, float32 or wider; queries are row-major over the site's ``height width``.
+        features: ``batch channels height width`` per feature site, float32 or wider; empty where none were asked for.
+        source: The same of the same rows' source at the same step, without gradient; ``None`` where none is read.
     """
 
     probs: Mapping[Site, Tensor]
+    features: Mapping[Site, Tensor] = field(default_factory=dict)
+    source: AttentionMaps | None = None
 
     def __post_init__(self) -> None:
         for site, tensor in self.probs.items():
@@ -31,12 +35,17 @@ class AttentionMaps:
 
     def choose(self, selector: SiteSelector) -> AttentionMaps:
         """Only the sites that match; nothing matched is a ValueError."""
-        return AttentionMaps({site: self.probs[site] for site in select(self.probs, selector)})
+        chosen = {site: self.probs[site] for site in select(self.probs, selector)}
+        return replace(self, probs=chosen, source=None if self.source is None else self.source.choose(selector))
 
     def select(self, positions: Sequence[int]) -> AttentionMaps:
         """Only these batch positions."""
         index = list(positions)
-        return AttentionMaps({site: tensor[index] for site, tensor in self.probs.items()})
+        return AttentionMaps(
+            {site: tensor[index] for site, tensor in self.probs.items()},
+            {site: tensor[index] for site, tensor in self.features.items()},
+            None if self.source is None else self.source.select(index),
+        )
 
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:

@@ -13,6 +13,7 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import Update
+from attnguide.injection.base import Source
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import Step
@@ -101,11 +102,15 @@ class Guidance(ABC):
         needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
             are needed.
         optimise_at: Progress of the step before which :meth:`optimise` is called; never when ``None``.
+        source: A second prompt on a trajectory of its own; the loss finds its maps of the same step in ``maps.source``.
+        features: Feature sites to read as well, into ``maps.features``; none when ``None``.
     """
 
     name: str = "guidance"
     needs_regions: str | None = "phrase"
     optimise_at: float | None = None
+    source: Source | None = None
+    features: SiteSelector | None = None
 
     def __init__(self, *, sites: SiteSelector | None = None, window: Window = _ALWAYS, update: Update = _PLAIN_UPDATE) -> None:
         self.sites = sites

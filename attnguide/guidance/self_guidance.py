@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import Site
+from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
-from attnguide.losses.shape import centroid, soft_shape
+from attnguide.injection.base import Source
+from attnguide.losses.shape import appearance, centroid, soft_shape
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Window, constant
 from attnguide.types import Step
@@ -31,6 +33,46 @@ class _ThenEverySecond(Window):
         return super().active(step) and (step.progress < self.alternate or step.index % 2 == 0)
 
 
+_ROUNDING = 1e-5
+"""A row may begin as its source: the sign of what rounding leaves between the two must not steer it."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Properties:
+    """Of regions' maps or masks: ``centre`` is ``batch regions 2``, ``size`` ``batch regions``, ``shape`` one map each."""
+
+    centre: Tensor
+    size: Tensor
+    shape: Tensor
+
+    def distance(self, wanted: _Properties, weights: Mapping[str, float], slack: float = 0.0) -> Tensor:
+        """Weighted sum of the properties' distances, ``batch regions``."""
+        centre = _apart(self.centre, wanted.centre, slack).sum(-1)
+        outline = _apart(self.shape, wanted.shape, slack).mean((-2, -1))
+        size = _apart(self.size, wanted.size, slack)
+        return weights["centre"] * centre + weights["size"] * size + weights["shape"] * outline
+
+
+def _apart(first: Tensor, second: Tensor, slack: float = _ROUNDING) -> Tensor:
+    """Absolute difference, without value and slope up to ``slack``."""
+    difference = (first - second).abs()
+    return torch.where(difference > slack, difference, 0.0)
+
+
+def _appearances(maps: AttentionMaps, words: Sequence[_Properties]) -> list[Tensor]:
+    """Of every phrase at every feature site, under the mean of the attention sites' shapes: ``batch regions channels`` each."""
+    found = []
+    for site, features in maps.features.items():
+        size = (site.height, site.width)
+        shapes = [F.interpolate(one.shape.detach(), size, mode="bilinear", align_corners=False) for one in words]
+        found.append(appearance(features, torch.stack(shapes).mean(0)))
+    return found
+
+
+PINNED: Mapping[str, float] = {"centre": 0.0, "size": 0.9, "shape": 0.9, "appearance": 0.3}
+"""Property -> weight for words that stay as in the source."""
+
+
 class SelfGuidance(Guidance):
     """Centre, size and shape of each phrase's map become those of its region (https://arxiv.org/abs/2306.00986).
 
@@ -38,11 +80,16 @@ class SelfGuidance(Guidance):
     heads, with ``m`` its soft shape, ``s`` the mean of ``m``, ``c`` the map's centre of mass in fractions of the picture, and
     the stars the same of the region's mask; the mean over sites, the sum over phrases. The noise prediction, after
     classifier-free guidance, gets ``step_size * sqrt(1 - alpha_bar)`` times the gradient; latents stay where they are.
+    Several regions of one phrase are their union; a region's ``weight`` scales its terms.
 
-    The formulas follow two independent ports; the paper published no code, and the schedule is from memory of its text. Of the
-    paper, two things are left out: appearance, which compares features inside the shape with those of a source picture, and
-    words pinned to a source picture's properties. Several regions of one phrase are their union; a region's ``weight`` scales
-    its terms.
+    Two things ask for a source picture, which is denoised beside the row from the same noise and read at the same step. With
+    ``appearance_weight``, placed phrases keep their appearance ``a = sum(m F) / sum(m)``, the mean of decoder features ``F``
+    under the shape (without gradient through ``m``): ``g`` gets ``appearance_weight mean |a - a_source|``, the mean over
+    channels and feature sites. With ``pin``, regions that name words but no place are those that should stay: all four
+    properties are pulled to the source's, by ``pinned_weights``.
+
+    The formulas follow two independent ports; the paper published no code, and the schedule is from memory of its text. So are
+    the features' place in the network and that shapes are stretched to their size.
 
     Args:
         step_size: Factor on the gradient, ``v``; the ports use 0.5 and call their weights very sensitive.
@@ -51,13 +98,20 @@ class SelfGuidance(Guidance):
         centre_weight: See above.
         size_weight: See above.
         shape_weight: See above.
+        appearance_weight: See above; the ports use 0.2. Above 0, passes go on to the last feature.
         sharpness: Of the soft shape; ports use 10 to 30.
+        pin: See above.
+        pinned_weights: Property (``centre``, ``size``, ``shape``, ``appearance``) -> weight of words without a place; those
+            not named weigh nothing. The default is the ports', which leave the centre to the shape.
+        source_prompt: Of the source, one for all rows, or one per row; the row's own when ``None``.
+        feature_levels: Map levels of the decoder's features that appearance is taken from.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
         quirks: There is no published code whose slips could be repeated; both values mean the same.
 
     Raises:
-        ValueError: If an option is out of range; while running, if a place covers no cell of the maps.
+        ValueError: If an option is out of range; while running, if a place covers no cell of the maps, or a phrase whose
+            appearance or place should stay is not in the source prompt.
     """
 
     name = "self_guidance"
@@ -72,14 +126,21 @@ class SelfGuidance(Guidance):
         centre_weight: float = 1.0,
         size_weight: float = 3.0,
         shape_weight: float = 4.0,
+        appearance_weight: float = 0.0,
         sharpness: float = 10.0,
+        pin: bool = False,
+        pinned_weights: Mapping[str, float] = PINNED,
+        source_prompt: str | Sequence[str | None] | None = None,
+        feature_levels: Sequence[int] = (0,),
         levels: tuple[int, ...] | None = None,
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
         repeats_slips(quirks)
-        self.weights = {"centre_weight": centre_weight, "size_weight": size_weight, "shape_weight": shape_weight}
-        for name, weight in self.weights.items():
+        placed = {"centre": centre_weight, "size": size_weight, "shape": shape_weight, "appearance": appearance_weight}
+        if not placed.keys() >= pinned_weights.keys():
+            raise ValueError(f"pinned_weights must name properties among {', '.join(placed)}; got {sorted(pinned_weights)}.")
+        for name, weight in [*((f"{key}_weight", value) for key, value in placed.items()), *pinned_weights.items()]:
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be at least 0; got {weight}.")
         if not sharpness > 0:
@@ -89,23 +150,54 @@ class SelfGuidance(Guidance):
             window=_ThenEverySecond(0.0, stop, alternate=alternate),
             update=Update(constant(step_size), scale, space="noise"),
         )
-        self.sharpness = sharpness
+        self.weights, self.sharpness, self.pin = placed, sharpness, pin
+        self.pinned_weights = {name: pinned_weights.get(name, 0.0) if pin else 0.0 for name in placed}
+        idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
+        if not idle and (appearance_weight > 0 or any(self.pinned_weights.values())):
+            self.source = Source(source_prompt)
+        if self.source is not None and (appearance_weight > 0 or self.pinned_weights["appearance"] > 0):
+            self.features = SiteSelector("feature", tuple(feature_levels), places=("up",))
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         require_cells(targets, sites)
+        if self.source is not None:
+            self._source_tokens(targets)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
-        values = [self._differences(site, probs, targets) for site, probs in maps.probs.items()]
+        values = [self._misplaced(site, probs, targets) for site, probs in maps.probs.items()]
         loss = (torch.stack(values).mean(0) * targets.weights * targets.shares(targets.placed)).sum(1)
+        if self.source is not None and maps.source is not None:
+            loss = loss + self._changed(maps, maps.source, targets)
         return LossOutput(loss, loss.detach())
 
-    def _differences(self, site: Site, probs: Tensor, targets: Targets) -> Tensor:
-        """Weighted distance of each phrase's properties at one site, ``batch regions``."""
-        words = region_maps(probs.mean(1), targets.tokens).unflatten(-1, (site.height, site.width))
-        masks = targets.joined_masks(site.height, site.width).to(words.dtype)
+    def _misplaced(self, site: Site, probs: Tensor, targets: Targets) -> Tensor:
+        """Weighted distance of each phrase's properties from its region's at one site, ``batch regions``."""
+        own = self._properties(site, probs, targets.tokens)
+        masks = targets.joined_masks(site.height, site.width).to(own.shape.dtype)
+        return own.distance(_Properties(centroid(masks), masks.mean((-2, -1)), masks), self.weights)
+
+    def _changed(self, maps: AttentionMaps, source: AttentionMaps, targets: Targets) -> Tensor:
+        """Weighted distance of phrases from what they are in the source, ``batch``."""
+        tokens = self._source_tokens(targets)
+        placed, pinned = targets.shares(targets.placed), targets.shares(targets.valid & ~targets.placed)
+        pairs = [
+            (self._properties(site, probs, targets.tokens), self._properties(site, source.probs[site], tokens))
+            for site, probs in maps.probs.items()
+        ]
+        changed = torch.stack([own.distance(other, self.pinned_weights, _ROUNDING) for own, other in pairs]).mean(0) * pinned
+        if self.features is not None:
+            seen, wanted = _appearances(maps, [own for own, _ in pairs]), _appearances(source, [other for _, other in pairs])
+            looks = [_apart(a, b).mean(-1) for a, b in zip(seen, wanted, strict=True)]
+            weights = self.weights["appearance"] * placed + self.pinned_weights["appearance"] * pinned
+            changed = changed + torch.stack(looks).mean(0) * weights
+        return (changed * targets.weights).sum(1)
+
+    def _properties(self, site: Site, probs: Tensor, tokens: Tensor) -> _Properties:
+        words = region_maps(probs.mean(1), tokens).unflatten(-1, (site.height, site.width))
         shape = soft_shape(words, self.sharpness)
-        centre = (centroid(words) - centroid(masks)).abs().sum(-1)
-        size = (shape.mean((-2, -1)) - masks.mean((-2, -1))).abs()
-        outline = (shape - masks).abs().mean((-2, -1))
-        weights = self.weights
-        return weights["centre_weight"] * centre + weights["size_weight"] * size + weights["shape_weight"] * outline
+        return _Properties(centroid(words), shape.mean((-2, -1)), shape)
+
+    def _source_tokens(self, targets: Targets) -> Tensor:
+        """Averaging weights of the words that are compared with the source's, in its prompt."""
+        looks, stays = self.weights["appearance"] > 0, any(self.pinned_weights.values())
+        return targets.source_tokens((targets.placed & looks) | (targets.valid & ~targets.placed & stays))

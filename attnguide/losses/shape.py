@@ -150,3 +150,17 @@ def centroid(maps: Tensor) -> Tensor:
         place = (torch.arange(cells, device=maps.device, dtype=maps.dtype) + 0.5) / cells - 0.5
         axes.append((maps.sum(other) * place).sum(-1) / total.clamp_min(_TINY) + 0.5)
     return torch.stack(axes, -1)
+
+
+def appearance(features: Tensor, shapes: Tensor) -> Tensor:
+    """Mean features under soft shapes, ``sum(m F) / sum(m)``, of self-guidance (https://arxiv.org/abs/2306.00986).
+
+    Args:
+        features: ``batch channels height width``.
+        shapes: At least 0, ``batch regions height width``; a shape without mass has the appearance 0.
+
+    Returns:
+        ``batch regions channels``.
+    """
+    masses = shapes.sum((-2, -1)).clamp_min(_TINY)
+    return torch.einsum("bchw,brhw->brc", features, shapes.to(features)) / masses[..., None].to(features)

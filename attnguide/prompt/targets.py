@@ -119,6 +119,24 @@ class Targets:
         last = torch.where(self.tokens > 0, position, -1).amax(-1, keepdim=True)
         return (position == last).float()
 
+    def source_tokens(self, among: Tensor) -> Float[Tensor, "batch regions tokens"]:
+        """Like :attr:`tokens`, at the same words' positions in the source prompts; 0 elsewhere.
+
+        Args:
+            among: Which regions, bool, ``batch regions``; the words of others need not occur there.
+
+        Raises:
+            ValueError: If a phrase does not occur in the row's source prompt.
+        """
+        weights = torch.zeros(self.tokens.shape)
+        chosen = among.tolist()
+        for row, (prompt, regions) in enumerate(zip(self.source_prompts, self.regions, strict=True)):
+            for index, region in enumerate(regions):
+                if chosen[row][index]:
+                    positions = resolve(prompt, region)
+                    weights[row, index, list(positions)] = 1 / len(positions)
+        return weights.to(self.device)
+
     @cached_property
     def valid(self) -> Bool[Tensor, "batch regions"]:
         """True where the row has such a region."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection, Source
 from attnguide.models.base import Conditioning
 from attnguide.types import Branch, Sample, Step
@@ -38,7 +39,7 @@ class Branches:
         Args:
             rows: Rows of the batch.
             conditioning: Of the rows' own prompts.
-            source: What the injections read, if anything.
+            source: What the methods read, if anything.
             source_states: Of its prompts.
         """
         states: dict[Branch, Conditioning] = {}
@@ -76,15 +77,15 @@ class Branches:
 ORDER: tuple[Branch, ...] = ("uncond", "cond", "perturbed", "source_uncond", "source")
 
 
-def common_source(injections: Sequence[Injection]) -> Source | None:
-    """What the injections of a batch read.
+def common_source(methods: Sequence[Guidance | Injection]) -> Source | None:
+    """What the methods of a batch read.
 
     Raises:
         ValueError: If two of them want a source each.
     """
-    wanting = [injection for injection in injections if injection.source is not None]
+    wanting = [method for method in methods if method.source is not None]
     if len(wanting) > 1:
-        names = " and ".join(injection.name for injection in wanting)
+        names = " and ".join(method.name for method in wanting)
         raise ValueError(f"Only one method of a row can read another prompt's pass; got {names}.")
     return wanting[0].source if wanting else None
 

@@ -39,7 +39,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         scheduler_class(sample.scheduler)
     guidances, injections = build_methods([sample])
     build_baseline(sample)
-    others = [model.tokenize(prompt) for prompt in source_prompts(common_source(injections), [sample])]
+    others = [model.tokenize(prompt) for prompt in source_prompts(common_source([*guidances, *injections]), [sample])]
     for other in others:
         if other.truncated:
             raise ValueError(f"source_prompt {other.text!r} is longer than the text encoder reads.")
@@ -48,9 +48,11 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         return
     height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     sites = model.attention_modules(height, width)
+    every = {**sites, **model.feature_modules(height, width)}
     for guidance in guidances:
         guidance.check(targets, select(sites, guidance.sites_at(model.guidance_level)))
-    every = {**sites, **model.feature_modules(height, width)}
+        if guidance.features is not None:
+            select(every, guidance.features)
     edits = [edit for injection in injections for edit in injection.edits(targets)]
     edits += [edit for guidance in guidances for edit in guidance.edits(targets, model.guidance_level)]
     for edit in edits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from attnguide.guidance.update import Refinement, per_row
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.branches import Branches
 from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.observer import Observer, UpdateEvent
-from attnguide.types import Step
+from attnguide.types import PassContext, Step
 
 
 @dataclass(eq=False)
@@ -34,6 +35,8 @@ class GuideRun:
         probes: The observers' readers of guide passes.
         edits: What guidances edit, each its own.
         sources: One CPU generator per row.
+        branches: Of the denoising passes.
+        beside: What the source showed in the step that is being guided, of all rows.
     """
 
     model: ModelAdapter
@@ -48,6 +51,8 @@ class GuideRun:
     probes: Sequence[Probe] = ()
     edits: Mapping[Guidance, Sequence[Edit]] = field(default_factory=dict)
     sources: Sequence[torch.Generator] = ()
+    branches: Branches | None = None
+    beside: AttentionMaps | None = None
 
     def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
         """The sites a guidance reads."""
@@ -66,7 +71,7 @@ def optimise(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> 
     point = guidance.optimise_at
     if point is None or not step.index <= round(point * step.count) < step.index + run.scheduler.span(step):
         return latents
-    rows = list(run.alive)
+    rows, run.beside = list(run.alive), None
     inputs = run.scheduler.scale_model_input(latents, step)[rows]
     found = guidance.optimise(inputs.detach(), _Trials(run, guidance, step, rows))
     kept = (found == inputs).flatten(1).all(1).view(-1, 1, 1, 1)
@@ -122,6 +127,7 @@ def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tup
     refined: set[int] = set()
     shift = torch.zeros_like(latents) if update.space == "noise" else None
     refinement = update.refinement(step, run.scheduler.span(step))
+    run.beside = _source_maps(run, guidance, latents, step)
     if refinement is not None:
         latents, iteration, refined = _refine(run, guidance, refinement, latents, step)
 
@@ -229,16 +235,45 @@ def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: 
 
 def _maps(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: Sequence[int]) -> AttentionMaps:
     """One conditional pass with gradients that stops after the last site the guidance reads."""
-    sites = run.sites_of(guidance)
-    recorder = Recorder()
-    wanted = frozenset(sites)
-    probe = Probe("probs", recorder, SiteSelector(where=wanted.__contains__), frozenset({"guide"}))
     context = pass_context(step, "guide", rows, ("cond",))
     with torch.enable_grad():
-        with attach(run.modules, [probe, *run.probes], run.edits.get(guidance, ())) as attention, attention.during(context):
-            run.model.predict_noise(inputs, step, run.conditioning.for_pass(context), until=sites)
-    run.ledger.forward(rows)
-    return AttentionMaps({site: recorder.tensors[site] for site in sites})
+        maps = _read(run, guidance, inputs, context, run.conditioning, run.probes, run.edits.get(guidance, ()))
+    return maps if run.beside is None else replace(maps, source=run.beside.select(rows))
+
+
+def _source_maps(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> AttentionMaps | None:
+    """The same of the source, without gradients, for all rows; ``None`` if the guidance reads no source."""
+    if guidance.source is None or run.branches is None:
+        return None
+    inputs = run.branches.latents("source", run.scheduler.scale_model_input(latents, step))
+    context = pass_context(step, "source", range(run.branches.rows), ("source",))
+    return _read(run, guidance, inputs, context, run.branches.states["source"])
+
+
+def _read(
+    run: GuideRun,
+    guidance: Guidance,
+    inputs: Tensor,
+    context: PassContext,
+    states: Conditioning,
+    probes: Sequence[Probe] = (),
+    edits: Sequence[Edit] = (),
+) -> AttentionMaps:
+    """One pass of one branch, and what the guidance reads of it."""
+    sites = run.sites_of(guidance)
+    features = () if guidance.features is None else select(run.modules, guidance.features)
+    recorder, wanted = Recorder(), frozenset((*sites, *features))
+    own = [Probe("probs", recorder, SiteSelector(where=wanted.__contains__), frozenset({context.kind}))]
+    if features:
+        own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), frozenset({context.kind})))
+    with attach(run.modules, [*own, *probes], edits) as attention, attention.during(context):
+        run.model.predict_noise(inputs, context.step, states.for_pass(context), until=[*sites, *features])
+    run.ledger.forward(context.rows)
+    found = recorder.tensors
+    return AttentionMaps(
+        {site: found[site] for site in sites},
+        {site: found[site].to(torch.promote_types(found[site].dtype, torch.float32)) for site in features},
+    )
 
 
 def _finite_rows(run: GuideRun, guidance: Guidance, values: Tensor, rows: Sequence[int], step: Step, what: str) -> Tensor:

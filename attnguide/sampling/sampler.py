@@ -81,7 +81,7 @@ class Sampler:
             conditioning = injection.condition(conditioning, targets, model)
         others = [prompt.text for prompt in targets.source_prompts]
         source_states = model.encode_prompt(others, negative) if others else None
-        branches = Branches.build(len(samples), conditioning, common_source(self.injections), source_states)
+        branches = Branches.build(len(samples), conditioning, common_source(self._methods()), source_states)
         scheduler = model.make_scheduler(first.scheduler, first.steps)
         shape, dtype = model.latent_shape(height, width), conditioning.cond.dtype
         noise, sources = self._noise(targets, samples, shape, dtype, initial_latents)
@@ -94,9 +94,12 @@ class Sampler:
         latents = noise * scheduler.initial_sigma
         return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, every)
 
+    def _methods(self) -> list[Guidance | Injection]:
+        return [*self.guidances, *self.injections]
+
     def _targets(self, samples: Sequence[Sample]) -> Targets:
         """Words and places of the rows, and the tokens of the prompts they read beside their own."""
-        others = source_prompts(common_source(self.injections), samples)
+        others = source_prompts(common_source(self._methods()), samples)
         tokenized = [self.model.tokenize(prompt) for prompt in [*(sample.prompt for sample in samples), *others]]
         for prompt in tokenized:
             if prompt.truncated:
@@ -104,8 +107,7 @@ class Sampler:
                     f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}."
                 )
         targets = Targets.build(samples, tokenized[: len(samples)], self.model.device, tokenized[len(samples) :])
-        methods: list[Guidance | Injection] = [*self.guidances, *self.injections]
-        for method in methods:
+        for method in self._methods():
             if method.needs_regions and not targets.count:
                 raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")
         return targets
@@ -234,6 +236,7 @@ class _Batch:
             probes,
             edits,
             self.sources,
+            self.branches,
         )
 
     def stop_row(self, row: int, reason: str) -> None:
