@@ -16,7 +16,7 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
-from attnguide.injection.base import Source
+from attnguide.injection.source import source_unless_idle
 from attnguide.losses.shape import appearance, centroid, soft_shape
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Window, constant
@@ -152,9 +152,8 @@ class SelfGuidance(Guidance):
         )
         self.weights, self.sharpness, self.pin = placed, sharpness, pin
         self.pinned_weights = {name: pinned_weights.get(name, 0.0) if pin else 0.0 for name in placed}
-        idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
-        if not idle and (appearance_weight > 0 or any(self.pinned_weights.values())):
-            self.source = Source(source_prompt)
+        if appearance_weight > 0 or any(self.pinned_weights.values()):
+            self.source = source_unless_idle(source_prompt, scale)
         if self.source is not None and (appearance_weight > 0 or self.pinned_weights["appearance"] > 0):
             self.features = SiteSelector("feature", tuple(feature_levels), places=("up",))
 

@@ -16,7 +16,6 @@ from attnguide.injection.base import (
     Factors,
     Injection,
     LatentsEdit,
-    Source,
     WindowEdit,
     finite,
     one_of,
@@ -24,6 +23,7 @@ from attnguide.injection.base import (
     phrase_positions,
     token_factors,
 )
+from attnguide.injection.source import CONDITIONAL, from_source, source_unless_idle
 from attnguide.prompt.alignment import refinement_matrix, replacement_matrix
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt, token_indices
@@ -95,8 +95,7 @@ class PromptToPrompt(Injection):
         self.cross_stop, self.self_stop, self.self_cells = cross_stop, self_stop, self_cells
         self.blend, self.blend_source = blend, blend_source
         self.blend_threshold, self.blend_start = blend_threshold, blend_start
-        idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
-        self.source = None if idle else Source(source_prompt)
+        self.source = source_unless_idle(source_prompt, scale)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:
@@ -127,10 +126,7 @@ class _SelfAttention(WindowEdit):
         return super().active(context) and _within(context.step.index, context.step.count, 0.0, self.stop)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        own, source = context.paired("cond", "source")
-        edited = probs.clone()
-        edited[own] = torch.lerp(probs[own], probs[source], self.gate(probs, context)[own])
-        return edited
+        return from_source(probs, self.gate(probs, context), context, CONDITIONAL)
 
 
 class _CrossAttention(WindowEdit, LatentsEdit):

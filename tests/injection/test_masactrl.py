@@ -9,7 +9,7 @@ from torch import Tensor
 from attnguide.attention.sites import Site
 from attnguide.injection.masactrl import MasaCtrl
 from attnguide.methods import build_method
-from attnguide.types import PassContext, Step
+from attnguide.types import PassContext, Region, Step
 from tests import tiny
 from tests.injection import common
 from tests.reference import masactrl as reference
@@ -87,6 +87,50 @@ def test_masks_of_another_pass_are_not_used() -> None:
     assert not torch.equal(edit.scores(scores, common.SELF, context), scores)
 
 
+LEFT = Region("red cat", box=(0.0, 0.0, 0.5, 1.0))
+PLACES = np.tile(np.array([True] * 3 + [False] * 3), 4)
+"""The left half of a 4x6 map."""
+
+
+def test_places_as_foreground_of_both_pictures() -> None:
+    rows = [tiny.row("0", regions=(LEFT,)), tiny.row("1", regions=(Region("cat"),))]
+    (edit,) = MasaCtrl(foreground="regions").edits(common.targets_of(rows, [tiny.PROMPT] * 2))
+    context, (query, key, value) = _inputs(2)
+    edited = _output(*edit.qkv(query, key, value, common.SELF, context), edit, context)
+    for at, masks in ((2, (PLACES, PLACES)), (3, ())):
+        source = (4 + at, 1)
+        expected = reference.output(query[at, 1].numpy(), key[source].numpy(), value[source].numpy(), *masks)
+        np.testing.assert_allclose(edited[at, 1].numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("foreground", ["words", "regions"])
+def test_union_equals_the_slow_reference(foreground: Any) -> None:
+    rows = [tiny.row(str(number), regions=(LEFT,)) for number in range(3)]
+    (edit,) = MasaCtrl(union=True, foreground=foreground, scale=[1, 0, 0.5]).edits(common.targets_of(rows, [tiny.PROMPT] * 3))
+    context, (query, key, value) = _inputs(3)
+    assert edit.qkv(query, key, value, common.SELF, context)[1] is key
+    plain = _output(query, key, value)
+    edited = edit.output(plain, common.SELF, context)
+    masks = (PLACES, PLACES) if foreground == "regions" else ()
+    for half in (0, 3):
+        assert torch.equal(edited[half + 1], plain[half + 1])
+        for row, share in ((0, 1.0), (2, 0.5)):
+            own, other = (half + row, 1), (6 + half + row, 1)
+            keys, values = ((of[own].numpy(), of[other].numpy()) for of in (key, value))
+            expected = reference.union(query[own].numpy(), keys, values, *masks)
+            expected = share * expected + (1 - share) * plain[own].numpy()
+            np.testing.assert_allclose(edited[own].numpy(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(edited[6:], plain[6:])
+
+
+def test_rows_with_foregrounds_of_many_kinds_equal_rows_alone() -> None:
+    extra: list[dict[str, Any]] = [{}, {"source_words": "dog"}, {"scale": 0.5}, {"source_words": "cat"}]
+    shared = {"start": 0.0, "foreground": "regions", "places": None}
+    for union in (True, False):
+        options = [{"source_prompt": s, **more, **shared, "union": union} for s, more in zip(SOURCES, extra, strict=True)]
+        common.assert_rows_equal_rows_alone(common.four_rows("masactrl", options))
+
+
 def test_the_reference_s_sites_and_steps() -> None:
     edit = MasaCtrl().edits(common.targets_of([tiny.row()], [tiny.PROMPT]))[0]
     up = [("up", level) for level in range(4)]
@@ -111,6 +155,7 @@ def test_scale_zero_is_no_method() -> None:
     [
         ({"scale": float("nan")}, "scale must be finite; got nan"),
         ({"threshold": 1.0}, "threshold must lie between 0 and 1; got 1.0"),
+        ({"foreground": "box"}, "foreground must be one of words, regions; got 'box'"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
