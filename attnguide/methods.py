@@ -196,7 +196,7 @@ METHODS: dict[str, MethodInfo] = {
         "injection",
         "self-attention scores and features of another prompt's picture",
         needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt"}),
+        per_row=frozenset({"scale", "source_prompt", "negative_prompt"}),
     ),
     "best_of_k": MethodInfo(
         "attnguide.sampling.best_of_k:BestOfK",

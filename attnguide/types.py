@@ -176,11 +176,11 @@ class Step:
 
 
 PassKind = Literal["denoise", "guide", "source", "invert", "perturb"]
-Branch = Literal["cond", "uncond", "source", "source_uncond", "perturbed"]
+Branch = Literal["cond", "uncond", "source", "source_uncond", "perturbed", "negative"]
 """What a batch element is for its row.
 
-The two halves of classifier-free guidance; the two halves of the pass under another prompt that edits read; and a conditional
-pass under a perturbation.
+The two halves of classifier-free guidance; the two halves of the pass under another prompt that edits read; a conditional
+pass under a perturbation; and one under a method's own negative prompt.
 """
 
 

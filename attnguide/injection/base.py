@@ -64,8 +64,16 @@ class Injection(ABC):
         return states
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
-        """Further branches of this step's pass: ``perturbed``, or ``source`` on a shared trajectory."""
+        """Further branches of this step's pass: ``perturbed``, ``negative``, or ``source`` on a shared trajectory."""
         return ()
+
+    def negative_prompts(self, targets: Targets) -> Sequence[str]:
+        """What the branch ``negative`` reads, one text per row, or nothing."""
+        return ()
+
+    def unconditional(self, uncond: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
+        """Change what classifier-free guidance leads away from, knowing each branch's answer; where it is in use at all."""
+        return uncond
 
     def correct(self, noise_pred: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
         """Change the combined prediction, knowing each branch's own; all ``batch channels height width``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, Source, WindowEdit, as_tuple, finite, one_of
+from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, one_of, per_row_items
+from attnguide.injection.source import HALVES, Readers, from_source, source_unless_idle
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
-from attnguide.types import Branch, PassContext
+from attnguide.types import Branch, PassContext, Step
 
 DECODER_BLOCKS = ("up_blocks.1.attentions.[12].*", "up_blocks.[23].*")
 """Blocks 4 to 11 of the twelve of Stable Diffusion's decoder."""
@@ -23,11 +25,20 @@ DECODER_FEATURES = ("up_blocks.1.resnets.1.*",)
 """Block 4."""
 
 
+READERS: Readers = (*HALVES, ("negative", "source_uncond"))
+PLUGGED: tuple[Branch, ...] = tuple(reader for reader, _ in READERS)
+
+
 class PlugAndPlay(Injection):
     """Queries and keys of decoder self-attention, and a residual block's features, become the source's.
 
     Half by half (https://arxiv.org/abs/2211.12572). The source is denoised beside the row from the same noise, as the paper
-    does for generated pictures; its inversion of real pictures and its negative prompt of fading strength are not part of this.
+    does for generated pictures.
+
+    With a ``negative_alpha`` below 1, or a schedule that lowers it, classifier-free guidance leads away from
+    ``a e + (1 - a) n`` instead of ``e``, the answer under the row's own negative prompt: ``n`` is the answer under
+    ``negative_prompt``, a branch more in every pass, and ``a`` falls from ``negative_alpha`` in the first step to 0
+    (``linear``) or ``exp(-6)`` of it (``exponential``) in the last. It does nothing where ``cfg_scale`` is at most 1.
 
     Args:
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
@@ -35,7 +46,11 @@ class PlugAndPlay(Injection):
         feature_stop: The same for features.
         attention_names: Glob patterns over the module paths of self-attention.
         feature_names: Glob patterns over those of the last convolutions of residual blocks.
-        scale: Share of the source's, one number or one per row; 1 is the paper's.
+        negative_prompt: What the picture should not be, one for all rows, or one per row; the source prompt when ``None``.
+        negative_alpha: See above, in [0, 1]; the published settings are 0.75 for generated pictures and 1 for real ones, both
+            with the linear schedule.
+        negative_schedule: ``constant``, ``linear`` or ``exponential``.
+        scale: Share of the source's, one number or one per row; 1 is the paper's. 0 also leaves out the negative prompt.
         quirks: ``reference`` goes on for one step more: its "first half" of 50 steps is 26.
 
     Raises:
@@ -53,19 +68,25 @@ class PlugAndPlay(Injection):
         feature_stop: float = 0.8,
         attention_names: Sequence[str] | None = DECODER_BLOCKS,
         feature_names: Sequence[str] | None = DECODER_FEATURES,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        negative_alpha: float = 1.0,
+        negative_schedule: Literal["constant", "linear", "exponential"] = "constant",
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
         one_of("quirks", quirks, ("none", "reference"))
         finite("scale", scale)
-        for name, value in (("attention_stop", attention_stop), ("feature_stop", feature_stop)):
+        one_of("negative_schedule", negative_schedule, _FADING)
+        shares = {"attention_stop": attention_stop, "feature_stop": feature_stop, "negative_alpha": negative_alpha}
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
         self.attention = SiteSelector("self", names=as_tuple(attention_names))
         self.features = SiteSelector("feature", names=as_tuple(feature_names))
         self.attention_stop, self.feature_stop, self.scale, self.quirks = attention_stop, feature_stop, scale, quirks
-        idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
-        self.source = None if idle else Source(source_prompt)
+        self.negative_prompt, self.negative_alpha = negative_prompt, negative_alpha
+        self.negative_schedule = negative_schedule
+        self.source = source_unless_idle(source_prompt, scale)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:
@@ -76,6 +97,34 @@ class PlugAndPlay(Injection):
         if self.feature_stop > 0:
             found.append(_Plug(self, targets, self.features, "output", self.feature_stop))
         return found
+
+    def alpha(self, step: Step) -> float:
+        """Share of the row's own negative prompt in what guidance leads away from."""
+        return self.negative_alpha * _FADING[self.negative_schedule](step.index / max(step.count - 1, 1))
+
+    def branches(self, step: Step) -> tuple[Branch, ...]:
+        return ("negative",) if self.source is not None and self.alpha(step) < 1 else ()
+
+    def negative_prompts(self, targets: Targets) -> Sequence[str]:
+        if self.source is None or (self.negative_alpha == 1 and self.negative_schedule == "constant"):
+            return ()
+        given = per_row_items("negative_prompt", self.negative_prompt, len(targets.regions))
+        return [source.text if own is None else own for own, source in zip(given, targets.source_prompts, strict=True)]
+
+    def unconditional(self, uncond: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
+        if "negative" not in answers:
+            return uncond
+        scales = per_row_items("scale", self.scale, len(uncond))
+        idle = torch.tensor([scale == 0 for scale in scales], device=uncond.device).view(-1, 1, 1, 1)
+        return torch.where(idle, uncond, torch.lerp(answers["negative"], uncond, self.alpha(step)))
+
+
+_FADING: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "exponential": lambda progress: math.exp(-6 * progress),
+}
+"""Schedule -> factor on the negative prompt's alpha, from the first step at 0 to the last at 1."""
 
 
 class _Plug(WindowEdit):
@@ -90,18 +139,8 @@ class _Plug(WindowEdit):
         return super().active(context) and step.index < int(self.stop * step.count + 1e-9) + self.more
 
     def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
-        return self._plugged(query, context), self._plugged(key, context), value
+        share = self.gate(query, context, PLUGGED)
+        return from_source(query, share, context, READERS), from_source(key, share, context, READERS), value
 
     def output(self, output: Tensor, site: Site, context: PassContext) -> Tensor:
-        return self._plugged(output, context)
-
-    def _plugged(self, values: Tensor, context: PassContext) -> Tensor:
-        share = self.gate(values, context, ("cond", "uncond"))
-        edited = values.clone()
-        for half, reads in HALVES:
-            own, source = context.paired(half, reads)
-            edited[own] = torch.lerp(values[own], values[source], share[own])
-        return edited
-
-
-HALVES: tuple[tuple[Branch, Branch], ...] = (("uncond", "source_uncond"), ("cond", "source"))
+        return from_source(output, self.gate(output, context, PLUGGED), context, READERS)

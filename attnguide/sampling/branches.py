@@ -32,7 +32,12 @@ class Branches:
 
     @classmethod
     def build(
-        cls, rows: int, conditioning: Conditioning, source: Source | None, source_states: Conditioning | None
+        cls,
+        rows: int,
+        conditioning: Conditioning,
+        source: Source | None,
+        source_states: Conditioning | None,
+        negative: Conditioning | None = None,
     ) -> Branches:
         """Lay out what was encoded.
 
@@ -41,11 +46,14 @@ class Branches:
             conditioning: Of the rows' own prompts.
             source: What the methods read, if anything.
             source_states: Of its prompts.
+            negative: Of a method's own negative prompts; left out where no row uses classifier-free guidance.
         """
         states: dict[Branch, Conditioning] = {}
         cond = conditioning.half(uncond=False)
         if conditioning.uncond is not None:
             states["uncond"] = conditioning.half(uncond=True)
+            if negative is not None:
+                states["negative"] = negative.half(uncond=False)
         states |= {"cond": cond, "perturbed": cond}
         if source is None or source_states is None:
             return cls(rows, states)
@@ -74,7 +82,7 @@ class Branches:
         return Conditioning(torch.cat([part.cond for part in parts]), None, extra)
 
 
-ORDER: tuple[Branch, ...] = ("uncond", "cond", "perturbed", "source_uncond", "source")
+ORDER: tuple[Branch, ...] = ("uncond", "cond", "perturbed", "negative", "source_uncond", "source")
 
 
 def common_source(methods: Sequence[Guidance | Injection]) -> Source | None:

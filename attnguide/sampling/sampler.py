@@ -81,7 +81,10 @@ class Sampler:
             conditioning = injection.condition(conditioning, targets, model)
         others = [prompt.text for prompt in targets.source_prompts]
         source_states = model.encode_prompt(others, negative) if others else None
-        branches = Branches.build(len(samples), conditioning, common_source(self._methods()), source_states)
+        negatives = [list(found) for injection in self.injections if (found := injection.negative_prompts(targets))]
+        negative_states = model.encode_prompt(negatives[0], None) if negatives else None
+        source = common_source(self._methods())
+        branches = Branches.build(len(samples), conditioning, source, source_states, negative_states)
         scheduler = model.make_scheduler(first.scheduler, first.steps)
         shape, dtype = model.latent_shape(height, width), conditioning.cond.dtype
         noise, sources = self._noise(targets, samples, shape, dtype, initial_latents)
@@ -178,7 +181,10 @@ class Sampler:
         batch.ledger.forward(context.rows)
         answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
         scales = [sample.cfg_scale for sample in batch.info.samples]
-        noise_pred = combine(answers.get("uncond"), answers["cond"], scales)
+        uncond = answers.get("uncond")
+        for injection in self.injections if uncond is not None else ():
+            uncond = injection.unconditional(uncond, answers, step)
+        noise_pred = combine(uncond, answers["cond"], scales)
         for injection in self.injections:
             noise_pred = injection.correct(noise_pred, answers, step)
         if not batch.branches.own_source:

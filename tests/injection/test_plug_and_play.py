@@ -8,6 +8,7 @@ import torch
 from attnguide.attention.sites import Site, SiteSelector, select
 from attnguide.injection.plug_and_play import PlugAndPlay
 from attnguide.methods import build_method
+from attnguide.sampling.table import sample_batch
 from attnguide.types import Step
 from tests import tiny
 from tests.injection import common
@@ -40,6 +41,44 @@ def test_equals_the_slow_reference() -> None:
                 np.testing.assert_allclose(edited[half + row, head].numpy(), expected, rtol=0, atol=1e-6)
         assert torch.equal(edited[half + 1], plain[half + 1]) and torch.equal(plugged[half + 1], maps[half + 1])
         torch.testing.assert_close(plugged[half + 3], (maps[half + 3] + maps[half + 11]) / 2)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "exponential"])
+def test_the_fading_negative_prompt_equals_the_slow_reference(schedule: Any) -> None:
+    method = PlugAndPlay(negative_alpha=0.75, negative_schedule=schedule, scale=[1.0, 0.0])
+    uncond, negative = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64)
+    for index in range(4):
+        found = method.unconditional(uncond, {"negative": negative}, Step(index, 4, 500.0, 1.0))
+        assert torch.equal(found[1], uncond[1])
+        for at in torch.ones_like(uncond[0]).nonzero().tolist():
+            place = (0, *at)
+            expected = reference.away_from(float(uncond[place]), float(negative[place]), 0.75, schedule, index, 4)
+            assert float(found[place]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_negative_prompt_is_the_source_s_unless_another_is_given() -> None:
+    targets = common.targets_of(common.four_rows("x"), SOURCES)
+    given = [None, "a dog", "", None]
+    method = PlugAndPlay(negative_prompt=given, negative_alpha=0.5)
+    assert method.negative_prompts(targets) == [SOURCES[0], "a dog", "", SOURCES[3]]
+    assert PlugAndPlay(negative_prompt="a dog").negative_prompts(targets) == ()
+    assert PlugAndPlay(negative_alpha=0.5, scale=0.0).branches(EARLY) == PlugAndPlay().branches(EARLY) == ()
+    fading = PlugAndPlay(negative_schedule="linear")
+    assert [fading.branches(Step(index, 2, 500.0, 1.0)) for index in range(2)] == [(), ("negative",)]
+
+
+def test_rows_with_negative_prompts_equal_rows_alone_and_count_their_passes() -> None:
+    extra: list[dict[str, Any]] = [{}, {"negative_prompt": "a dog"}, {"scale": 0.5}, {"negative_prompt": "ball"}]
+    shared = {"negative_alpha": 0.75, "negative_schedule": "linear"}
+    options = [{"source_prompt": source, **more, **shared} for source, more in zip(SOURCES, extra, strict=True)]
+    rows = common.four_rows("plug_and_play", options)
+    fading = common.assert_rows_equal_rows_alone(rows)
+    assert {result.cost.unet_forwards for result in sample_batch(tiny.model(), rows)} == {2 * 5}
+    constant = [{key: value for key, value in own.items() if not key.startswith("negative")} for own in options]
+    assert not torch.equal(fading, common.latents_of(common.four_rows("plug_and_play", constant)))
+    weak = replace(rows[0], cfg_scale=1.0)
+    (result,) = sample_batch(tiny.model(), [weak])
+    assert result.cost.unet_forwards == 2 * 2  # no guidance to lead away from anything
 
 
 @pytest.mark.parametrize(("quirks", "more"), [("none", 0), ("reference", 1)])
@@ -100,6 +139,8 @@ def test_scale_zero_is_no_method() -> None:
     [
         ({"scale": float("nan")}, "scale must be finite; got nan"),
         ({"attention_stop": 2.0}, r"attention_stop must lie in \[0, 1\]; got 2.0"),
+        ({"negative_alpha": 1.5}, r"negative_alpha must lie in \[0, 1\]; got 1.5"),
+        ({"negative_schedule": "cosine"}, "negative_schedule must be one of constant, linear, exponential; got 'cosine'"),
         ({"quirks": "all"}, "quirks must be one of none, reference; got 'all'"),
     ],
 )
