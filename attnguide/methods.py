@@ -139,6 +139,11 @@ METHODS: dict[str, MethodInfo] = {
         "a distribution of latents at an intermediate step under which words are attended to and keep apart",
         needs_regions="phrase",
     ),
+    "stable": MethodInfo(
+        "attnguide.guidance.stable:Stable",
+        "guidance",
+        "each word's attention is moved into its region without adding any, and held there by a bounded gradient",
+    ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
     "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),

@@ -27,6 +27,23 @@ def mass_outside(maps: Tensor, masks: Tensor) -> Tensor:
     return (1 - inside).square()
 
 
+def missing_share(maps: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
+    """What is missing of a wanted share of attention inside the mask, squared: ``max(0, 1 - (in / all) / wanted)^2``.
+
+    0, with no gradient, from the wanted share on; 1 is worst. Near the wanted share the gradient fades to 0.
+
+    Args:
+        maps: Attention, at least 0, ``... height width``.
+        masks: Soft masks in [0, 1] of the same shape.
+        wanted: Above 0, the leading axes.
+
+    Returns:
+        The leading axes.
+    """
+    inside = (maps * masks).sum((-2, -1)) / maps.sum((-2, -1)).clamp_min(_TINY)
+    return F.relu(1 - inside / wanted).square()
+
+
 def mask_cross_entropy(maps: Tensor, masks: Tensor) -> Tensor:
     """Binary cross-entropy between the min-max scaled map and the mask, mean over cells; 0 is best.
 

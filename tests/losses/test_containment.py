@@ -46,6 +46,20 @@ def test_cross_entropy_of_a_map_that_is_its_mask() -> None:
     assert containment.mask_cross_entropy(1 - LEFT, LEFT).item() == pytest.approx(-np.log(1e-4), rel=1e-9)
 
 
+@pytest.mark.parametrize(("wanted", "expected"), [(0.9, (1 - 60 / 136 / 0.9) ** 2), (60 / 136, 0.0), (0.2, 0.0)])
+def test_missing_share_by_hand(wanted: float, expected: float) -> None:
+    amap = torch.arange(1.0, 17, dtype=torch.float64).view(4, 4).requires_grad_(True)
+    loss = containment.missing_share(amap, LEFT, torch.tensor(wanted, dtype=torch.float64))
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    (gradient,) = torch.autograd.grad(loss, amap)
+    assert bool(gradient.abs().max() < 1e-9) == (expected == 0)
+
+
+def test_missing_share_passes_gradcheck() -> None:
+    maps, masks = _random_maps(0, 2, 3).requires_grad_(True), _random_maps(1, 2, 3)
+    assert torch.autograd.gradcheck(lambda m: containment.missing_share(m, masks, torch.full((2, 3), 0.9)), (maps,))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(4))
 def test_against_reference(name: str, seed: int) -> None:

@@ -1,0 +1,149 @@
+"""Stable steering: words' attention is moved without adding any, then held by a bounded gradient. The project's own method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import SiteSelector
+from attnguide.guidance.base import Guidance, LossOutput, cross_sites
+from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.injection.transport import Transport
+from attnguide.losses.containment import missing_share
+from attnguide.prompt.targets import Targets, region_maps
+from attnguide.schedules import Schedule, Window, noise_variance
+from attnguide.types import Step
+
+_NEVER = Window(0.0, 0.0)
+
+
+def noise_fade(until: float, power: float) -> Schedule:
+    """``((v - v_end) / (1 - v_end))^power``, at least 0, with ``v = 1 - alpha_bar = sigma^2 / (1 + sigma^2)``.
+
+    1 at pure noise and 0 from the noise level ``until`` on, whatever the number of steps and their spacing.
+
+    Args:
+        until: Noise level sigma, at least 0, at which nothing is left.
+        power: At least 0; at 0 the value is 1 until it is 0.
+    """
+    end = until**2 / (1 + until**2)
+
+    def at(step: Step) -> float:
+        left = (1 - step.alpha_bar - end) / (1 - end)
+        return left**power if left > 0 else 0.0
+
+    return at
+
+
+class Stable(Guidance):
+    """Attention is moved into the regions by an injection, and held there by a guidance; one strength ``s`` in [0, 1] for both.
+
+    *Injection*, in the denoising passes, at every cross-attention site and in every head: a word's column ``P_k`` becomes
+    ``(1 - s_t) P_k + s_t M_k g_k`` with ``M_k`` its own sum over the map and ``g_k`` even over its regions, and the other
+    tokens of a cell make room in proportion (:func:`~attnguide.injection.transport.transport`).
+
+    * A word keeps its mass ``M_k``, so the strength needs no unit: each site and head moves what it has, however its maps are
+      scaled. Adding a number that is large beside ``M_k`` is what makes the eight hand-drawn maps unstable.
+    * Rows keep their sum, so what a site gives out stays a mean of its value vectors, as without any method. Where the words
+      would need more than a cell has, less is moved.
+    * ``s_t = s ((v - v_end) / (1 - v_end))^fade`` follows the noise ``v = 1 - alpha_bar`` and reaches 0 continuously at the
+      noise level ``inject_until``: places are decided early, and late steps draw undisturbed.
+
+    *Guidance*, from the noise level ``guide_from`` down to ``guide_until``, on the network's own maps, which the injection does
+    not touch: ``L = mean_r max(0, 1 - n_r inside_r / enough)^2``, with ``inside_r`` the share of a word's map in its region and
+    ``n_r`` the number of regions of the same word, each of which must hold its share.
+
+    * ``L`` lies in [0, 1] and is exactly 0 once the regions hold ``enough``: such a row is left alone, and costs no gradient;
+      the pull fades out towards that point instead of being cut.
+    * A move is ``s step_size v dL/dz``, never longer than ``max_norm`` times the latents' own norm.
+
+    Args:
+        scale: Strength in [0, 1], one number or one per row; 0 is no method.
+        inject: Whether attention is moved in the denoising passes.
+        guide: Whether a gradient is followed.
+        inject_until: Noise level sigma at which the injection has faded to nothing.
+        fade: Power of the fading; 0 keeps the strength until it ends.
+        guide_from: Noise level sigma from which on guidance acts; from the start when ``None``.
+        guide_until: Noise level sigma at which it ends.
+        space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(v)``, to the noise prediction instead.
+        step_size: Peak of the factor on the gradient.
+        max_norm: Largest norm of a move as a share of the latents' norm.
+        iterations: Most updates a step; in space ``noise`` there is one.
+        enough: Share of a word's attention inside its regions from which on a row is left alone, in (0, 1].
+        levels: Map levels at which attention is moved, 0 the largest; all when ``None``.
+        guide_levels: Map levels that guidance reads; the model's guidance level when ``None``.
+
+    Raises:
+        ValueError: If an option is out of range, or neither part is wanted.
+    """
+
+    name = "stable"
+    needs_regions = "place"
+
+    def __init__(
+        self,
+        *,
+        scale: PerRow = 1.0,
+        inject: bool = True,
+        guide: bool = True,
+        inject_until: float = 1.0,
+        fade: float = 1.0,
+        guide_from: float | None = None,
+        guide_until: float = 1.5,
+        space: Literal["latents", "noise"] = "latents",
+        step_size: float = 30.0,
+        max_norm: float = 0.05,
+        iterations: int = 1,
+        enough: float = 0.8,
+        levels: tuple[int, ...] | None = None,
+        guide_levels: tuple[int, ...] | None = None,
+    ) -> None:
+        numbers = [scale] if isinstance(scale, int | float) else list(scale)
+        if not all(0 <= number <= 1 for number in numbers):
+            raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
+        if not (inject or guide):
+            raise ValueError("inject and guide cannot both be false; leave the method out instead.")
+        if not 0 < enough <= 1:
+            raise ValueError(f"enough must lie in (0, 1]; got {enough}.")
+        for option, value in {"inject_until": inject_until, "fade": fade}.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{option} must be a number of at least 0; got {value}.")
+        first = float("inf") if guide_from is None else guide_from
+        if first < guide_until:
+            raise ValueError(f"guide_from must be at least guide_until, as noise falls; got {guide_from} and {guide_until}.")
+        super().__init__(
+            sites=cross_sites(guide_levels),
+            window=Window(first, guide_until, "sigma") if guide else _NEVER,
+            update=_update(step_size, scale, iterations, space, max_norm),
+        )
+        self.scale, self.inject, self.enough = scale, inject, enough
+        self.fade = noise_fade(inject_until, fade)
+        self.levels = None if levels is None else tuple(levels)
+
+    def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
+        sites = SiteSelector(kind="cross", levels=self.levels)
+        return [Transport(sites, self.scale, Window(), self.fade, targets)] if self.inject else []
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        shares = targets.shares(targets.placed)
+        wanted = self.enough * torch.where(targets.placed, shares, torch.ones_like(shares))  # nothing is divided by 0
+        parts = []
+        for height, width in maps.resolutions:
+            words = region_maps(maps.average(height, width).flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
+            parts.append(missing_share(words, targets.masks(height, width).to(words), wanted.to(words)))
+        weights = targets.weights * targets.placed
+        missing = torch.stack(parts).mean(0)
+        loss = (missing * weights).sum(1) / targets.placed.sum(1).clamp_min(1)
+        return LossOutput(loss, missing.detach().masked_fill(weights == 0, 0.0).amax(1))
+
+
+def _update(step_size: float, scale: PerRow, iterations: int, space: Literal["latents", "noise"], max_norm: float) -> Update:
+    """Rows whose loss is 0 leave at once; in space ``noise`` there is one pass, which does not move them."""
+    rule = noise_variance(step_size)
+    if space == "noise":
+        return Update(rule, scale, iterations=iterations, space=space, max_norm=max_norm)
+    return Update(rule, scale, iterations=0, refinements=(Refinement(0.0, iterations),), space=space, max_norm=max_norm)

@@ -1,0 +1,146 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from attnguide.attention.maps import AttentionMaps
+from attnguide.guidance.stable import Stable, noise_fade
+from attnguide.injection.transport import Transport
+from attnguide.methods import build_method
+from attnguide.sampling.table import sample_batch
+from attnguide.types import MethodConfig, Region, Step
+from tests import tiny
+from tests.guidance import cases
+from tests.injection import common
+
+SITES = cases.cross_sites(("down", 2, 4, 6), ("up", 2, 4, 6))
+LEFT, RIGHT = Region("cat", box=(0, 0, 0.5, 1)), Region("cat", box=(0.5, 0, 1, 1))
+
+
+def _maps(left: float) -> AttentionMaps:
+    """The cat's attention, token 3: this share of it in the left half of the picture."""
+    probs = torch.zeros(1, 2, 4, 6, tiny.LENGTH, dtype=torch.float64)
+    probs[..., :3, 3], probs[..., 3:, 3] = left / 12, (1 - left) / 12
+    return AttentionMaps({SITES[0]: probs.flatten(2, 3).requires_grad_(True)})
+
+
+def _loss(left: float, *regions: Region, **options: Any) -> tuple[float, float]:
+    targets = cases.targets_of({"prompt": tiny.PROMPT, "regions": regions})
+    output = Stable(**options).loss(_maps(left), targets, cases.FLAT)
+    return float(output.loss.detach()), float(output.indicator)
+
+
+@pytest.mark.parametrize(
+    ("left", "regions", "expected"),
+    [
+        (0.2, (LEFT,), (0.75**2, 0.75**2)),  # 0.2 of the 0.8 that is enough
+        (0.8, (LEFT,), (0, 0)),
+        (1.0, (LEFT,), (0, 0)),
+        (0.5, (LEFT, RIGHT), (0, 0)),  # 0.4 is each one's part
+        (0.9, (LEFT, RIGHT), (0.75**2 / 2, 0.75**2)),  # the right one has 0.1 of its 0.4
+        (0.2, (Region("cat", box=(0, 0, 0.5, 1), weight=3.0),), (3 * 0.75**2, 0.75**2)),
+        (0.2, (LEFT, Region("ball")), (0.75**2, 0.75**2)),
+    ],
+)
+def test_losses_by_hand(left: float, regions: tuple[Region, ...], expected: tuple[float, float]) -> None:
+    assert _loss(left, *regions) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_row_that_has_enough_has_no_gradient() -> None:
+    maps = _maps(0.85)
+    output = Stable().loss(maps, cases.targets_of({"prompt": tiny.PROMPT, "regions": (LEFT,)}), cases.FLAT)
+    (gradient,) = torch.autograd.grad(output.loss.sum(), list(maps.probs.values()))
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("enough", [0.9, 1.0])
+def test_gradient(enough: float) -> None:
+    assert cases.gradient_is_right(Stable(enough=enough), SITES, cases.targets_of(*cases.ROWS))
+
+
+def test_injection_follows_the_noise_and_ends_continuously() -> None:
+    fade = noise_fade(until=1.0, power=2.0)
+
+    def at(noise: float) -> float:
+        return fade(Step(3, 7, 1.0, math.sqrt(noise / (1 - noise))))
+
+    assert [at(noise) for noise in (0.75, 0.6, 0.5, 0.2)] == pytest.approx([0.25, 0.04, 0, 0])
+    assert at(1 - 1e-9) == pytest.approx(1) and 0 <= at(0.5 + 1e-6) < 1e-6
+    assert noise_fade(1.0, 0.0)(Step(0, 1, 1.0, 1.01)) == 1
+
+
+def test_the_number_of_steps_does_not_matter() -> None:
+    """The same noise level, found at another place of another number of steps."""
+    fade, window = noise_fade(1.0, 1.0), Stable(guide_from=8.0, guide_until=2.0).window
+    few, many = Step(1, 10, 600.0, 2.5), Step(20, 50, 600.0, 2.5)
+    assert fade(few) == fade(many) and window.active(few) and window.active(many)
+    assert not window.active(Step(0, 10, 999.0, 10.0)) and not window.active(Step(5, 10, 1.0, 1.9))
+
+
+def test_parts_can_be_left_out() -> None:
+    targets = cases.targets_of(cases.ROWS[0])
+    assert isinstance(Stable().edits(targets, 2)[0], Transport) and Stable(inject=False).edits(targets, 2) == []
+    assert Stable().window.active(cases.FLAT) and not Stable(guide=False).window.active(cases.FLAT)
+
+
+def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
+    update = Stable(iterations=3).update
+    assert (update.iterations, update.refinements[0].until, update.refinements[0].iterations) == (0, 0.0, 3)
+    noise = Stable(space="noise", max_norm=0.1).update
+    assert (noise.space, noise.iterations, noise.refinements, noise.max_norm) == ("noise", 1, (), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 1.5}, r"scale must lie in \[0, 1\]; got 1.5"),
+        ({"scale": -0.1}, r"scale must lie in \[0, 1\]; got -0.1"),
+        ({"inject": False, "guide": False}, "inject and guide cannot both be false"),
+        ({"enough": 0.0}, r"enough must lie in \(0, 1\]; got 0.0"),
+        ({"fade": -1.0}, "fade must be a number of at least 0; got -1.0"),
+        ({"inject_until": math.inf}, "inject_until must be a number of at least 0; got inf"),
+        ({"guide_from": 1.0, "guide_until": 2.0}, "guide_from must be at least guide_until, as noise falls; got 1.0 and 2.0"),
+        ({"space": "noise", "iterations": 2}, "space 'noise' leaves the latents where they are"),
+        ({"space": "pixels"}, "space must be 'latents' or 'noise'; got 'pixels'"),
+        ({"max_norm": 0.0}, "max_norm must be above 0; got 0.0"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method("stable", options)
+
+
+# ------------------------------------------------------------------------------------------------------------ in a run
+
+
+@pytest.mark.parametrize("options", [{}, {"space": "noise"}, {"inject": False}, {"guide": False}])
+def test_strength_zero_is_no_method(options: dict[str, Any]) -> None:
+    common.assert_no_method(common.four_rows("stable", [{"scale": 0.0, **options}]))
+
+
+@pytest.mark.parametrize("space", ["latents", "noise"])
+def test_four_rows_equal_rows_alone(space: str) -> None:
+    options = [{"scale": scale, "space": space, "enough": 0.9} for scale in (1.0, 0.3, 0.6, 0.9)]
+    cases.batch_equals_rows("stable", options)
+
+
+def test_injection_alone_equals_rows_alone() -> None:
+    common.assert_rows_equal_rows_alone(common.four_rows("stable", [{"scale": s, "guide": False} for s in (1.0, 0.5, 0.8)]))
+
+
+def test_a_row_that_has_enough_costs_no_gradient() -> None:
+    """A word whose region is the whole picture has nothing outside."""
+    method = (MethodConfig("stable", {"iterations": 4}),)
+    easy = tiny.row("0", methods=method, regions=(Region("cat", box=(0, 0, 1, 1)),))
+    hard = tiny.row("1", methods=method, regions=(Region("cat", box=(0, 0, 0.3, 0.3)),))
+    costs = [result.cost for result in sample_batch(tiny.model(), [easy, hard])]
+    assert costs[0].unet_backwards == 0 < costs[1].unet_backwards
+    assert costs[0].unet_forwards < costs[1].unet_forwards
+
+
+def test_one_update_lowers_the_loss() -> None:
+    method = (MethodConfig("stable", {"inject": False, "iterations": 3, "step_size": 3.0}),)
+    _, events = cases.run([tiny.row("0", methods=method, steps=2)])
+    first = [event.losses[0] for event in events if event.step.index == 0]
+    assert len(first) == 3 and first[0] > first[1] > first[2] > 0
