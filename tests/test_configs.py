@@ -87,14 +87,22 @@ def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pyte
         assert main([*words[1:], *_last_values(content), *small]) == 0, said.getvalue()
     records = read_records(run)
     steered = [record for record in records if not record["cell"].startswith("plain")]
-    assert len(steered) == 1 and all(record["status"] == "ok" for record in records)
+    prompts = {(record["prompt"], record["regions"]) for record in steered}
+    assert len(steered) == len(prompts) > 0 and all(record["status"] == "ok" for record in records)
     assert steered[0]["method"] != "plain" and Path(run, "summary.csv").is_file()
 
 
 def _last_values(content: dict[str, Any]) -> list[str]:
     """``--axis value`` for every axis of an ablation."""
     last = {name: spec["values"][-1] for name, spec in content.get("parameters", {}).items() if "values" in spec}
-    assert {*content.get("list", ()), *content.get("paired", ())} <= set(last)  # all of it can be told to W&B
+    assert {*content.get("list", ()), *content.get("paired", ()), *content.get("curves", ())} <= set(
+        last
+    )  # all of it can be told to W&B
+    for name, curves in content.get("curves", {}).items():
+        listed = [value["values"][-1] for value in curves[last[name]].values() if isinstance(value, dict)]
+        last["strength"] = listed[0]
+    if "layouts" in content["base"]:
+        last |= {"prompts": 1, "categories": content["base"]["categories"][0]}
     return [word for name, value in last.items() for word in (f"--{name}", str(value))]
 
 

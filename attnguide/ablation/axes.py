@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -84,6 +84,34 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Tradeoff:
+    """What curves of control against quality are made of.
+
+    Attributes:
+        strength: The axis that says how strongly.
+        control: Metric that rises with success.
+        quality: Metric that says whether pictures are still good.
+        curves: The axis whose values have strengths of their own, if one has.
+        strengths: Value of that axis -> its strengths, each with the settings it stands for.
+    """
+
+    strength: str
+    control: str = "region_hit"
+    quality: str = "explained"
+    curves: str | None = None
+    strengths: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+
+    def placed(self, cell: Cell) -> Cell | None:
+        """The cell with its curve's own strength; ``None`` if its curve has no such strength."""
+        if self.curves is None:
+            return cell
+        value = cell.points[self.strength].value
+        own = self.strengths[str(cell.points[self.curves].value)]
+        found = next((point for point in own if point.value == value), None)
+        return None if found is None else replace(cell, points={**cell.points, self.strength: found})
+
+
+@dataclass(frozen=True)
 class Ablation:
     """What a file asks for.
 
@@ -97,6 +125,8 @@ class Ablation:
         seeds: Likewise; statistics are over prompts and seeds.
         prompt_line: Where the prompts stand.
         project: W&B project the file names.
+        tradeoff: What is drawn of control against quality, if something is.
+        base_lines: Where each setting of the base stands.
     """
 
     path: str
@@ -108,13 +138,23 @@ class Ablation:
     seeds: tuple[int, ...] = ()
     prompt_line: int = 1
     project: str | None = field(default=None)
+    tradeoff: Tradeoff | None = None
+    base_lines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
-        """Every combination; the last axis runs fastest."""
+        """Every combination that there is; the last axis runs fastest."""
         names = [axis.name for axis in self.axes]
         combinations = itertools.product(*(axis.points for axis in self.axes))
-        return [Cell(dict(zip(names, points, strict=True)), self.fixed) for points in combinations]
+        cells = [Cell(dict(zip(names, points, strict=True)), self.fixed) for points in combinations]
+        placed = cells if self.tradeoff is None else [self.tradeoff.placed(cell) for cell in cells]
+        return [cell for cell in placed if cell is not None]
+
+    def pruned(self) -> Ablation:
+        """Without the values of axes that no cell has."""
+        used = {(name, point.label) for cell in self.cells for name, point in cell.points.items()}
+        axes = (Axis(axis.name, tuple(p for p in axis.points if (axis.name, p.label) in used)) for axis in self.axes)
+        return replace(self, axes=tuple(axes))
 
 
 def is_number(value: Any) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 
 import lightning as L
 
-from attnguide.ablation.axes import Axis
+from attnguide.ablation.axes import Axis, Tradeoff
 from attnguide.ablation.cells import Row
 from attnguide.ablation.outputs import records_of, write_outputs
 from attnguide.ablation.plots import PLOTS_FOLDER, curves, steered
 from attnguide.ablation.sheets import SHEETS_FOLDER
+from attnguide.ablation.stability import stability
 from attnguide.ablation.summary import Record, estimate, metrics_of, summarise
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import wandb_run
@@ -25,18 +26,20 @@ class AblationLog(SamplingCallback):
     """Puts everything of :func:`~attnguide.ablation.outputs.write_outputs` into the run folder, also of a run that is stopped.
 
     W&B gets the same: the table ``summary``, a table ``cells`` with a line for each row's cell and scores, a line plot of every
-    metric over every axis of numbers, the curves with their bands, heat maps and sheets.
+    metric over every axis of numbers, the curves with their bands, heat maps and sheets; with a tradeoff also the table
+    ``stability`` and the plot of control against quality.
 
     Args:
         axes: Of the ablation.
         rows: All of its rows.
+        tradeoff: What is drawn of control against quality.
 
     Attributes:
         written: Whether the files were written by this process.
     """
 
-    def __init__(self, axes: Sequence[Axis], rows: Sequence[Row]) -> None:
-        self.axes, self.rows = tuple(axes), tuple(rows)
+    def __init__(self, axes: Sequence[Axis], rows: Sequence[Row], tradeoff: Tradeoff | None = None) -> None:
+        self.axes, self.rows, self.tradeoff = tuple(axes), tuple(rows), tradeoff
         self.written = False
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -57,7 +60,7 @@ class AblationLog(SamplingCallback):
 
     def _write(self, folder: Path) -> list[Path]:
         self.written = True
-        return list(write_outputs(folder, self.axes, self.rows))
+        return list(write_outputs(folder, self.axes, self.rows, self.tradeoff))
 
     def _show(self, run: Any, folder: Path, files: Sequence[Path]) -> None:
         import wandb
@@ -67,6 +70,8 @@ class AblationLog(SamplingCallback):
         summary = summarise(records)
         shown: dict[str, Any] = {"ablation/summary": _table([dict(line) for line in summary])}
         shown["ablation/cells"] = _table([_line_of(record, metrics) for record in records])
+        if self.tradeoff is not None and (found := stability(records, self.axes, self.tradeoff)):
+            shown["ablation/stability"] = _table(found)
         for axis in self.axes:
             if axis.is_numeric:
                 shown |= {

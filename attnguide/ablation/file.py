@@ -1,4 +1,4 @@
-"""An ablation's YAML file: the schema of a W&B sweep, with a base and two further kinds of axes. Importing this needs no torch.
+"""An ablation's YAML file: the schema of a W&B sweep, with a base and further kinds of axes. Importing this needs no torch.
 
 ::
 
@@ -16,19 +16,26 @@
       function:
         method: [inject1, inject3]
         method.scale: [3, 30]
+    curves:                                         # an axis whose values have strengths of their own, the axis 'strength'
+      way:
+        added: {method: inject5, method.scale: {values: [1, 2, 4]}}
+        moved: {method: stable, method.scale: {values: [0.25, 0.5, 1]}}
+    strength: method.scale                          # without curves: the axis of numbers that says how strongly
+    control: region_hit                             # with curves or a strength: control is drawn against quality
+    quality: explained
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from attnguide.ablation.axes import Ablation, Axis, Point, column_value
+from attnguide.ablation.axes import Ablation, Axis, Point, Tradeoff, column_value, is_number
 from attnguide.methods import METHODS
 from attnguide.rows import method_names, nearest
 from attnguide.tables import read_yaml
@@ -36,7 +43,37 @@ from attnguide.tables import read_yaml
 SWEEP_KEYS = ("program", "command", "description", "entity", "metric", "early_terminate", "run_cap", "controller")
 """Of W&B's schema, and of no meaning here."""
 
-KEYS = ("base", "method", "parameters", "list", "paired", "name", "project", *SWEEP_KEYS)
+KEYS = (
+    "base",
+    "method",
+    "parameters",
+    "list",
+    "paired",
+    "curves",
+    "strength",
+    "control",
+    "quality",
+    "name",
+    "project",
+    *SWEEP_KEYS,
+)
+
+STRENGTH = "strength"
+"""The axis of the strengths of all curves."""
+
+METRICS = (
+    "presence",
+    "all_present",
+    "binding",
+    "count",
+    "count_found",
+    "region_hit",
+    "region_iou",
+    "relation",
+    "explained",
+    "inside",
+)
+"""What may be drawn as control and quality."""
 
 VARIED = (
     "prompt",
@@ -118,9 +155,11 @@ class _File:
             self.refuse(("method",), f"method: expected grid, the search that needs no server; got {self.content['method']!r}")
         base = self._base()
         constants, fixed = self._constants()
-        named = self._mapping(("list",)) | self._mapping(("paired",))
+        named = self._mapping(("list",)) | self._mapping(("paired",)) | self._mapping(("curves",))
+        strengths = self._strengths()
         axes = self._axes(named)
-        self._check_clashes(axes, fixed)
+        tradeoff = self._tradeoff(axes, strengths)
+        self._check_clashes(axes, fixed, strengths)
         if not axes and not self._values("seed") and not self._values("prompt"):
             self.refuse(("parameters",), "expected at least one axis under parameters, list or paired; got none")
         return Ablation(
@@ -133,6 +172,8 @@ class _File:
             seeds=tuple(self._read("seed", value, at)[0] for value, at in self._values("seed")),
             prompt_line=self.lines.get(("parameters", "prompt"), self.lines.get(("base", "prompt"), 1)),
             project=self._project(),
+            tradeoff=tradeoff,
+            base_lines=self._base_lines(),
         )
 
     # ------------------------------------------------------------------------------------------------------------ base
@@ -143,6 +184,24 @@ class _File:
             self.refuse(("project",), f"project: expected text; got {_short(project)}")
         return project
 
+    def _base_lines(self) -> dict[str, str]:
+        """File and line of each setting of the base, and of the parameters that have one value."""
+        base, path = self.content.get("base"), self.path
+        lines: Mapping[_Path, int] = {at[1:]: line for at, line in self.lines.items() if at[0] == "base"}
+        if isinstance(base, str):
+            path = self._base_file(Path(base))
+            lines = dict(_lines(read_yaml(path)[0]))
+        own = {at[1]: line for at, line in self.lines.items() if at[0] == "parameters" and len(at) == 2}
+        told = {str(at[0]): f"{path}, line {line}" for at, line in lines.items() if len(at) == 1}
+        return {**told, **{str(name): f"{self.path}, line {line}" for name, line in own.items()}}
+
+    def _base_file(self, path: Path) -> Path:
+        """A file seen from the working directory or from this file."""
+        found = next((place for place in (path, self.path.parent / path) if place.is_file()), None)
+        if found is None:
+            self.refuse(("base",), f"base: expected settings, or a YAML file with settings; {str(path)!r} does not exist")
+        return found
+
     def _base(self) -> dict[str, Any]:
         base = self.content.get("base")
         if isinstance(base, str):
@@ -150,10 +209,8 @@ class _File:
         return self._settings(self._mapping(("base",)), self.refuse, ("base",))
 
     def _other_base(self, path: Path) -> dict[str, Any]:
-        """A base in a file of its own, seen from the working directory or from this file."""
-        found = next((place for place in (path, self.path.parent / path) if place.is_file()), None)
-        if found is None:
-            self.refuse(("base",), f"base: expected settings, or a YAML file with settings; {str(path)!r} does not exist")
+        """A base in a file of its own."""
+        found = self._base_file(path)
         root, content = read_yaml(found)
         lines = dict(_lines(root))
 
@@ -271,14 +328,85 @@ class _File:
             value = leading[index] if leading.count(leading[index]) == 1 else told
             yield self._point(value, row, (*at, first, index), tuple((*at, key, index) for key in columns))
 
+    # ---------------------------------------------------------------------------------------------------------- curves
+
+    def _strengths(self) -> dict[str, tuple[Point, ...]]:
+        """Curve -> its strengths, each with the setting it stands for."""
+        axes = self._mapping(("curves",))
+        if len(axes) > 1:
+            self.refuse(("curves",), f"curves: expected one axis, whose values have strengths; got {', '.join(axes)}")
+        found = {}
+        for name in axes:
+            at = ("curves", name)
+            self._check_name(name, at)
+            if not self._mapping(at):
+                self.refuse(at, f"{name}: expected at least one name with what it sets; got none")
+            found = {label: tuple(self._own_strengths(label, (*at, label))) for label in self._mapping(at)}
+        return found
+
+    def _own_strengths(self, label: str, at: _Path) -> Iterator[Point]:
+        listed = [key for key, value in self._mapping(at).items() if _is_listed(value)]
+        if len(listed) != 1:
+            told = ", ".join(listed) or "none"
+            self.refuse(at, f"{label}: expected one setting with its strengths as 'values: [...]'; got {told}")
+        key, place = listed[0], (*at, listed[0], "values")
+        values = self._mapping((*at, key))["values"]
+        self._check_list(key, values, place)
+        for index, value in enumerate(values):
+            if not is_number(value):
+                self.refuse((*place, index), f"{key}: expected a number, as strengths are; got {_short(value)}")
+            yield self._point(value, {key: value}, (*place, index))
+
+    def _curve_axes(self, strengths: Mapping[str, Sequence[Point]]) -> Iterator[Axis]:
+        """The axis of curves, without their strengths, and that of all strengths, without what they set."""
+        for name in self._mapping(("curves",)):
+            at = ("curves", name)
+            points = []
+            for label, given in self._mapping(at).items():
+                settings = {key: value for key, value in given.items() if not _is_listed(value)}
+                points.append(self._point(label, settings, (*at, label)))
+            curves = self._selected(Axis(name, tuple(points)))
+            yield curves
+            kept = [point for label in (point.label for point in curves.points) for point in strengths[label]]
+            union = sorted({point.value: point for point in reversed(kept)}.items())
+            yield Axis(STRENGTH, tuple(Point(value, {}, point.line) for value, point in union))
+
+    def _tradeoff(self, axes: Sequence[Axis], strengths: Mapping[str, tuple[Point, ...]]) -> Tradeoff | None:
+        metrics = {name: self._metric(name) for name in ("control", "quality") if name in self.content}
+        curves, strength = next(iter(self._mapping(("curves",))), None), self.content.get("strength")
+        if curves and strength is not None:
+            self.refuse(("strength",), f"strength: expected none beside curves, which bring their own; got {_short(strength)}")
+        if curves:
+            return replace(Tradeoff(STRENGTH, curves=curves, strengths=strengths), **metrics)
+        if strength is None:
+            for name in metrics:
+                self.refuse((name,), f"{name}: expected curves or a strength to draw it along; got none")
+            return None
+        axis = next((axis for axis in axes if axis.name == strength), None)
+        if axis is None or not axis.is_numeric:
+            known = ", ".join(axis.name for axis in axes if axis.is_numeric) or "none"
+            self.refuse(
+                ("strength",), f"strength: expected an axis of numbers, of which there are {known}; got {_short(strength)}"
+            )
+        return replace(Tradeoff(axis.name), **metrics)
+
+    def _metric(self, name: str) -> Any:
+        value = self.content[name]
+        if value not in METRICS:
+            self.refuse((name,), f"{name}: expected a metric, one of {', '.join(METRICS)}; got {_short(value)}")
+        return value
+
+    # ----------------------------------------------------------------------------------------------------------- order
+
     def _check_name(self, name: str, at: _Path) -> None:
-        if name in (*self.readers, "method", "plain") or not re.fullmatch(r"[A-Za-z_]\w*", name):
+        if name in (*self.readers, "method", "plain", STRENGTH) or not re.fullmatch(r"[A-Za-z_]\w*", name):
             self.refuse(at, f"{at[0]}: expected a name for the axis that is no setting's, of letters and digits; got {name!r}")
 
     def _axes(self, named: Mapping[str, Any]) -> list[Axis]:
         """All axes, those that parameters name in their order there."""
         found = [axis for axis in self._parameter_axes(named) if axis.name not in ("prompt", "seed")]
         found += [self._selected(axis) for axis in (*self._list_axes(), *self._paired_axes())]
+        found += self._curve_axes(self._strengths())
         order = list(self._mapping(("parameters",)))
         return sorted(found, key=lambda axis: order.index(axis.name) if axis.name in order else len(order))
 
@@ -292,12 +420,13 @@ class _File:
         values = [value for value, _ in wanted]
         return Axis(axis.name, tuple(point for point in axis.points if not wanted or point.value in values))
 
-    def _check_clashes(self, axes: Sequence[Axis], fixed: Sequence[Point]) -> None:
+    def _check_clashes(self, axes: Sequence[Axis], fixed: Sequence[Point], strengths: Mapping[str, Sequence[Point]]) -> None:
         """No setting has two masters."""
         owners: dict[str, tuple[str, int]] = {}
         parts = [("value", dict.fromkeys(point.changes, point.line)) for point in fixed]
+        parts += [(STRENGTH, {key: p.line for points in strengths.values() for p in points for key in p.changes})]
         for axis in axes:
-            if axis.name in [name for name, _ in parts if name != "value"]:
+            if axis.name in [name for name, _ in parts if name not in ("value", STRENGTH)]:
                 self.refuse(("paired", axis.name), f"{axis.name}: expected a name that no other axis has")
             parts.append((axis.name, {key: point.line for point in reversed(axis.points) for key in point.changes}))
         for name, keys in parts:
@@ -341,6 +470,11 @@ class _File:
             self.refuse(at, f"{key}: is common to a run and cannot be varied in it; put it under base")
         near = nearest(key, [*known, "method", *METHODS])
         self.refuse(at, f"unknown setting {key!r}{near}; expected {', '.join(VARIED)}, method, method.OPTION or NAME.OPTION")
+
+
+def _is_listed(value: Any) -> bool:
+    """Whether a setting has values, as W&B writes them."""
+    return isinstance(value, Mapping) and set(value) == {"values"}
 
 
 def _rivals(key: str) -> tuple[str, ...]:

@@ -49,6 +49,11 @@ def steered(records: Sequence[Record], axes: Sequence[Axis]) -> list[Record]:
     return [record for record in records if all(record.get(AXIS + axis.name) for axis in axes)]
 
 
+def plain_of(records: Sequence[Record]) -> list[Record]:
+    """Records of the pictures that cells are compared with."""
+    return [record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN]
+
+
 def curves(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> list[Curve]:
     """A metric over one axis, a curve for each combination of the others; where those are many, for each value of the first.
 
@@ -90,25 +95,33 @@ def _text(value: Any) -> str:
 # --------------------------------------------------------------------------------------------------------------- drawing
 
 
-def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record]) -> Iterator[Path]:
-    """Draw every metric but costs over every axis of numbers and every two axes, into ``plots/``; gives each file."""
+def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record], strength: str | None = None) -> Iterator[Path]:
+    """Draw every metric but costs over every axis of numbers and every two axes, into ``plots/``; gives each file.
+
+    Args:
+        folder: The run's.
+        axes: Of the ablation.
+        records: Lines of ``records.csv``.
+        strength: The axis that is drawn in octaves, if one is.
+    """
     varied = [axis for axis in axes if len(axis.points) > 1]
     for metric in metrics_of(steered(records, axes), costs=False):
         for axis in varied:
             if axis.is_numeric:
-                yield _save(
-                    folder / PLOTS_FOLDER / f"{_slug(metric)}-over-{_slug(axis.name)}.png", _line(records, axes, axis, metric)
-                )
+                figure = _line(records, axes, axis, metric, octaves=axis.name == strength)
+                yield save_figure(folder / PLOTS_FOLDER / f"{slug(metric)}-over-{slug(axis.name)}.png", figure)
         for across, down in itertools.combinations(varied, 2):
-            name = f"{_slug(metric)}-over-{_slug(across.name)}-and-{_slug(down.name)}.png"
-            yield _save(folder / PLOTS_FOLDER / name, _map(records, axes, across, down, metric))
+            name = f"{slug(metric)}-over-{slug(across.name)}-and-{slug(down.name)}.png"
+            yield save_figure(folder / PLOTS_FOLDER / name, _map(records, axes, across, down, metric))
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9._]+", "_", name)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one plot; inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -117,24 +130,27 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _save(path: Path, figure: Figure) -> Path:
+def save_figure(path: Path, figure: Figure) -> Path:
+    """Write a figure whole or not at all; gives its path."""
     with replacing(path) as temporary:
         figure.savefig(temporary)
     return path
 
 
-def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> Figure:
-    figure, plot = _figure(7, 4.2)
+def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str, *, octaves: bool) -> Figure:
+    figure, plot = new_figure(7, 4.2)
     for index, curve in enumerate(curves(records, axes, over, metric)):
         means = [point.mean for point in curve.points]
         style = ("-", "--", ":")[index // 10 % 3]
         (drawn,) = plot.plot(curve.xs, means, style, marker="o", markersize=3.5, label=curve.label or metric)
         low, high = [point.low for point in curve.points], [point.high for point in curve.points]
         plot.fill_between(curve.xs, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
-    plain = estimate([record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN], metric)
+    plain = estimate(plain_of(records), metric)
     if plain is not None:
         plot.axhline(plain.mean, color="0.3", linestyle=(0, (4, 3)), linewidth=1, label=PLAIN)
         plot.axhspan(plain.low, plain.high, color="0.3", alpha=0.1, linewidth=0)
+    if octaves and all(float(point.value) > 0 for point in over.points):
+        plot.set_xscale("log", base=2)
     plot.set_xlabel(over.name)
     plot.set_ylabel(metric)
     plot.set_title(f"{metric} over {over.name}, mean and 95 % interval", fontsize=10)
@@ -146,7 +162,7 @@ def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: s
 
 def _map(records: Sequence[Record], axes: Sequence[Axis], across: Axis, down: Axis, metric: str) -> Figure:
     table = heat(records, axes, across, down, metric)
-    figure, plot = _figure(2.2 + 0.75 * len(across.points), 1.6 + 0.45 * len(down.points))
+    figure, plot = new_figure(2.2 + 0.75 * len(across.points), 1.6 + 0.45 * len(down.points))
     values = [[float("nan") if cell is None else cell.mean for cell in line] for line in table]
     known = [cell.mean for line in table for cell in line if cell is not None]
     middle = min(known) + 0.6 * (max(known) - min(known))

@@ -61,7 +61,9 @@ def _place(row: Row) -> _Place:
 def _plain_beside(plain: Sequence[Row], down: Sequence[Axis], points: Sequence[Point]) -> Row | None:
     """The first plain picture that belongs to these values of the axes from top to bottom."""
     here = {axis.name: point for axis, point in zip(down, points, strict=True)}
-    fitting = (row for row in plain if all(here.get(name, point) == point for name, point in row.cell.points.items()))
+    fitting = (
+        row for row in plain if all(here.get(name, point).label == point.label for name, point in row.cell.points.items())
+    )
     return next(fitting, None)
 
 

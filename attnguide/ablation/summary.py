@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 
 from attnguide.benchmark import bootstrap_interval
 from attnguide.records import AXIS, CELL, COSTS, SETTINGS, append_table, is_cell_column, replacing
@@ -57,6 +57,20 @@ def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
     return Estimate(mean, low, high, len(values))
 
 
+def seed_std(records: Iterable[Record], metric: str) -> float | None:
+    """Standard deviation of a metric over the seeds of a prompt: the root of the mean variance over prompts.
+
+    Prompts with one seed are left out; ``None`` if that leaves none. Prompts with other regions are others.
+    """
+    having = [record for record in records if record.get(metric)]
+    spreads = [
+        variance(float(record[metric]) for record in rows)
+        for rows in grouped(having, ["prompt", "regions"]).values()
+        if len(rows) > 1
+    ]
+    return fmean(spreads) ** 0.5 if spreads else None
+
+
 def grouped(records: Iterable[Record], columns: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
     """Records by their values in some columns, in the order they first come."""
     groups: dict[tuple[str, ...], list[Record]] = {}
@@ -69,7 +83,8 @@ def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
     """Mean, 95 % interval and n of every metric in every cell; ``failed`` is the share of rows that gave no picture.
 
     Returns:
-        One line for each cell and metric: ``cell``, the axes, ``metric``, ``mean``, ``low``, ``high``, ``n``.
+        One line for each cell and metric: ``cell``, the axes, ``metric``, ``mean``, ``low``, ``high``, ``n``, and ``seed_std``
+        as :func:`seed_std` has it.
     """
     axes = list(dict.fromkeys(name for record in records for name in record if name.startswith(AXIS)))
     lines: list[dict[str, object]] = []
@@ -79,7 +94,7 @@ def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
         for metric in [*metrics_of(rows), "failed"]:
             found = estimate(marked, metric)
             if found is not None:
-                lines.append({**place, "metric": metric, **vars(found)})
+                lines.append({**place, "metric": metric, **vars(found), "seed_std": seed_std(marked, metric)})
     return lines
 
 

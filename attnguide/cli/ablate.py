@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Run an ablation: a base and axes in a YAML file of W&B's sweep schema span cells, each made for every prompt and seed, as the
 rows of one run. Everything goes to one folder: pictures, records.csv with cell and axes, a sheet for each prompt and seed,
-summary.csv, curves and heat maps. --AXIS VALUE picks values of an axis; any other option replaces one of the base."""
+summary.csv, curves and heat maps; where the file says what strength is, also control against quality and stability.csv.
+--AXIS VALUE picks values of an axis; any other option replaces one of the base."""
 
 EXAMPLES = """\
 examples:
@@ -36,10 +38,16 @@ examples:
   attnguide ablate configs/ablations/function_scale.yaml --out runs/function_scale
   attnguide ablate configs/ablations/function_scale.yaml --out runs/function_scale --resume
   attnguide ablate configs/ablations/function_scale.yaml --method inject3 inject7 --method.scale 2
+  attnguide ablate configs/ablations/strength.yaml --curve stable --layouts benchmark --categories boxes
   wandb sweep configs/ablations/function_scale.yaml"""
 
 _LEFT_OUT = ("compare",)
 _OWN = ("file", "dry_run")
+_LAYOUTS = ("layouts", "categories", "prompts")
+
+
+def _more_categories(word: str) -> bool:
+    return re.fullmatch(r"[A-Za-z_]\w*", word) is not None
 
 
 def settings() -> list[Setting]:
@@ -47,6 +55,22 @@ def settings() -> list[Setting]:
     return [
         Setting("file", values.words, None, "base and axes", metavar="FILE"),
         *(setting for setting in sample.settings() if setting.name not in _LEFT_OUT),
+        Setting(
+            "layouts",
+            values.words,
+            None,
+            "prompts with boxes instead of a prompt: benchmark, development, or a CSV file of that form",
+            metavar="NAME",
+        ),
+        Setting(
+            "categories",
+            values.names,
+            None,
+            "which kinds of layouts; all by default",
+            metavar="NAME",
+            follows=_more_categories,
+        ),
+        Setting("prompts", values.whole(1), None, "first prompts of each kind of layouts; all by default", metavar="N"),
         Setting("dry_run", values.flag, False, "print the cells and what they cost, and do nothing"),
     ]
 
@@ -75,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     from attnguide.ablation.callback import AblationLog
 
-    log = AblationLog(ablation.axes, rows)
+    log = AblationLog(ablation.axes, rows, ablation.tradeoff)
     return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes))
 
 
@@ -128,12 +152,16 @@ def _subject_axes(ablation: Ablation) -> list[Axis]:
 
 def _narrowed(ablation: Ablation, chosen: Mapping[str, Axis]) -> Ablation:
     subjects = {name: tuple(point.value for point in chosen[name].points) for name in ("prompt", "seed") if name in chosen}
-    return replace(
+    found = replace(
         ablation,
         axes=tuple(chosen.get(axis.name, axis) for axis in ablation.axes),
         prompts=subjects.get("prompt", ablation.prompts),
         seeds=subjects.get("seed", ablation.seeds),
     )
+    if not found.cells:
+        told = ", ".join(f"{name} {' '.join(point.label for point in axis.points)}" for name, axis in chosen.items())
+        raise UsageError(f"{ablation.path}: expected values of axes that go together; no cell has {told}")
+    return found.pruned()
 
 
 def _with_base(known: Sequence[Setting], base: Mapping[str, Any]) -> list[Setting]:
@@ -163,6 +191,7 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     Raises:
         ValueError: If a cell or the base cannot be.
     """
+    config = _with_layouts(ablation, config)
     plan, subjects = _subjects(ablation, config)
     rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"])
     folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)
@@ -175,6 +204,30 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
         "wandb": {**named, **config["wandb"]},
     }
     return Plan(kept, tuple(row.sample for row in rows), folder), rows
+
+
+def _with_layouts(ablation: Ablation, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with rows in the place of layouts.
+
+    Raises:
+        ValueError: With file and line where the base is at fault, if layouts cannot be found, read or chosen from.
+    """
+    from attnguide.ablation.layouts import LayoutsError, layout_rows
+
+    left = {name: value for name, value in config.items() if name not in _LAYOUTS}
+    source, categories, prompts = (config[name] for name in _LAYOUTS)
+    try:
+        if source is None:
+            for name in ("categories", "prompts"):
+                if config[name] is not None:
+                    raise LayoutsError(name, f"expected layouts to choose from; got {config[name]}")
+            return left
+        if config["prompt"] is not None or config["rows"] is not None or ablation.prompts:
+            raise LayoutsError("layouts", "expected either layouts, rows or a prompt; got several")
+        return {**left, "rows": layout_rows(source, categories, prompts, config["box_size"]), "box_size": None}
+    except LayoutsError as error:
+        own = config[error.setting] == ablation.base.get(error.setting)
+        raise ValueError(f"{ablation.base_lines[error.setting]}: {error}" if own else str(error)) from error
 
 
 def _new_folder(name: str) -> Path:
@@ -285,13 +338,16 @@ def _tell(plan: Plan, log: AblationLog, notes: Sequence[str]) -> int:
     """Print cells with their means, failures and where things are; 1 if a row failed."""
     from attnguide.ablation.outputs import places, records_of, write_outputs
     from attnguide.ablation.plots import can_plot
+    from attnguide.ablation.stability import stability, stability_table
     from attnguide.ablation.summary import cell_table
 
     if not log.written:
-        list(write_outputs(plan.folder, log.axes, log.rows))
+        list(write_outputs(plan.folder, log.axes, log.rows, log.tradeoff))
     records = list(records_of(plan.folder, log.rows).values())
     failed = [record for record in records if record["status"] != "ok"]
     lines = ["", cell_table(records)] if records else [""]
+    if log.tradeoff is not None and (found := stability(records, log.axes, log.tradeoff)):
+        lines += ["", stability_table(found, log.tradeoff)]
     lines += [f"failed   {record['id']}: {record['status']}" for record in failed]
     missing = len(plan.samples) - len(records)
     if missing:

@@ -140,6 +140,14 @@ def mapping(value: Any) -> dict[str, Any]:
     raise ValueError(f"expected names and values; got {value!r}")
 
 
+def names(value: Any) -> list[str]:
+    """At least one name, each once."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if not items or not all(isinstance(item, str) and item.strip() for item in items) or len(set(items)) < len(items):
+        raise ValueError(f"expected names, each once; got {value!r}")
+    return items
+
+
 def wandb(value: Any) -> dict[str, Any]:
     """What a W&B run is called and filed under."""
     given = mapping(value)

@@ -69,6 +69,11 @@ def exact_count(verdict: Verdict, expectation: Expectation) -> Tally:
     return Tally(float(right), 1)
 
 
+def count_found(verdict: Verdict, expectation: Expectation) -> int:
+    """How many objects of the asked names were found; other objects do not matter."""
+    return sum(name in expectation.names for name in verdict.names)
+
+
 def _matched(boxes: Sequence[Box], detections: Sequence[Detection], fits: Callable[[Box, Detection], bool]) -> int:
     """Most boxes that can be given a fitting detection of their own."""
     if not boxes or not detections:

@@ -6,21 +6,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from attnguide.metrics.functional import score
+from attnguide.metrics.functional import count_found, score
 from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.shapes.judge import judge
 from attnguide.types import Box, Region, SampleResult
 
 
 def shapes_scores(result: SampleResult) -> dict[str, float]:
-    """Scores of a finished row by the judge of the shapes world; none if its prompt is no caption of that world."""
+    """Scores of a finished row by the judge of the shapes world; none if its prompt is no caption of that world.
+
+    Beside the scores in [0, 1] stands ``count_found``, a number of objects.
+    """
     expected = expectation_from_prompt(result.sample.prompt)
     if expected is None or result.image is None:
         return {}
     boxes = tuple(_boxes(name, result.sample.regions) for name in expected.names)
     if any(boxes):
         expected = replace(expected, boxes=boxes)
-    return score(judge(result.image), expected)
+    verdict = judge(result.image)
+    return {**score(verdict, expected), "count_found": float(count_found(verdict, expected))}
 
 
 def _boxes(name: str, regions: Sequence[Region]) -> tuple[Box, ...]:

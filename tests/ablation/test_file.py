@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from attnguide.ablation.axes import Axis
+from attnguide.ablation.file import METRICS
+from attnguide.metrics.functional import QUESTIONS
 
 from .conftest import Read
 
@@ -114,3 +119,85 @@ def test_mistakes_are_told_by_line(read: Read, text: str, line: int, said: list[
     for part in said:
         assert part in message
     assert "\n" not in message
+
+
+# ----------------------------------------------------------------------------------------------------------------- curves
+
+CURVES = """\
+base: {prompt: a red cat}
+parameters: {way: {values: [moved, added]}}
+curves:
+  way:
+    added: {method: inject5, method.start: 0.5, method.scale: {values: [4, 1]}}
+    moved:
+      method: stable
+      method.levels: [0, 1]
+      stable.scale:
+        values:
+          - 0.5
+          - 1
+    left: {method: inject1, method.scale: {values: [64]}}
+quality: presence
+"""
+
+
+def test_curves_have_strengths_of_their_own(read: Read) -> None:
+    found = read(CURVES)
+    assert [(axis.name, [point.value for point in axis.points]) for axis in found.axes] == [
+        ("way", ["added", "moved"]),
+        ("strength", [0.5, 1, 4]),
+    ]
+    assert [cell.name for cell in found.cells] == ["added, 1", "added, 4", "moved, 0.5", "moved, 1"]
+    assert found.cells[0].changes == {"method": "inject5", "method.start": 0.5, "method.scale": 1}
+    assert found.cells[2].changes == {"method": "stable", "method.levels": [0, 1], "stable.scale": 0.5}
+    assert found.cells[2].line_of("stable.scale") == 11
+    assert found.tradeoff is not None
+    assert (found.tradeoff.strength, found.tradeoff.control, found.tradeoff.quality) == ("strength", "region_hit", "presence")
+
+
+def test_an_axis_may_be_the_strength(read: Read) -> None:
+    found = read(f"{GRID}strength: method.scale\ncontrol: count\n")
+    assert found.tradeoff is not None
+    assert (found.tradeoff.strength, found.tradeoff.control, found.tradeoff.curves) == ("method.scale", "count", None)
+    assert len(found.cells) == 4 and read(GRID).tradeoff is None
+
+
+def test_values_that_no_cell_has_are_dropped(read: Read) -> None:
+    found = read(CURVES)
+    narrow = replace(found, axes=(Axis("way", found.axes[0].points[:1]), found.axes[1])).pruned()
+    assert [[point.value for point in axis.points] for axis in narrow.axes] == [["added"], [1, 4]]
+
+
+def _curves(body: str) -> str:
+    return f"curves:\n  way:\n{body}"
+
+
+ONE = "    a: {method: inject1, method.scale: {values: [1, 2]}}\n"
+WRONG_CURVES = [
+    (_curves(f"{ONE}  other:\n    b: {{}}\n"), 1, ["one axis", "way, other"]),
+    (_curves("    a: {method: inject1}\n"), 3, ["one setting with its strengths", "none"]),
+    (_curves("    a: {method.start: {values: [1]}, method.scale: {values: [1]}}\n"), 3, ["method.start, method.scale"]),
+    (_curves("    a:\n      method.scale:\n        values: [1, x]\n"), 5, ["a number", "'x'"]),
+    (_curves("    a:\n      method.scale: {values: []}\n"), 4, ["at least one value"]),
+    (_curves("    a: {method: injekt1, method.scale: {values: [1]}}\n"), 3, ["'injekt1'"]),
+    (_curves("    a: {method: inject1, inject1.scal: {values: [1]}}\n"), 3, ["'scal'"]),
+    (_curves("    a: {method: inject1, method.scale: {values: [1, 1]}}\n"), 3, ["1 stands twice"]),
+    ("curves: {way: 3}\n", 1, ["names and values"]),
+    ("curves:\n  way: {}\n", 2, ["at least one name"]),
+    ("curves:\n  strength:\n" + ONE, 2, ["no setting's", "'strength'"]),
+    (_curves(ONE) + "strength: method.scale\n", 4, ["none beside curves"]),
+    (_curves(ONE) + "control: hits\n", 4, ["region_hit", "'hits'"]),
+    (_curves(ONE) + "parameters:\n  method.scale: {values: [1]}\n", 5, ["method.scale", "'strength'"]),
+    (_parameters("  method: {values: [inject1, inject3]}\nstrength: method\n"), 5, ["axis of numbers", "none", "'method'"]),
+    (_parameters("  steps: {values: [1, 2]}\nstrength: stpes\n"), 5, ["axis of numbers", "steps"]),
+    (_parameters("  steps: {values: [1, 2]}\nquality: presence\n"), 5, ["quality", "curves or a strength"]),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "said"), WRONG_CURVES, ids=[" ".join(said) for _, _, said in WRONG_CURVES])
+def test_mistakes_in_curves_are_told_by_line(read: Read, text: str, line: int, said: list[str]) -> None:
+    test_mistakes_are_told_by_line(read, text, line, said)
+
+
+def test_metrics_that_can_be_drawn_are_those_that_rows_get() -> None:
+    assert set(METRICS) == {*QUESTIONS, "count_found", "inside"}

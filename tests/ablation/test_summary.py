@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.ablation.summary import cell_table, estimate, metrics_of, summarise, write_summary
+from attnguide.ablation.summary import cell_table, estimate, metrics_of, seed_std, summarise, write_summary
 from attnguide.records import read_table
 
 
@@ -51,7 +51,7 @@ def test_an_interval_holds_its_mean_and_narrows_with_rows() -> None:
 def test_summary_has_a_line_for_each_cell_and_metric(tmp_path: Path) -> None:
     write_summary(tmp_path / "summary.csv", RECORDS)
     lines = read_table(tmp_path / "summary.csv")
-    assert list(lines[0]) == ["cell", "axis.scale", "metric", "mean", "low", "high", "n"]
+    assert list(lines[0]) == ["cell", "axis.scale", "metric", "mean", "low", "high", "n", "seed_std"]
     found = {(line["cell"], line["metric"]): line for line in lines}
     assert (found["a", "hit"]["mean"], found["a", "hit"]["n"]) == ("0.5", "2")
     assert (found["b", "hit"]["mean"], found["b", "hit"]["n"], found["b", "hit"]["axis.scale"]) == ("0.25", "1", "2")
@@ -74,3 +74,12 @@ def test_table_of_cells() -> None:
 def test_one_row_has_no_spread(value: str) -> None:
     found = estimate([record("0", "a", "1", value)], "hit")
     assert found is not None and found.low == found.high == found.mean == float(value)
+
+
+def test_spread_over_seeds_is_within_prompts() -> None:
+    """Variances 0.5 and 2 within prompts; what prompts differ by does not count, nor does a prompt with one seed."""
+    values = {"a": ("0", "1"), "b": ("11", "13"), "c": ("7",)}
+    records = [{**record("0", "x", "1", hit), "prompt": prompt} for prompt, hits in values.items() for hit in hits]
+    assert seed_std(records, "hit") == pytest.approx(((0.5 + 2) / 2) ** 0.5)
+    assert seed_std(records[-1:], "hit") is None
+    assert {line["seed_std"] for line in summarise(records) if line["metric"] == "seconds"} == {0.0}

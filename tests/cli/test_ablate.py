@@ -167,6 +167,56 @@ def test_axes_may_bring_the_prompt(attnguide: Command) -> None:
     assert "2 cells for 1 prompts and seeds, 2 rows\n" in attnguide("ablate", "trial.yaml", "--dry-run").out
 
 
+LAYOUTS = """\
+id,category,prompt,obj1,bbox1
+a,one,a red cat,red cat,"0,0,32,32"
+b,one,a blue ball,ball,"0,0,16,32"
+c,two,a blue cat,cat,"0,0,32,16"
+"""
+CURVES = """\
+base:
+  layouts: own.csv
+  prompts: 1
+  seed: 0..1
+  steps: 2
+  box_size: 32
+  logger: none
+  maps: false
+curves:
+  way:
+    added: {method: inject5, method.start: 0, method.scale: {values: [1, 2]}}
+    moved: {method: stable, method.scale: {values: [0.5]}}
+control: inside
+quality: inside
+"""
+
+
+def test_curves_over_layouts(tiny_folder: Path, attnguide: Command) -> None:
+    Path("own.csv").write_text(LAYOUTS)
+    Path("trial.yaml").write_text(CURVES)
+    ended = attnguide("ablate", "trial.yaml", "--model", tiny_folder, "--out", "run", "--categories", "one")
+    assert ended.status == 0, ended.err
+    assert "way (2) x strength (3)" in ended.out and "3 cells for 2 prompts and seeds, 8 rows, 2 of them plain" in ended.out
+    records = read_records("run")
+    assert [record["id"] for record in records if record["cell"] == "moved, 0.5"] == ["a-seed0-moved-0.5", "a-seed1-moved-0.5"]
+    assert {record["steps"] for record in records} == {"2"} and {record["prompt"] for record in records} == {"a red cat"}
+    assert {line["curve"]: line["n"] for line in read_table("run/stability.csv")} == {"added": "2", "moved": "2"}
+    assert "stable range of strength" in ended.out and "run/stability.csv" in ended.out
+    assert Image.open("run/plots/inside-against-inside.png").size > (100, 100)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_layouts_and_curves_are_chosen_from(attnguide: Command) -> None:
+    Path("own.csv").write_text(LAYOUTS)
+    Path("trial.yaml").write_text(CURVES)
+    said = attnguide("ablate", "trial.yaml", "--prompts", "2", "--way", "moved", "--dry-run").out
+    assert "way (1) x strength (1)" in said and "1 cells for 6 prompts and seeds, 12 rows, 6 of them plain" in said
+    said = attnguide("ablate", "trial.yaml", "--layouts", "development", "--categories", "boxes", "counting", "--dry-run").out
+    assert "3 cells for 4 prompts and seeds, 16 rows, 4 of them plain" in said
+    ended = attnguide("ablate", "trial.yaml", "--way", "moved", "--strength", "2", "--dry-run")
+    assert ended.status == 2 and "no cell has way moved, strength 2" in ended.err
+
+
 BASE = "base: {prompt: a red cat, regions: ['red cat=0,0,1,1']}\n"
 WRONG = [
     ([], "", ["file: expected an ablation's YAML file"]),
@@ -186,6 +236,19 @@ WRONG = [
     (["trial.yaml", "--steps", "7"], f"{BASE}parameters:\n  steps: {{values: [1, 2]}}\n", ["steps", "one of 1, 2", "'7'"]),
     (["trial.yaml", "--steps"], f"{BASE}parameters:\n  steps: {{values: [1, 2]}}\n", ["steps", "got nothing"]),
     (["trial.yaml", "--stepz", "7"], f"{BASE}parameters:\n  cfg_scale: {{values: [1, 2]}}\n", ["'--stepz'", "did you mean"]),
+    (["trial.yaml"], "base:\n  layouts: gone.csv\nparameters:\n  steps: {values: [1]}\n", ["trial.yaml, line 2", "'gone.csv'"]),
+    (
+        ["trial.yaml"],
+        "base:\n  layouts: development\n  categories: [boxs]\nparameters:\n  steps: {values: [1]}\n",
+        ["trial.yaml, line 3", "categories", "did you mean 'boxes'"],
+    ),
+    (["trial.yaml"], "base:\n  prompts: 0\nparameters:\n  steps: {values: [1]}\n", ["trial.yaml, line 2", "at least 1", "0"]),
+    (["trial.yaml", "--prompts", "2"], f"{BASE}parameters:\n  steps: {{values: [1]}}\n", ["prompts: expected layouts", "2"]),
+    (
+        ["trial.yaml", "--layouts", "development"],
+        f"{BASE}parameters:\n  steps: {{values: [1]}}\n",
+        ["layouts: expected either layouts, rows or a prompt"],
+    ),
     (["trial.yaml", "--resume"], f"{BASE}parameters:\n  steps: {{values: [1, 2]}}\n", ["resume", "--out"]),
 ]
 

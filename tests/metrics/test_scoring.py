@@ -29,6 +29,8 @@ def test_a_rendered_scene_is_judged_with_and_without_its_places() -> None:
     swapped = Region("red circle", box=(0.55, 0.25, 0.95, 0.75)), Region("a blue square", box=(0.05, 0.25, 0.45, 0.75))
     assert "region_hit" not in shapes_scores(result(picture, prompt))
     assert shapes_scores(result(picture, prompt))["all_present"] == 1
+    assert shapes_scores(result(picture, prompt))["count_found"] == 2
+    assert shapes_scores(result(picture, "two red circles on a white background"))["count_found"] == 1
     assert shapes_scores(result(picture, prompt, *right))["region_hit"] == 1
     assert shapes_scores(result(picture, prompt, *swapped))["region_hit"] == 0
     assert shapes_scores(result(picture, "a green star on a white background"))["all_present"] == 0

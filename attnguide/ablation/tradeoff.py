@@ -1,0 +1,93 @@
+"""Control against quality: what a method gains and what it pays, along its strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attnguide.ablation.axes import Axis, Tradeoff
+from attnguide.ablation.cells import PLAIN
+from attnguide.ablation.plots import PLOTS_FOLDER, new_figure, plain_of, save_figure, slug
+from attnguide.ablation.stability import QUALITY_LOSS, Climb, climbs, counted
+from attnguide.ablation.summary import Estimate, Record, estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def write_tradeoff(folder: Path, axes: Sequence[Axis], records: Sequence[Record], tradeoff: Tradeoff) -> Iterator[Path]:
+    """Draw ``plots/<control>-against-<quality>.png``, if any record has both; gives the file.
+
+    Quality goes to the right and control upwards, both higher is better: the outer edge is the upper right. Every curve joins
+    the strengths of one way of steering, with 95 % intervals; its ends are labelled with their strengths.
+    """
+    records = counted(records, (tradeoff.control, tradeoff.quality))
+    found = [(climb, points) for climb in climbs(records, axes, tradeoff.strength) if (points := _points(climb, tradeoff))]
+    if found:
+        figure = _draw(found, _point(plain_of(records), tradeoff), tradeoff)
+        name = f"{slug(tradeoff.control)}-against-{slug(tradeoff.quality)}.png"
+        yield save_figure(folder / PLOTS_FOLDER / name, figure)
+
+
+_Point = tuple[Estimate, Estimate]
+"""Quality and control."""
+
+
+def _point(records: Sequence[Record], tradeoff: Tradeoff) -> _Point | None:
+    quality, control = estimate(records, tradeoff.quality), estimate(records, tradeoff.control)
+    return None if quality is None or control is None else (quality, control)
+
+
+def _points(climb: Climb, tradeoff: Tradeoff) -> list[tuple[float, _Point]]:
+    """Strength and place of every point of a curve."""
+    places = ((strength, _point(rows, tradeoff)) for strength, rows in zip(climb.strengths, climb.records, strict=True))
+    return [(strength, place) for strength, place in places if place is not None]
+
+
+def _draw(found: Sequence[tuple[Climb, Sequence[tuple[float, _Point]]]], plain: _Point | None, tradeoff: Tradeoff) -> Figure:
+    figure, plot = new_figure(8, 5.2)
+    for index, (climb, points) in enumerate(found):
+        places = [place for _, place in points]
+        drawn = _with_whiskers(plot, places, climb.label, "-o" if index < 10 else "--s", f"C{index % 10}")
+        for strength, (quality, control) in {points[0][0]: points[0][1], points[-1][0]: points[-1][1]}.items():
+            plot.annotate(
+                f"{strength:g}",
+                (quality.mean, control.mean),
+                xytext=(3, 3),
+                textcoords="offset points",
+                fontsize=6,
+                color=drawn,
+            )
+    if plain is not None:
+        _with_whiskers(plot, [plain], PLAIN, "*", "black")
+        plot.axvline(plain[0].mean - QUALITY_LOSS, color="0.3", linestyle=(0, (4, 3)), linewidth=0.8)
+    plot.set_xlabel(f"{tradeoff.quality} (quality)")
+    plot.set_ylabel(f"{tradeoff.control} (control)")
+    plot.set_title(
+        f"{tradeoff.control} against {tradeoff.quality} along {tradeoff.strength}, means and 95 % intervals", fontsize=10
+    )
+    plot.grid(alpha=0.25)
+    plot.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def _with_whiskers(plot: Axes, places: Sequence[_Point], label: str, style: str, color: str) -> str:
+    """Draw one curve; gives its colour."""
+    quality, control = zip(*places, strict=True)
+    spreads = [[[e.mean - e.low for e in along], [e.high - e.mean for e in along]] for along in (quality, control)]
+    plot.errorbar(
+        [e.mean for e in quality],
+        [e.mean for e in control],
+        xerr=spreads[0],
+        yerr=spreads[1],
+        fmt=style,
+        color=color,
+        label=label,
+        markersize=9 if style == "*" else 3.5,
+        linewidth=1.2,
+        elinewidth=0.5,
+        alpha=0.9,
+    )
+    return color
