@@ -13,6 +13,7 @@ _HOMES: dict[str, str] = {
     "sample": "attnguide.api",
     # nouns
     "Region": "attnguide.types",
+    "MapSource": "attnguide.types",
     "MethodConfig": "attnguide.types",
     "Sample": "attnguide.types",
     "SampleResult": "attnguide.types",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attnguide.methods import method_info
 from attnguide.models.names import DEFAULT_MODEL
 from attnguide.rows import check_samples
-from attnguide.types import MethodConfig, Region, Sample, SampleResult
+from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult
 
 if TYPE_CHECKING:
     from attnguide.models.base import ModelAdapter
@@ -46,7 +46,8 @@ def sample(
     Args:
         prompt: What to draw.
         regions: Phrase -> place: a box ``(x0, y0, x1, y1)`` as fractions from the top left, the path of a mask, a mask
-            ``height width`` in [0, 1], ``None`` for no place, or a list of places; or a list of regions.
+            ``height width`` in [0, 1], a :class:`~attnguide.types.MapSource` for a place that another picture's attention gives,
+            ``None`` for no place, or a list of places; or a list of regions.
         groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule where
             none are given.
         method: One, or several that work together; ``mask_guidance`` where a region has a place and nothing is said;
@@ -159,6 +160,8 @@ def _region(phrase: str, place: Any) -> Region:
         return place
     if place is None:
         return Region(phrase)
+    if isinstance(place, MapSource):
+        return Region(phrase, source=place)
     if isinstance(place, str | Path):
         return Region(phrase, mask=Path(place).expanduser())
     if hasattr(place, "shape"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from attnguide.prompt.regions import region_from_dict
 from attnguide.records import SAMPLES_FOLDER, read_records
+from attnguide.sources.files import target_path
 from attnguide.types import Region
 from attnguide.visual import contact_sheet, draw_regions
 
@@ -62,9 +64,17 @@ def record_picture(folder: Path, record: Record | None) -> Image.Image | None:
     scale = _CELL / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     try:
-        return draw_regions(picture, record_regions(record))
+        return draw_regions(picture, _recorded(folder, record, record_regions(record)))
     except ValueError:  # a mask's file has gone since
         return picture
+
+
+def _recorded(folder: Path, record: Record, regions: Sequence[Region]) -> list[Region]:
+    """The regions, those with a source with the mask that the run kept of it."""
+    paths = [target_path(folder, record["id"], regions, index) for index in range(len(regions))]
+    return [
+        replace(region, mask=path) if region.source is not None else region for region, path in zip(regions, paths, strict=True)
+    ]
 
 
 def record_regions(record: Record) -> list[Region]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from attnguide.prompt.regions import absolute_region
 from attnguide.prompt.tokens import find_phrase
 from attnguide.rows import ROW_KEYS, RowError, check_ids, method_names, nearest, read_mapping, sample_from_dict
 from attnguide.types import MethodConfig, Region, Sample
@@ -68,11 +69,8 @@ def read_samples(
 
 
 def _beside(sample: Sample, folder: Path) -> Sample:
-    """Relative mask paths, seen from the table's folder."""
-    if not any(isinstance(region.mask, Path) for region in sample.regions):
-        return sample
-    moved = (replace(r, mask=folder / r.mask) if isinstance(r.mask, Path) else r for r in sample.regions)
-    return replace(sample, regions=tuple(moved))
+    """Relative paths of masks and pictures, seen from the table's folder."""
+    return replace(sample, regions=tuple(absolute_region(region, folder) for region in sample.regions))
 
 
 class _Loader(yaml.SafeLoader):

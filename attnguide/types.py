@@ -18,6 +18,69 @@ Blob = tuple[float, float, float, float]
 """``(x, y, blur_x, blur_y)``: centre and standard deviations of a Gaussian, as fractions of width and height."""
 
 
+SourceKind = Literal["seed", "prompt", "invert", "noise"]
+
+SOURCE_KINDS: tuple[SourceKind, ...] = ("seed", "prompt", "invert", "noise")
+"""Pictures that a map can be taken from.
+
+The same prompt under another seed; another prompt; a picture of the user's by DDIM inversion, or by noising it step by step.
+"""
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Where a region's place comes from if it is not drawn: from a word's attention in another picture.
+
+    The word's cross-attention, averaged over heads, over the sites whose maps guidance reads and over a part of the schedule,
+    is stretched to [0, 1] and is the region's mask.
+
+    Attributes:
+        kind: One of :data:`SOURCE_KINDS`.
+        seed: Of the other picture's noise; the row's own when ``None``, but ``kind="seed"`` needs one.
+        prompt: Of the other picture; the row's own when ``None``, but ``kind="prompt"`` needs one.
+        phrase: Words of that prompt whose map is taken; the region's own when ``None``.
+        image: The picture that is inverted or noised; stretched to the row's size.
+        start: First part of the schedule that counts, as progress.
+        stop: Where it ends.
+        threshold: Cells of at least this share of the map's range become 1, all others 0; a soft map when ``None``.
+        cfg_scale: Of an inversion and its reconstruction; at 1 or below the unconditional half is not computed.
+        iterations: Of an inversion's fixed point, for each step.
+
+    Raises:
+        ValueError: If something the kind needs is missing, something it has no use for is given, or a number is out of range.
+    """
+
+    kind: SourceKind
+    seed: int | None = None
+    prompt: str | None = None
+    phrase: str | None = None
+    image: Path | None = None
+    start: float = 0.0
+    stop: float = 1.0
+    threshold: float | None = None
+    cfg_scale: float = 1.0
+    iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SOURCE_KINDS:
+            raise ValueError(f"source must be one of {', '.join(SOURCE_KINDS)}; got {self.kind!r}.")
+        needed = self.kind if self.kind in ("seed", "prompt") else "image"
+        if getattr(self, needed) is None:
+            raise ValueError(f"source {self.kind!r} needs {'an' if needed == 'image' else 'a'} {needed}; got none.")
+        if self.image is not None and needed != "image":
+            raise ValueError(f"source {self.kind!r} has no use for an image; got '{self.image}'.")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"source seed must be at least 0; got {self.seed}.")
+        if not 0 <= self.start < self.stop <= 1:
+            raise ValueError(f"source start and stop must be a range within [0, 1]; got {self.start:g} to {self.stop:g}.")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(f"source threshold must lie in (0, 1]; got {self.threshold:g}.")
+        if not _finite(self.cfg_scale):
+            raise ValueError(f"source cfg_scale must be a finite number; got {self.cfg_scale}.")
+        if self.iterations < 0:
+            raise ValueError(f"source iterations must be at least 0; got {self.iterations}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """A phrase of the prompt and the place it should take; exactly one way of saying the place, or none.
@@ -29,7 +92,9 @@ class Region:
         box: A rectangle, as fractions.
         polygon: Corners ``(x, y)`` as fractions, at least three.
         blob: A Gaussian, as fractions; its peak is 1.
-        mask: ``height width`` in [0, 1], any size; or the path of a picture whose alpha (else luminance) is the mask.
+        mask: ``height width`` in [0, 1], any size; or the path of a picture whose alpha (else luminance) is the mask, or of a
+            map kept as ``.npy``.
+        source: Another picture whose attention is the place; with a mask beside it once that attention has been recorded.
         occurrence: Which occurrence of the phrase in the prompt is meant, from 0.
         token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
         weight: Factor on injected maps and on this region's loss.
@@ -43,13 +108,14 @@ class Region:
     polygon: tuple[tuple[float, float], ...] | None = None
     blob: Blob | None = None
     mask: Tensor | Path | None = None
+    source: MapSource | None = None
     occurrence: int = 0
     token_indices: tuple[int, ...] | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        places = [name for name in ("box", "polygon", "blob", "mask") if getattr(self, name) is not None]
-        if len(places) > 1:
+        places = [name for name in ("box", "polygon", "blob", "mask", "source") if getattr(self, name) is not None]
+        if len(places) > 1 and places != ["mask", "source"]:
             raise ValueError(f"Region {self.phrase!r} takes one place; got {' and '.join(places)}.")
         if not self.phrase.strip() and self.token_indices is None:
             raise ValueError("Region needs a phrase or token_indices; got neither.")
@@ -73,8 +139,8 @@ class Region:
 
     @property
     def has_place(self) -> bool:
-        """Whether a box, polygon, blob or mask is given."""
-        return any(place is not None for place in (self.box, self.polygon, self.blob, self.mask))
+        """Whether a box, polygon, blob, mask or source is given."""
+        return any(place is not None for place in (self.box, self.polygon, self.blob, self.mask, self.source))
 
 
 def _finite(value: float) -> bool:

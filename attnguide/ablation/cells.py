@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from attnguide.ablation.axes import Ablation, Cell
 from attnguide.ablation.file import named_methods
+from attnguide.prompt.regions import absolute_region
 from attnguide.records import AXIS, CELL
 from attnguide.rows import check_samples, sample_from_dict, sample_to_dict
 from attnguide.types import Sample
@@ -115,9 +115,7 @@ def _sample(ablation: Ablation, cell: Cell, subject: Sample, methods: Sequence[M
     except ValueError as error:
         keys = [*own, *_METHOD_KEYS, *cell.changes]
         raise _refusal(ablation, cell, f"cell {cell.name!r}: {error}", *keys) from error
-    # Made absolute, so that a kept configuration works from any folder.
-    regions = (replace(r, mask=r.mask.absolute()) if isinstance(r.mask, Path) else r for r in sample.regions)
-    return replace(sample, regions=tuple(regions))
+    return replace(sample, regions=tuple(map(absolute_region, sample.regions)))
 
 
 def _refusal(ablation: Ablation, cell: Cell, message: str, *keys: str) -> ValueError:

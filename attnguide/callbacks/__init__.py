@@ -9,6 +9,7 @@ from attnguide.callbacks.progress import LineProgress, ProgressBar, progress_bar
 from attnguide.callbacks.run_folder import RunFolder
 from attnguide.callbacks.samples import Samples
 from attnguide.callbacks.standard import standard_callbacks
+from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance, ValuesChangedError
 from attnguide.callbacks.wandb_log import WandbLog
 
@@ -22,6 +23,7 @@ __all__ = [
     "RunFolder",
     "Samples",
     "SamplingCallback",
+    "TargetMaps",
     "ValueInvariance",
     "ValuesChangedError",
     "WandbLog",

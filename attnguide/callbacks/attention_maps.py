@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +18,11 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import log_picture
+from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.records import replacing, write_atomic
 from attnguide.sampling.observer import BatchInfo
+from attnguide.sources.files import map_bytes, map_names
 from attnguide.types import PassContext, Region, Sample, SampleResult, Step
 from attnguide.visual import contact_sheet, draw_regions, heat_map, strip
 
@@ -30,12 +30,6 @@ _SMALLEST = 256
 """Pictures are enlarged to this side before anything is drawn on them."""
 
 _STRIP_CELL = 128
-
-
-def prompt_words(prompt: str) -> tuple[Region, ...]:
-    """Every word of a prompt as a region without a place, each in its own occurrence."""
-    words = re.findall(r"\w+", prompt)
-    return tuple(Region(word, occurrence=words[:index].count(word)) for index, word in enumerate(words))
 
 
 class AttentionMapsLogger(SamplingCallback):
@@ -99,7 +93,7 @@ class AttentionMapsLogger(SamplingCallback):
             folder = run_folder(trainer) / "maps" / result.sample.id
             regions = self._rows[row].regions
             pictures = []
-            for region, name, values in zip(regions, _file_names(regions), maps[row], strict=False):
+            for region, name, values in zip(regions, map_names(regions), maps[row], strict=False):
                 pictures.append(self._write(folder, name, region, values, result))
             if result.image is not None and pictures:
                 overview = _overview(result, [region.phrase for region in regions], [p for p in pictures if p])
@@ -109,9 +103,7 @@ class AttentionMapsLogger(SamplingCallback):
     def _write(
         self, folder: Path, name: str, region: Region, values: NDArray[np.float32], result: SampleResult
     ) -> Image.Image | None:
-        raw = io.BytesIO()
-        np.save(raw, values)
-        write_atomic(folder / f"{name}.npy", raw.getvalue())
+        write_atomic(folder / f"{name}.npy", map_bytes(values))
         if result.image is None:
             return None
         first, last = self.steps
@@ -151,16 +143,6 @@ def _overview(result: SampleResult, phrases: Sequence[str], pictures: Sequence[I
     assert result.image is not None
     drawn = draw_regions(enlarged(result.image), result.sample.regions)
     return contact_sheet([[drawn, *pictures]], column_labels=[result.sample.method, *phrases], cell=max(drawn.size))
-
-
-def _file_names(regions: Sequence[Region]) -> list[str]:
-    """The phrases as file names, all different."""
-    names: list[str] = []
-    for region in regions:
-        base = re.sub(r"[^\w-]+", "_", region.phrase).strip("_")[:60] or "tokens"
-        taken = sum(name == base or name.startswith(f"{base}~") for name in names)
-        names.append(f"{base}~{taken + 1}" if taken else base)
-    return names
 
 
 def _save(path: Path, picture: Image.Image) -> None:

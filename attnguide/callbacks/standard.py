@@ -14,6 +14,7 @@ from attnguide.callbacks.map_norms import MapNorms
 from attnguide.callbacks.progress import progress_bar
 from attnguide.callbacks.run_folder import RunFolder, Scorer
 from attnguide.callbacks.samples import Samples
+from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance
 from attnguide.callbacks.wandb_log import WandbLog
 
@@ -39,7 +40,7 @@ def standard_callbacks(
         values: Compare values over steps.
         progress: Show how far the run is.
     """
-    callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace()]
+    callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace(), TargetMaps()]
     callbacks += [AttentionMapsLogger()] if maps else []
     callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer), LedgerLog(), WandbLog(config)]
     callbacks += [progress_bar()] if progress else []

@@ -99,23 +99,20 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
-    """A region as plain values, its mask's path made absolute, so that a kept configuration works from any folder."""
-    from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
+    """A region as plain values, paths made absolute, so that a kept configuration works from any folder."""
+    from attnguide.prompt.regions import absolute_region, check_region, parse_region, region_from_dict, region_to_dict
 
     try:
         region = parse_region(item) if isinstance(item, str) else region_from_dict(item)
         check_region(region, prompt)
     except ValueError as error:
         raise UsageError(f"region: {error}") from error
-    return region_to_dict(_from_anywhere(region))
-
-
-def _from_anywhere(region: Region) -> Region:
-    return replace(region, mask=region.mask.absolute()) if isinstance(region.mask, Path) else region
+    return region_to_dict(absolute_region(region))
 
 
 def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
     """One row for each prompt and seed, before methods are dealt out."""
+    from attnguide.prompt.regions import absolute_region
     from attnguide.rows import sample_from_dict
     from attnguide.tables import read_samples
 
@@ -128,7 +125,7 @@ def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
         rows = read_samples(config["rows"], size=(height, width) if height and width else None, defaults=common)
     else:
         rows = [sample_from_dict({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
-    rows = [replace(row, regions=tuple(map(_from_anywhere, row.regions))) for row in rows]
+    rows = [replace(row, regions=tuple(map(absolute_region, row.regions))) for row in rows]
     if config["seed"] is None:
         return rows
     several = len(config["seed"]) > 1

@@ -37,7 +37,9 @@ def _regions(plan: Plan) -> list[str]:
     texts = []
     for region in first:
         box = ",".join(f"{value:g}" for value in region.box) if region.box else None
-        place = box or next((str(p) for p in (region.mask, region.polygon, region.blob) if p is not None), "anywhere")
+        source = region.source and f"attention of another picture ({region.source.kind})"
+        places = (source, region.mask, region.polygon, region.blob)
+        place = box or next((str(p) for p in places if p is not None), "anywhere")
         texts.append(f"{region.phrase} = {place}")
     return texts
 

@@ -57,7 +57,8 @@ def settings() -> list[Setting]:
             values.regions,
             None,
             "place of a phrase of the prompt: PHRASE=x0,y0,x1,y1 as fractions from the top left, PHRASE=mask.png, or PHRASE "
-            "alone; PHRASE[1] is its second occurrence; repeatable",
+            "alone; PHRASE[1] is its second occurrence; PHRASE=seed:7, PHRASE=prompt:TEXT, PHRASE=invert:picture.png or "
+            "PHRASE=noise:picture.png takes the phrase's attention in another picture (see: attnguide maps); repeatable",
             option="--region",
             metavar="PHRASE=PLACE",
             follows=_alone,

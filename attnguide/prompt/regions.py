@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnguide.prompt.tokens import find_phrase
-from attnguide.types import Blob, Box, Region
+from attnguide.types import SOURCE_KINDS, Blob, Box, MapSource, Region
 
 if TYPE_CHECKING:  # torch loads where a tensor is made, so that bad places are reported without waiting for it
     from jaxtyping import Bool, Float
@@ -40,7 +41,8 @@ def rasterise(region: Region, height: int, width: int) -> Float[Tensor, "height 
         float32 on the CPU.
 
     Raises:
-        ValueError: If the region has no place, a side is not positive, or the mask is unusable (see :func:`load_mask`).
+        ValueError: If the region has no place, its source has not been recorded, a side is not positive, or the mask is
+            unusable (see :func:`load_mask`).
     """
     import torch
 
@@ -93,10 +95,13 @@ def truncated_mask(region: Region, height: int, width: int) -> Bool[Tensor, "hei
 
 
 def load_mask(path: str | Path) -> Float[Tensor, "height width"]:
-    """Read a picture as a mask in [0, 1]: its alpha if that varies, else its luminance.
+    """Read a picture as a mask in [0, 1]: its alpha if that varies, else its luminance; or an attention map kept as ``.npy``.
+
+    A map is what :class:`~attnguide.callbacks.AttentionMapsLogger` or ``attnguide maps`` left behind: numbers of any range,
+    stretched to [0, 1]; the mean over its steps where it has them (``steps height width``).
 
     Args:
-        path: Any format Pillow reads, any size, 8 or 16 bits.
+        path: Any format Pillow reads, any size, 8 or 16 bits; or ``.npy``.
 
     Returns:
         float32 on the CPU, at the picture's size.
@@ -117,10 +122,14 @@ def check_region(region: Region, prompt: str | None = None) -> None:
         prompt: If given, the phrase must occur in it (unless the region names token positions).
 
     Raises:
-        ValueError: If the mask is unusable, the place has no area or leaves the picture, or the phrase does not occur.
+        ValueError: If the mask or the source's picture is unusable, the place has no area or leaves the picture, or the phrase
+            does not occur.
     """
     if prompt is not None and region.token_indices is None:
         find_phrase(prompt, region.phrase, region.occurrence)
+    if region.source is not None and region.mask is None:
+        _check_source(region, region.source, prompt)
+        return
     if region.polygon is not None:
         outside = [corner for corner in region.polygon if not all(0 <= value <= 1 for value in corner)]
         if outside:
@@ -129,16 +138,55 @@ def check_region(region: Region, prompt: str | None = None) -> None:
         raise ValueError(f"Region {region.phrase!r} has no area ({_describe(region)}).")
 
 
+def prompt_words(prompt: str) -> tuple[Region, ...]:
+    """Every word of a prompt as a region without a place, each in its own occurrence."""
+    words = re.findall(r"\w+", prompt)
+    return tuple(Region(word, occurrence=words[:index].count(word)) for index, word in enumerate(words))
+
+
+def source_region(region: Region) -> Region:
+    """The words whose map a region's source gives, as a region of the source's prompt without a place.
+
+    Raises:
+        ValueError: If the region has no source.
+    """
+    if region.source is None:
+        raise ValueError(f"Region {region.phrase!r} has no source.")
+    if region.source.phrase is not None:
+        return Region(region.source.phrase)
+    # Positions count in the region's own prompt.
+    tokens = region.token_indices if region.source.prompt is None else None
+    return Region(region.phrase, occurrence=region.occurrence, token_indices=tokens)
+
+
+def absolute_region(region: Region, folder: Path | None = None) -> Region:
+    """The region with the paths of its files made absolute, so that a kept configuration works from any folder.
+
+    Args:
+        region: Any.
+        folder: What relative paths start from; the working directory when ``None``.
+    """
+    base = folder or Path()
+    if isinstance(region.mask, Path):
+        region = replace(region, mask=(base / region.mask).absolute())
+    if region.source is not None and region.source.image is not None:
+        region = replace(region, source=replace(region.source, image=(base / region.source.image).absolute()))
+    return region
+
+
 def parse_region(text: str) -> Region:
     """Read a region as it is written on a command line.
 
-    ``PHRASE=x0,y0,x1,y1`` (fractions from the top left), ``PHRASE=mask.png``, or ``PHRASE`` alone; ``PHRASE[1]`` means the
-    phrase's second occurrence. The last ``=`` divides.
+    ``PHRASE=x0,y0,x1,y1`` (fractions from the top left), ``PHRASE=mask.png`` (or a map, ``map.npy``), or ``PHRASE`` alone;
+    ``PHRASE[1]`` means the phrase's second occurrence. The last ``=`` divides. ``PHRASE=seed:7``, ``PHRASE=prompt:TEXT``,
+    ``PHRASE=invert:picture.png`` and ``PHRASE=noise:picture.png`` take the phrase's attention in another picture
+    (:class:`~attnguide.types.MapSource`).
 
     Raises:
         ValueError: If the text is none of these, or the box is out of range.
     """
-    phrase, divider, place = text.rpartition("=")
+    named = re.fullmatch(rf"(.*?)=\s*({'|'.join(SOURCE_KINDS)}):(.*)", text, re.DOTALL)
+    phrase, divider, place = (named[1], "=", named[3]) if named else text.rpartition("=")
     if not divider:
         phrase, place = text, ""
     phrase, place, occurrence = phrase.strip(), place.strip(), 0
@@ -148,6 +196,8 @@ def parse_region(text: str) -> Region:
         raise ValueError(f"A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got {text!r}.")
     if not divider:
         return Region(phrase, occurrence=occurrence)
+    if named:
+        return Region(phrase, source=_parse_source(phrase, named[2], place), occurrence=occurrence)
     numbers = [_number(part) for part in place.split(",")]
     if all(number is None for number in numbers) or re.search(r"\.[A-Za-z]\w*$", place):
         return Region(phrase, mask=Path(place).expanduser(), occurrence=occurrence)
@@ -157,13 +207,24 @@ def parse_region(text: str) -> Region:
     return Region(phrase, box=(x0, y0, x1, y1), occurrence=occurrence)
 
 
+def _parse_source(phrase: str, kind: str, place: str) -> MapSource:
+    values: dict[str, Any] = {"kind": kind, ("image" if kind in ("invert", "noise") else kind): place}
+    if kind == "seed":
+        if not re.fullmatch(r"\d{1,18}", place):
+            raise ValueError(f"Region {phrase!r}: seed: must be followed by a whole number of at least 0; got {place!r}.")
+        values["seed"] = int(place)
+    return _read_source(phrase, "source", values)
+
+
 def region_to_dict(region: Region) -> dict[str, Any]:
     """A region as plain values for YAML or JSON, defaults left out; :func:`region_from_dict` undoes it.
+
+    What was recorded from a source is left out: the source says it.
 
     Raises:
         ValueError: If the mask is a tensor: only the path of a picture can be written down.
     """
-    if region.mask is not None and not isinstance(region.mask, str | Path):
+    if region.source is None and region.mask is not None and not isinstance(region.mask, str | Path):
         raise ValueError(
             f"Region {region.phrase!r}: a mask tensor cannot be written to a file; save it as a picture, give its path."
         )
@@ -173,7 +234,11 @@ def region_to_dict(region: Region) -> dict[str, Any]:
             plain[name] = list(getattr(region, name))
     if region.polygon is not None:
         plain["polygon"] = [list(corner) for corner in region.polygon]
-    if region.mask is not None:
+    if region.source is not None:
+        given = {name: getattr(region.source, name) for name, default in _SOURCE_DEFAULTS.items()}
+        told = {name: value for name, value in given.items() if value != _SOURCE_DEFAULTS[name]}
+        plain["source"] = {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
+    elif region.mask is not None:
         plain["mask"] = str(region.mask)
     if region.occurrence:
         plain["occurrence"] = region.occurrence
@@ -188,7 +253,7 @@ def region_from_dict(values: Mapping[str, Any]) -> Region:
     Raises:
         ValueError: If a key is unknown or a value has the wrong type, length or range.
     """
-    known = ("phrase", "box", "polygon", "blob", "mask", "occurrence", "token_indices", "weight")
+    known = ("phrase", *_READERS)
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise ValueError(f"A region has no key {unknown[0]!r}; it has {', '.join(known)}.")
@@ -213,6 +278,11 @@ def _cells(region: Region, height: int, width: int) -> _Cells:
         mask = _mask_values(region, region.mask)
         rows, columns = _resampling(mask.shape[0], height), _resampling(mask.shape[1], width)
         return np.clip(rows @ mask @ columns.T, 0, 1)
+    if region.source is not None:
+        raise ValueError(
+            f"Region {region.phrase!r}: the map of its source {region.source.kind!r} has not been recorded; "
+            "sample the row with sample_rows, or record it with record_sources."
+        )
     raise ValueError(f"Region {region.phrase!r} has no place; give it a box, polygon, blob or mask.")
 
 
@@ -274,17 +344,58 @@ def _mask_values(region: Region, place: Tensor | Path) -> _Cells:
     return mask
 
 
-def _read_mask(path: Path) -> _Cells:
+def open_picture(path: Path, what: str = "Picture") -> Any:
+    """A picture's file as Pillow reads it, turned upright.
+
+    Args:
+        path: Any format Pillow reads.
+        what: Begins the error messages.
+
+    Raises:
+        ValueError: If the file is missing or not a picture.
+    """
     from PIL import Image, ImageOps
 
     if not path.is_file():
-        raise ValueError(f"Mask file '{path}' does not exist.")
+        raise ValueError(f"{what} file '{path}' does not exist.")
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
+            return ImageOps.exif_transpose(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Mask file '{path}' is not a picture that can be read ({type(error).__name__}).") from error
-    mask = _picture_values(picture)
+        raise ValueError(f"{what} file '{path}' is not a picture that can be read ({type(error).__name__}).") from error
+
+
+def _check_source(region: Region, source: MapSource, prompt: str | None) -> None:
+    words, text = source_region(region), source.prompt if source.prompt is not None else prompt
+    try:
+        if text is not None and words.token_indices is None:
+            find_phrase(text, words.phrase, words.occurrence)
+        if source.image is not None:
+            open_picture(source.image)
+    except ValueError as error:
+        raise ValueError(f"Region {region.phrase!r}: source: {error}") from error
+
+
+def _read_map(path: Path) -> _Cells:
+    """An attention map's file, stretched to [0, 1]; a flat map is 1 everywhere."""
+    try:
+        values = np.load(path, allow_pickle=False)
+        cells = np.asarray(values, dtype=np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"Map file '{path}' is not an array that can be read ({type(error).__name__}).") from error
+    cells = cells.mean(0) if cells.ndim == 3 and len(cells) else cells
+    if cells.ndim != 2 or not cells.size or not np.isfinite(cells).all():
+        raise ValueError(
+            f"Map file '{path}' must hold finite numbers with axes height width or steps height width; got {values.shape}."
+        )
+    low, high = cells.min(), cells.max()
+    return (cells - low) / (high - low) if high > low else np.ones_like(cells)
+
+
+def _read_mask(path: Path) -> _Cells:
+    if path.suffix.lower() == ".npy" and path.is_file():
+        return _read_map(path)
+    mask = _picture_values(open_picture(path, "Mask"))
     if not mask.any():
         raise ValueError(f"Mask file '{path}' is empty: neither its alpha nor its luminance is above 0 anywhere.")
     return mask
@@ -303,7 +414,7 @@ def _picture_values(picture: Any) -> _Cells:
 
 
 def _place_name(region: Region) -> str:
-    return next(name for name in ("box", "polygon", "blob", "mask") if getattr(region, name) is not None)
+    return next(name for name in ("box", "polygon", "blob", "mask", "source") if getattr(region, name) is not None)
 
 
 def _describe(region: Region) -> str:
@@ -368,11 +479,53 @@ def _read_integers(phrase: str, key: str, value: Any) -> tuple[int, ...]:
     raise ValueError(f"Region {phrase!r}: {key} must be a list of whole numbers; got {value!r}.")
 
 
+_SOURCE_DEFAULTS = {f.name: None if f.default is MISSING else f.default for f in fields(MapSource)}
+
+
+def _read_text(phrase: str, key: str, value: Any) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError(f"Region {phrase!r}: {key} must be text; got {value!r}.")
+
+
+_SOURCE_READERS = {
+    "kind": _read_text,
+    "seed": _read_integer,
+    "prompt": _read_text,
+    "phrase": _read_text,
+    "image": _read_mask_path,
+    "start": _read_weight,
+    "stop": _read_weight,
+    "threshold": _read_weight,
+    "cfg_scale": _read_weight,
+    "iterations": _read_integer,
+}
+
+
+def _read_source(phrase: str, key: str, value: Any) -> MapSource:
+    if isinstance(value, MapSource):
+        return value
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise ValueError(
+            f"Region {phrase!r}: source must be a mapping with a kind of {', '.join(SOURCE_KINDS)}; got {value!r}."
+        )
+    unknown = [str(name) for name in value if name not in _SOURCE_READERS]
+    if unknown:
+        raise ValueError(f"Region {phrase!r}: a source has no key {unknown[0]!r}; it has {', '.join(_SOURCE_READERS)}.")
+    given = {name: item for name, item in value.items() if item is not None}
+    read: dict[str, Any] = {name: _SOURCE_READERS[name](phrase, f"source {name}", item) for name, item in given.items()}
+    try:
+        return MapSource(**read)
+    except ValueError as error:
+        raise ValueError(f"Region {phrase!r}: {error}") from error
+
+
 _READERS = {
     "box": _read_four,
     "polygon": _read_polygon,
     "blob": _read_four,
     "mask": _read_mask_path,
+    "source": _read_source,
     "occurrence": _read_integer,
     "token_indices": _read_integers,
     "weight": _read_weight,

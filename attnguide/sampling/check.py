@@ -11,6 +11,7 @@ from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.branches import common_source, source_prompts
+from attnguide.sampling.source_maps import check_sources
 from attnguide.types import Sample
 
 
@@ -39,6 +40,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         scheduler_class(sample.scheduler)
     guidances, injections = build_methods([sample])
     build_baseline(sample)
+    sample = check_sources(model, sample)
     others = [model.tokenize(prompt) for prompt in source_prompts(common_source([*guidances, *injections]), [sample])]
     for other in others:
         if other.truncated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ class BatchInfo:
         sites: The network's attention sites at this picture size.
         steps: One entry per network evaluation.
         model: The adapter, to read and to decode with.
+        measured: Numbers about each row that are known before its first step, by name: how well a picture that was inverted
+            for its maps came back. Empty where there are none.
     """
 
     samples: tuple[Sample, ...]
@@ -34,6 +36,7 @@ class BatchInfo:
     sites: tuple[Site, ...]
     steps: tuple[Step, ...]
     model: ModelAdapter
+    measured: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

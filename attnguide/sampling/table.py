@@ -9,6 +9,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
+from attnguide.sampling.source_maps import Sourced, record_sources, with_cost
 from attnguide.types import Sample, SampleResult
 
 
@@ -27,14 +28,18 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
 
 
 def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None = None) -> list[SampleResult]:
-    """Sample rows that share a batch."""
+    """Sample rows that share a batch, after the pictures that their places come from."""
+    recorded = record_sources(model, samples)
+    samples = [row.sample for row in recorded]
+    watching = Observer() if observer is None else Sourced(observer, recorded)
     guidances, injections = build_methods(samples)
 
     def run(rows: Sequence[Sample], watching: Observer) -> list[SampleResult]:
         return Sampler(model, guidances, injections, watching).run(rows)
 
     baseline = build_baseline(samples[0])
-    return run(samples, observer or Observer()) if baseline is None else baseline.sample(run, samples, observer or Observer())
+    results = run(samples, watching) if baseline is None else baseline.sample(run, samples, watching)
+    return with_cost(results, recorded)
 
 
 def sample_rows(

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attnguide.prompt.regions import (
+    absolute_region,
     binary_mask,
     check_region,
     load_mask,
     parse_region,
+    prompt_words,
     rasterise,
     region_from_dict,
     region_to_dict,
 )
-from attnguide.types import Region
+from attnguide.types import MapSource, Region
 
 _SIDES = st.integers(1, 19)
 _FRACTIONS = st.floats(0, 1, allow_subnormal=False)
@@ -303,6 +306,14 @@ def test_bad_places_are_found_without_torch() -> None:
         ("cat[1]=0,0,1,1", {"phrase": "cat", "box": [0, 0, 1, 1], "occurrence": 1}),
         ("red cat [2]", {"phrase": "red cat", "occurrence": 2}),
         ("e=mc2=0,0,1,1", {"phrase": "e=mc2", "box": [0, 0, 1, 1]}),
+        ("cat=maps/cat.npy", {"phrase": "cat", "mask": "maps/cat.npy"}),
+        ("cat=seed:7", {"phrase": "cat", "source": {"kind": "seed", "seed": 7}}),
+        (
+            "cat[1] = prompt: e=mc2, a cat",
+            {"phrase": "cat", "occurrence": 1, "source": {"kind": "prompt", "prompt": "e=mc2, a cat"}},
+        ),
+        ("cat=invert:my cat.png", {"phrase": "cat", "source": {"kind": "invert", "image": "my cat.png"}}),
+        ("cat=noise:cat.png", {"phrase": "cat", "source": {"kind": "noise", "image": "cat.png"}}),
     ],
 )
 def test_parse_region(text: str, expected: dict) -> None:
@@ -322,6 +333,8 @@ def test_parse_region(text: str, expected: dict) -> None:
         ("cat=10,10,200,200", "Region 'cat': box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
         ("cat=0.5,0,0.5,1", "Region 'cat': box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
         ("cat=nan,0,1,1", "Region 'cat': box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
+        ("cat=seed:x", "Region 'cat': seed: must be followed by a whole number of at least 0; got 'x'."),
+        ("cat=prompt:", "A region is written PHRASE, PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got 'cat=prompt:'."),
     ],
 )
 def test_parse_region_errors(text: str, message: str) -> None:
@@ -335,6 +348,8 @@ _PLACES = st.one_of(
     boxes().map(lambda box: {"polygon": corners(box)}),
     st.tuples(_FRACTIONS, _FRACTIONS, st.floats(1e-3, 2), st.floats(1e-3, 2)).map(lambda blob: {"blob": blob}),
     st.just({"mask": Path("masks/left half.png")}),
+    st.just({"source": MapSource("seed", seed=3, phrase="katt", start=0.25, threshold=0.5)}),
+    st.just({"source": MapSource("invert", image=Path("en katt.png"), cfg_scale=2.5, iterations=3, stop=0.5)}),
 )
 
 
@@ -344,6 +359,33 @@ def test_regions_survive_yaml_and_json(place: dict, occurrence: int, indices: tu
     plain = region_to_dict(region)
     for back in (yaml.safe_load(yaml.safe_dump(plain)), json.loads(json.dumps(plain))):
         assert vars(region_from_dict(back)) == vars(region)
+
+
+def test_what_a_source_gave_is_not_written_down() -> None:
+    region = Region("cat", source=MapSource("seed", seed=3))
+    recorded = replace(region, mask=torch.ones(2, 2))
+    assert region_to_dict(recorded) == region_to_dict(region)
+    assert rasterise(recorded, 4, 4).sum() == 16 and recorded.has_place and region.has_place
+    with pytest.raises(ValueError, match="Region 'cat': the map of its source 'seed' has not been recorded"):
+        rasterise(region, 4, 4)
+
+
+def test_sources_are_checked_early(tmp_path: Path) -> None:
+    check_region(Region("dog", source=MapSource("prompt", prompt="a cat", phrase="cat")), "a dog")
+    check_region(Region("dog", token_indices=(2,), source=MapSource("seed", seed=1)), "a dog")
+    with pytest.raises(ValueError, match="Region 'dog': source: Phrase 'dog' does not occur in the prompt 'a cat'"):
+        check_region(Region("dog", source=MapSource("prompt", prompt="a cat")), "a dog")
+    with pytest.raises(ValueError, match=r"source: Picture file '.*gone.png' does not exist"):
+        check_region(Region("dog", source=MapSource("invert", image=tmp_path / "gone.png")), "a dog")
+
+
+def test_files_are_found_from_anywhere(tmp_path: Path) -> None:
+    masked, inverted = Region("cat", mask=Path("cat.png")), Region("cat", source=MapSource("noise", image=Path("cat.png")))
+    assert absolute_region(masked, tmp_path).mask == tmp_path / "cat.png"
+    moved = absolute_region(inverted, tmp_path).source
+    assert moved is not None and moved.image == tmp_path / "cat.png"
+    assert absolute_region(inverted).source.image == Path("cat.png").absolute()  # type: ignore[union-attr]
+    assert prompt_words("a cat, a dog")[2].occurrence == 1
 
 
 def test_a_mask_tensor_cannot_be_written() -> None:
@@ -368,6 +410,28 @@ def test_a_mask_tensor_cannot_be_written() -> None:
         ({"phrase": "cat", "weight": "big"}, "Region 'cat': weight must be a number; got 'big'."),
         ({"phrase": "cat", "box": [0, 0, 1, 1], "blob": [0, 0, 1, 1]}, "Region 'cat' takes one place; got box and blob."),
         ({}, "Region needs a phrase or token_indices; got neither."),
+        (
+            {"phrase": "cat", "source": "seed"},
+            "Region 'cat': source must be a mapping with a kind of seed, prompt, invert, noise;",
+        ),
+        (
+            {"phrase": "cat", "source": {"kind": "dream"}},
+            "Region 'cat': source must be one of seed, prompt, invert, noise; got",
+        ),
+        ({"phrase": "cat", "source": {"kind": "seed"}}, "Region 'cat': source 'seed' needs a seed; got none."),
+        ({"phrase": "cat", "source": {"kind": "noise"}}, "Region 'cat': source 'noise' needs an image; got none."),
+        (
+            {"phrase": "cat", "source": {"kind": "seed", "sed": 1}},
+            "Region 'cat': a source has no key 'sed'; it has kind, seed,",
+        ),
+        (
+            {"phrase": "cat", "source": {"kind": "seed", "seed": 1.5}},
+            "Region 'cat': source seed must be a whole number; got 1.5.",
+        ),
+        (
+            {"phrase": "cat", "box": [0, 0, 1, 1], "source": {"kind": "seed", "seed": 1}},
+            "Region 'cat' takes one place; got box and",
+        ),
     ],
 )
 def test_region_from_dict_errors(values: dict, message: str) -> None:

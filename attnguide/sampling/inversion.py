@@ -1,0 +1,264 @@
+"""From a picture back to noise: deterministic inversion, or plain noising; and how well the picture comes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.schedulers import NoiseScheduler
+from attnguide.sampling.cfg import combine, pass_context
+from attnguide.sampling.noise import generators, initial_noise
+from attnguide.sampling.observer import Observer
+from attnguide.sampling.sampler import Sampler
+from attnguide.types import Branch, Sample, SampleResult, Step
+
+SCHEDULER = "ddim"
+"""The scheduler that inversion undoes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Latents of pictures at every noise level of a schedule.
+
+    Attributes:
+        steps: In the order of denoising, noisiest first.
+        latents: ``steps batch channels height width``, float32; entry i is what the network reads at ``steps[i]``, unscaled.
+        clean: ``batch channels height width``, what they started from.
+        forwards: Network evaluations that each row took, one for each branch.
+    """
+
+    steps: tuple[Step, ...]
+    latents: Float[Tensor, "steps batch channels height width"]
+    clean: Float[Tensor, "batch channels height width"]
+    forwards: int
+
+    @property
+    def noise(self) -> Float[Tensor, "batch channels height width"]:
+        """The noisiest latents."""
+        return self.latents[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What denoising an inverted picture gives back.
+
+    Attributes:
+        result: The row as sampled from the inverted noise.
+        mse: Mean squared error of the picture's values in [0, 1]; 0 is best. It includes what the autoencoder loses.
+        psnr: ``-10 log10(mse)`` in decibels; infinite for equal pictures.
+        latents_mse: Mean squared error of the latents.
+    """
+
+    result: SampleResult
+    mse: float
+    psnr: float
+    latents_mse: float
+
+
+def encode_pictures(model: ModelAdapter, pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:
+    """Pictures, stretched to a size in pixels, as latents ``batch channels height width``."""
+    with torch.inference_mode(False), torch.no_grad(), model.evaluating():
+        return model.encode_image([fitted(picture, height, width) for picture in pictures]).float()
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """The picture in RGB, stretched to a size in pixels; transparent parts become white."""
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    picture = picture.convert("RGB")
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def invert(
+    model: ModelAdapter,
+    latents: Float[Tensor, "batch channels height width"],
+    prompts: Sequence[str],
+    *,
+    steps: int = 30,
+    cfg_scale: float = 1.0,
+    negative_prompts: Sequence[str] | None = None,
+    iterations: int = 0,
+) -> Trajectory:
+    """Walk the deterministic sampler backwards, from clean latents to the noise that it would make them of.
+
+    A step of DDIM (https://arxiv.org/abs/2010.02502) is ``x' = a x + b n(x, t)`` with two numbers and the network's answer
+    ``n``, whatever it predicts. Its inverse ``x = (x' - b n(x, t)) / a`` holds ``x`` on both sides: ``n`` is asked at ``x'``
+    first, and then, ``iterations`` times, at the newest ``x`` (a fixed point, https://arxiv.org/abs/2309.04907). Where that
+    makes a row's error larger, the row goes back and takes half the way. A cfg scale above 1 makes ``n`` change faster with
+    ``x``, hence errors grow (https://arxiv.org/abs/2211.09794): iterate, or stay at 1.
+
+    Args:
+        model: The adapter.
+        latents: Of clean pictures, as ``model.encode_image`` gives them.
+        prompts: What each of them shows.
+        steps: Of the sampler that is undone.
+        cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
+        negative_prompts: What the unconditional half reads; empty texts when ``None``.
+        iterations: Evaluations per step beyond the first, at least 0.
+
+    Raises:
+        ValueError: If a number is out of range, there is not one prompt per picture, or the model's scheduler clips.
+    """
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0; got {iterations}.")
+    rows = len(latents)
+    negative = list(negative_prompts) if negative_prompts is not None else [""] * rows
+    if len(prompts) != rows or len(negative) != rows:
+        raise ValueError(f"prompts must be one per picture; got {len(prompts)} and {len(negative)} negative for {rows}.")
+    uses_cfg = cfg_scale > 1
+    with torch.inference_mode(False), torch.no_grad(), model.evaluating():
+        scheduler = model.make_scheduler(SCHEDULER, steps)
+        states = model.encode_prompt(list(prompts), negative if uses_cfg else None)
+        clean = latents.to(model.device, torch.float32)
+        now, found = clean, []
+        for step in reversed(scheduler.steps):
+            keeps, adds = _move(scheduler, step)
+
+            def residual(guess: Tensor, goal: Tensor = now, step: Step = step, a: float = keeps, b: float = adds) -> Tensor:
+                """How far the sampler's step from ``guess`` misses the goal, in units of ``guess``."""
+                return guess + (b * _noise(model, scheduler, states, guess, step, cfg_scale) - goal) / a
+
+            now = _fixed_point(residual, now, iterations)
+            found.append(now)
+    forwards = len(found) * (iterations + 1) * (2 if uses_cfg else 1)
+    return Trajectory(scheduler.steps, torch.stack(found[::-1]), clean, forwards)
+
+
+def noised(
+    model: ModelAdapter,
+    latents: Float[Tensor, "batch channels height width"],
+    seeds: Sequence[int],
+    *,
+    steps: int = 30,
+    scheduler: str | None = None,
+) -> Trajectory:
+    """Clean latents with each step's share of one noise: ``alpha x + sigma e``, without asking the network.
+
+    Args:
+        model: The adapter.
+        latents: Of clean pictures.
+        seeds: Of each picture's noise.
+        steps: Denoising steps of the schedule.
+        scheduler: Its name; the model's own when ``None``.
+
+    Raises:
+        ValueError: If there is not one seed per picture.
+    """
+    if len(seeds) != len(latents):
+        raise ValueError(f"seeds must be one per picture; got {len(seeds)} for {len(latents)}.")
+    clean = latents.to(model.device, torch.float32)
+    schedule = model.make_scheduler(scheduler, steps)
+    shape = (clean.shape[1], clean.shape[2], clean.shape[3])
+    noise = initial_noise(generators(seeds), shape, torch.float32, model.device)
+    levels = [schedule.add_noise(clean, noise, step) for step in schedule.steps]
+    return Trajectory(schedule.steps, torch.stack(levels), clean, 0)
+
+
+def reconstruct(
+    model: ModelAdapter,
+    trajectory: Trajectory,
+    samples: Sequence[Sample],
+    pictures: Sequence[Image.Image],
+    observer: Observer | None = None,
+) -> list[Reconstruction]:
+    """Denoise inverted latents again and compare the pictures with those they were made of.
+
+    Args:
+        model: The adapter.
+        trajectory: As :func:`invert` gives it.
+        samples: A row for each picture, with the prompt, cfg scale and steps it was inverted with; the scheduler is set here.
+        pictures: What was inverted; stretched to the size of the result.
+        observer: Told of the denoising.
+
+    Raises:
+        ValueError: If rows and pictures do not match the latents in number, or steps differ.
+    """
+    if not len(samples) == len(pictures) == trajectory.clean.shape[0]:
+        raise ValueError(
+            f"samples and pictures must be as many as inverted; got {len(samples)} and {len(pictures)} for "
+            f"{trajectory.clean.shape[0]}."
+        )
+    rows = [replace(sample, scheduler=SCHEDULER, methods=()) for sample in samples]
+    if any(row.steps != len(trajectory.steps) for row in rows):
+        raise ValueError(f"steps of samples must be the {len(trajectory.steps)} of the inversion; got {rows[0].steps}.")
+    results = Sampler(model, observer=observer or Observer()).run(rows, trajectory.noise)
+    return [
+        _compared(result, picture, clean.cpu())
+        for result, picture, clean in zip(results, pictures, trajectory.clean, strict=True)
+    ]
+
+
+def picture_error(picture: Image.Image, other: Image.Image) -> tuple[float, float]:
+    """Mean squared error of two pictures' values in [0, 1], and their peak signal-to-noise ratio in decibels.
+
+    Raises:
+        ValueError: If their sizes differ.
+    """
+    if picture.size != other.size:
+        raise ValueError(f"pictures must have one size; got {picture.size} and {other.size}.")
+    values, others = (np.asarray(one.convert("RGB"), dtype=np.float64) / 255 for one in (picture, other))
+    mse = float(np.square(values - others).mean())
+    return mse, -10 * math.log10(mse) if mse > 0 else math.inf
+
+
+def _compared(result: SampleResult, picture: Image.Image, clean: Tensor) -> Reconstruction:
+    if result.image is None or result.latents is None:
+        return Reconstruction(result, math.nan, math.nan, math.nan)
+    mse, psnr = picture_error(result.image, fitted(picture, result.image.height, result.image.width))
+    return Reconstruction(result, mse, psnr, float((result.latents - clean).square().mean()))
+
+
+def _fixed_point(residual: Callable[[Tensor], Tensor], guess: Tensor, iterations: int) -> Tensor:
+    """Walk against the residual, row by row from the best point so far, with shorter steps after a step that was too long."""
+    best, miss = guess, torch.zeros_like(guess)
+    size = torch.full((len(guess), 1, 1, 1), math.inf, device=guess.device)
+    stride = torch.ones_like(size)
+    for _ in range(iterations + 1):
+        found = residual(guess)
+        now = found.square().mean((1, 2, 3), keepdim=True)
+        better = now < size
+        best, miss, size = torch.where(better, guess, best), torch.where(better, found, miss), torch.where(better, now, size)
+        stride = torch.where(better, stride, stride / 2)
+        guess = best - stride * miss
+    return guess
+
+
+def _noise(
+    model: ModelAdapter, scheduler: NoiseScheduler, states: Conditioning, latents: Tensor, step: Step, cfg_scale: float
+) -> Tensor:
+    """The network's answer, both halves combined, in float32."""
+    halves: tuple[Branch, ...] = ("uncond", "cond") if states.uncond is not None else ("cond",)
+    context = pass_context(step, "invert", range(len(latents)), halves)
+    inputs = scheduler.scale_model_input(torch.cat([latents] * len(halves)), step).to(states.cond.dtype)
+    answer = model.predict_noise(inputs, step, states.for_pass(context))
+    assert answer is not None
+    parts = answer.float().chunk(len(halves))
+    return combine(parts[0] if len(halves) > 1 else None, parts[-1], [cfg_scale] * len(latents))
+
+
+def _move(scheduler: NoiseScheduler, step: Step) -> tuple[float, float]:
+    """The two numbers of a deterministic step: what it keeps of the latents, and what it adds of the network's answer.
+
+    They are read off the scheduler itself, so that inversion undoes exactly what sampling does, also at the last step.
+
+    Raises:
+        ValueError: If the scheduler is not linear in the two.
+    """
+    one, none = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+    def after(latents: Tensor, noise_pred: Tensor) -> float:
+        return float(scheduler.step(noise_pred, step, latents, generators([0])))
+
+    keeps, adds = after(one, none), after(none, one)
+    if not math.isclose(after(100 * one, none), 100 * keeps, rel_tol=1e-6):
+        raise ValueError("The model's scheduler clips its predictions, which cannot be inverted.")
+    return keeps, adds

@@ -1,0 +1,342 @@
+"""Rows whose places come from other pictures: those pictures are made first, and where their words look is recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide.attention.attach import attach
+from attnguide.attention.capture import Probe
+from attnguide.attention.sites import Site
+from attnguide.models.base import ModelAdapter
+from attnguide.prompt.regions import open_picture, source_region
+from attnguide.prompt.targets import Targets
+from attnguide.prompt.tokens import resolve
+from attnguide.sampling.cfg import pass_context
+from attnguide.sampling.inversion import encode_pictures, invert, noised, reconstruct
+from attnguide.sampling.observer import BatchInfo, Observer, Observers
+from attnguide.sampling.sampler import Sampler
+from attnguide.sources.record import WordMaps, target_mask
+from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
+
+FULL = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A row whose sources have been recorded.
+
+    Attributes:
+        sample: The row, each region with a source having its mask.
+        forwards: Network evaluations that recording took for this row alone.
+        seconds: Wall time of recording, divided by the rows of the batch.
+        measured: Numbers about it: ``reconstruction_mse``, ``reconstruction_psnr`` and ``reconstruction_latents_mse``, means
+            over the row's inverted pictures.
+    """
+
+    sample: Sample
+    forwards: int = 0
+    seconds: float = 0.0
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SourcePicture:
+    """Another picture and where words look in it.
+
+    Attributes:
+        maps: ``regions steps height width``, float32 on the CPU.
+        progress: Of each step.
+        forwards: Network evaluations it took.
+        result: The picture as sampled; ``None`` where it was only noised.
+        measured: See :class:`Recorded`.
+    """
+
+    maps: Tensor
+    progress: tuple[float, ...]
+    forwards: int
+    result: SampleResult | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A picture that is needed: a row that makes it, what else decides it, and the words that are wanted of it."""
+
+    row: Sample
+    source: MapSource
+    words: list[Region] = field(default_factory=list)
+
+    def index_of(self, words: Region) -> int | None:
+        told = [(word.phrase, word.occurrence, word.token_indices) for word in self.words]
+        wanted = (words.phrase, words.occurrence, words.token_indices)
+        return told.index(wanted) if wanted in told else None
+
+
+_Key = tuple[object, ...]
+
+
+def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[Recorded]:
+    """Give every region with a source its mask.
+
+    Pictures that several rows or regions share are made once; those of one kind are made together.
+
+    Args:
+        model: The adapter.
+        samples: Rows of one batch: of one size, scheduler and number of steps.
+
+    Raises:
+        ValueError: If a phrase is not in its prompt, a file is not a picture, or a picture could not be made.
+    """
+    jobs: dict[_Key, _Job] = {}
+    for sample in samples:
+        for region in _pending(sample):
+            assert region.source is not None
+            words = source_region(region)
+            job = jobs.setdefault(_key(sample, region.source), _Job(_source_row(sample, region.source), region.source))
+            if job.index_of(words) is None:
+                job.words.append(words)
+    if not jobs:
+        return [Recorded(sample) for sample in samples]
+    begun, made = time.perf_counter(), dict[_Key, SourcePicture]()
+    for keys in _together(jobs, len(samples)):
+        rows = [replace(jobs[key].row, id=str(i), regions=tuple(jobs[key].words)) for i, key in enumerate(keys)]
+        images = [jobs[key].source.image for key in keys]
+        made |= zip(keys, record_pictures(model, rows, jobs[keys[0]].source, images), strict=True)
+    seconds = (time.perf_counter() - begun) / len(samples)
+    return [replace(_recorded(sample, jobs, made), seconds=seconds) for sample in samples]
+
+
+def record_pictures(
+    model: ModelAdapter, rows: Sequence[Sample], source: MapSource, images: Sequence[Path | None]
+) -> list[SourcePicture]:
+    """Make other pictures and record where the words of their regions look.
+
+    Args:
+        model: The adapter.
+        rows: A row for each picture, with its prompt and seed and, as regions, the words.
+        source: Kind, cfg scale and iterations, common to all.
+        images: What is inverted or noised, one per row; ``None`` for the other kinds.
+
+    Raises:
+        ValueError: As for :func:`record_sources`.
+    """
+    if source.kind in ("seed", "prompt"):
+        watching = _Watching()
+        results = Sampler(model, observer=watching).run(rows)
+        return _pictures(watching.words, results, [result.cost.unet_forwards for result in results])
+    pictures = [open_picture(image) for image in images if image is not None]
+    height, width = rows[0].height or model.default_size[0], rows[0].width or model.default_size[1]
+    latents = encode_pictures(model, pictures, height, width)
+    return (_inverted if source.kind == "invert" else _noised)(model, rows, source, pictures, latents)
+
+
+def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
+    """Find what only a model can tell about a row's sources.
+
+    Returns:
+        The row with the whole picture as the place of every region whose source has yet to be recorded.
+
+    Raises:
+        ValueError: If a prompt is longer than the text encoder reads, or a phrase has no token.
+    """
+    for region in _pending(sample):
+        assert region.source is not None
+        prompt = model.tokenize(_source_row(sample, region.source).prompt)
+        if prompt.truncated:
+            raise ValueError(f"source prompt {prompt.text!r} is longer than the text encoder reads.")
+        resolve(prompt, source_region(region))
+    pending = {id(region) for region in _pending(sample)}
+    regions = (replace(region, source=None, box=FULL) if id(region) in pending else region for region in sample.regions)
+    return replace(sample, regions=tuple(regions)) if pending else sample
+
+
+class Sourced(Observers):
+    """Passes everything on, with what recording the sources measured and took.
+
+    Args:
+        observer: Told of everything.
+        recorded: Of the rows.
+    """
+
+    def __init__(self, observer: Observer, recorded: Sequence[Recorded]) -> None:
+        super().__init__([observer])
+        self._recorded = recorded
+
+    def _extended(self, info: BatchInfo) -> BatchInfo:
+        return replace(info, measured=tuple(row.measured for row in self._recorded))
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        return super().probes(self._extended(info))
+
+    def on_sample_start(self, info: BatchInfo) -> None:
+        super().on_sample_start(self._extended(info))
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        super().on_sample_end(with_cost(results, self._recorded))
+
+
+def with_cost(results: Sequence[SampleResult], recorded: Sequence[Recorded]) -> list[SampleResult]:
+    """The results with the network evaluations of their sources; a row without methods needs none of them."""
+    return [
+        replace(result, cost=_sum(result.cost, row)) if result.sample.methods else result
+        for result, row in zip(results, recorded, strict=True)
+    ]
+
+
+def _sum(cost: Cost, row: Recorded) -> Cost:
+    return replace(cost, unet_forwards=cost.unet_forwards + row.forwards, seconds=cost.seconds + row.seconds)
+
+
+# --------------------------------------------------------------------------------------------------------- which pictures
+
+
+def _pending(sample: Sample) -> list[Region]:
+    return [region for region in sample.regions if region.source is not None and region.mask is None]
+
+
+def _source_row(sample: Sample, source: MapSource) -> Sample:
+    """The row whose picture a source means, without words."""
+    prompt = sample.prompt if source.prompt is None else source.prompt
+    seed = sample.seed if source.seed is None else source.seed
+    cfg_scale = source.cfg_scale if source.kind == "invert" else sample.cfg_scale
+    return replace(
+        sample, id="source", prompt=prompt, seed=seed, cfg_scale=cfg_scale, regions=(), groups=(), methods=(), tags={}
+    )
+
+
+def _key(sample: Sample, source: MapSource) -> _Key:
+    """What decides a source's picture; the first three decide which can be made together."""
+    row = _source_row(sample, source)
+    seed = None if source.kind == "invert" else row.seed
+    return (source.kind, source.iterations, row.cfg_scale, row.prompt, row.negative_prompt, seed, source.image)
+
+
+def _together(jobs: Mapping[_Key, _Job], size: int) -> list[list[_Key]]:
+    groups: dict[_Key, list[_Key]] = {}
+    for key in jobs:
+        groups.setdefault(key[:3], []).append(key)
+    return [keys[first : first + size] for keys in groups.values() for first in range(0, len(keys), size)]
+
+
+def _recorded(sample: Sample, jobs: Mapping[_Key, _Job], made: Mapping[_Key, SourcePicture]) -> Recorded:
+    pictures: dict[_Key, SourcePicture] = {}
+    regions = list(sample.regions)
+    for place, region in enumerate(regions):
+        if region.source is None or region.mask is not None:
+            continue
+        key = _key(sample, region.source)
+        pictures[key] = made[key]
+        index = jobs[key].index_of(source_region(region))
+        assert index is not None
+        try:
+            regions[place] = replace(region, mask=mask_of(made[key], index, region.source))
+        except ValueError as error:
+            raise ValueError(f"Row {sample.id!r}: region {region.phrase!r}: source {region.source.kind!r}: {error}") from error
+    found = [picture.measured for picture in pictures.values() if picture.measured]
+    means = {name: sum(one[name] for one in found) / len(found) for name in (found[0] if found else ())}
+    return Recorded(
+        replace(sample, regions=tuple(regions)), sum(picture.forwards for picture in pictures.values()), measured=means
+    )
+
+
+def mask_of(picture: SourcePicture, index: int, source: MapSource) -> Tensor:
+    """One word's maps as the mask that a source asks for, ``height width`` in [0, 1].
+
+    Raises:
+        ValueError: If a map is not finite.
+    """
+    maps = picture.maps[index]
+    return target_mask(maps, picture.progress, start=source.start, stop=source.stop, threshold=source.threshold)
+
+
+# --------------------------------------------------------------------------------------------------------- making pictures
+
+
+class _Watching(Observer):
+    """Records the words of the rows' regions while they are sampled."""
+
+    def __init__(self) -> None:
+        self.words: WordMaps
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        self.words = WordMaps(info.targets, info.model.guidance_level)
+        return (self.words.probe(),)
+
+    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
+        self.words.end_step(step)
+
+
+def _inverted(
+    model: ModelAdapter, rows: Sequence[Sample], source: MapSource, pictures: Sequence[Image.Image], latents: Tensor
+) -> list[SourcePicture]:
+    prompts, negative = [row.prompt for row in rows], [row.negative_prompt for row in rows]
+    path = invert(
+        model,
+        latents,
+        prompts,
+        steps=rows[0].steps,
+        cfg_scale=source.cfg_scale,
+        negative_prompts=negative,
+        iterations=source.iterations,
+    )
+    watching = _Watching()
+    found = reconstruct(model, path, rows, pictures, watching)
+    results = [one.result for one in found]
+    measured = [
+        {
+            "reconstruction_mse": one.mse,
+            "reconstruction_psnr": one.psnr,
+            "reconstruction_latents_mse": one.latents_mse,
+        }
+        for one in found
+    ]
+    forwards = [path.forwards + result.cost.unet_forwards for result in results]
+    return _pictures(watching.words, results, forwards, measured)
+
+
+def _noised(
+    model: ModelAdapter, rows: Sequence[Sample], source: MapSource, pictures: Sequence[Image.Image], latents: Tensor
+) -> list[SourcePicture]:
+    first = rows[0]
+    height, width = first.height or model.default_size[0], first.width or model.default_size[1]
+    with torch.inference_mode(False), torch.no_grad(), model.evaluating():
+        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        path = noised(model, latents, [row.seed for row in rows], steps=first.steps, scheduler=first.scheduler)
+        states = model.encode_prompt([row.prompt for row in rows], None)
+        targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
+        words = WordMaps(targets, model.guidance_level)
+        with attach(model.attention_modules(height, width), [words.probe("source")], []) as attention:
+            for step, noisy in zip(path.steps, path.latents, strict=True):
+                context = pass_context(step, "source", range(len(rows)), ("cond",))
+                inputs = scheduler.scale_model_input(noisy, step).to(states.cond.dtype)
+                with attention.during(context):
+                    model.predict_noise(inputs, step, states.for_pass(context), until=_last_sites(model, words, height, width))
+                words.end_step(step)
+    return _pictures(words, [None] * len(rows), [len(path.steps)] * len(rows))
+
+
+def _last_sites(model: ModelAdapter, words: WordMaps, height: int, width: int) -> list[Site]:
+    return [site for site in model.attention_sites(height, width) if words.sites.matches(site)]
+
+
+def _pictures(
+    words: WordMaps,
+    results: Sequence[SampleResult | None],
+    forwards: Sequence[int],
+    measured: Sequence[Mapping[str, float]] | None = None,
+) -> list[SourcePicture]:
+    for result in results:
+        if result is not None and result.status != "ok":
+            raise ValueError(f"The picture that a map should be taken from could not be made: {result.status}.")
+    numbers = measured or [{}] * len(results)
+    return [
+        SourcePicture(maps, words.progress, count, result, known)
+        for maps, result, count, known in zip(words.maps, results, forwards, numbers, strict=True)
+    ]
