@@ -30,6 +30,7 @@ class MethodInfo:
         needs_regions: ``phrase``, ``place`` or ``None``.
         preset: Options that make the class this method; users may still override them.
         per_row: Options that may differ between rows of one batch.
+        placeless: An option with which words are enough where ``needs_regions`` says ``place``.
         reads_groups: Whether it uses a row's nouns and their modifiers (:mod:`attnguide.prompt.pairs`).
     """
 
@@ -39,6 +40,7 @@ class MethodInfo:
     needs_regions: Literal["phrase", "place"] | None = "place"
     preset: Mapping[str, Any] = field(default_factory=dict)
     per_row: frozenset[str] = frozenset({"scale"})
+    placeless: str | None = None
     reads_groups: bool = False
 
 
@@ -113,7 +115,8 @@ METHODS: dict[str, MethodInfo] = {
         "attnguide.guidance.count_guidance:CountGuidance",
         "guidance",
         "a word's attention covers the places of all its instances, the background does not see them",
-        per_row=frozenset({"scale", "thresholds"}),
+        per_row=frozenset({"scale", "thresholds", "count"}),
+        placeless="count",
     ),
     "bounded_attention": MethodInfo(
         "attnguide.guidance.bounded_attention:BoundedAttention",
@@ -268,7 +271,9 @@ def check_methods(sample: Sample) -> None:
         ValueError: With the row's id.
     """
     for config in sample.methods:
-        needed = method_info(config.name).needs_regions
+        needed, placeless = method_info(config.name).needs_regions, method_info(config.name).placeless
+        if placeless is not None and config.options.get(placeless) is not None:
+            needed = "phrase"
         if needed and not sample.regions:
             raise ValueError(f"Method {config.name!r} needs at least one region; row {sample.id!r} has none.")
         if needed == "place" and not any(region.has_place for region in sample.regions):

@@ -44,6 +44,9 @@ Judgement = Callable[[AttentionMaps, Targets], Tensor]
 """From conditional maps and the targets of the same rows to one loss per row, ``batch``."""
 
 
+Seen = Callable[[Step, AttentionMaps], None]
+
+
 class Trials(Protocol):
     """What a guidance may try on rows before one step: passes that move nothing by themselves, and are counted.
 
@@ -52,10 +55,12 @@ class Trials(Protocol):
     Attributes:
         step: The step that follows.
         targets: Of all rows.
+        level: The model's guidance level.
     """
 
     step: Step
     targets: Targets
+    level: int
 
     def gradient(self, latents: Tensor, rows: Sequence[int], judge: Judgement) -> Tensor:
         """One conditional guide pass; the gradient of every row's loss with respect to its latents.
@@ -68,6 +73,17 @@ class Trials(Protocol):
 
     def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
         """Clean latents as one conditional pass predicts them, likewise."""
+
+    def preview(self, latents: Tensor, rows: Sequence[int], sites: SiteSelector, stop: float, see: Seen) -> None:
+        """Sample rows plainly from the first step on, with their own guidance scales and the noise their scheduler will add.
+
+        Args:
+            latents: Of the chosen ``rows`` before the first step, which must be the one that follows.
+            rows: Which.
+            sites: Whose conditional probs are shown.
+            stop: Progress of the last denoising step.
+            see: Called with each denoising step and its maps.
+        """
 
     def noise(self, row: int, like: Tensor) -> Tensor:
         """Further unit noise from the row's own seed, of the shape of ``like``."""

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
+from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites, require_cells
+from attnguide.guidance.instances import FirstPass
 from attnguide.guidance.quirks import repeats_slips
-from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
+from attnguide.guidance.update import PerRow, Thresholds, Update, per_row, refinements_at
 from attnguide.injection.base import WindowEdit
 from attnguide.losses.containment import logit_cross_entropy
 from attnguide.prompt.targets import Targets, region_maps
@@ -25,17 +27,23 @@ THRESHOLDS: Thresholds = {0.0: 1.3, 0.2: 1.2, 0.4: 1.15}
 
 
 class CountGuidance(Guidance):
-    """The second pass of CountGen, from a given instance mask (https://arxiv.org/abs/2406.10210).
+    """CountGen: attention on the mask of all instances, given or found in a first pass (https://arxiv.org/abs/2406.10210).
 
-    The mask of a phrase is the union of its regions: as many of them as there should be instances. The word's map (the last
+    The mask of a phrase is the union of its regions: as many of them as there should be instances. With ``count``, phrases
+    without a place get their mask from a first pass: the row is sampled plainly up to ``first_stop``, instances are found in
+    its attention (:func:`~attnguide.guidance.instances.find_instances`, self-attention of the decoder in the last of those
+    steps, cross-attention of all of them), and some are dropped or added until there are ``count``
+    (:func:`~attnguide.guidance.instances.with_count`). The paper adds instances by a trained network, which is not part of
+    this: a rule of geometry takes its place, so that added instances know nothing of how such objects are usually arranged.
+
+    The word's map (the last
     token of the phrase, its noun) is scaled to [0, 1] and read as logits of a binary cross-entropy with that mask. With
     ``self_mask``, background cells get nothing from the cells of instances in self-attention of the decoder, in both halves of
     the denoising passes, while it acts. Several phrases are summed; a region's ``weight`` scales its phrase.
 
-    The paper's first pass, which finds instances in a plain picture and adds or removes some by a trained network, is not part
-    of this.
-
     Args:
+        count: Instances of every phrase without a place, one number or one per row; without it such phrases are left alone.
+        first_stop: Progress of the last step of the first pass (the published code clusters at step 25 of 50).
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
         thresholds: Progress -> loss of the worst phrase to be reached there by repeated updates; empty for none; one table, or
@@ -59,6 +67,8 @@ class CountGuidance(Guidance):
     def __init__(
         self,
         *,
+        count: int | Sequence[int | None] | None = None,
+        first_stop: float = 0.5,
         step_size: float = 50.0,
         stop: float = 0.5,
         thresholds: Thresholds = THRESHOLDS,
@@ -70,6 +80,11 @@ class CountGuidance(Guidance):
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
+        for number in [count] if isinstance(count, int | None) else count:
+            if number is not None and number < 1:
+                raise ValueError(f"count must be at least 1; got {number}.")
+        if not 0 <= first_stop <= 1:
+            raise ValueError(f"first_stop must lie in [0, 1]; got {first_stop}.")
         if not 0 < positive_weight < float("inf"):
             raise ValueError(f"positive_weight must be above 0; got {positive_weight}.")
         self.reference = repeats_slips(quirks)
@@ -83,9 +98,41 @@ class CountGuidance(Guidance):
             ),
         )
         self.positive_weight, self.self_mask, self.self_window = positive_weight, self_mask, Window(0.0, self_stop)
+        self.count, self.first_stop = count, first_stop
+        self.optimise_at = None if count is None else 0.0
+        self._found: dict[int, Tensor] = {}
+
+    def start(self, targets: Targets) -> None:
+        self._found.clear()
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         require_cells(targets, sites)
+
+    def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+        """Leave the latents as they are; find the instances of the picture that they become without guidance."""
+        targets = trials.targets
+        free = (targets.valid & ~targets.placed).any(1).tolist()
+        scales = per_row(self.update.scale, targets.rows, latents).tolist()
+        counts = [self.count if isinstance(self.count, int | None) else self.count[row] for row in targets.rows]
+        wanted = {row: counts[row] for row in range(len(counts)) if free[row] and scales[row] != 0}
+        rows = [row for row, count in wanted.items() if count is not None]
+        if rows:
+            levels = (trials.level,) if self.sites is None or self.sites.levels is None else self.sites.levels
+            finest = SiteSelector(levels=(min(levels),), where=lambda site: site.kind == "cross" or site.place == "up")
+            first = FirstPass(targets.select(rows))
+            trials.preview(latents[rows], rows, finest, self.first_stop, first)
+            for row, masks in zip(rows, first.masks([wanted[row] or 1 for row in rows]), strict=True):
+                self._found[targets.rows[row]] = masks
+        return latents
+
+    def masks(self, targets: Targets, height: int, width: int) -> Tensor:
+        """Where instances are, given or found: bool, ``batch regions height width``."""
+        masks = targets.masks(height, width) >= 0.5
+        for index, row in enumerate(targets.rows):
+            if row in self._found:
+                found = F.adaptive_max_pool2d(self._found[row].float(), (height, width)) > 0
+                masks[index, : len(found)] |= found[: targets.count].to(masks.device)
+        return masks
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         levels = (level,) if self.sites is None else self.sites.levels
@@ -94,14 +141,16 @@ class CountGuidance(Guidance):
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         sizes = [self._one_size(maps.average(height, width), targets) for height, width in maps.resolutions]
         value = torch.stack(sizes).mean(0)
-        loss = (value * targets.weights * targets.shares(targets.placed)).sum(1)
-        return LossOutput(loss, value.masked_fill(~targets.placed, 0.0).amax(1).detach())
+        found = torch.tensor([row in self._found for row in targets.rows], device=targets.device)
+        wanted = targets.placed | (targets.valid & found[:, None])
+        loss = (value * targets.weights * targets.shares(wanted)).sum(1)
+        return LossOutput(loss, value.masked_fill(~wanted, 0.0).amax(1).detach())
 
     def _one_size(self, mean: Tensor, targets: Targets) -> Tensor:
         height, width = mean.shape[1:3]
         words = region_maps(mean.flatten(1, 2), targets.last_tokens).unflatten(-1, (height, width))
-        masks = targets.joined_binary_masks(height, width).to(words.dtype)
-        return logit_cross_entropy(words, masks, self.positive_weight)
+        masks = targets.joined_binary_masks(height, width) | self.masks(targets, height, width)
+        return logit_cross_entropy(words, masks.to(words.dtype), self.positive_weight)
 
 
 class _BackgroundRows(WindowEdit):
@@ -109,11 +158,11 @@ class _BackgroundRows(WindowEdit):
 
     def __init__(self, method: CountGuidance, targets: Targets, sites: SiteSelector) -> None:
         super().__init__(sites, ("probs",), method.self_window, method.update.scale, len(targets.regions))
-        self.targets, self.reference = targets, method.reference
+        self.targets, self.method = targets, method
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        masks = (self.targets.masks(site.height, site.width) >= 0.5).any(1).flatten(1)[list(context.rows)]
-        inside = masks.to(probs.device)
-        hidden = ~inside[:, :, None] & (torch.ones_like(inside) if self.reference else inside)[:, None, :]
+        masks = self.method.masks(self.targets, site.height, site.width).any(1).flatten(1)
+        inside = masks[list(context.rows)].to(probs.device)
+        hidden = ~inside[:, :, None] & (torch.ones_like(inside) if self.method.reference else inside)[:, None, :]
         touched = self.gate(probs, context, ("cond", "uncond")) != 0
         return probs.masked_fill(hidden[:, None] & touched, 0.0)

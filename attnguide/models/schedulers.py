@@ -35,6 +35,7 @@ class NoiseScheduler:
                 f"Scheduler {type(scheduler).__name__} has no table alphas_cumprod; choose from {', '.join(SCHEDULERS)}."
             )
         self._scheduler = type(scheduler).from_config(scheduler.config)
+        self._asked = steps, device
         try:
             self._scheduler.set_timesteps(steps, device=device)
         except (ValueError, IndexError) as error:
@@ -46,6 +47,10 @@ class NoiseScheduler:
             Step(index, count, float(t), self.sigma_at(float(t)), self._begins(index))
             for index, t in enumerate(self._timesteps)
         )
+
+    def anew(self) -> NoiseScheduler:
+        """The same scheduler before its first step."""
+        return NoiseScheduler(self._scheduler, *self._asked)
 
     @property
     def name(self) -> str:

@@ -13,16 +13,16 @@ from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector, select
-from attnguide.guidance.base import Guidance, Judgement, LossOutput
+from attnguide.guidance.base import Guidance, Judgement, LossOutput, Seen
 from attnguide.guidance.update import Refinement, per_row
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches
-from attnguide.sampling.cfg import pass_context
+from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.observer import Observer, UpdateEvent
-from attnguide.types import PassContext, Step
+from attnguide.types import Branch, PassContext, Step
 
 
 @dataclass(eq=False)
@@ -35,6 +35,7 @@ class GuideRun:
         probes: The observers' readers of guide passes.
         edits: What guidances edit, each its own.
         sources: One CPU generator per row.
+        cfg_scales: One per row.
         branches: Of the denoising passes.
         beside: What the source showed in the step that is being guided, of all rows.
     """
@@ -51,6 +52,7 @@ class GuideRun:
     probes: Sequence[Probe] = ()
     edits: Mapping[Guidance, Sequence[Edit]] = field(default_factory=dict)
     sources: Sequence[torch.Generator] = ()
+    cfg_scales: Sequence[float] = ()
     branches: Branches | None = None
     beside: AttentionMaps | None = None
 
@@ -86,7 +88,7 @@ class _Trials:
     """See :class:`~attnguide.guidance.base.Trials`."""
 
     def __init__(self, run: GuideRun, guidance: Guidance, step: Step, rows: Sequence[int]) -> None:
-        self.step, self.targets = step, run.targets.select(rows)
+        self.step, self.targets, self.level = step, run.targets.select(rows), run.model.guidance_level
         self._run, self._guidance, self._rows = run, guidance, rows
 
     def gradient(self, latents: Tensor, rows: Sequence[int], judge: Judgement) -> Tensor:
@@ -104,6 +106,29 @@ class _Trials:
         assert answer is not None
         self._run.ledger.forward(own)
         return self._run.scheduler.denoised(answer, latents, self.step)
+
+    def preview(self, latents: Tensor, rows: Sequence[int], sites: SiteSelector, stop: float, see: Seen) -> None:
+        run, own, scheduler = self._run, [self._rows[row] for row in rows], self._run.scheduler.anew()
+        sources = [torch.Generator().set_state(run.sources[row].get_state()) for row in own]
+        branches: tuple[Branch, ...] = ("cond",) if run.conditioning.uncond is None else ("uncond", "cond")
+        chosen, recorder = select(run.modules, sites), Recorder()
+        probe = Probe("probs", recorder, sites, frozenset({"source"}))
+        latents = latents / scheduler.input_scale(self.step)
+        with attach(run.modules, [probe]) as attention:
+            for step in scheduler.steps:
+                if step.begins and step.progress > stop:
+                    return
+                context = pass_context(step, "source", own, branches)
+                inputs = scheduler.scale_model_input(torch.cat([latents] * len(branches)), step)
+                with attention.during(context):
+                    answer = run.model.predict_noise(inputs, step, run.conditioning.for_pass(context))
+                assert answer is not None
+                run.ledger.forward(context.rows)
+                if step.begins:
+                    see(step, AttentionMaps({site: recorder.tensors[site][context.positions("cond")] for site in chosen}))
+                *uncond, cond = answer.chunk(len(branches))
+                noise_pred = combine(uncond[0] if uncond else None, cond, [run.cfg_scales[row] for row in own])
+                latents = scheduler.step(noise_pred, step, latents, sources)
 
     def noise(self, row: int, like: Tensor) -> Tensor:
         source = self._run.sources[self._rows[row]]

@@ -242,6 +242,7 @@ class _Batch:
             probes,
             edits,
             self.sources,
+            [sample.cfg_scale for sample in self.info.samples],
             self.branches,
         )
 

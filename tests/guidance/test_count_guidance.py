@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 import torch
 
+from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import Site
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.base import Trials
+from attnguide.guidance.count_guidance import CountGuidance
 from attnguide.guidance.update import Refinement
+from attnguide.methods import check_methods
 from attnguide.sampling.cfg import pass_context
-from attnguide.types import MethodConfig, Region
+from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.sampling.sampler import Sampler
+from attnguide.types import MethodConfig, Region, Step
 from tests import tiny
 from tests.guidance import cases
 from tests.reference import count_guidance as reference
@@ -124,3 +130,78 @@ def test_a_batch_equals_its_rows() -> None:
     tables = [{0.0: 1.3}, {0.0: 4.5}, {0.5: 1.0}, {}]
     options = [{"thresholds": table, "max_refinements": 2, "step_size": 10.0, "levels": [0]} for table in tables]
     cases.batch_equals_rows("count_guidance", options)
+
+
+def test_the_first_pass_is_the_plain_picture() -> None:
+    """Also under a scheduler that adds noise, and for one row of two."""
+    sites = SiteSelector(kind="cross", levels=(0,))
+    shown: list[tuple[Step, AttentionMaps]] = []
+    plain = Recorder()
+
+    class Looks(CountGuidance):
+        def optimise(self, latents: torch.Tensor, trials: Trials) -> torch.Tensor:
+            trials.preview(latents[[1]], [1], sites, 1.0, lambda step, maps: shown.append((step, maps)))
+            return latents
+
+    class Watches(Observer):
+        def probes(self, info: BatchInfo) -> list[Probe]:
+            return [Probe("probs", plain, sites)]
+
+    rows = [tiny.row("0", scheduler="ddpm"), tiny.row("1", "a dog", regions=(Region("dog"),), seed=4, scheduler="ddpm")]
+    guided = Sampler(tiny.model(), [Looks(count=2, stop=0.0, self_mask=False)], observer=Watches()).run(rows)
+    assert [step.index for step, _ in shown] == [0, 1, 2, 3]
+    for site, probs in shown[-1][1].probs.items():
+        torch.testing.assert_close(probs[0], plain.tensors[site][3], atol=1e-5, rtol=0)  # uncond, uncond, cond, cond
+    assert [result.cost.unet_forwards for result in guided] == [8, 16]
+    for result, row in zip(guided, rows, strict=True):
+        (alone,), _ = cases.run([row])
+        assert result.latents is not None and alone.latents is not None
+        torch.testing.assert_close(result.latents, alone.latents, atol=1e-4, rtol=1e-4)
+
+
+def test_masks_that_were_found_guide_like_masks_that_were_given() -> None:
+    method = cases.guidance("count_guidance", count=2)
+    assert isinstance(method, CountGuidance)
+    found = torch.zeros(2, 4, 6, dtype=torch.bool)
+    found[0, :2, :2] = found[0, 2:, 3:] = True
+    method._found[0] = found
+    free = cases.targets_of({"prompt": tiny.PROMPT, "regions": (Region("red cat", weight=0.5), tiny.BALL)})
+    given = cases.targets_of(
+        {"prompt": tiny.PROMPT, "regions": (*(Region("red cat", box=c, weight=0.5) for c in BOXES), tiny.BALL)}
+    )
+    maps = cases.random_maps(SITES, 1)
+    outputs = [method.loss(maps, free, cases.FLAT), cases.guidance("count_guidance").loss(maps, given, cases.FLAT)]
+    assert outputs[0].loss.item() == pytest.approx(outputs[1].loss.item(), rel=1e-9)
+    assert outputs[0].indicator.item() == pytest.approx(outputs[1].indicator.item(), rel=1e-9)
+    assert method.masks(free, 4, 6)[0, 0].tolist() == found[0].tolist()
+
+
+BOXES = ((0, 0, 2 / 6, 0.5), (0.5, 0.5, 1.0, 1.0))
+
+
+def test_a_count_makes_places_needless() -> None:
+    options: dict[str, Any] = {"count": 2, "thresholds": {}, "levels": [0]}
+    row = tiny.row(regions=(Region("red cat"),), methods=(MethodConfig("count_guidance", options),))
+    check_methods(row)
+    with pytest.raises(ValueError, match="'count_guidance' needs a region with a place; row '0' names phrases only"):
+        check_methods(tiny.row(regions=(Region("red cat"),), methods=(MethodConfig("count_guidance"),)))
+    with pytest.raises(ValueError, match="count must be at least 1; got 0"):
+        cases.guidance("count_guidance", count=[1, 0])
+    (result,), events = cases.run([row])
+    assert result.status == "ok" and events[0].moved == (True,)
+    (still,), _ = cases.run([tiny.row(methods=(MethodConfig("count_guidance", {**options, "scale": 0.0}),))])
+    (plain,), _ = cases.run([tiny.row()])
+    assert still.latents is not None and plain.latents is not None and torch.equal(still.latents, plain.latents)
+    assert still.cost.unet_forwards == plain.cost.unet_forwards + 2  # the guide passes of its two steps; no first pass
+
+
+def test_a_batch_with_first_passes_equals_its_rows() -> None:
+    counts = [2, 3, None, 1]
+    options = [{"count": count, "max_refinements": 2, "step_size": 10.0, "levels": [0]} for count in counts]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a red cat and a blue ball", "regions": (Region("red cat"), tiny.BALL)},
+        {"prompt": "a blue dog", "regions": (Region("dog"),)},
+        cases.ROWS[2],
+        {"prompt": "a blue zebra and a red cat", "regions": (Region("cat"), Region("zebra"))},
+    ]
+    cases.batch_equals_rows("count_guidance", options, rows)
