@@ -59,6 +59,7 @@ _SCALE = Knob("scale", (0.25, 0.5, 1.0, 2.0, 4.0), relative=True)
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
     "mask_guidance": (_STEP, _STOP),
+    "stable": (Knob("scale", (0.25, 0.5, 1.0)), Knob("step_size", (0.25, 1.0, 4.0), relative=True)),
     "attend_and_excite": (_STEP, _STOP),
     "box_diff": (_STEP, _STOP),
     "layout_guidance": (_STEP, _STOP),
