@@ -97,7 +97,7 @@ class Region:
         source: Another picture whose attention is the place; with a mask beside it once that attention has been recorded.
         occurrence: Which occurrence of the phrase in the prompt is meant, from 0.
         token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
-        weight: Factor on injected maps and on this region's loss.
+        weight: Factor on injected maps and on this region's loss; at 0 no guidance asks for updates on its account either.
 
     Raises:
         ValueError: If more than one place is given, or a number is out of range.

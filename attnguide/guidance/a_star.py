@@ -23,6 +23,7 @@ class AStar(Guidance):
 
     With ``O(a, b) = sum min(a, b) / sum (a + b)``: ``L = sum over pairs of O(A_m, A_n) + sum over phrases of 1 - O(A_m, B_m)``,
     ``B`` the binarised map of the previous step (the second sum is left out in the first step). Guidance acts at every step.
+    A region's ``weight`` is a factor on its phrase's term, the geometric mean of two weights on that of a pair.
 
     From the paper alone, there is no published code; the paper gives neither step size, nor threshold, nor how maps are scaled.
     Chosen here: attend-and-excite's maps and step size, and half of a map's range as the threshold.
@@ -79,9 +80,9 @@ class AStar(Guidance):
         shares = targets.shares(targets.valid)
         tokens = targets.tokens
         others = (tokens[:, :, None] != tokens[:, None, :]).any(-1).triu(1)
-        pairs = overlap(words[:, :, None], words[:, None, :]) * shares[:, :, None] * shares[:, None, :]
+        pairs = overlap(words[:, :, None], words[:, None, :]) * shares[:, :, None] * shares[:, None, :] * targets.pair_weights
         kept, known = self._kept(words, targets, step)
-        lost = (1 - overlap(words, kept)) * shares * known
+        lost = (1 - overlap(words, kept)) * shares * targets.weights * known
         return (pairs * others).sum((1, 2)) + lost.sum(1)
 
     def _kept(self, words: Tensor, targets: Targets, step: Step) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,9 @@ THRESHOLDS: Mapping[float, float] = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
 class AttendAndExcite(Guidance):
     """Raises the peak of the worst attended word (https://arxiv.org/abs/2301.13826).
 
-    ``L = max_s (1 - max_p (G * A_s)(p))`` over the regions' phrases, with ``A`` the token softmax of the mean map; where
-    maps of several sizes are read, each word's terms are averaged over them.
+    ``L = max_s w_s (1 - max_p (G * A_s)(p))`` over the regions' phrases, with ``A`` the token softmax of the mean map and ``w``
+    the region's ``weight``, 1 in the paper; where maps of several sizes are read, each word's terms are averaged over them.
+    Thresholds are compared with peaks as they are, of all words whose weight is not 0.
 
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
@@ -72,5 +73,5 @@ class AttendAndExcite(Guidance):
             peak_absence(word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width))
             for height, width in maps.resolutions
         ]
-        worst = torch.stack(sizes).mean(0).masked_fill(~targets.valid, 0.0).amax(1)
-        return LossOutput(worst, worst.detach())
+        absent = torch.stack(sizes).mean(0).masked_fill(~targets.counted, 0.0)
+        return LossOutput((absent * targets.weights).amax(1), absent.amax(1).detach())

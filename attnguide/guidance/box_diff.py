@@ -92,10 +92,11 @@ class BoxDiff(Guidance):
         terms = [self._terms(maps, targets, height, width) for height, width in maps.resolutions]
         inner, outer, corner = (torch.stack(sizes).mean(0) for sizes in zip(*terms, strict=True))
         weights = targets.weights * targets.shares(targets.placed)
-        worst = inner.masked_fill(~targets.placed, 0.0).amax(1)
+        missing = inner.masked_fill(~(targets.placed & targets.counted), 0.0)
+        worst = (missing * targets.weights).amax(1)
         inside = (inner * weights).sum(1)
         total = inside + ((outer + corner) * weights).sum(1)
-        return LossOutput(total, worst.detach(), refining=worst, refined=inside if self.reference else None)
+        return LossOutput(total, missing.amax(1).detach(), refining=worst, refined=inside if self.reference else None)
 
     def _terms(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inner, outer and corner term at one map size, ``batch regions`` each."""

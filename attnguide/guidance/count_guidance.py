@@ -144,7 +144,7 @@ class CountGuidance(Guidance):
         found = torch.tensor([row in self._found for row in targets.rows], device=targets.device)
         wanted = targets.placed | (targets.valid & found[:, None])
         loss = (value * targets.weights * targets.shares(wanted)).sum(1)
-        return LossOutput(loss, value.masked_fill(~wanted, 0.0).amax(1).detach())
+        return LossOutput(loss, value.masked_fill(~(wanted & targets.counted), 0.0).amax(1).detach())
 
     def _one_size(self, mean: Tensor, targets: Targets) -> Tensor:
         height, width = mean.shape[1:3]

@@ -52,7 +52,8 @@ class InitNO(Guidance):
     ``kl_limit``. A round ends when ``cross`` and ``own`` are below their limits; otherwise the next begins from fresh noise of
     the row's own seed, and after the last the best noise is optimised for longer. Then come attend-and-excite's updates on
     ``cross``, with refinements at progress 0.2 and 0.4 on ``cross + own + 0.1 clean + 0.1 align``, ``align`` the distance of
-    the maps from their running mean.
+    the maps from their running mean. A region's ``weight`` scales its word's part in each of them, so also in what the limits
+    are compared with; pairs of words count by the geometric mean of their weights.
 
     Args:
         step_size: Peak of the step size after the first step; it falls as ``sqrt(linspace(1, 0.5))``.
@@ -143,9 +144,9 @@ class InitNO(Guidance):
         around = seen.gather(1, peaks[..., None].expand(-1, -1, seen.shape[-1])).unflatten(-1, (height, width))
         around = gaussian_smooth(around, self.blur_std) if self.blur_std > 0 else around
         return Terms(
-            peak_absence(words).masked_fill(~targets.valid, 0.0).amax(1),
+            (peak_absence(words) * targets.weights).masked_fill(~targets.valid, 0.0).amax(1),
             mean_overlap(around, targets),
-            (stray_peak(words, at_threshold=self.reference) * shares).sum(1),
+            (stray_peak(words, at_threshold=self.reference) * shares * targets.weights).sum(1),
             words,
         )
 
@@ -156,7 +157,8 @@ class InitNO(Guidance):
             past = self._seen.get(row)
             self._seen[row] = new if past is None else _KEPT * past[: len(new)] + (1 - _KEPT) * new
             kept.append(self._seen[row])
-        return ((words - torch.stack(kept)).abs().mean((-2, -1)) * targets.shares(targets.valid)).sum(1)
+        weights = targets.shares(targets.valid) * targets.weights
+        return ((words - torch.stack(kept)).abs().mean((-2, -1)) * weights).sum(1)
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
         scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()

@@ -119,7 +119,7 @@ class MaskGuidance(Guidance):
         placed = targets.placed
         weights = targets.weights * placed
         loss = (values * weights).sum(1) / placed.sum(1).clamp_min(1)
-        worst = (values.detach() / sum(self.losses.values())).masked_fill(~placed, 0.0).amax(1)
+        worst = (values.detach() / sum(self.losses.values())).masked_fill(~(placed & targets.counted), 0.0).amax(1)
         return LossOutput(loss, worst)
 
     def _one_size(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> Tensor:

@@ -22,7 +22,8 @@ class Saga(Guidance):
     moves ``m``, with fresh ``eps`` from the row's own seed in each iteration, and sampling goes on from a last draw. ``m``
     starts as the mean of every channel of the clean latents that the network predicts there, and its deviation from that mean
     is never larger than that of those clean latents, which would saturate the picture. The loss is half of
-    attend-and-excite's and half of the mean overlap of pairs of words.
+    attend-and-excite's and half of the mean overlap of pairs of words; a region's ``weight`` scales its word's part, and that
+    of a pair by the geometric mean of the two.
 
     From the paper alone, there is no published code. Chosen here, because it is not known: the step; that the network's
     prediction is the conditional one; deviations channel by channel. The paper's variant "+" goes on with attend-and-excite's
@@ -83,7 +84,7 @@ class Saga(Guidance):
         sizes = []
         for height, width in maps.resolutions:
             words = word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)
-            absent = peak_absence(words).masked_fill(~targets.valid, 0.0).amax(1)
+            absent = (peak_absence(words) * targets.weights).masked_fill(~targets.valid, 0.0).amax(1)
             sizes.append((absent + mean_overlap(words, targets)) / 2)
         return torch.stack(sizes).mean(0)
 

@@ -48,6 +48,8 @@ def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_e
 def mean_overlap(maps: Tensor, targets: Targets) -> Tensor:
     """Mean :func:`~attnguide.losses.separation.overlap` over pairs of different words, each word once; 0 for a single word.
 
+    A pair's overlap counts by the geometric mean of its regions' weights.
+
     Args:
         maps: One a region, ``batch regions height width``.
         targets: Of the same rows.
@@ -57,5 +59,6 @@ def mean_overlap(maps: Tensor, targets: Targets) -> Tensor:
     """
     tokens, shares = targets.tokens, targets.shares(targets.valid).to(maps)
     others = (tokens[:, :, None] != tokens[:, None, :]).any(-1).triu(1)
-    weights = shares[:, :, None] * shares[:, None, :] * others
-    return (overlap(maps[:, :, None], maps[:, None, :]) * weights).sum((1, 2)) / weights.sum((1, 2)).clamp_min(1e-12)
+    pairs = shares[:, :, None] * shares[:, None, :] * others
+    shared = overlap(maps[:, :, None], maps[:, None, :]) * pairs * targets.pair_weights.to(maps)
+    return shared.sum((1, 2)) / pairs.sum((1, 2)).clamp_min(1e-12)

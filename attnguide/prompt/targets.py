@@ -153,6 +153,11 @@ class Targets:
         return self._per_region(lambda region: region.weight, 0.0, torch.float32)
 
     @cached_property
+    def counted(self) -> Bool[Tensor, "batch regions"]:
+        """True where the row has such a region and its factor is not 0: the regions that decide anything."""
+        return self.valid & (self.weights != 0)
+
+    @cached_property
     def end(self) -> Int64[Tensor, "batch"]:
         """Position of the first end token of each prompt."""
         return torch.tensor([prompt.end for prompt in self.tokenized], dtype=torch.int64, device=self.device)
@@ -187,6 +192,11 @@ class Targets:
         """
         same = self._same_words & among[:, :, None] & among[:, None, :]
         return among / same.sum(-1).clamp_min(1)
+
+    @cached_property
+    def pair_weights(self) -> Float[Tensor, "batch regions regions"]:
+        """Factor of two regions' common term, the geometric mean of their own; 0 where one is not above 0."""
+        return (self.weights.clamp_min(0)[:, :, None] * self.weights.clamp_min(0)[:, None, :]).sqrt()
 
     @cached_property
     def _same_words(self) -> Bool[Tensor, "batch regions regions"]:
