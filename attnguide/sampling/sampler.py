@@ -23,6 +23,7 @@ from attnguide.sampling.guide import GuideRun, guide, optimise
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.sampling.windows import warn_of_idle
 from attnguide.types import Sample, SampleResult, Step
 
 
@@ -86,6 +87,7 @@ class Sampler:
         source = common_source(self._methods())
         branches = Branches.build(len(samples), conditioning, source, source_states, negative_states)
         scheduler = model.make_scheduler(first.scheduler, first.steps)
+        warn_of_idle(self._methods(), scheduler.steps)
         shape, dtype = model.latent_shape(height, width), conditioning.cond.dtype
         noise, sources = self._noise(targets, samples, shape, dtype, initial_latents)
         if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
