@@ -12,10 +12,22 @@ REFERENCE_BLUR = 2**0.5
 """The family's published code divides by twice the deviation inside the square, which widens the blur by this factor."""
 
 
+def _compared(
+    maps: AttentionMaps, targets: Targets, until_end: bool, height: int, width: int, mode: str | None = None
+) -> Tensor:
+    """Token softmax at temperature 100 (https://arxiv.org/abs/2301.13826), ``batch height width tokens``."""
+    mean = maps.average(height, width) if mode is None else maps.resized_average(height, width, mode)
+    return token_softmax(mean, targets.end, keep_after_end=not until_end)
+
+
+def _smoothed(maps: Tensor, blur_std: float) -> Tensor:
+    return gaussian_smooth(maps, blur_std) if blur_std > 0 else maps
+
+
 def token_maps(
     maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int, mode: str | None = None
 ) -> Tensor:
-    """Token softmax at temperature 100, then one smoothed map a token (https://arxiv.org/abs/2301.13826).
+    """One smoothed map a token, after a token softmax; :func:`word_maps` for every token instead of every region.
 
     Args:
         maps: Conditional probs.
@@ -29,9 +41,7 @@ def token_maps(
     Returns:
         ``batch tokens height width``.
     """
-    mean = maps.average(height, width) if mode is None else maps.resized_average(height, width, mode)
-    probs = token_softmax(mean, targets.end, keep_after_end=not until_end).movedim(-1, 1)
-    return gaussian_smooth(probs, blur_std) if blur_std > 0 else probs
+    return _smoothed(_compared(maps, targets, until_end, height, width, mode).movedim(-1, 1), blur_std)
 
 
 def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int) -> Tensor:
@@ -40,9 +50,8 @@ def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_e
     Returns:
         ``batch regions height width``.
     """
-    probs = token_softmax(maps.average(height, width), targets.end, keep_after_end=not until_end)
-    words = region_maps(probs.flatten(1, 2), targets.tokens).unflatten(-1, (height, width))
-    return gaussian_smooth(words, blur_std) if blur_std > 0 else words
+    words = region_maps(_compared(maps, targets, until_end, height, width).flatten(1, 2), targets.tokens)
+    return _smoothed(words.unflatten(-1, (height, width)), blur_std)
 
 
 def mean_overlap(maps: Tensor, targets: Targets) -> Tensor:
