@@ -6,10 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from scipy import ndimage
+
 from attnguide.metrics.functional import count_found, score
+from attnguide.prompt.regions import rasterise
 from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.shapes.judge import judge
 from attnguide.types import Box, Region, SampleResult
+
+_CELLS = 64
+"""Side of the grid on which a map's bounds are found."""
 
 
 def shapes_scores(result: SampleResult) -> dict[str, float]:
@@ -30,4 +37,19 @@ def shapes_scores(result: SampleResult) -> dict[str, float]:
 def _boxes(name: str, regions: Sequence[Region]) -> tuple[Box, ...]:
     """Boxes of the regions that name an object: ``red circle`` is also ``a red circle`` and ``red circles``."""
     pattern = re.compile(rf"\b{name}(e?s)?\b", re.IGNORECASE)
-    return tuple(region.box for region in regions if region.box is not None and pattern.search(region.phrase))
+    boxes = (_box(region) for region in regions if pattern.search(region.phrase))
+    return tuple(box for box in boxes if box is not None)
+
+
+def _box(region: Region) -> Box | None:
+    """A region's box; for a map taken from another picture, the bounds of its largest connected part above one half."""
+    if region.source is None or region.mask is None:
+        return region.box
+    parts, count = ndimage.label(rasterise(region, _CELLS, _CELLS).numpy() >= 0.5)
+    if not count:
+        return None
+    largest = 1 + int(np.argmax(ndimage.sum_labels(parts > 0, parts, range(1, count + 1))))
+    rows, columns = np.nonzero(parts == largest)
+    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    x0, y0, x1, y1 = (float(edge) / _CELLS for edge in edges)
+    return x0, y0, x1, y1

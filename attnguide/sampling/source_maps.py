@@ -137,6 +137,15 @@ def record_pictures(
     return (_inverted if source.kind == "invert" else _noised)(model, rows, source, pictures, latents)
 
 
+def expected_forwards(sample: Sample) -> int:
+    """Network evaluations that recording a row's sources will take, for a scheduler with one evaluation a step."""
+    total = 0
+    for source in {_key(sample, region.source): region.source for region in _pending(sample) if region.source}.values():
+        halves = 2 if _source_row(sample, source).cfg_scale > 1 and source.kind != "noise" else 1
+        total += sample.steps * halves * (source.iterations + 2 if source.kind == "invert" else 1)
+    return total
+
+
 def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
     """Find what only a model can tell about a row's sources.
 

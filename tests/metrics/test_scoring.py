@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from PIL import Image
 
 from attnguide.metrics.scoring import shapes_scores
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject
-from attnguide.types import Cost, Region, Sample, SampleResult
+from attnguide.types import Cost, MapSource, Region, Sample, SampleResult
 
 
 def result(image: Image.Image | None, prompt: str, *regions: Region) -> SampleResult:
@@ -34,3 +37,18 @@ def test_a_rendered_scene_is_judged_with_and_without_its_places() -> None:
     assert shapes_scores(result(picture, prompt, *right))["region_hit"] == 1
     assert shapes_scores(result(picture, prompt, *swapped))["region_hit"] == 0
     assert shapes_scores(result(picture, "a green star on a white background"))["all_present"] == 0
+
+
+def test_a_map_from_another_picture_is_judged_by_its_largest_part() -> None:
+    picture = render(Scene((SceneObject("circle", "red", 0.25, 0.5, 0.15),), "white"))
+    mask = torch.zeros(16, 16)
+    mask[4:12, 1:7] = 0.8
+    mask[0, 15] = mask[10:12, 12:14] = 1.0
+    taken = Region("red circle", source=MapSource("seed", seed=1), mask=mask)
+    prompt = "a red circle on a white background"
+    assert shapes_scores(result(picture, prompt, taken))["region_hit"] == 1
+    assert shapes_scores(result(picture, prompt, replace(taken, mask=mask.flip(1))))["region_hit"] == 0
+    assert "region_hit" not in shapes_scores(result(picture, prompt, replace(taken, mask=mask * 0.1)))
+    assert "region_hit" not in shapes_scores(result(picture, prompt, Region("red circle", mask=mask))), (
+        "drawn masks have no box"
+    )

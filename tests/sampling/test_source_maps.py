@@ -15,7 +15,7 @@ from attnguide.api import sample as sample_prompt
 from attnguide.sampling.check import check_rows
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.source_maps import Recorded, check_sources, record_sources
+from attnguide.sampling.source_maps import Recorded, check_sources, expected_forwards, record_sources
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult
 from tests import tiny
@@ -54,7 +54,8 @@ def test_every_kind_gives_a_mask(kind: str, image: Path) -> None:
     (recorded,) = record_sources(tiny.model(), [row(source(kind, image))])
     found = mask(recorded)
     assert found.shape == (8, 8) and float(found.min()) == 0 and float(found.max()) == 1
-    assert recorded.forwards == FORWARDS[kind] and recorded.sample.regions[1] is tiny.BALL
+    assert recorded.forwards == FORWARDS[kind] == expected_forwards(row(source(kind, image)))
+    assert recorded.sample.regions[1] is tiny.BALL
     assert set(recorded.measured) == (
         {"reconstruction_mse", "reconstruction_psnr", "reconstruction_latents_mse"} if kind == "invert" else set()
     )

@@ -1,0 +1,250 @@
+"""``attnguide maps``: where words look in a picture, as files that can be painted on and used as regions."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnguide.cli import sample, values
+from attnguide.cli.arguments import parse
+from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.values import Setting
+from attnguide.types import MapSource, Region, Sample
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from attnguide.models.base import ModelAdapter
+    from attnguide.sampling.source_maps import SourcePicture
+
+DESCRIPTION = """\
+Record where words look while a picture is made of a prompt, or while a picture of yours is inverted or noised. Each word gets a
+grey picture, to look at and to paint on, and the numbers as .npy; either can be the place of a region."""
+
+EXAMPLES = """\
+examples:
+  attnguide maps "a red circle and a blue square" --word "red circle" --word "blue square" --seed 3 --out maps
+  attnguide maps "a red circle and a blue square" --image drawing.png --by invert --out maps
+  attnguide sample "a red circle and a blue square" --region "red circle=maps/red_circle.png" """.rstrip()
+
+_SHARED = ("model", "device", "dtype", "scheduler", "steps", "negative_prompt", "height", "width")
+
+
+def _alone(word: str) -> bool:
+    return False
+
+
+def _way(value: Any) -> str:
+    if value in ("invert", "noise"):
+        return str(value)
+    raise ValueError(f"expected invert or noise; got {value!r}")
+
+
+def _phrases(value: Any) -> list[str]:
+    return [values.words(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def settings() -> list[Setting]:
+    """Everything ``attnguide maps`` can be told."""
+    shared = {setting.name: setting for setting in sample.settings()}
+    return [
+        shared["prompt"],
+        Setting(
+            "words",
+            _phrases,
+            None,
+            "phrase of the prompt whose map is wanted; PHRASE[1] is its second occurrence; repeatable; every word by default",
+            option="--word",
+            metavar="PHRASE",
+            follows=_alone,
+        ),
+        Setting("seed", values.whole(0), 0, "of the picture's noise", metavar="N"),
+        Setting("image", values.words, None, "a picture of yours instead of a sampled one", metavar="FILE"),
+        Setting(
+            "by",
+            _way,
+            "invert",
+            "how the picture gets noisy: 'invert' walks the sampler backwards and forth again, 'noise' adds noise",
+            metavar="WAY",
+        ),
+        Setting("iterations", values.whole(0), 0, "of an inversion's fixed point, for each step", metavar="N"),
+        Setting("start", values.number, 0.0, "first part of the schedule that counts, from 0", metavar="X"),
+        Setting("stop", values.number, 1.0, "where it ends, up to 1", metavar="X"),
+        Setting("threshold", values.number, None, "make cells of at least this share of the range 1, others 0", metavar="X"),
+        Setting("cfg_scale", values.number, None, "classifier-free guidance weight; 5, or 1 for an inversion", metavar="X"),
+        *(shared[name] for name in _SHARED),
+        Setting("out", values.words, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR"),
+    ]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; see :func:`attnguide.cli.main` for the status."""
+    asked = parse("attnguide maps", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
+    row, source, folder = _planned(asked)
+    from attnguide.cli.execute import quiet
+
+    quiet()
+    model = _loaded(asked)
+    picture = _made(model, row, source)
+    with _appearing(folder) as temporary:
+        peaks = _write(temporary, asked, row, source, picture)
+    print(_told(folder, peaks, picture))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- what is asked
+
+
+def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
+    """The row whose picture is recorded, its words as regions.
+
+    Raises:
+        UsageError: If something is missing or wrong.
+    """
+    from attnguide.prompt.regions import check_region, parse_region, prompt_words
+
+    if asked["prompt"] is None:
+        raise UsageError("prompt: expected the prompt whose words' maps are wanted; got none")
+    folder = Path(asked["out"] or Path("maps") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"out: expected a new or empty folder; '{folder}' is neither")
+    source = _source(asked)
+    cfg_scale = source.cfg_scale if source.kind == "invert" else asked["cfg_scale"]
+    try:
+        words = tuple(map(parse_region, asked["words"])) if asked["words"] else prompt_words(asked["prompt"])
+        if not words:
+            raise ValueError(f"prompt: expected a word; got {asked['prompt']!r}")
+        for word in words:
+            if word.has_place:
+                raise ValueError(f"a word takes no place here; got one for {word.phrase!r}")
+            check_region(word, asked["prompt"])
+        if source.image is not None:
+            check_region(Region(words[0].phrase, source=source, occurrence=words[0].occurrence), asked["prompt"])
+        row = Sample(
+            id="maps",
+            prompt=asked["prompt"],
+            seed=asked["seed"],
+            regions=words,
+            negative_prompt=asked["negative_prompt"],
+            height=asked["height"],
+            width=asked["width"],
+            steps=asked["steps"],
+            cfg_scale=5.0 if cfg_scale is None else cfg_scale,
+            scheduler=asked["scheduler"],
+        )
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    return row, source, folder
+
+
+def _source(asked: Mapping[str, Any]) -> MapSource:
+    common = {name: asked[name] for name in ("seed", "start", "stop", "threshold", "iterations")}
+    try:
+        if asked["image"] is None:
+            return MapSource("seed", **common)
+        cfg_scale = 1.0 if asked["cfg_scale"] is None else asked["cfg_scale"]
+        return MapSource(asked["by"], image=Path(asked["image"]).expanduser(), cfg_scale=cfg_scale, **common)
+    except ValueError as error:
+        raise UsageError(str(error).removeprefix("source ")) from error
+
+
+# --------------------------------------------------------------------------------------------------------------- the maps
+
+
+def _loaded(asked: Mapping[str, Any]) -> ModelAdapter:
+    from attnguide.models.load import load_model
+
+    try:
+        return load_model(asked["model"], device=asked["device"], dtype=asked["dtype"])
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"model: {one_line(error)}") from error
+
+
+def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
+    from attnguide.sampling.check import check_rows
+    from attnguide.sampling.source_maps import record_pictures
+
+    try:
+        check_rows(model, [row])
+        model.make_scheduler(row.scheduler, row.steps)
+        model.latent_shape(row.height or model.default_size[0], row.width or model.default_size[1])
+        (picture,) = record_pictures(model, [row], source, [source.image])
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    return picture
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes its place when the block ends well, else vanishes."""
+    temporary = folder.with_name(f".{folder.name[:60]}-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError as error:
+        raise UsageError(f"out: '{folder}' cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSource, picture: SourcePicture) -> dict[str, float]:
+    """Everything that lies in the folder.
+
+    Returns:
+        File name without suffix -> the highest attention in the word's mean map, before it was stretched.
+    """
+    import yaml
+
+    from attnguide.callbacks.attention_maps import enlarged
+    from attnguide.sampling.source_maps import mask_of
+    from attnguide.sources.files import map_bytes, map_names, map_picture
+    from attnguide.visual import contact_sheet, heat_map
+
+    shown = enlarged(_shown(source, picture))
+    peaks: dict[str, float] = {}
+    heats = []
+    for index, name in enumerate(map_names(row.regions)):
+        mask, maps = mask_of(picture, index, source), picture.maps[index]
+        map_picture(mask).save(folder / f"{name}.png")
+        (folder / f"{name}.npy").write_bytes(map_bytes(mask))
+        (folder / f"{name}-steps.npy").write_bytes(map_bytes(maps))
+        peaks[name] = float(maps.mean(0).max())
+        heats.append(heat_map(shown, mask.numpy()))
+    _shown(source, picture).save(folder / "_picture.png")
+    labels = ["picture", *(region.phrase for region in row.regions)]
+    contact_sheet([[shown, *heats]], column_labels=labels).save(folder / "_overview.png")
+    kept = {name: value for name, value in asked.items() if name != "out" and value is not None}
+    (folder / "_maps.yaml").write_text(
+        yaml.safe_dump({**kept, "measured": dict(picture.measured), "peaks": peaks}, sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+    return peaks
+
+
+def _shown(source: MapSource, picture: SourcePicture) -> Image.Image:
+    """The picture that was sampled or came back, or the one that was noised."""
+    if picture.result is not None and picture.result.image is not None:
+        return picture.result.image
+    from attnguide.prompt.regions import open_picture
+
+    assert source.image is not None
+    found: Image.Image = open_picture(source.image)
+    return found.convert("RGB")
+
+
+def _told(folder: Path, peaks: Mapping[str, float], picture: SourcePicture) -> str:
+    width = max(map(len, peaks))
+    lines = [f"{folder / name}.png{' ' * (width - len(name))}  peak of attention {peak:.3f}" for name, peak in peaks.items()]
+    if picture.measured:
+        told = "reconstruction: PSNR {reconstruction_psnr:.1f} dB, mean squared error {reconstruction_mse:.3g}"
+        lines.append(told.format(**picture.measured))
+    lines.append(f'{folder / "_overview.png"}  all of them over the picture; paint on a .png, then --region "PHRASE=FILE"')
+    return "\n".join(lines)
