@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials
+from attnguide.guidance.noise_distribution import NoiseDistribution
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
 from attnguide.guidance.word_maps import REFERENCE_BLUR, mean_overlap, word_maps
@@ -22,9 +23,6 @@ from attnguide.types import Step
 
 _KEPT = 0.9
 """Share of the past in the running mean of maps."""
-
-_MOST_KL_STEPS = 10_000
-"""Far above what is ever needed, so that no number can make it run for good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,23 +161,23 @@ class InitNO(Guidance):
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
         scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
         open_rows = [row for row, scale in enumerate(scales) if scale != 0]
-        tried: dict[int, list[_Noise]] = {row: [] for row in open_rows}
+        tried: dict[int, list[NoiseDistribution]] = {row: [] for row in open_rows}
         for number in range(self.rounds):
             for row in open_rows:
                 fresh = latents[row] if number == 0 else trials.noise(row, latents[row])
-                tried[row].append(_Noise(fresh, self.learning_rate, self.kl_limit))
+                tried[row].append(NoiseDistribution(fresh, self.learning_rate, self.kl_limit))
             self._descend({row: tried[row][-1] for row in open_rows}, trials, self.iterations)
             open_rows = [row for row in open_rows if not tried[row][-1].succeeded]
         best = {row: min(found, key=self._rank) for row, found in tried.items()}
-        again = {r: _Noise(n.noise, self.learning_rate, self.kl_limit) for r, n in best.items() if not n.succeeded}
+        again = {r: NoiseDistribution(n.noise, self.learning_rate, self.kl_limit) for r, n in best.items() if not n.succeeded}
         self._descend(again, trials, self.last_iterations)
         chosen = {**best, **again}
         return torch.stack([chosen[row].sample() if row in chosen else latents[row] for row in range(len(latents))])
 
-    def _rank(self, noise: _Noise) -> tuple[bool, float]:
+    def _rank(self, noise: NoiseDistribution) -> tuple[bool, float]:
         return (not noise.succeeded and not self.reference, noise.score)
 
-    def _descend(self, noises: dict[int, _Noise], trials: Trials, iterations: int) -> None:
+    def _descend(self, noises: dict[int, NoiseDistribution], trials: Trials, iterations: int) -> None:
         """Optimise one noise of each row, together, until each succeeds or the passes are used up."""
         for _ in range(iterations):
             rows = [row for row, noise in noises.items() if not noise.succeeded]
@@ -202,34 +200,3 @@ class InitNO(Guidance):
     def opening(terms: Terms) -> Tensor:
         """Loss of the initial noise, ``batch``."""
         return terms.cross + torch.where(terms.cross > 0.5, 0.0, terms.own) + terms.clean
-
-
-class _Noise:
-    """One noise of one row under optimisation."""
-
-    def __init__(self, noise: Tensor, learning_rate: float, kl_limit: float) -> None:
-        self.noise, self.kl_limit = noise, kl_limit
-        wide = torch.promote_types(noise.dtype, torch.float32)
-        self.log_variance, self.mean = (torch.zeros_like(noise, dtype=wide).requires_grad_(True) for _ in range(2))
-        self._adam = torch.optim.Adam([self.log_variance, self.mean], lr=learning_rate, eps=1e-3)
-        self.score, self.succeeded = float("inf"), False
-
-    @torch.no_grad()
-    def sample(self) -> Tensor:
-        """The noise as it now is."""
-        return (self.noise * (0.5 * self.log_variance).exp() + self.mean).to(self.noise.dtype)
-
-    @torch.no_grad()
-    def move(self, gradient: Tensor) -> None:
-        """One step against the gradient of a loss with respect to :meth:`sample`, and back towards unit noise."""
-        wide = gradient.to(self.mean)
-        self.mean.grad = wide
-        self.log_variance.grad = wide * self.noise * 0.5 * (0.5 * self.log_variance).exp()
-        self._adam.step()
-        for _ in range(_MOST_KL_STEPS):
-            variance, mean = self.log_variance.exp(), self.mean
-            divergence = 0.5 * (variance + mean.square() - 1 - self.log_variance).mean()
-            if not bool(divergence > self.kl_limit):
-                return
-            self.log_variance.grad, self.mean.grad = (variance - 1) / (2 * mean.numel()), mean / mean.numel()
-            self._adam.step()

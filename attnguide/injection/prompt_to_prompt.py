@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
@@ -15,14 +14,14 @@ from attnguide.guidance.update import PerRow
 from attnguide.injection.base import (
     Factors,
     Injection,
-    LatentsEdit,
     WindowEdit,
     finite,
     one_of,
     per_row_items,
-    phrase_positions,
     token_factors,
 )
+from attnguide.injection.foreground import Words
+from attnguide.injection.local_blend import LocalBlend
 from attnguide.injection.source import CONDITIONAL, from_source, source_unless_idle
 from attnguide.prompt.alignment import refinement_matrix, replacement_matrix
 from attnguide.prompt.targets import Targets
@@ -30,7 +29,6 @@ from attnguide.prompt.tokens import TokenizedPrompt, token_indices
 from attnguide.schedules import Window
 from attnguide.types import PassContext, Step
 
-Words = str | None
 Spans = Mapping[str, Sequence[float]] | None
 
 
@@ -100,7 +98,18 @@ class PromptToPrompt(Injection):
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:
             return []
+        blend = LocalBlend(
+            targets,
+            self.scale,
+            words=self.blend,
+            source_words=self.blend_source,
+            threshold=self.blend_threshold,
+            start=self.blend_start,
+            cells=self.self_cells,
+        )
         edits: list[Edit] = [_CrossAttention(self, targets)]
+        if blend.blends:  # the first to come sees the prompt's own maps
+            edits.insert(1 if self.quirks == "reference" else 0, blend)
         return [*edits, _SelfAttention(self, targets)] if self.self_stop > 0 else edits
 
     def covers(self, step: Step, start: float, stop: float) -> bool:
@@ -129,8 +138,8 @@ class _SelfAttention(WindowEdit):
         return from_source(probs, self.gate(probs, context), context, CONDITIONAL)
 
 
-class _CrossAttention(WindowEdit, LatentsEdit):
-    """Replaces cross-attention token by token, and blends latents."""
+class _CrossAttention(WindowEdit):
+    """Replaces cross-attention token by token."""
 
     def __init__(self, method: PromptToPrompt, targets: Targets) -> None:
         super().__init__(SiteSelector(kind="cross"), ("probs",), Window(), method.scale, len(targets.regions))
@@ -142,20 +151,10 @@ class _CrossAttention(WindowEdit, LatentsEdit):
         windows = per_row_items("word_windows", method.word_windows, len(pairs))
         self.spans = [_spans(method, given, new) for given, (_, new) in zip(windows, pairs, strict=True)]
         self.keeps = not (method.edit == "replace" and method.quirks == "reference")
-        blend, others = (
-            per_row_items(name, value, len(pairs))
-            for name, value in (("blend", method.blend), ("blend_source", method.blend_source))
-        )
-        self.words = [
-            (phrase_positions(other or own, old), phrase_positions(own, new))
-            for own, other, (old, new) in zip(blend, others, pairs, strict=True)
-        ]
-        self._sums: dict[Site, Tensor] = {}
 
     def active(self, context: PassContext) -> bool:
         step = context.step
-        edits = any(self.method.covers(step, *span) for spans in self.spans for span in spans)
-        return super().active(context) and (edits or any(map(any, self.words)))
+        return super().active(context) and any(self.method.covers(step, *span) for spans in self.spans for span in spans)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         own, source = context.paired("cond", "source")
@@ -167,31 +166,7 @@ class _CrossAttention(WindowEdit, LatentsEdit):
         share = self.gate(probs, context)[own] * torch.tensor(now).to(probs)[:, None, None]
         edited = probs.clone()
         edited[own] = torch.lerp(probs[own], goal, share)
-        if any(map(any, self.words)) and site.height * site.width <= self.method.self_cells:
-            seen = edited if self.method.quirks == "reference" else probs
-            self._remember(seen[own].mean(1), seen[source].mean(1), site, rows)
         return edited
-
-    def _remember(self, own: Tensor, source: Tensor, site: Site, rows: Sequence[int]) -> None:
-        """Add up the words' maps of both prompts over the steps: ``2 rows query``."""
-        sums = [
-            [maps[index][:, list(self.words[row][side])].sum(1) for index, row in enumerate(rows)]
-            for side, maps in enumerate((source, own))
-        ]
-        found = torch.stack([torch.stack(side) for side in sums])
-        self._sums[site] = self._sums[site] + found if site in self._sums else found
-
-    def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
-        if source is None or step.progress < self.method.blend_start or not self._sums:
-            return latents
-        largest = max((site.height * site.width, site.height, site.width) for site in self._sums)[1:]
-        chosen = [total for site, total in self._sums.items() if (site.height, site.width) == largest]
-        maps = F.max_pool2d(torch.stack(chosen).mean(0).unflatten(-1, largest), 3, stride=1, padding=1)
-        maps = F.interpolate(maps, latents.shape[-2:])
-        peak = maps.amax((-2, -1), keepdim=True).clamp_min(1e-30)
-        inside = (maps / peak > self.method.blend_threshold).any(0).unsqueeze(1)
-        blends = [scale != 0 and any(words) for scale, words in zip(self.scales, self.words, strict=True)]
-        return torch.where(inside | ~torch.tensor(blends, device=latents.device).view(-1, 1, 1, 1), latents, source)
 
 
 def _alignment(method: PromptToPrompt, source: TokenizedPrompt, target: TokenizedPrompt) -> Tensor:

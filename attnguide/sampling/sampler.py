@@ -184,8 +184,8 @@ class Sampler:
         answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
         scales = [sample.cfg_scale for sample in batch.info.samples]
         uncond = answers.get("uncond")
-        for injection in self.injections if uncond is not None else ():
-            uncond = injection.unconditional(uncond, answers, step)
+        for injection in self.injections:
+            uncond = None if uncond is None else injection.unconditional(uncond, answers, step)
         noise_pred = combine(uncond, answers["cond"], scales)
         for injection in self.injections:
             noise_pred = injection.correct(noise_pred, answers, step)

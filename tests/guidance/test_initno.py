@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.guidance.initno import InitNO, Terms, _Noise
+from attnguide.guidance.initno import InitNO, Terms
+from attnguide.guidance.noise_distribution import NoiseDistribution
 from attnguide.types import MethodConfig, Region
 from tests import tiny
 from tests.guidance import cases
@@ -68,7 +69,7 @@ def test_noise_moves_as_in_the_reference() -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(24, dtype=torch.float64, generator=generator)
     gradients = [torch.randn(24, dtype=torch.float64, generator=generator) * size for size in (0.1, 1.0, 5.0, 0.01) * 6]
-    noise = _Noise(start, 0.01, 1e-3)
+    noise = NoiseDistribution(start, 0.01, 1e-3)
     for gradient in gradients:
         noise.move(gradient)
     expected = reference.optimised(start.numpy(), [gradient.numpy() for gradient in gradients])

@@ -1,0 +1,91 @@
+"""Local blend: outside of where some words attend, latents become the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.injection.base import LatentsEdit, WindowEdit, per_row_items, phrase_positions
+from attnguide.injection.foreground import Words
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window
+from attnguide.types import PassContext, Step
+
+
+class LocalBlend(WindowEdit, LatentsEdit):
+    """Latents are the row's own where its words or the source's attend (https://arxiv.org/abs/2208.01626).
+
+    Cross-attention of both prompts' words, summed over all steps so far and averaged over heads and the largest maps of at most
+    ``cells``, is spread by a 3x3 maximum and stretched to the latents; a cell belongs to the words where it exceeds
+    ``threshold`` times the peak. Attention itself is left as it is.
+
+    Args:
+        targets: All rows.
+        scale: 0 for rows that are not blended.
+        words: Phrases of the prompt, separated by commas; one text, or one per row.
+        source_words: Phrases of the source prompt, likewise; ``words`` when ``None``.
+        threshold: See above.
+        start: Progress at which blending begins.
+        cells: See above.
+
+    Attributes:
+        blends: Whether any row has words.
+
+    Raises:
+        ValueError: If a phrase does not occur, or there is neither one text nor one per row.
+    """
+
+    def __init__(
+        self,
+        targets: Targets,
+        scale: PerRow,
+        *,
+        words: Words | Sequence[Words],
+        source_words: Words | Sequence[Words],
+        threshold: float,
+        start: float,
+        cells: int,
+    ) -> None:
+        maps = SiteSelector(kind="cross", where=lambda site: site.height * site.width <= cells)
+        super().__init__(maps, ("probs",), Window(), scale, len(targets.regions))
+        own = per_row_items("blend", words, len(targets.tokenized))
+        others = per_row_items("blend_source", source_words, len(targets.tokenized))
+        others = [other or named for named, other in zip(own, others, strict=True)]
+        self.words = tuple(
+            [phrase_positions(one, prompt) for one, prompt in zip(named, prompts, strict=True)]
+            for named, prompts in ((others, targets.source_prompts), (own, targets.tokenized))
+        )
+        self.threshold, self.start = threshold, start
+        self.blends = any(map(any, self.words))
+        self._sums: dict[Site, Tensor] = {}
+
+    def active(self, context: PassContext) -> bool:
+        return super().active(context) and self.blends
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        own, source = context.paired("cond", "source")
+        rows = [context.rows[position] for position in own]
+        sums = [
+            torch.stack([probs[at].mean(0)[:, list(words[row])].sum(1) for at, row in zip(positions, rows, strict=True)])
+            for positions, words in zip((source, own), self.words, strict=True)
+        ]
+        found = torch.stack(sums)  # 2 rows query
+        self._sums[site] = self._sums[site] + found if site in self._sums else found
+        return probs
+
+    def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        if source is None or step.progress < self.start or not self._sums:
+            return latents
+        largest = max((site.height * site.width, site.height, site.width) for site in self._sums)[1:]
+        chosen = [total for site, total in self._sums.items() if (site.height, site.width) == largest]
+        maps = F.max_pool2d(torch.stack(chosen).mean(0).unflatten(-1, largest), 3, stride=1, padding=1)
+        maps = F.interpolate(maps, latents.shape[-2:])
+        peak = maps.amax((-2, -1), keepdim=True).clamp_min(1e-30)
+        inside = (maps / peak > self.threshold).any(0).unsqueeze(1)
+        blends = [scale != 0 and any(words) for scale, *words in zip(self.scales, *self.words, strict=True)]
+        return torch.where(inside | ~torch.tensor(blends, device=latents.device).view(-1, 1, 1, 1), latents, source)
