@@ -130,7 +130,7 @@ COMMANDS = [
 def test_commands_are_understood(page: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)[1:]
-    short_of_running = {"sample": "--print_config", "ablate": "--dry-run"}.get(words[0])
+    short_of_running = {"sample": "--print_config", "maps": "--print_config", "ablate": "--dry-run"}.get(words[0])
     assert main([*words, short_of_running] if short_of_running and short_of_running not in words else words) == 0
     assert capsys.readouterr().out
 

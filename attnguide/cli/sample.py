@@ -125,7 +125,7 @@ def settings() -> list[Setting]:
         ),
         Setting("maps", values.flag, True, "draw no heat maps", option="--no-maps"),
         Setting("norms", values.flag, True, "measure no norms of attention maps", option="--no-norms"),
-        Setting("values", values.flag, False, "report how much attention values change over the steps"),
+        Setting("values", values.flag, False, "report how much attention values change over steps, seeds and methods"),
         Setting("wandb", values.wandb, {}, "--wandb.project, --wandb.name, --wandb.group, --wandb.tags", metavar="KEYS"),
         Setting("trainer", values.mapping, {}, "arguments of Lightning's Trainer: --trainer.devices 4", metavar="KEYS"),
     ]
