@@ -36,7 +36,7 @@ import yaml
 import attnguide
 from attnguide.cli import main as command
 from attnguide.models.base import ModelAdapter
-from attnguide.models.load import load_model
+from attnguide.models.load import load_model, quiet_libraries
 from attnguide.prompt.regions import parse_region
 from attnguide.records import read_records
 from attnguide.types import MethodConfig
@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--outputs", action="store_true", help="runs also draw heat maps and measure norms")
     parser.add_argument("--json", type=Path, default=None, help="write the figures there, too")
     args = parser.parse_args(argv)
+    quiet_libraries()
     bench = Bench(load_model(args.model, device=args.device), args.cells, args.size, args.outputs)
     lines = summary(measure(bench, args.steps, args.repeats))
     print(f"{len(bench.cells)} cells, {args.steps} steps, {args.repeats} repeats\n")

@@ -179,7 +179,8 @@ def narrowed(axis: Axis, wanted: Sequence[str]) -> Axis:
     """
     found = []
     for text in wanted:
-        matching = [point for point in axis.points if _matches(point, text)]
+        matching = [point for point in axis.points if _is_value(point, text)]
+        matching = matching or [point for point in axis.points if _is_written(point, text)]
         if not matching:
             known = ", ".join(point.label for point in axis.points)
             raise ValueError(f"{axis.name}: expected a value of the axis, one of {known}; got {text!r}")
@@ -187,11 +188,15 @@ def narrowed(axis: Axis, wanted: Sequence[str]) -> Axis:
     return Axis(axis.name, tuple(point for point in axis.points if point in found))
 
 
-def _matches(point: Point, text: str) -> bool:
-    if is_number(point.value):
-        try:
-            return float(text) == float(point.value)
-        except ValueError:
-            return False
-    # W&B hands a list or a truth value over as Python writes it.
-    return text in (str(point.value), *(str(value) for value in point.changes.values()))
+def _is_value(point: Point, text: str) -> bool:
+    if not is_number(point.value):
+        return text == str(point.value)
+    try:
+        return float(text) == float(point.value)
+    except ValueError:
+        return False
+
+
+def _is_written(point: Point, text: str) -> bool:
+    """W&B hands a list or a truth value over as Python writes it."""
+    return not is_number(point.value) and text in map(str, point.changes.values())

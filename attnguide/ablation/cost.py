@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
@@ -23,19 +23,28 @@ class Expected:
         forwards: Evaluations for one branch each, if no threshold asks for a repetition.
         backwards: Gradients, likewise.
         most: Evaluations if every threshold asks until its last iteration.
+        most_backwards: Gradients, likewise.
     """
 
     forwards: int
     backwards: int
     most: int
+    most_backwards: int
 
     def __add__(self, other: Expected) -> Expected:
-        return Expected(self.forwards + other.forwards, self.backwards + other.backwards, self.most + other.most)
+        return self.combined(other, 1)
+
+    def combined(self, other: Expected, times: int) -> Expected:
+        """This and ``times`` the other."""
+        return Expected(*(getattr(self, f.name) + times * getattr(other, f.name) for f in fields(self)))
+
+
+_NOTHING = Expected(0, 0, 0, 0)
 
 
 def total(costs: Iterable[Expected]) -> Expected:
     """Sum over rows."""
-    return sum(costs, Expected(0, 0, 0))
+    return sum(costs, _NOTHING)
 
 
 def expected_cost(sample: Sample) -> Expected:
@@ -48,9 +57,8 @@ def expected_cost(sample: Sample) -> Expected:
     guidances, injections = build_methods([sample])
     halves = 2 if sample.cfg_scale > 1 else 1
     forwards = sum(halves + _further(injections, step, halves) for step in steps)
-    cost = total([Expected(forwards, 0, forwards), *(_guided(guidance, steps) for guidance in guidances)])
-    tries = _tries(sample)
-    return Expected(cost.forwards * tries, cost.backwards * tries, cost.most * tries)
+    cost = total([Expected(forwards, 0, forwards, 0), *(_guided(guidance, steps) for guidance in guidances)])
+    return _NOTHING.combined(cost, _tries(sample))
 
 
 def _steps(count: int) -> Iterable[Step]:
@@ -74,13 +82,14 @@ def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
 
 
 def _guided(guidance: Guidance, steps: Sequence[Step]) -> Expected:
-    update, cost = guidance.update, Expected(0, 0, 0)
+    update, cost = guidance.update, _NOTHING
     for step in steps:
         if not guidance.window.active(step):
             continue
         refinement = update.refinement(step)
         least, most = (0, 0) if refinement is None else (1, refinement.iterations)
-        cost += Expected(least + update.iterations, update.iterations, most + update.iterations)
+        always = update.iterations
+        cost += Expected(least + always, always, most + always, most + always)
     return cost
 
 

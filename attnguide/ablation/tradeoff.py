@@ -21,7 +21,7 @@ def write_tradeoff(folder: Path, axes: Sequence[Axis], records: Sequence[Record]
     """Draw ``plots/<control>-against-<quality>.png``, if any record has both; gives the file.
 
     Quality goes to the right and control upwards, both higher is better: the outer edge is the upper right. Every curve joins
-    the strengths of one way of steering, with 95 % intervals; its ends are labelled with their strengths.
+    the strengths of one way of steering, with 95 % intervals; its strongest point is labelled.
     """
     records = counted(records, (tradeoff.control, tradeoff.quality))
     found = [(climb, points) for climb in climbs(records, axes, tradeoff.strength) if (points := _points(climb, tradeoff))]
@@ -51,15 +51,9 @@ def _draw(found: Sequence[tuple[Climb, Sequence[tuple[float, _Point]]]], plain: 
     for index, (climb, points) in enumerate(found):
         places = [place for _, place in points]
         drawn = _with_whiskers(plot, places, climb.label, "-o" if index < 10 else "--s", f"C{index % 10}")
-        for strength, (quality, control) in {points[0][0]: points[0][1], points[-1][0]: points[-1][1]}.items():
-            plot.annotate(
-                f"{strength:g}",
-                (quality.mean, control.mean),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=6,
-                color=drawn,
-            )
+        strongest, (quality, control) = points[-1]
+        place = (quality.mean, control.mean)
+        plot.annotate(f"{strongest:g}", place, xytext=(3, 3), textcoords="offset points", fontsize=6, color=drawn)
     if plain is not None:
         _with_whiskers(plot, [plain], PLAIN, "*", "black")
         plot.axvline(plain[0].mean - QUALITY_LOSS, color="0.3", linestyle=(0, (4, 3)), linewidth=0.8)

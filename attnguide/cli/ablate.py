@@ -325,10 +325,9 @@ def _per_row(members: Sequence[Expected]) -> tuple[str, str]:
 
 def _told(cost: Expected) -> tuple[str, str]:
     """Forwards and backwards; where thresholds decide, the most there can be."""
-    extra = cost.most - cost.forwards
-    if not extra:
-        return str(cost.forwards), str(cost.backwards)
-    return f"{cost.forwards} to {cost.most}", f"{cost.backwards} to {cost.backwards + extra}"
+    pairs = ((cost.forwards, cost.most), (cost.backwards, cost.most_backwards))
+    forwards, backwards = (str(least) if least == most else f"{least} to {most}" for least, most in pairs)
+    return forwards, backwards
 
 
 # --------------------------------------------------------------------------------------------------------------- the end

@@ -28,5 +28,10 @@ def test_values_are_picked_as_they_are_typed_or_as_wandb_writes_them() -> None:
         narrowed(axis, ["b"])
 
 
+def test_a_name_is_picked_before_what_a_value_sets() -> None:
+    points = (Point("stable", {"method": "stable"}, 1), Point("injection alone", {"method": "stable"}, 2))
+    assert narrowed(Axis("way", points), ["stable"]).points == points[:1]
+
+
 def test_a_cell_without_axes_has_a_name() -> None:
     assert Cell({}).name == "base"

@@ -29,13 +29,13 @@ def test_expected_is_counted(name: str, options: dict[str, Any], settings: dict[
 
 
 def test_plain_and_best_of_k() -> None:
-    assert expected_cost(tiny.row()) == Expected(8, 0, 8)
-    assert expected_cost(tiny.row(methods=(MethodConfig("best_of_k", {"k": 3}),))) == Expected(24, 0, 24)
+    assert expected_cost(tiny.row()) == Expected(8, 0, 8, 0)
+    assert expected_cost(tiny.row(methods=(MethodConfig("best_of_k", {"k": 3}),))) == Expected(24, 0, 24, 0)
 
 
 def test_thresholds_give_a_range() -> None:
     cost = expected_cost(tiny.row(methods=(MethodConfig("mask_guidance", {"until": 0.1, "iterations": 5}),)))
-    assert cost == Expected(8 + 2, 0, 8 + 2 * 5)  # half of four steps
+    assert cost == Expected(8 + 2, 0, 8 + 2 * 5, 2 * 5)  # half of four steps
 
 
 def test_options_out_of_range_are_refused() -> None:

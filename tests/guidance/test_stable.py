@@ -85,8 +85,9 @@ def test_parts_can_be_left_out() -> None:
 
 
 def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
-    update = Stable(iterations=3).update
-    assert (update.iterations, update.refinements[0].until, update.refinements[0].iterations) == (0, 0.0, 3)
+    update = Stable(iterations=5).update
+    assert (update.iterations, update.refinements[0].until, update.refinements[0].iterations) == (0, 0.0, 5)
+    assert Stable().update.refinements[0].iterations == 3
     noise = Stable(space="noise", max_norm=0.1).update
     assert (noise.space, noise.iterations, noise.refinements, noise.max_norm) == ("noise", 1, (), 0.1)
 
