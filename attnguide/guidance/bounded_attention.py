@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, require_cells
-from attnguide.guidance.clusters import k_means, subject_masks
+from attnguide.guidance.clusters import SubjectMasks
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.prompt.function_words import function_word_positions
@@ -155,15 +154,12 @@ class _Bounds(Edit):
         self.method, self.targets = method, targets
         levels = (level,) if method.sites is None else method.sites.levels
         self.remembered = SiteSelector(levels=levels and (min(levels),), places=("up",))
+        self.masks = SubjectMasks(targets, method.clusters, method.threshold)
         self.words, self.end = _own_words(targets), _end_token(targets)
         self.silent = torch.zeros_like(self.end)
         for row, prompt in enumerate(targets.tokenized):
             self.silent[row, list(function_word_positions(prompt))] = True
-        self._means: dict[str, tuple[int, Tensor]] = {}
-        self._size = (0, 0)
         self._context: PassContext | None = None
-        self._centres: dict[int, Tensor] = {}
-        self._masks: Tensor | None = None
 
     def active(self, context: PassContext) -> bool:
         return context.kind in ("denoise", "guide") and any(self.on[row] for row in context.rows)
@@ -171,9 +167,10 @@ class _Bounds(Edit):
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         if context is not self._context and context.kind == "denoise":
             self._context = context
-            self._refine(context.step)
+            if self._due(context.step):
+                self.masks.refine()
         rows = list(context.rows)
-        masks = self._masks_at(site.height, site.width)[rows]
+        masks = self.masks.at(site.height, site.width)[rows]
         hidden = self._hidden_words(masks, rows, context) if site.kind == "cross" else _hidden_cells(masks)
         halves = ("cond",) if site.kind == "cross" else ("cond", "uncond")
         touched = [self.on[row] and branch in halves for row, branch in zip(rows, context.branches, strict=True)]
@@ -182,13 +179,14 @@ class _Bounds(Edit):
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         if self.method.refine and context.kind == "denoise" and self.remembered.matches(site):
-            seen = probs[context.positions("cond")].detach().mean(1)
-            if site.kind == "cross":
-                seen = torch.einsum("bqk,brk->bqr", seen, self.targets.last_tokens.to(seen))
-            count, mean = self._means.get(site.kind, (0, torch.zeros_like(seen)))
-            self._means[site.kind] = count + 1, mean + (seen - mean) / (count + 1)
-            self._size = site.height, site.width
+            self.masks.see(site, probs[context.positions("cond")].detach().mean(1))
         return probs
+
+    def _due(self, step: Step) -> bool:
+        """Whether masks are refined before this step."""
+        method, interval = self.method, max(1, round(self.method.refine_every * step.count))
+        late = step.begins and step.progress >= method.refine_start
+        return late and (not self.masks.refined or step.index % interval == 0)
 
     def _hidden_words(self, masks: Tensor, rows: list[int], context: PassContext) -> Tensor:
         """True where a query may not see a token, ``batch query token``."""
@@ -198,36 +196,6 @@ class _Bounds(Edit):
         visible = torch.einsum("brq,brk->bqk", seeing.float(), words.float()) > 0
         hidden = (words.any(1) | self.silent[rows])[:, None] & ~visible
         return hidden if guiding else hidden | (background[:, :, None] & self.end[rows][:, None])
-
-    def _masks_at(self, height: int, width: int) -> Tensor:
-        """Masks of all rows, bool, ``batch regions cells``."""
-        if self._masks is None:
-            return (self.targets.masks(height, width) >= 0.5).flatten(2)
-        return F.interpolate(self._masks.float(), (height, width), mode="nearest-exact").flatten(2) > 0
-
-    def _refine(self, step: Step) -> None:
-        method, interval = self.method, max(1, round(self.method.refine_every * step.count))
-        due = step.begins and step.progress >= method.refine_start and (self._masks is None or step.index % interval == 0)
-        if not due or len(self._means) < 2:
-            return
-        boxes = (self.targets.masks(*self._size) >= 0.5).flatten(2)
-        before = self._masks_at(*self._size)
-        refined = torch.zeros_like(boxes)
-        for row in range(len(boxes)):
-            chosen = self.targets.placed[row] & boxes[row].any(1)
-            if bool(chosen.any()):
-                refined[row, chosen] = self._clustered(row, chosen, boxes[row, chosen], before[row, chosen])
-        self._masks = refined.unflatten(-1, self._size)
-
-    def _clustered(self, row: int, chosen: Tensor, boxes: Tensor, before: Tensor) -> Tensor:
-        """Masks of one row's subjects from its mean maps, ``subjects cells``."""
-        points = self._means["self"][1][row].double()
-        points = points / (points.amax(0) + 1e-5)
-        centres = k_means(points, self.method.clusters * len(boxes), self._centres.get(row))
-        self._centres[row] = centres
-        labels = torch.cdist(points, centres).argmin(1)
-        words = self._means["cross"][1][row].double().T[chosen]
-        return subject_masks(labels, words, boxes, before, self.method.threshold, len(centres))
 
 
 def _hidden_cells(masks: Tensor) -> Tensor:

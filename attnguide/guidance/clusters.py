@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from attnguide.attention.sites import Site
+from attnguide.prompt.targets import Targets
 
 _TINY = 1e-5
 
@@ -40,7 +44,7 @@ def _spread(points: Tensor, count: int, source: torch.Generator) -> Tensor:
 
 def _settled(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
-        member = torch.nn.functional.one_hot(torch.cdist(points, centres).argmin(1), len(centres)).to(points)
+        member = F.one_hot(torch.cdist(points, centres).argmin(1), len(centres)).to(points)
         size = member.sum(0)[:, None]
         moved = torch.where(size > 0, member.T @ points / size.clamp_min(1), centres)
         if torch.equal(moved, centres):
@@ -70,7 +74,7 @@ def subject_masks(labels: Tensor, words: Tensor, boxes: Tensor, before: Tensor, 
     soft = torch.sigmoid(10 * (words / (words.amax(1, keepdim=True) + _TINY) - 0.2))
     low, high = soft.amin(1, keepdim=True), soft.amax(1, keepdim=True)
     soft = (soft - low) / (high - low + _TINY) * before
-    member = torch.nn.functional.one_hot(labels, clusters).to(soft)  # cells clusters
+    member = F.one_hot(labels, clusters).to(soft)  # cells clusters
     smaller = torch.minimum(soft.sum(1, keepdim=True), member.sum(0)[None])
     score, subject = (soft @ member / smaller.clamp_min(1e-12)).max(0)
     owner = torch.where(score >= threshold, subject, -1)[labels]
@@ -80,3 +84,68 @@ def subject_masks(labels: Tensor, words: Tensor, boxes: Tensor, before: Tensor, 
             masks = masks & ~boxes[subject_index]
             masks[subject_index] = boxes[subject_index]
     return masks
+
+
+class SubjectMasks:
+    """Masks of a batch's subjects: their places at first, later the clusters of what attention showed on average.
+
+    Args:
+        targets: All rows; every placed region is a subject.
+        clusters: For each subject.
+        threshold: See :func:`subject_masks`.
+
+    Attributes:
+        refined: Whether masks have stopped being the places.
+    """
+
+    def __init__(self, targets: Targets, clusters: int, threshold: float) -> None:
+        self.targets, self.clusters, self.threshold = targets, clusters, threshold
+        self._means: dict[str, tuple[int, Tensor]] = {}
+        self._size = (0, 0)
+        self._centres: dict[int, Tensor] = {}
+        self._masks: Tensor | None = None
+
+    @property
+    def refined(self) -> bool:
+        return self._masks is not None
+
+    def see(self, site: Site, probs: Tensor) -> None:
+        """Add a site's probs, averaged over heads, to the running means; all sites of one map size.
+
+        Args:
+            site: Of either kind.
+            probs: Of all rows, ``batch query key``.
+        """
+        if site.kind == "cross":
+            probs = torch.einsum("bqk,brk->bqr", probs, self.targets.last_tokens.to(probs))
+        count, mean = self._means.get(site.kind, (0, torch.zeros_like(probs)))
+        self._means[site.kind] = count + 1, mean + (probs - mean) / (count + 1)
+        self._size = site.height, site.width
+
+    def at(self, height: int, width: int) -> Tensor:
+        """Masks of all rows, bool, ``batch regions cells``."""
+        if self._masks is None:
+            return (self.targets.masks(height, width) >= 0.5).flatten(2)
+        return F.interpolate(self._masks.float(), (height, width), mode="nearest-exact").flatten(2) > 0
+
+    def refine(self) -> None:
+        """Cluster the mean maps anew, from the last clusters on, once both kinds of attention were seen."""
+        if len(self._means) < 2:
+            return
+        boxes = (self.targets.masks(*self._size) >= 0.5).flatten(2)
+        before, refined = self.at(*self._size), torch.zeros_like(boxes)
+        for row in range(len(boxes)):
+            chosen = self.targets.placed[row] & boxes[row].any(1)
+            if bool(chosen.any()):
+                refined[row, chosen] = self._clustered(row, chosen, boxes[row, chosen], before[row, chosen])
+        self._masks = refined.unflatten(-1, self._size)
+
+    def _clustered(self, row: int, chosen: Tensor, boxes: Tensor, before: Tensor) -> Tensor:
+        """Masks of one row's subjects from its mean maps, ``subjects cells``."""
+        points = self._means["self"][1][row].double()
+        points = points / (points.amax(0) + _TINY)
+        centres = k_means(points, self.clusters * len(boxes), self._centres.get(row))
+        self._centres[row] = centres
+        labels = torch.cdist(points, centres).argmin(1)
+        words = self._means["cross"][1][row].double().T[chosen]
+        return subject_masks(labels, words, boxes, before, self.threshold, len(centres))
