@@ -13,6 +13,7 @@ from attnguide.ablation.stability import STABILITY_FILE, stability, write_stabil
 from attnguide.ablation.summary import SUMMARY_FILE, Record, write_summary
 from attnguide.ablation.tradeoff import write_tradeoff
 from attnguide.records import read_records
+from attnguide.sources.files import TARGETS_FOLDER
 
 
 def records_of(folder: Path, rows: Sequence[Row]) -> dict[str, Record]:
@@ -55,6 +56,8 @@ def places(folder: Path) -> list[tuple[Path, str]]:
         (folder / SHEETS_FOLDER, "the pictures of all cells, a sheet for each prompt and seed"),
         (folder / PLOTS_FOLDER, "curves over axes and heat maps, metric by metric"),
         (folder / "samples", "the pictures"),
+        (folder / TARGETS_FOLDER, "maps that were taken from other pictures"),
+        (folder / "value_invariance.csv", "how much attention's values change over steps, seeds and methods, site by site"),
         (folder / "records.csv", "settings, cell, axes, scores and costs, a line a row"),
         (folder / "config.yaml", "all rows: attnguide sample --config makes the same run"),
     ]

@@ -93,8 +93,9 @@ def invert(
     A step of DDIM (https://arxiv.org/abs/2010.02502) is ``x' = a x + b n(x, t)`` with two numbers and the network's answer
     ``n``, whatever it predicts. Its inverse ``x = (x' - b n(x, t)) / a`` holds ``x`` on both sides: ``n`` is asked at ``x'``
     first, and then, ``iterations`` times, at the newest ``x`` (a fixed point, https://arxiv.org/abs/2309.04907). Where that
-    makes a row's error larger, the row goes back and takes half the way. A cfg scale above 1 makes ``n`` change faster with
-    ``x``, hence errors grow (https://arxiv.org/abs/2211.09794): iterate, or stay at 1.
+    makes a row's error larger, the row goes back and takes half the way. One or two iterations can give a worse picture back
+    than none, because the errors of the plain guess partly cancel; from about five on it comes back. A cfg scale above 1 makes
+    ``n`` change faster with ``x``, hence errors grow (https://arxiv.org/abs/2211.09794): iterate more, or stay at 1.
 
     Args:
         model: The adapter.
