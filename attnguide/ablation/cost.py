@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import build_methods, method_info, method_options
+from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import Sample, Step
 
 _BETA_START, _BETA_END, _TRAINED = 0.00085, 0.012, 1000
@@ -58,7 +59,8 @@ def expected_cost(sample: Sample) -> Expected:
     halves = 2 if sample.cfg_scale > 1 else 1
     forwards = sum(halves + _further(injections, step, halves) for step in steps)
     cost = total([Expected(forwards, 0, forwards, 0), *(_guided(guidance, steps) for guidance in guidances)])
-    return _NOTHING.combined(cost, _tries(sample))
+    sources = expected_forwards(sample) if sample.methods else 0  # a plain picture needs no map
+    return Expected(sources, 0, sources, 0).combined(cost, _tries(sample))
 
 
 def _steps(count: int) -> Iterable[Step]:

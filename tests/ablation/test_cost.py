@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from attnguide.ablation.cost import Expected, expected_cost
 from attnguide.sampling.table import sample_batch
-from attnguide.types import MethodConfig
+from attnguide.types import MapSource, MethodConfig, Region, Sample
 from tests import tiny
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -41,3 +42,12 @@ def test_thresholds_give_a_range() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="iterations must be at least 0"):
         expected_cost(tiny.row(methods=(MethodConfig("mask_guidance", {"iterations": -1}),)))
+
+
+def test_maps_from_other_pictures_are_counted_once() -> None:
+    taken = MapSource("seed", seed=9)
+    regions = (Region("red cat", source=taken), Region("blue ball", source=taken))
+    steered = Sample("s", tiny.PROMPT, regions=regions, methods=(MethodConfig("inject5"),), steps=4)
+    drawn = replace(steered, regions=tiny.row().regions)
+    assert expected_cost(steered).forwards == expected_cost(drawn).forwards + 8
+    assert expected_cost(replace(steered, methods=())) == expected_cost(replace(drawn, methods=()))
