@@ -46,7 +46,7 @@ def sample(
     Args:
         prompt: What to draw.
         regions: Phrase -> place: a box ``(x0, y0, x1, y1)`` as fractions from the top left, the path of a mask, a mask
-            ``height width`` in [0, 1], a :class:`~attnguide.types.MapSource` for a place that another picture's attention gives,
+            ``height width`` in [0, 1], a :class:`~attnguide.types.MapSource` for a place where a word looks elsewhere,
             ``None`` for no place, or a list of places; or a list of regions.
         groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule where
             none are given.
