@@ -40,7 +40,7 @@ def test_one_knob_after_the_other_and_quality_decides() -> None:
     trials = tune_methods.tune(FakeBench(), "box_diff", config.options, PLAIN)  # type: ignore[arg-type]
     assert trials[-1].options["step_size"] == 80.0 and trials[-1].options["stop"] == 0.5
     tried = [(trial.options["step_size"], trial.options["stop"]) for trial in trials]
-    assert sorted(tried) == [(5.0, 0.5), (20.0, 0.5), (80.0, 0.25), (80.0, 0.5), (80.0, 0.8), (320.0, 0.5)]
+    assert sorted(tried) == [(20.0, 0.5), (80.0, 0.3), (80.0, 0.5), (80.0, 0.8), (320.0, 0.5), (1280.0, 0.5)]
 
 
 @pytest.mark.parametrize("name", KNOBS)
@@ -49,7 +49,7 @@ def test_every_setting_can_be_built(name: str) -> None:
     known = {**method_options(name), **config.options}
     for knob in KNOBS[name]:
         for value in knob.settings(known):
-            build_method(name, {**config.options, **tune_methods.BUDGET.get(name, {}), knob.option: value})
+            build_method(name, {**config.options, **tune_methods.FIXED.get(name, {}), knob.option: value})
 
 
 def test_written_configuration(tmp_path: Path) -> None:
