@@ -39,8 +39,8 @@ class Scene:
 SCENES = (
     Scene(DEMO["prompt"], tuple(DEMO["regions"]), 0),
     Scene(
-        "a green star and a yellow triangle on a black background",
-        ("green star=0.05,0.05,0.5,0.5", "yellow triangle=0.5,0.5,0.95,0.95"),
+        "a green ring and a yellow heart on a gray background",
+        ("green ring=0.05,0.05,0.45,0.45", "yellow heart=0.55,0.55,0.95,0.95"),
         1,
     ),
     Scene(

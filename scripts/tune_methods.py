@@ -73,7 +73,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     "self_guidance": (_STEP, _STOP),
     "initno": (_STEP, _STOP),
     "saga": (Knob("learning_rate", (0.25, 1.0, 4.0), relative=True),),
-    **{f"inject{number}": (_SCALE, Knob("start", (0.9, 0.8, 0.6))) for number in range(1, 9)},
+    **{f"inject{number}": (Knob("start", (0.95, 0.9, 0.8)), _SCALE) for number in range(1, 9)},
     "paint_with_words": (_SCALE,),
     "dense_diffusion": (Knob("cross_scale", (0.5, 1.0, 2.0, 4.0), relative=True), _STOP),
     "forward_layout": (Knob("scale", (0.4, 0.8, 1.0)), Knob("stop", (0.3, 0.5, 0.8))),

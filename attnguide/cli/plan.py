@@ -15,7 +15,7 @@ DEMO: dict[str, Any] = {
     "prompt": "a red circle and a blue square on a white background",
     "regions": ["red circle=0.05,0.3,0.45,0.7", "blue square=0.55,0.3,0.95,0.7"],
     "seed": [0, 1, 2],
-    "methods": [{"name": "inject7", "scale": 3.0, "start": 0.6}, {"name": "mask_guidance"}],
+    "methods": [{"name": "inject5", "scale": 2.0}, {"name": "mask_guidance"}],
     "compare": True,
 }
 """What is made where the user names no prompt: the same prompt and seeds plain, with injected maps, and guided."""

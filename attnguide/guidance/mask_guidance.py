@@ -48,7 +48,7 @@ class MaskGuidance(Guidance):
     Args:
         losses: Term -> weight. Terms: ``mass`` (squared share of attention outside), ``cross_entropy``, ``iou``, ``inside``
             and ``outside`` (mean of the strongest fifth inside and outside).
-        step_size: Peak of the step size.
+        step_size: Peak of the step size; more moves objects surely and strains pictures.
         step_rule: ``constant``, ``sqrt_linear``, ``linear_to_zero`` or ``noise_variance``.
         start: Where it begins, in ``unit``.
         stop: Where it ends.
@@ -74,7 +74,7 @@ class MaskGuidance(Guidance):
         self,
         *,
         losses: Mapping[str, float] | None = None,
-        step_size: float = 30.0,
+        step_size: float = 120.0,
         step_rule: Literal["constant", "sqrt_linear", "linear_to_zero", "noise_variance"] = "noise_variance",
         start: float = 0.0,
         stop: float = 0.5,
