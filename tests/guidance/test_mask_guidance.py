@@ -153,7 +153,7 @@ def test_defaults() -> None:
     guidance = MaskGuidance()
     assert guidance.losses == {"mass": 1.0} and guidance.needs_regions == "place"
     assert (guidance.update.iterations, guidance.update.refinements, guidance.update.max_norm) == (1, (), None)
-    assert guidance.update.step_size(STEP) == pytest.approx(30 * (1 - STEP.alpha_bar))
+    assert guidance.update.step_size(STEP) == pytest.approx(120 * (1 - STEP.alpha_bar))
 
 
 def test_a_limit_makes_its_iterations_refinements() -> None:
