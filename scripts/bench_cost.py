@@ -224,7 +224,7 @@ class _OnesInText(TorchFunctionMode):
         return "1" if func is Tensor.__format__ and args[0].is_meta else func(*args, **(kwargs or {}))
 
 
-class _NoModules(nullcontext[None]):
+class NoModules(nullcontext[None]):
     """Stands for the counter's tracker of modules, which refuses gradients to a leaf; totals do not need it."""
 
     parents = frozenset({"Global"})
@@ -233,7 +233,7 @@ class _NoModules(nullcontext[None]):
 def count(bench: Bench, arm: str, steps: int, guided: int) -> int:
     """Floating-point operations of one run, forward and backward."""
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    counter.mod_tracker = NoModules()  # type: ignore[assignment]
     with ExitStack() as modes:
         for mode in (_OnesInText(), _Ones()) if bench.case.device == "meta" else ():
             modes.enter_context(mode)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import resource
 import sys
@@ -25,6 +26,7 @@ from statistics import fmean
 import numpy as np
 import torch
 import yaml
+from bench_cost import NoModules
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -183,7 +185,8 @@ def operations(model_name: str, arm: Arm, layout: Layout, steps: int, cfg_scale:
     model = load_model(model_name)
     row = rows_of(arm, [layout], 1, steps, cfg_scale)
     counter = FlopCounterMode(display=False)
-    # Explicit attention: the fused kernels of a CPU are not counted. The module tracker would hook every module.
+    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    # Explicit attention: the fused kernels of a CPU are not counted.
     with sdpa_kernel(SDPBackend.MATH), counter:
         list(sample_rows(model, row))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -227,7 +230,9 @@ def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], categorie
     """Three tables in Markdown: scores, differences to plain, cost."""
     records = {
         arm.name: [
-            r for r in read_records(out / arm.name / "records.csv") if r["category"] in categories and int(r["seed"]) < seeds
+            r
+            for r in read_records(out / arm.name / "records.csv")
+            if r["category"] in categories and int(r["id"].rsplit("-", 1)[1]) < seeds
         ]
         for arm in chosen
         if (out / arm.name / "records.csv").exists()
@@ -242,8 +247,8 @@ def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], categorie
         pictures = [out / arm.name / "samples" / f"{row['id']}.png" for row in rows if row["status"] == "ok"]
         far = distance(pictures, [layout for layout in layouts if layout.id in asked])
         scores = [cell(values_of(rows, metric)) for metric in METRICS]
-        origin = "" if arm.name == "plain" else "tuned" if arm.tuned else "paper"
-        lines.append(_line(arm.name, origin, len(rows), *scores, keep, f"{far:.4f}"))
+        origin = "" if arm.name == "plain" else "tuned" if arm.tuned else "published"
+        lines.append(_line(arm.name, origin, len(rows), *scores, keep, "" if math.isnan(far) else f"{far:.3f}"))
     lines += ["", "Difference to plain sampling of the same rows and seeds, in points:", ""]
     lines += _header("method", *METRICS)
     for arm in shown[1:]:

@@ -91,7 +91,7 @@ def test_table_by_hand(tmp_path: Path) -> None:
     chosen = bench_methods.arms(["box_diff"], "paper")
     scores, differences, cost = bench_methods.table(tmp_path, chosen, [LAYOUT], ["two_objects"], 2).split("\n\n")[0::2]
     assert "| plain |  | 2 | 25.0 [0, 50] |" in scores
-    assert "| box_diff | paper | 2 | 100.0 [100, 100] |" in scores
+    assert "| box_diff | published | 2 | 100.0 [100, 100] |" in scores
     assert "| box_diff | 75.0 [50, 100] |" in differences
     assert "| box_diff | 60.0 | 10.0 | 2.50 | 130 |" in cost
 
