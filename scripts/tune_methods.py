@@ -92,7 +92,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "stable": {"inject": False, "iterations": 1, "guide_until": 2.2, "max_norm": 0.1},
 }
 """What is set beforehand: fewer repetitions than published, so that a picture costs at most a few plain ones; of the stable
-method the guidance alone, as its injection cost more quality than it brought control in first trials."""
+method the guidance alone, so that what its gradient does is seen by itself."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,10 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
         for word in words:
             if word.has_place:
                 raise ValueError(f"a word takes no place here; got one for {word.phrase!r}")
-            check_region(word, asked["prompt"])
+            try:
+                check_region(word, asked["prompt"])
+            except ValueError as error:
+                raise ValueError(f"word: {error}") from error
         if source.image is not None:
             check_region(Region(words[0].phrase, source=source, occurrence=words[0].occurrence), asked["prompt"])
         row = Sample(

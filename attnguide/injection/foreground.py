@@ -11,13 +11,11 @@ from torch import Tensor
 from attnguide.attention.maps import min_max
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import WindowEdit, per_row_items, phrase_positions
+from attnguide.injection.base import WindowEdit, per_row_items
+from attnguide.injection.source import Words, word_attention, word_positions
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import PassContext
-
-Words = str | None
-"""Phrases separated by commas."""
 
 
 class Foreground(WindowEdit):
@@ -58,18 +56,10 @@ class Foreground(WindowEdit):
         maps = SiteSelector(kind="cross", where=lambda site: site.height * site.width <= cells)
         super().__init__(maps, ("probs",), window, scale, len(targets.regions))
         self.threshold, self.targets, self.drawn = threshold, targets, drawn
-        prompts, sources = targets.tokenized, targets.source_prompts
-        words = per_row_items("words", words, len(prompts))
-        others = per_row_items("source_words", source_words, len(prompts))
-        if drawn:
-            words = [None] * len(prompts)
-        else:
-            others = [other or own for own, other in zip(words, others, strict=True)]
-        self.words = tuple(
-            [phrase_positions(one, prompt) for one, prompt in zip(named, read, strict=True)]
-            for named, read in ((words, prompts), (others, sources))
-        )
-        placed = targets.placed.any(1).tolist() if drawn else [False] * len(prompts)
+        rows = len(targets.tokenized)
+        own = per_row_items("words", words, rows)
+        self.words = word_positions(targets, [None] * rows if drawn else own, source_words)
+        placed = targets.placed.any(1).tolist() if drawn else [False] * rows
         self.masked = [at or bool(own and source) for at, own, source in zip(placed, *self.words, strict=True)]
         self.reads_words = any(self.masked) and any(map(any, self.words))
         self._context: PassContext | None = None
@@ -78,13 +68,7 @@ class Foreground(WindowEdit):
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         if context is not self._context:
             self._context, self._maps = context, {}
-        own, source = context.paired("cond", "source")
-        rows = [context.rows[position] for position in own]
-        found = [
-            torch.stack([probs[at].mean(0)[:, list(words[row])].sum(-1) for at, row in zip(positions, rows, strict=True)])
-            for positions, words in zip((own, source), self.words, strict=True)
-        ]
-        self._maps.setdefault((site.height, site.width), []).append(torch.stack(found))
+        self._maps.setdefault((site.height, site.width), []).append(word_attention(probs, self.words, context))
         return probs
 
     def visible(self, site: Site, context: PassContext) -> Tensor | None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import LatentsEdit, WindowEdit, per_row_items, phrase_positions
-from attnguide.injection.foreground import Words
+from attnguide.injection.base import LatentsEdit, WindowEdit
+from attnguide.injection.source import Words, word_attention, word_positions
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import PassContext, Step
@@ -53,13 +53,7 @@ class LocalBlend(WindowEdit, LatentsEdit):
     ) -> None:
         maps = SiteSelector(kind="cross", where=lambda site: site.height * site.width <= cells)
         super().__init__(maps, ("probs",), Window(), scale, len(targets.regions))
-        own = per_row_items("blend", words, len(targets.tokenized))
-        others = per_row_items("blend_source", source_words, len(targets.tokenized))
-        others = [other or named for named, other in zip(own, others, strict=True)]
-        self.words = tuple(
-            [phrase_positions(one, prompt) for one, prompt in zip(named, prompts, strict=True)]
-            for named, prompts in ((others, targets.source_prompts), (own, targets.tokenized))
-        )
+        self.words = word_positions(targets, words, source_words, ("blend", "blend_source"))
         self.threshold, self.start = threshold, start
         self.blends = any(map(any, self.words))
         self._sums: dict[Site, Tensor] = {}
@@ -68,13 +62,7 @@ class LocalBlend(WindowEdit, LatentsEdit):
         return super().active(context) and self.blends
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        own, source = context.paired("cond", "source")
-        rows = [context.rows[position] for position in own]
-        sums = [
-            torch.stack([probs[at].mean(0)[:, list(words[row])].sum(1) for at, row in zip(positions, rows, strict=True)])
-            for positions, words in zip((source, own), self.words, strict=True)
-        ]
-        found = torch.stack(sums)  # 2 rows query
+        found = word_attention(probs, self.words, context)
         self._sums[site] = self._sums[site] + found if site in self._sums else found
         return probs
 

@@ -13,8 +13,8 @@ from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, one_of
-from attnguide.injection.foreground import Foreground, Words
-from attnguide.injection.source import HALVES, from_source, source_unless_idle
+from attnguide.injection.foreground import Foreground
+from attnguide.injection.source import HALVES, Words, from_source, source_unless_idle
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext

@@ -20,9 +20,8 @@ from attnguide.injection.base import (
     per_row_items,
     token_factors,
 )
-from attnguide.injection.foreground import Words
 from attnguide.injection.local_blend import LocalBlend
-from attnguide.injection.source import CONDITIONAL, from_source, source_unless_idle
+from attnguide.injection.source import CONDITIONAL, Words, from_source, source_unless_idle
 from attnguide.prompt.alignment import refinement_matrix, replacement_matrix
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt, token_indices

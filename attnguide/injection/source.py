@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Source
+from attnguide.injection.base import Source, per_row_items, phrase_positions
+from attnguide.prompt.targets import Targets
 from attnguide.types import Branch, PassContext
 
 Readers = tuple[tuple[Branch, Branch], ...]
@@ -16,6 +17,12 @@ Readers = tuple[tuple[Branch, Branch], ...]
 
 CONDITIONAL: Readers = (("cond", "source"),)
 HALVES: Readers = (("uncond", "source_uncond"), *CONDITIONAL)
+
+Words = str | None
+"""Phrases separated by commas."""
+
+Positions = tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
+"""Token positions of words in every row's prompt, and in every row's source prompt."""
 
 
 def source_unless_idle(prompts: str | Sequence[str | None] | None, scale: PerRow) -> Source | None:
@@ -38,3 +45,50 @@ def from_source(values: Tensor, share: Tensor, context: PassContext, readers: Re
         own, source = context.paired(reader, read)
         edited[own] = torch.lerp(values[own], values[source], share[own])
     return edited
+
+
+def word_positions(
+    targets: Targets,
+    words: Words | Sequence[Words],
+    source_words: Words | Sequence[Words],
+    names: tuple[str, str] = ("words", "source_words"),
+) -> Positions:
+    """Where words stand in the rows' prompts, and in their sources'.
+
+    Args:
+        targets: All rows.
+        words: One text, or one per row.
+        source_words: Likewise; ``words`` where there are none.
+        names: What errors call the two.
+
+    Raises:
+        ValueError: If a phrase does not occur, or there is neither one text nor one per row.
+    """
+    own, others = (
+        per_row_items(name, named, len(targets.tokenized)) for name, named in zip(names, (words, source_words), strict=True)
+    )
+    others = [other or named for other, named in zip(others, own, strict=True)]
+    pairs = ((own, targets.tokenized), (others, targets.source_prompts))
+    found = [[phrase_positions(one, prompt) for one, prompt in zip(named, read, strict=True)] for named, read in pairs]
+    return found[0], found[1]
+
+
+def word_attention(probs: Tensor, words: Positions, context: PassContext) -> Tensor:
+    """Attention to the words, the mean over heads and the sum over words, of the rows and of their sources.
+
+    Args:
+        probs: Of a whole pass, ``batch heads query key``.
+        words: From :func:`word_positions`.
+        context: The pass.
+
+    Returns:
+        ``2 rows query``, the rows first.
+    """
+    pair = context.paired("cond", "source")
+    rows = [context.rows[position] for position in pair[0]]
+    return torch.stack(
+        [
+            torch.stack([probs[at].mean(0)[:, list(positions[row])].sum(-1) for at, row in zip(places, rows, strict=True)])
+            for places, positions in zip(pair, words, strict=True)
+        ]
+    )

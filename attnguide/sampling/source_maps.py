@@ -13,7 +13,6 @@ from torch import Tensor
 
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
-from attnguide.attention.sites import Site
 from attnguide.models.base import ModelAdapter
 from attnguide.prompt.regions import open_picture, source_region
 from attnguide.prompt.targets import Targets
@@ -321,18 +320,15 @@ def _noised(
         states = model.encode_prompt([row.prompt for row in rows], None)
         targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
         words = WordMaps(targets, model.guidance_level)
+        last = [site for site in model.attention_sites(height, width) if words.sites.matches(site)]
         with attach(model.attention_modules(height, width), [words.probe("source")], []) as attention:
             for step, noisy in zip(path.steps, path.latents, strict=True):
                 context = pass_context(step, "source", range(len(rows)), ("cond",))
                 inputs = scheduler.scale_model_input(noisy, step).to(states.cond.dtype)
                 with attention.during(context):
-                    model.predict_noise(inputs, step, states.for_pass(context), until=_last_sites(model, words, height, width))
+                    model.predict_noise(inputs, step, states.for_pass(context), until=last)
                 words.end_step(step)
     return _pictures(words, [None] * len(rows), [len(path.steps)] * len(rows))
-
-
-def _last_sites(model: ModelAdapter, words: WordMaps, height: int, width: int) -> list[Site]:
-    return [site for site in model.attention_sites(height, width) if words.sites.matches(site)]
 
 
 def _pictures(
