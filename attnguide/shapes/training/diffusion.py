@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from attnguide.shapes.training.architecture import build_pipeline, build_scheduler, build_text_encoder, build_unet
+from attnguide.shapes.training.muon import Muon, split_parameters
 from attnguide.shapes.training.preview import preview
 
 
@@ -77,13 +77,6 @@ class DiffusionModule(L.LightningModule):
         if self.device.type == "cpu":  # where the fused attention's backward costs more than all convolutions together
             self.unet.set_attn_processor(AttnProcessor())
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        # Lightning refuses to clip for fused optimizers, as some unscale float16 gradients in their step; ours has no scaler.
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         latents, token_ids = batch["latents"], batch["token_ids"]
         noise = torch.randn_like(latents)
@@ -107,6 +100,6 @@ class DiffusionModule(L.LightningModule):
         self.log_dict(preview(pipeline, batch, path), prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        optimizer = Muon(*split_parameters(self), lr=self.lr)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

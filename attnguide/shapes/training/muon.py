@@ -1,0 +1,122 @@
+"""Muon for a UNet: momentum whose matrices are made orthogonal, AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic ``a x + b x^3 + c x^5`` that draws every singular value towards 1."""
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Matrices (``count rows columns``) with the same singular vectors and all singular values near 1.
+
+    Newton-Schulz steps ``X <- (a + b X X^T + c (X X^T)^2) X``, in bfloat16 as their published form: a two-percent error in an
+    update does not matter, and the steps cost a third as much.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalise(matrices.mT, iterations).mT
+    a, b, c = COEFFICIENTS
+    values = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16().contiguous()
+    for _ in range(iterations):
+        gram = values @ values.mT
+        values = a * values + (b * gram + c * (gram @ gram)) @ values
+    return values.to(matrices.dtype)
+
+
+def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Hidden matrices and convolutions of ``module``, and everything else.
+
+    Embeddings, the first and the last convolution, norms and biases are not maps from one hidden space to another: AdamW's.
+    """
+    hidden, rest = [], []
+    for name, parameter in module.named_parameters():
+        outer = any(part in name for part in ("embedding.", "embeddings.", "conv_in.", "conv_out."))
+        (rest if outer or parameter.ndim < 2 else hidden).append(parameter)
+    return hidden, rest
+
+
+class Muon(Optimizer):
+    """`Muon <https://kellerjordan.github.io/posts/muon/>`_ on hidden weights (a convolution is its matrix ``out, in * h * w``).
+
+    ``torch.optim.Muon`` takes two-dimensional parameters only, and Lightning's automatic optimisation one optimizer: hence this.
+    Updates are scaled to AdamW's usual size, ``0.2 sqrt(max(rows, columns))``
+    (`Liu et al., 2025 <https://arxiv.org/abs/2502.16982>`_), so that both groups share a learning rate.
+    Weights of equal shape are made orthogonal together.
+
+    Args:
+        hidden: Parameters of two or more dimensions.
+        rest: Parameters for AdamW.
+        lr: Learning rate of both.
+        momentum: Decay of the running mean of the gradients.
+        betas: AdamW's.
+        weight_decay: Decoupled, of both.
+    """
+
+    def __init__(
+        self,
+        hidden: Iterable[nn.Parameter],
+        rest: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+    ) -> None:
+        groups = [{"params": list(hidden), "orthogonal": True}, {"params": list(rest), "orthogonal": False}]
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            (self._orthogonal_step if group["orthogonal"] else self._adamw_step)(parameters, group)
+        return loss
+
+    def _orthogonal_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for parameter in parameters:
+            assert parameter.grad is not None
+            mean = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            mean.lerp_(parameter.grad, 1 - group["momentum"])
+            nesterov = parameter.grad.lerp(mean, group["momentum"]).flatten(1)
+            by_shape[tuple(nesterov.shape)].append((parameter, nesterov))
+        for shape, members in by_shape.items():
+            updates = orthogonalise(torch.stack([matrix for _, matrix in members]))
+            size = group["lr"] * 0.2 * math.sqrt(max(shape))
+            for (parameter, _), update in zip(members, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.reshape(parameter.shape), alpha=-size)
+
+    def _adamw_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter), "step": torch.tensor(0.0)}
+        adamw(
+            parameters,  # type: ignore[arg-type]
+            [p.grad for p in parameters],  # type: ignore[misc]
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
