@@ -1,4 +1,4 @@
-"""The command line: ``attnguide`` with ``sample``, ``ablate``, ``maps``, ``methods`` or ``models``.
+"""The command line: ``attnguide`` with ``sample``, ``ablate``, ``maps``, ``report``, ``methods`` or ``models``.
 
 Each subcommand is a file with ``run(argv) -> int``. Help and errors in the arguments come without loading torch.
 """
@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "sample": "make pictures: plain and steered, with maps, numbers and a log",
     "ablate": "run a table of cells spanned by axes: sheets, curves, a summary",
     "maps": "record where words look, as pictures that can be edited and used as regions",
+    "report": "write a run folder as one page of HTML",
     "methods": "list methods, or show the options of one",
     "models": "list what --model takes",
 }

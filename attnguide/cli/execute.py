@@ -13,9 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan
-from attnguide.cli.report import describe, report
-from attnguide.records import check_run_folder, complete_ids
+from attnguide.records import RECORDS_FILE, check_run_folder, complete_ids
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -42,7 +42,7 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         0, 1 if a row failed, 130 after Ctrl-C.
 
     Raises:
-        UsageError: If the folder, the device, an option or the model cannot be used; nothing is written then.
+        UsageError: If the folder, the device or the model cannot be used; nothing is written then.
     """
     first = is_first_process()
     try:
@@ -57,7 +57,20 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
     if not first:
         return 0
     status = tell(plan, notes)
+    _write_page(plan)
     return INTERRUPTED if interrupted else status
+
+
+def _write_page(plan: Plan) -> None:
+    """Write ``report.html``, of what there is; that it fails must not make a finished run look failed."""
+    from attnguide.report.page import write_report
+
+    if not (plan.folder / RECORDS_FILE).exists():
+        return
+    try:
+        print(f"{write_report(plan.folder)}  all of it on one page")
+    except OSError as error:
+        print(f"no report.html: {error.strerror or error}")
 
 
 def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bool, list[str]]:
@@ -69,7 +82,7 @@ def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bo
     quiet()
     config = _resolved(plan)
     _check_trainer(plan)
-    model = _load(plan)
+    model = loaded(plan.config)
     check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
     return _predict(plan, config, model, done, further)
 
@@ -93,17 +106,14 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     """What the run folder keeps, with the device and the precision that are used.
 
     Raises:
-        UsageError: If the device is not there, or an option of a method is out of range.
+        UsageError: If the device is not there.
     """
-    from attnguide.methods import batch_key, build_methods
     from attnguide.models.load import DTYPES, resolve_device, resolve_dtype
 
     try:
         device = resolve_device(plan.config["device"])
         precision = resolve_dtype(plan.config["dtype"], device)
-        for sample in {batch_key(sample): sample for sample in plan.samples}.values():
-            build_methods([sample])
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
     dtype = next(name for name, value in DTYPES.items() if value is precision)
     return {**plan.kept_config, "device": str(device), "dtype": dtype}
@@ -125,11 +135,17 @@ def _check_trainer(plan: Plan) -> None:
         raise UsageError(f"out: expected --out with a folder for all {trainer.world_size} processes to write to; got none")
 
 
-def _load(plan: Plan) -> ModelAdapter:
+def loaded(config: Mapping[str, Any]) -> ModelAdapter:
+    """The model that settings name.
+
+    Raises:
+        UsageError: If it cannot be loaded.
+    """
     from attnguide.models.load import load_model
 
+    chosen = {name: config[name] for name in ("device", "dtype")}
     try:
-        return load_model(plan.config["model"], device=plan.config["device"], dtype=plan.config["dtype"])
+        return load_model(config["model"], config=config["model_config"], **chosen)
     except (ValueError, TypeError) as error:
         raise UsageError(f"model: {one_line(error)}") from error
 

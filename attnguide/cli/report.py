@@ -1,132 +1,39 @@
-"""What a run says to the person who started it. Importing this needs no torch."""
+"""``attnguide report``: a run folder as one page."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-from attnguide.cli.plan import Plan
-from attnguide.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
+from attnguide.cli import values
+from attnguide.cli.arguments import parse
+from attnguide.cli.errors import UsageError
+from attnguide.cli.values import Setting
 
-SHOWN_SETTINGS = ("id", "seed", "method")
-MANY = 24
-"""Rows from which on the table shows the mean of each method."""
+DESCRIPTION = """\
+Write a run folder as one page of HTML that needs no other file: means with intervals, sheets and curves, every picture with its
+numbers, the configuration. Runs write it themselves when they end; this is for runs that were stopped, or another place."""
 
-
-def describe(plan: Plan, done: int) -> str:
-    """What is about to be made, in a few lines."""
-    rows, config = plan.samples, plan.config
-    prompts = list(dict.fromkeys(sample.prompt for sample in rows))
-    counts = Counter(sample.method for sample in rows)
-    lines = [f"prompt   {prompts[0]!r}" + (f" and {len(prompts) - 1} more" if prompts[1:] else "")]
-    lines += [f"region   {line}" for line in _regions(plan)]
-    lines.append("rows     " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    if done:
-        lines.append(f"resume   {done} of {len(rows)} rows are complete")
-    size = f", {config['height'] or '?'}x{config['width'] or '?'} pixels" if config["height"] or config["width"] else ""
-    lines.append(f"model    {config['model']}, {config['steps']} steps, cfg scale {config['cfg_scale']:g}{size}")
-    lines.append(f"folder   {plan.folder}")
-    return "\n".join(lines)
+EXAMPLES = """\
+examples:
+  attnguide report runs/2026-01-31_12-00-00
+  attnguide report runs/sweep --out sweep.html --limit 1000"""
 
 
-def _regions(plan: Plan) -> list[str]:
-    """Places, where they are the same for all rows."""
-    first = plan.samples[0].regions
-    if any(sample.regions is not first and len(sample.regions) != len(first) for sample in plan.samples) or plan.config["rows"]:
-        return []
-    texts = []
-    for region in first:
-        box = ",".join(f"{value:g}" for value in region.box) if region.box else None
-        source = region.source and f"attention of another picture ({region.source.kind})"
-        places = (source, region.mask, region.polygon, region.blob)
-        place = box or next((str(p) for p in places if p is not None), "anywhere")
-        texts.append(f"{region.phrase} = {place}")
-    return texts
-
-
-def report(plan: Plan, notes: Sequence[str] = ()) -> int:
-    """Print the table of numbers and where things are.
-
-    Returns:
-        0, or 1 if a row failed.
-    """
-    ids = {sample.id for sample in plan.samples}
-    records = [record for record in read_records(plan.folder) if record["id"] in ids]
-    order = {sample.id: index for index, sample in enumerate(plan.samples)}
-    records.sort(key=lambda record: order[record["id"]])
-    failed = [record for record in records if record["status"] != "ok"]
-    print()
-    if records:
-        print(table(records if len(records) <= MANY else means(records)))
-    for record in failed:
-        print(f"failed   {record['id']}: {record['status']}")
-    missing = len(ids) - len(records)
-    if missing:
-        print(f"missing  {missing} of {len(ids)} rows; go on with --resume --out {plan.folder}")
-    print()
-    for name, what in _places(plan):
-        print(f"{plan.folder / name}  {what}")
-    for note in notes:
-        print(note)
-    return 1 if failed else 0
-
-
-def _places(plan: Plan) -> list[tuple[str, str]]:
-    found = [
-        ("sheet.png", "all pictures side by side, regions drawn"),
-        ("samples", "the pictures"),
-        ("maps", "attention of each word over the picture"),
-        (RECORDS_FILE, "settings, scores and costs, a line a row"),
-        ("config.yaml", "the whole configuration: attnguide sample --config makes the same run"),
+def run(argv: Sequence[str]) -> int:
+    """Write the page and say where."""
+    settings = [
+        Setting("folder", values.words, None, "of a run", metavar="DIR"),
+        Setting("out", values.words, None, "the page; DIR/report.html by default", metavar="FILE"),
+        Setting("limit", values.whole(0), 200, "most rows whose pictures are shown; means are over all", metavar="N"),
     ]
-    return [(name, what) for name, what in found if (plan.folder / name).exists()]
+    asked = parse("attnguide report", argv, settings, description=DESCRIPTION, examples=EXAMPLES)
+    if asked["folder"] is None:
+        raise UsageError("folder: expected the folder of a run; got none")
+    from attnguide.report.page import write_report
 
-
-def means(records: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """One line a method: how many rows, and the mean of each number."""
-    groups: dict[str, list[Mapping[str, str]]] = {}
-    for record in records:
-        groups.setdefault(record["method"], []).append(record)
-    lines = []
-    for method, rows in groups.items():
-        line = {"method": method, "rows": str(len(rows))}
-        for column in _numbers(records):
-            values = [float(row[column]) for row in rows if row.get(column)]
-            line[column] = str(sum(values) / len(values)) if values else ""
-        lines.append(line)
-    return lines
-
-
-def _numbers(records: Sequence[Mapping[str, str]]) -> list[str]:
-    return [name for name in records[0] if name not in SETTINGS and name != "status" and not is_cell_column(name)]
-
-
-def table(records: Sequence[Mapping[str, str]]) -> str:
-    """Records as aligned columns; those that are empty everywhere are left out."""
-    hidden = set(SETTINGS) - set(SHOWN_SETTINGS)
-    columns = [name for name in records[0] if name not in hidden and any(record.get(name) for record in records)]
-    columns = [name for name in columns if name != "status" or any(record[name] != "ok" for record in records)]
-    heads = {name: name.replace("unet_", "") for name in columns}
-    cells = [[_cell(name, record.get(name, "")) for name in columns] for record in records]
-    widths = [max(len(heads[name]), *(len(row[index]) for row in cells)) for index, name in enumerate(columns)]
-    lines = [[heads[name] for name in columns], *cells]
-    return "\n".join(
-        "  ".join(_aligned(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _cell(name: str, text: str) -> str:
-    if name == "status":
-        return text if text == "ok" else "failed"
     try:
-        number = float(text)
-    except ValueError:
-        return text
-    if name in COSTS or name == "seed":
-        return f"{number:.1f}" if name in ("seconds", "peak_memory_mb") else f"{number:g}"
-    return f"{number:.3f}" if name != "rows" else text
-
-
-def _aligned(cell: str, width: int) -> str:
-    number = cell.replace(".", "", 1).replace("-", "", 1).isdigit()
-    return cell.rjust(width) if number else cell.ljust(width)
+        print(write_report(Path(asked["folder"]), asked["out"], limit=asked["limit"]))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"folder: {error}" if isinstance(error, ValueError) else f"out: {error.strerror or error}") from error
+    return 0

@@ -16,7 +16,7 @@ from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS
 
 DESCRIPTION = """\
 Make pictures of a prompt: plain, and steered by methods, with the same seeds. Without a prompt: a demonstration on the
-embedded model. Everything goes to one folder: pictures, heat maps, records.csv, sheet.png, config.yaml."""
+embedded model. Everything goes to one folder: pictures, heat maps, records.csv, sheet.png, report.html, config.yaml."""
 
 EXAMPLES = """\
 examples:
@@ -98,6 +98,14 @@ def settings() -> list[Setting]:
             values.words,
             DEFAULT_MODEL,
             "'shapes' (embedded), a folder in diffusers format, a .safetensors file, or a hub id owner/name",
+        ),
+        Setting(
+            "model_config",
+            values.words,
+            None,
+            "for a .safetensors file where the hub is out of reach: a folder in diffusers format with the configuration of such "
+            "a model; weights in it are not read",
+            metavar="FOLDER",
         ),
         Setting("device", values.device, None, "cpu, cuda, cuda:N, mps; the best there is by default"),
         Setting("dtype", values.dtype, None, f"{', '.join(DTYPE_NAMES)}; fp16 on a GPU, else fp32"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnguide.cli.report import means, table
+from attnguide.cli.outcome import means, table
 
 RECORDS = [
     {"id": "seed0-plain", "prompt": "a cat", "seed": "0", "method": "plain", "inside": "0.25", "loss_x": "", "seconds": "1.26"},

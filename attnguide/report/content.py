@@ -1,0 +1,180 @@
+"""What a run folder's page says, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
+from attnguide.records import CELL, CONFIG_FILE, SAMPLES_FOLDER, read_records
+
+_FIGURES = ("sheet.png", "plots/*.png", "sheets/*.png")
+_VARIANT = ("method", "options", "steps", "cfg_scale", "scheduler", "height", "width", "negative_prompt")
+_SUBJECT = ("prompt", "seed", "regions")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture.
+
+    Attributes:
+        id: Of the row.
+        label: What sets it apart from the other rows of its prompt and seed: the ablation's cell, or the method and options.
+        picture: Its file; ``None`` if there is none.
+        record: Its line of ``records.csv``.
+        maps: Pictures of its words' attention, by phrase.
+        numbers: Its scores and costs as text, by metric.
+        failed: Why it stopped; empty if it did not.
+    """
+
+    id: str
+    label: str
+    picture: Path | None
+    record: Record
+    maps: Mapping[str, Path]
+    numbers: Mapping[str, str]
+    failed: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Rows of one prompt, seed and places, in the order of the run."""
+
+    prompt: str
+    seed: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Means:
+    """One line of the table of means.
+
+    Attributes:
+        label: Cell, or method and options.
+        count: Rows, failed ones among them.
+        estimates: One for each metric of the table; ``None`` where no row has it.
+    """
+
+    label: str
+    count: int
+    estimates: Sequence[Estimate | None]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page.
+
+    Attributes:
+        name: Of the folder.
+        rows: How many rows there are on record.
+        failed: How many of them stopped.
+        common: Settings that all rows share.
+        metrics: Heads of the table of means.
+        means: Its lines.
+        figures: Sheets and plots.
+        subjects: The rows, up to the limit.
+        hidden: Rows beyond it.
+        config: The run's configuration as YAML; empty if there is none.
+    """
+
+    name: str
+    rows: int
+    failed: int
+    common: Mapping[str, str]
+    metrics: Sequence[str]
+    means: Sequence[Means]
+    figures: Sequence[Path]
+    subjects: Sequence[Subject]
+    hidden: int
+    config: str
+
+
+def read_content(folder: str | Path, *, limit: int = 200) -> Content:
+    """Read a run folder.
+
+    Args:
+        folder: With ``records.csv`` and ``samples/``.
+        limit: Most rows whose pictures are shown; means are over all.
+
+    Raises:
+        ValueError: If the folder holds no run, or the limit is negative.
+    """
+    folder = Path(folder)
+    if limit < 0:
+        raise ValueError(f"limit must be at least 0; got {limit}.")
+    records = read_records(folder)
+    if not records:
+        raise ValueError(f"Folder {str(folder)!r} holds no run: no row is on record in it.")
+    metrics = metrics_of(records)
+    label = _labeller(records)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(label(record), []).append(record)
+    config = folder / CONFIG_FILE
+    return Content(
+        name=folder.resolve().name,
+        rows=len(records),
+        failed=sum(record["status"] != "ok" for record in records),
+        common={name: records[0][name] for name in (*_SUBJECT, *_VARIANT) if _shared(records, name) and records[0].get(name)},
+        metrics=metrics,
+        means=[Means(text, len(rows), [estimate(rows, metric) for metric in metrics]) for text, rows in groups.items()],
+        figures=[path for pattern in _FIGURES for path in sorted(folder.glob(pattern))],
+        subjects=[
+            Subject(prompt, seed, [_row(folder, record, label(record), metrics) for record in rows])
+            for (prompt, seed, _), rows in grouped(records[:limit], _SUBJECT).items()
+        ],
+        hidden=max(0, len(records) - limit),
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+    )
+
+
+def _labeller(records: Sequence[Record]) -> Callable[[Record], str]:
+    """Shortest label that tells variants apart: the cell; else the method with the settings in which its rows differ."""
+    differing = {
+        method: [name for name in _VARIANT[1:] if not _shared(rows, name)]
+        for (method,), rows in grouped(records, ["method"]).items()
+    }
+
+    def label(record: Record) -> str:
+        if record.get(CELL):
+            return record[CELL]
+        method = record["method"]
+        return " ".join([method, *(f"{name}={record[name]}" for name in differing[method] if record[name])])
+
+    return label
+
+
+def _shared(records: Sequence[Record], name: str) -> bool:
+    return len({record.get(name, "") for record in records}) == 1
+
+
+def _row(folder: Path, record: Record, label: str, metrics: Sequence[str]) -> Row:
+    picture = folder / SAMPLES_FOLDER / f"{record['id']}.png"
+    numbers = {name: _number(record[name]) for name in metrics if record.get(name)}
+    failed = "" if record["status"] == "ok" else record["status"]
+    maps = dict(_word_maps(folder / "maps" / record["id"]))
+    return Row(record["id"], label, picture if picture.exists() else None, record, maps, numbers, failed)
+
+
+def _word_maps(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Mean maps over the picture; strips over the steps, which lie beside them, are too wide for a card."""
+    for path in sorted(folder.glob("*.png")):
+        if not path.stem.endswith("-steps"):
+            yield path.stem.replace("_", " "), path
+
+
+def _number(text: str) -> str:
+    return f"{float(text):.4g}"
+
+
+def places(record: Record) -> str:
+    """A row's regions in words: phrases with boxes in percent."""
+    found = json.loads(record["regions"]) if record.get("regions") else []
+    return "; ".join(f"{region['phrase']}{_box(region)}" for region in found)
+
+
+def _box(region: Mapping[str, object]) -> str:
+    box = region.get("box")
+    return " " + ", ".join(f"{float(value):.2g}" for value in box) if isinstance(box, list) else ""

@@ -1,0 +1,138 @@
+"""The page of a run folder."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from attnguide.cli import main
+from attnguide.records import append_table, write_atomic
+from attnguide.report.content import places, read_content
+from attnguide.report.page import report_page, write_report
+
+BASE = {
+    "id": "",
+    "prompt": "a red <circle>",
+    "seed": "0",
+    "method": "plain",
+    "steps": "30",
+    "cfg_scale": "5",
+    "scheduler": "",
+    "height": "32",
+    "width": "32",
+    "negative_prompt": "",
+    "options": "",
+    "regions": '[{"box": [0.1, 0.1, 0.5, 0.5], "phrase": "red"}]',
+    "tags": "",
+    "groups": "",
+    "presence": "",
+    "unet_forwards": "60",
+    "status": "ok",
+}
+ROWS = [
+    {**BASE, "id": "a", "presence": "1"},
+    {**BASE, "id": "b", "presence": "0", "method": "inject1", "options": '{"inject1": {"scale": 1}}'},
+    {**BASE, "id": "c", "presence": "1", "method": "inject1", "options": '{"inject1": {"scale": 2}}', "seed": "1"},
+    {**BASE, "id": "d", "seed": "1", "status": "stopped at step 3: the loss is NaN"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    append_table(run / "records.csv", tuple(BASE), ROWS)
+    write_atomic(run / "config.yaml", "steps: 30 # <b>\n")
+    (run / "samples").mkdir()
+    (run / "maps" / "a").mkdir(parents=True)
+    for name in "abc":
+        Image.new("RGB", (32, 32), "red").save(run / "samples" / f"{name}.png")
+    for name in ("red_circle", "red_circle-steps"):
+        Image.new("RGB", (32, 32)).save(run / "maps" / "a" / f"{name}.png")
+    Image.new("RGB", (64, 32)).save(run / "sheet.png")
+    return run
+
+
+def test_content(folder: Path) -> None:
+    content = read_content(folder)
+    assert (content.rows, content.failed, content.hidden) == (4, 1, 0)
+    assert content.common["steps"] == "30" and "seed" not in content.common and "method" not in content.common
+    assert [line.label for line in content.means] == [
+        "plain",
+        'inject1 options={"inject1": {"scale": 1}}',
+        'inject1 options={"inject1": {"scale": 2}}',
+    ]
+    at = content.metrics.index("presence")
+    plain = content.means[0].estimates[at]
+    assert plain is not None and (plain.mean, plain.n, content.means[0].count) == (1.0, 1, 2)
+    assert [(subject.seed, [row.id for row in subject.rows]) for subject in content.subjects] == [
+        ("0", ["a", "b"]),
+        ("1", ["c", "d"]),
+    ]
+    first, last = content.subjects[0].rows[0], content.subjects[1].rows[1]
+    assert list(first.maps) == ["red circle"] and first.numbers == {"presence": "1", "unet_forwards": "60"}
+    assert last.picture is None and last.failed == "stopped at step 3: the loss is NaN"
+    assert places(first.record) == "red 0.1, 0.1, 0.5, 0.5"
+
+
+def test_an_ablation_is_labelled_by_its_cells(tmp_path: Path) -> None:
+    rows = [{**BASE, "id": str(i), "cell": cell, "axis.scale": "1", "presence": "1"} for i, cell in enumerate(["x", "y", "x"])]
+    append_table(tmp_path / "records.csv", tuple(rows[0]), rows)
+    content = read_content(tmp_path)
+    assert [(line.label, line.count) for line in content.means] == [("x", 2), ("y", 1)]
+    assert "presence" in content.metrics and not any(name.startswith(("axis", "cell")) for name in content.metrics)
+
+
+class _Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_no_other_file_and_is_well_formed(folder: Path) -> None:
+    text = report_page(folder)
+    reader = _Reader()
+    reader.feed(text)
+    assert not reader.open
+    assert len(reader.addresses) == 5 and all(address.startswith("data:image/") for address in reader.addresses)
+    assert "stopped at step 3: the loss is NaN" in text and "1 stopped" in text
+    assert "a red &lt;circle&gt;" in text and "<circle>" not in text and "# &lt;b&gt;" in text
+
+
+def test_limit_hides_pictures_and_not_means(folder: Path) -> None:
+    text = report_page(folder, limit=1)
+    assert "The first 1 of 4 rows." in text and len(re.findall('class="card"', text)) == 1
+    assert "inject1" in text
+    with pytest.raises(ValueError, match="limit must be at least 0; got -1"):
+        read_content(folder, limit=-1)
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert (folder / "report.html").read_text(encoding="utf-8") == report_page(folder)
+    other = folder.parent / "pages" / "x.html"
+    assert main(["report", str(folder), "--out", str(other), "--limit", "2"]) == 0 and other.exists()
+
+
+def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 2
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert main(["report", str(tmp_path), "--limit", "-1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines) and "holds no run" in lines[1]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="holds no run"):
+        write_report(tmp_path)
