@@ -6,10 +6,14 @@ import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from attnguide.hints import fits, spelt
 from attnguide.types import MethodConfig, Sample
 
 if TYPE_CHECKING:
@@ -248,20 +252,43 @@ def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
     """One method object.
 
     Raises:
-        ValueError: If the method or an option is unknown, or an option's value is out of range.
+        ValueError: If the method or an option is unknown, or an option's value is of a wrong type or out of range.
     """
     known = method_options(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             near = difflib.get_close_matches(option, known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(f"Method {name!r} has no option {option!r}{hint}; it has {', '.join(known)}.")
+        _check_type(name, option, value)
     try:
         built: Guidance | Injection = method_class(name)(**{**method_info(name).preset, **options})
-    except TypeError as error:
-        raise ValueError(f"Method {name!r}: {error}.") from error
+    except (TypeError, ValueError) as error:
+        said = str(error).rstrip(".")
+        if any(re.search(rf"\b{re.escape(option)}\b", said) for option in options):
+            raise ValueError(f"{said}.") from error
+        raise ValueError(f"Method {name!r} with {', '.join(options)}: {said}.") from error  # its parts have names of their own
+    for option, value in options.items():
+        if isinstance(value, float) and math.isnan(value):  # which few comparisons notice
+            raise ValueError(f"Method {name!r}: {option} must be a number; got nan.")
     built.name = name
     return built
+
+
+def _check_type(name: str, option: str, value: Any) -> None:
+    hint = _hints(method_class(name)).get(option, Any)
+    several = option in method_info(name).per_row and isinstance(value, list | tuple)  # one value a row
+    if not fits(value, hint) and not (several and all(fits(item, hint) for item in value)):
+        raise ValueError(f"Method {name!r}: {option} must be {spelt(hint)}; got {value!r}.")
+
+
+@cache
+def _hints(method: type) -> Mapping[str, Any]:
+    """Types of a method's options; none if its annotations have names that only a type checker sees."""
+    try:
+        return get_type_hints(method.__init__)  # type: ignore[misc]
+    except NameError:
+        return {}
 
 
 def check_methods(sample: Sample) -> None:
@@ -278,6 +305,29 @@ def check_methods(sample: Sample) -> None:
             raise ValueError(f"Method {config.name!r} needs at least one region; row {sample.id!r} has none.")
         if needed == "place" and not any(region.has_place for region in sample.regions):
             raise ValueError(f"Method {config.name!r} needs a region with a place; row {sample.id!r} names phrases only.")
+    baseline_of(sample)
+
+
+def baseline_of(sample: Sample) -> MethodConfig | None:
+    """The baseline that a row names, if it names one.
+
+    Raises:
+        ValueError: If it names several.
+    """
+    named = [config for config in sample.methods if method_info(config.name).family == "baseline"]
+    if len(named) > 1:
+        raise ValueError(f"Only one baseline can be named; got {', '.join(config.name for config in named)}.")
+    return named[0] if named else None
+
+
+def check_options(configs: Iterable[MethodConfig]) -> None:
+    """Construct methods as the engine will, so that what they refuse is told before a model is loaded.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for config in configs:
+        build_method(config.name, config.options)
 
 
 def batch_key(sample: Sample) -> str:
@@ -312,5 +362,7 @@ def _merged_options(first: MethodConfig, configs: Sequence[MethodConfig]) -> dic
     for option in sorted(method_info(first.name).per_row):
         values = [config.options.get(option, defaults.get(option)) for config in configs]
         if any(value != values[0] for value in values):
+    Where rows have different methods that mix, every injection is given the rows that name it.
+
             options[option] = values
     return options

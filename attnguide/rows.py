@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attnguide.methods import check_methods
+from attnguide.methods import check_methods, check_options
 from attnguide.prompt.pairs import explicit_groups
 from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
 from attnguide.types import MethodConfig, Region, Sample
@@ -118,20 +119,35 @@ def check_ids(samples: Sequence[Sample]) -> None:
 
 
 def check_samples(samples: Sequence[Sample]) -> None:
-    """Find what is wrong with rows before any model is loaded: ids, methods by name, phrases, places and mask files.
+    """Find what is wrong with rows before any model is loaded: ids, phrases, places, mask files, methods and their options.
+
+    Options are judged by the methods themselves, last and once each, since that loads torch.
 
     Raises:
         ValueError: With the row's id where there are several.
     """
     check_ids(samples)
     for sample in samples:
-        try:
+        with _naming(sample, samples):
             check_methods(sample)
             for region in sample.regions:
                 check_region(region, sample.prompt)
             explicit_groups(sample.prompt, sample.groups)
-        except ValueError as error:
-            raise ValueError(f"Row {sample.id!r}: {error}" if len(samples) > 1 else str(error)) from error
+    judged: set[str] = set()
+    for sample in samples:
+        if sample.methods and repr(sample.methods) not in judged:
+            judged.add(repr(sample.methods))
+            with _naming(sample, samples):
+                check_options(sample.methods)
+
+
+@contextmanager
+def _naming(sample: Sample, samples: Sequence[Sample]) -> Iterator[None]:
+    """Tell errors with the row's id where there are several."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Row {sample.id!r}: {error}" if len(samples) > 1 else str(error)) from error
 
 
 # ------------------------------------------------------------------------------------------------------------- one value

@@ -159,3 +159,14 @@ def test_importing_loads_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_options_are_judged_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("attnguide.models.load.load_model", load)
+    with pytest.raises(ValueError, match="iterations must be at least 0; got -1"):
+        attnguide.sample(tiny.PROMPT, regions=PLACES, iterations=-1)
+    with pytest.raises(ValueError, match="levels must be a list of whole numbers; got 'coarse'"):
+        attnguide.sample(tiny.PROMPT, regions=PLACES, method="inject1", levels="coarse")

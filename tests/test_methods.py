@@ -45,6 +45,14 @@ def test_every_method_says_its_options(name: str) -> None:
         assert build_method(name, {option: default})
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("value", [object(), {"a": object()}, [object()]], ids=["object", "mapping", "list"])
+def test_values_of_a_wrong_type_are_refused_by_the_name_of_the_option(name: str, value: object) -> None:
+    for option in method_options(name):
+        with pytest.raises(ValueError, match=rf"^Method {name!r}: {option} must be .*; got .*object object at"):
+            build_method(name, {option: value})
+
+
 @pytest.mark.parametrize(
     ("number", "stage", "operation", "levels", "scale"),
     [
@@ -80,10 +88,19 @@ def test_user_options_win_over_the_preset() -> None:
             r"Unknown method 'mask_guidence' \(did you mean 'mask_guidance'\?\); choose from mask_guidance, ",
         ),
         ("inject5", {"scael": 1}, r"'inject5' has no option 'scael' \(did you mean 'scale'\?\); it has stage, "),
-        ("inject5", {"scale": float("nan")}, "scale must be finite; got nan"),
-        ("mask_guidance", {"scale": float("inf")}, "scale must be finite"),
-        ("attend_and_excite", {"step_size": float("nan")}, "step size must be finite"),
-        ("inject5", {"scale": None}, "Method 'inject5': "),
+        ("inject5", {"scale": float("nan")}, r"^scale must be finite; got nan"),
+        ("attend_and_excite", {"blur_std": float("nan")}, "Method 'attend_and_excite': blur_std must be a number; got nan"),
+        ("attend_and_excite", {"step_size": float("nan")}, "step_size: step size must be finite"),
+        ("mask_guidance", {"scale": float("inf")}, r"^scale must be finite"),
+        ("inject5", {"scale": None}, "Method 'inject5': scale must be a number"),
+        ("inject5", {"stage": "nonsense"}, "Method 'inject5': stage must be one of probs, scores; got 'nonsense'"),
+        ("attend_and_excite", {"thresholds": [0.5]}, "thresholds must be a mapping to numbers; got "),
+        (
+            "attend_and_excite",
+            {"max_refinements": -1},
+            "'attend_and_excite' with max_refinements: iterations must be at least 1",
+        ),
+        ("mask_guidance", {"iterations": -1}, "^iterations must be at least 0; got -1"),
         ("mask_guidance", {"losses": {"mas": 1}}, "losses must name terms among mass, .* got \\['mas'\\]"),
     ],
 )
@@ -102,6 +119,8 @@ def test_rows_that_cannot_serve_a_method() -> None:
         check_methods(_row(MethodConfig("inject1"), regions=(Region("cat"),)))
     with pytest.raises(ValueError, match="Unknown method 'x'"):
         check_methods(_row(MethodConfig("x")))
+    with pytest.raises(ValueError, match="Only one baseline can be named; got best_of_k, best_of_k"):
+        check_methods(_row(MethodConfig("best_of_k"), MethodConfig("best_of_k")))
 
 
 def test_what_may_share_a_batch() -> None:
@@ -138,6 +157,12 @@ def test_per_row_options_become_one_value_a_row() -> None:
 
 def test_equal_options_stay_one_value() -> None:
     _, injections = build_methods([_row(MethodConfig("inject5", {"scale": 2.0}))] * 2)
+def test_a_row_without_a_value_of_its_own_may_share_a_batch_with_one_that_has_one() -> None:
+    thresholds = [{"thresholds": {0.2: 0.5}}, {}, {"thresholds": {"0.4": 0.5}}]  # keys of JSON are text
+    guidances, _ = build_methods([_row(MethodConfig("box_diff", options)) for options in thresholds])
+    assert [one.at for one in guidances[0].update.refinements] == [(0.0,), (0.2,), (0.4,)]
+
+
     assert isinstance(injections[0], MapInjection) and injections[0].scale == 2.0
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,20 @@ def test_check_samples_finds_phrases_methods_and_masks() -> None:
         check_samples([Sample("b", "a cat", methods=(MethodConfig("inject9"),))])
     with pytest.raises(ValueError, match="needs at least one region"):
         check_samples([Sample("b", "a cat", methods=(MethodConfig("inject1"),))])
+
+
+def _scaled(id: str, scale: float, method: str = "inject1") -> Sample:
+    return Sample(id, "a cat", regions=(Region("cat", box=(0, 0, 1, 1)),), methods=(MethodConfig(method, {"scale": scale}),))
+
+
+def test_check_samples_lets_every_rows_methods_judge_their_options() -> None:
+    check_samples([_scaled("a", 1), _scaled("b", 2)])
+    with pytest.raises(ValueError, match=r"^Row 'b': scale must be finite; got inf"):  # a batch would hold both
+        check_samples([_scaled("a", 1), _scaled("b", float("inf")), _scaled("c", 2)])
+    with pytest.raises(ValueError, match=r"^Method 'inject1': stage must be one of probs, scores; got 'nonsense'"):
+        check_samples([replace(_scaled("a", 1), methods=(MethodConfig("inject1", {"stage": "nonsense"}),))])
+    with pytest.raises(ValueError, match=r"^k must be a whole number of at least 1; got 0"):
+        check_samples([Sample("a", "a cat", methods=(MethodConfig("best_of_k", {"k": 0}),))])
 
 
 def test_reading_rows_loads_no_torch() -> None:

@@ -113,7 +113,7 @@ def _sample(ablation: Ablation, cell: Cell, subject: Sample, methods: Sequence[M
         sample = sample_from_dict({**values, "tags": {**subject.tags, **tags}})
         check_samples([sample])
     except ValueError as error:
-        keys = [*own, *_METHOD_KEYS, *cell.changes]
+        keys = [*_options_named(cell, error), *own, *_METHOD_KEYS, *cell.changes]
         raise _refusal(ablation, cell, f"cell {cell.name!r}: {error}", *keys) from error
     return replace(sample, regions=tuple(map(absolute_region, sample.regions)))
 
@@ -123,11 +123,10 @@ def _refusal(ablation: Ablation, cell: Cell, message: str, *keys: str) -> ValueE
     return ValueError(f"{ablation.path}, line {line}: {message.rstrip('.')}")
 
 
-def refusal(ablation: Ablation, row: Row, error: Exception) -> ValueError:
-    """A mistake that only the method itself could find, with the line of the row's method or options."""
-    options = [key for key in row.cell.changes if "." in key]
-    named = sorted(options, key=lambda key: not re.search(rf"\b{re.escape(key.split('.')[-1])}\b", str(error)))
-    return _refusal(ablation, row.cell, f"cell {row.cell.name!r}: {error}", *named, *_METHOD_KEYS, *row.cell.changes)
+def _options_named(cell: Cell, error: Exception) -> list[str]:
+    """Options of the cell that a method complains of."""
+    options = [key for key in cell.changes if "." in key]
+    return [key for key in options if re.search(rf"\b{re.escape(key.split('.')[-1])}\b", str(error))]
 
 
 def _slug(name: str) -> str:

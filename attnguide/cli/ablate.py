@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.ablation.axes import Ablation, Axis, Point, narrowed
-from attnguide.ablation.cells import Row, expand, refusal
+from attnguide.ablation.cells import Row, expand
 from attnguide.ablation.file import read_ablation
 from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan, make_plan
 from attnguide.cli.values import Setting
+from attnguide.methods import check_options
 from attnguide.rows import sample_to_dict
-from attnguide.types import Sample
+from attnguide.types import MethodConfig, Sample
 
 if TYPE_CHECKING:
     from attnguide.ablation.callback import AblationLog
@@ -87,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
         ablation, words = _picked(read_ablation(path, readers), words, known)
         asked = parse("attnguide ablate", words, _with_base(known, ablation.base), description=DESCRIPTION, examples=EXAMPLES)
         plan, rows = _plan(ablation, _merged(asked, known, ablation.base))
-        costs = _costs(ablation, rows)
+        costs = _costs(rows)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     from attnguide.cli.execute import execute, is_first_process
@@ -193,6 +194,7 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     """
     config = _with_layouts(ablation, config)
     plan, subjects = _subjects(ablation, config)
+    _check_base_methods(ablation, config)
     rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"])
     folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)
     own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": None, "plain": False}
@@ -228,6 +230,20 @@ def _with_layouts(ablation: Ablation, config: Mapping[str, Any]) -> dict[str, An
     except LayoutsError as error:
         own = config[error.setting] == ablation.base.get(error.setting)
         raise ValueError(f"{ablation.base_lines[error.setting]}: {error}" if own else str(error)) from error
+
+
+def _check_base_methods(ablation: Ablation, config: Mapping[str, Any]) -> None:
+    """Let the base's methods judge their own options, so that a mistake is not laid at a cell's door.
+
+    Raises:
+        ValueError: With file and line where the base is at fault.
+    """
+    methods = config["methods"] or ()
+    try:
+        check_options(MethodConfig(method["name"], {k: v for k, v in method.items() if k != "name"}) for method in methods)
+    except ValueError as error:
+        own = methods == ablation.base.get("methods") and "methods" in ablation.base_lines
+        raise ValueError(f"{ablation.base_lines['methods']}: {error}" if own else str(error)) from error
 
 
 def _new_folder(name: str) -> Path:
@@ -272,21 +288,11 @@ def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- the cost
 
 
-def _costs(ablation: Ablation, rows: Sequence[Row]) -> list[Expected]:
-    """What every row costs.
-
-    Raises:
-        ValueError: If a method finds an option out of range.
-    """
+def _costs(rows: Sequence[Row]) -> list[Expected]:
+    """What every row costs."""
     from attnguide.ablation.cost import expected_cost
 
-    found = []
-    for row in rows:
-        try:
-            found.append(expected_cost(row.sample))
-        except (ValueError, TypeError) as error:
-            raise refusal(ablation, row, error) from error
-    return found
+    return [expected_cost(row.sample) for row in rows]
 
 
 def _headline(ablation: Ablation, rows: Sequence[Row]) -> str:

@@ -103,8 +103,8 @@ def settings() -> list[Setting]:
             "model_config",
             values.words,
             None,
-            "for a .safetensors file where the hub is out of reach: a folder in diffusers format with the configuration of such "
-            "a model; weights in it are not read",
+            "for a .safetensors file where the hub is out of reach: a folder in diffusers format with the configuration of "
+            "such a model; weights in it are not read",
             metavar="FOLDER",
         ),
         Setting("device", values.device, None, "cpu, cuda, cuda:N, mps; the best there is by default"),

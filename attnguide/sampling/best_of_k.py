@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from attnguide.methods import build_method, method_info
+from attnguide.methods import baseline_of, build_method
 from attnguide.sampling.observer import Observer, Observers
 from attnguide.types import Cost, Sample, SampleResult
 
@@ -88,10 +88,8 @@ def build_baseline(sample: Sample) -> BestOfK | None:
     Raises:
         ValueError: If it names several, or an option is out of range.
     """
-    named = [config for config in sample.methods if method_info(config.name).family == "baseline"]
-    if len(named) > 1:
-        raise ValueError(f"Only one baseline can be named; got {', '.join(config.name for config in named)}.")
-    built: Any = build_method(named[0].name, named[0].options) if named else None
+    named = baseline_of(sample)
+    built: Any = build_method(named.name, named.options) if named else None
     return built
 
 

@@ -230,6 +230,23 @@ WRONG = [
     ),
     (
         ["trial.yaml"],
+        f"{BASE}parameters:\n  method: {{values: [inject1]}}\n  cfg_scale: {{values: [1, 2]}}\n"
+        "  method.levels: {values: [[0], coarse]}\n",
+        ["trial.yaml, line 5", "cell 'inject1, 1, coarse'", "levels must be a list of whole numbers; got 'coarse'"],
+    ),
+    (
+        ["trial.yaml", "--dry-run"],
+        f"{BASE}list:\n  way:\n    good: {{method: inject1}}\n    bad: {{method: best_of_k, method.k: 0}}\n",
+        ["trial.yaml, line 5", "cell 'bad'", "k must be a whole number of at least 1; got 0"],
+    ),
+    (
+        ["trial.yaml", "--dry-run"],
+        "base:\n  prompt: a red cat\n  regions: ['red cat=0,0,1,1']\n  methods: [{name: mask_guidance, iterations: -1}]\n"
+        "parameters:\n  cfg_scale: {values: [1, 2]}\n",
+        ["trial.yaml, line 4", "iterations must be at least 0; got -1"],
+    ),
+    (
+        ["trial.yaml"],
         "base: {prompt: a cat, regions: ['dog=0,0,1,1']}\nparameters:\n  steps: {values: [1]}\n",
         ["trial.yaml", "'dog'"],
     ),

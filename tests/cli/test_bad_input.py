@@ -28,6 +28,8 @@ FILES = {
     "open.jsonl": '{"prompt": "a cat"}\n{"prompt": "a dog"\n',
     "text.png": "no picture\n",
     "rows.txt": "a cat\n",
+    "options.yaml": "- prompt: a cat\n  regions: ['cat=0,0,1,1']\n  methods: mask_guidance\n"
+    "- prompt: a cat\n  regions: ['cat=0,0,1,1']\n  methods: {name: mask_guidance, options: {scale: .inf}}\n",
 }
 
 REGION = ["--region", "red cat=0,0,0.5,1"]
@@ -150,14 +152,25 @@ def test_tables(attnguide: Command, words: list[str], says: list[str]) -> None:
         (["--trainer.accelerator", "abacus"], ["trainer", "abacus"]),
         (["--trainer.devices", "2", "--device", "cpu"], ["out", "--out", "2 processes"]),
         ([*GUIDED, "--method.losses", "{mas: 1}"], ["losses", "mass", "mas"]),
-        ([*GUIDED, "--method.iterations", "-1"], ["iterations", "-1"]),
+        ([*GUIDED, "--method.iterations", "-1"], ["iterations", "at least 0", "-1"]),
+        ([*GUIDED, "--method.levels", "coarse"], ["'mask_guidance'", "levels", "a list of whole numbers", "'coarse'"]),
+        ([*GUIDED, "--method.start", "0.6", "--method.stop", "0.4"], ["start <= stop", "0.6 to 0.4"]),
+        (["--method", "attend_and_excite", "--method.thresholds", "0.5", *REGION], ["thresholds", "mapping to numbers", "0.5"]),
+        (["--method", "attend_and_excite", "--method.max_refinements", "-1", *REGION], ["max_refinements", "at least 1", "-1"]),
+        (["--method", "best_of_k", "--method.k", "0"], ["k must be a whole number of at least 1", "0"]),
+        (["--method", "best_of_k", "--method", "best_of_k"], ["Only one baseline"]),
     ],
     ids=lambda value: " ".join(value),
 )
-def test_what_only_the_libraries_know_is_still_told_before_a_model_is_loaded(
+def test_what_only_the_libraries_and_methods_know_is_still_told_before_a_model_is_loaded(
     attnguide: Command, words: list[str], says: list[str]
 ) -> None:
     _check(attnguide, [tiny.PROMPT, *words], says)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_options_of_every_row_are_judged_before_a_model_is_loaded(attnguide: Command) -> None:
+    _check(attnguide, ["--rows", "options.yaml"], ["Row '0001'", "scale must be finite", "inf"])
 
 
 @pytest.mark.parametrize(
@@ -167,6 +180,7 @@ def test_what_only_the_libraries_know_is_still_told_before_a_model_is_loaded(
         (["--model", "./gone.safetensors"], ["gone.safetensors", "not found"]),
         (["--model", "nobody/nothing"], ["'nobody/nothing'", "could not be loaded", "offline", "'shapes'"]),
         (["--model", "rows.txt"], ["rows.txt", ".safetensors"]),
+        (["--model-config", "gone"], ["model", "config is for a single .safetensors file", "'gone'", "'shapes'"]),
     ],
     ids=lambda value: " ".join(value),
 )

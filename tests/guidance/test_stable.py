@@ -103,7 +103,7 @@ def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
         ({"inject_until": math.inf}, "inject_until must be a number of at least 0; got inf"),
         ({"guide_from": 1.0, "guide_until": 2.0}, "guide_from must be at least guide_until, as noise falls; got 1.0 and 2.0"),
         ({"space": "noise", "iterations": 2}, "space 'noise' leaves the latents where they are"),
-        ({"space": "pixels"}, "space must be 'latents' or 'noise'; got 'pixels'"),
+        ({"space": "pixels"}, "space must be one of latents, noise; got 'pixels'"),
         ({"max_norm": 0.0}, "max_norm must be above 0; got 0.0"),
     ],
 )
