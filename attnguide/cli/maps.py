@@ -32,7 +32,7 @@ examples:
   attnguide maps "a red circle and a blue square" --image drawing.png --by invert --out maps
   attnguide sample "a red circle and a blue square" --region "red circle=maps/red_circle.png" """.rstrip()
 
-_SHARED = ("model", "device", "dtype", "scheduler", "steps", "negative_prompt", "height", "width")
+_SHARED = ("model", "model_config", "device", "dtype", "scheduler", "steps", "negative_prompt", "height", "width")
 
 
 def _alone(word: str) -> bool:
@@ -86,10 +86,10 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
     asked = parse("attnguide maps", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     row, source, folder = _planned(asked)
-    from attnguide.cli.execute import quiet
+    from attnguide.cli.execute import loaded, quiet
 
     quiet()
-    model = _loaded(asked)
+    model = loaded(asked)
     picture = _made(model, row, source)
     with _appearing(folder) as temporary:
         peaks = _write(temporary, asked, row, source, picture)
@@ -157,15 +157,6 @@ def _source(asked: Mapping[str, Any]) -> MapSource:
 
 
 # --------------------------------------------------------------------------------------------------------------- the maps
-
-
-def _loaded(asked: Mapping[str, Any]) -> ModelAdapter:
-    from attnguide.models.load import load_model
-
-    try:
-        return load_model(asked["model"], device=asked["device"], dtype=asked["dtype"])
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"model: {one_line(error)}") from error
 
 
 def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:

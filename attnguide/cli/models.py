@@ -9,7 +9,7 @@ from attnguide.cli.arguments import parse
 MODELS: dict[str, str] = {
     "shapes": "embedded: coloured shapes on plain backgrounds, no download",
     "FOLDER": "Stable Diffusion 1.x or 2.x in diffusers format, as DiffusionPipeline.save_pretrained writes it",
-    "FILE.safetensors": "Stable Diffusion 1.x or 2.x as a single checkpoint",
+    "FILE.safetensors": "Stable Diffusion 1.x or 2.x as a single checkpoint; offline with --model-config FOLDER",
     "OWNER/NAME": "a hub id, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5; from the local cache where offline",
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,12 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+WEIGHTS: tuple[str, ...] = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""What files of weights are called; only the first of these is read, since the others are pickled and may run code."""
+
+_CONFIGURATION = ("*.json", "*.txt", "*.model")
 
 
 class ModelNotFoundError(ValueError):
@@ -80,7 +88,9 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def load_model(name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None) -> ModelAdapter:
+def load_model(
+    name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None, config: str | None = None
+) -> ModelAdapter:
     """Load a model.
 
     Args:
@@ -88,11 +98,13 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: s
             a hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
         dtype: ``fp32``, ``fp16`` or ``bf16``; fp16 on a GPU and fp32 elsewhere by default.
+        config: For a single checkpoint, which holds weights alone: a folder in diffusers format with the configuration of such
+            a model and its tokenizer; weights in it are not read. From the hub's cache or the hub when ``None``.
 
     Raises:
         ModelNotFoundError: If there is no such folder or file, or the hub cannot be reached.
         TypeError: If the pipeline's family is not supported.
-        ValueError: If device or dtype is unknown.
+        ValueError: If device or dtype is unknown, or ``config`` is given for what is no single checkpoint.
 
     Weights are read from safetensors only.
     """
@@ -100,10 +112,12 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: s
     precision = resolve_dtype(dtype, where)
     path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
     if path.is_file():
-        return adapt(_from_file(path, precision).to(where), name)
+        return adapt(_from_file(path, precision, config).to(where), name)
+    if config is not None:
+        raise ValueError(f"config is for a single .safetensors file; got {config!r} for the model {name!r}.")
     if path.is_dir():
         return adapt(_from_pretrained(str(path), name, precision).to(where), name)
-    if name.endswith((".safetensors", ".ckpt")) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelNotFoundError(f"Model {name!r} not found: no such file or folder, and not a hub id (owner/name).")
     return adapt(_from_pretrained(name, name, precision).to(where), name)
 
@@ -116,17 +130,40 @@ def _old_names() -> Iterator[None]:
         yield
 
 
-def _from_file(path: Path, dtype: torch.dtype) -> Any:
+def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> Any:
     from diffusers import StableDiffusionPipeline
 
     if path.suffix != ".safetensors":
         raise ModelNotFoundError(f"Model file {str(path)!r} must be a .safetensors file; pickled checkpoints are not read.")
     try:
-        with _old_names():
-            return StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
-    except (OSError, ValueError) as error:
-        hint = "a single file's configuration comes from the hub; offline, give a local folder in diffusers format"
-        raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {_first_line(error)} ({hint})") from error
+        with _old_names(), _configuration(config) as folder:
+            return StableDiffusionPipeline.from_single_file(str(path), config=folder, torch_dtype=dtype, safety_checker=None)
+    except Exception as error:  # a foreign file fails in many places of the library, each in its own way
+        hint = (
+            "the configuration comes from the hub; offline, give a folder with it: --model-config, or config= in Python"
+            if config is None
+            else f"with the configuration in {config!r}"
+        )
+        gaps = isinstance(error, NotImplementedError)  # weights that were never filled in cannot be moved
+        said = "it lacks some of the weights that its configuration asks for" if gaps else _first_line(error)
+        raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {said} ({hint})") from error
+
+
+@contextmanager
+def _configuration(config: str | None) -> Iterator[str | None]:
+    """A copy of a configuration without weights: the library would take from it what the checkpoint lacks, pickled or not."""
+    if config is None:
+        yield None
+        return
+    if not (Path(config) / "model_index.json").is_file():
+        raise ValueError(f"config must be a folder in diffusers format, with a model_index.json; got {config!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        for pattern in _CONFIGURATION:
+            for source in (*Path(config).glob(pattern), *Path(config).glob(f"*/{pattern}")):
+                target = Path(folder, source.relative_to(config))
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
+        yield folder
 
 
 def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:

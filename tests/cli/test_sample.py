@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from attnguide.cli import main
 from attnguide.records import COSTS, read_records
 from tests import tiny
+from tests.models import ldm
 
 from .conftest import Command
 
@@ -277,3 +279,12 @@ def test_prompts_of_the_shapes_world_are_judged(attnguide: Command, tiny_folder:
     assert attnguide("sample", "a red star", *words[1:], "--out", "shapes").status == 0
     other, shapes = (set(read_records(folder)[0]) for folder in ("other", "shapes"))
     assert other < shapes
+
+
+def test_a_single_file_with_its_configuration(first: tuple[Path, str], tiny_folder: Path, attnguide: Command) -> None:
+    save_file(ldm.checkpoint(tiny.shared_pipeline()), "tiny.safetensors")
+    words = [*ONE, "--seed", "1", "--no-plain", *GUIDED, *QUICK, "--out", "run"]
+    assert attnguide("sample", *words, "--model", "tiny.safetensors", "--model-config", tiny_folder).status == 0
+    assert _pictures(Path("run")) == {"seed1-mask_guidance": _pictures(first[0])["seed1-mask_guidance"]}
+    kept = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (kept["model"], kept["model_config"]) == ("tiny.safetensors", str(tiny_folder))

@@ -1,11 +1,15 @@
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from attnguide.models.load import ModelNotFoundError, load_model, resolve_device, resolve_dtype
 from tests import tiny
+from tests.models import ldm
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def test_precision(folder: Path, name: str, dtype: torch.dtype) -> None:
     assert load_model(str(folder), device="cpu", dtype=name).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model.safetensors", "model.ckpt", "just-a-name"])
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model.safetensors", "model.ckpt", "models/sd.pt", "just-a-name"])
 def test_missing_file_or_folder(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="not found: no such file or folder, and not a hub id"):
         load_model(name, device="cpu")
@@ -47,11 +51,109 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         load_model(str(tmp_path), device="cpu")
 
 
-def test_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(b"")
+@pytest.fixture(scope="module")
+def configuration(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder without its weights."""
+    path = tmp_path_factory.mktemp("configuration") / "tiny"
+    return Path(shutil.copytree(folder, path, ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as one file of the original layout."""
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    save_file(ldm.checkpoint(tiny.shared_pipeline()), path)
+    return path
+
+
+def test_a_single_file_is_the_same_model(single: Path, configuration: Path) -> None:
+    model = load_model(str(single), device="cpu", config=str(configuration))
+    assert model.name == str(single) and model.dtype == torch.float32
+    assert model.networks.keys() == tiny.model().networks.keys()
+    for part, network in tiny.model().networks.items():
+        before, after = network.state_dict(), model.networks[part].state_dict()
+        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before), part
+    assert model.tokenize(tiny.PROMPT) == tiny.model().tokenize(tiny.PROMPT)
+    assert load_model(str(single), device="cpu", dtype="bf16", config=str(configuration)).dtype == torch.bfloat16
+
+
+def test_a_single_file_without_a_configuration_says_what_to_do(single: Path) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=r"tiny.safetensors' could not be loaded: .*--model-config, or config="
+    ) as error:
+        load_model(str(single), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kept", "lacks"), [("model.diffusion_model.", "cond_stage_model."), ("model.", "first_stage_model.")])
+def test_what_a_single_file_lacks_is_not_taken_from_elsewhere(
+    tmp_path: Path, single: Path, folder: Path, kept: str, lacks: str
+) -> None:
+    """Not even from the configuration's folder, where it might be pickled."""
+    weights = {name: value for name, value in load_file(single).items() if not name.startswith(lacks)}
+    assert any(name.startswith(kept) for name in weights)
+    save_file(weights, tmp_path / "part.safetensors")
+    with pytest.raises(ModelNotFoundError, match=r"part.safetensors' could not be loaded: .*with the configuration in"):
+        load_model(str(tmp_path / "part.safetensors"), device="cpu", config=str(folder))
+
+
+def test_a_single_file_with_gaps(tmp_path: Path, single: Path, configuration: Path) -> None:
+    weights = load_file(single)
+    del weights["model.diffusion_model.out.2.bias"]
+    save_file(weights, tmp_path / "gap.safetensors")
+    with pytest.raises(
+        ModelNotFoundError, match=r"could not be loaded: it lacks some of the weights that its configuration asks for"
+    ):
+        load_model(str(tmp_path / "gap.safetensors"), device="cpu", config=str(configuration))
+
+
+def test_a_configuration_of_another_model(tmp_path: Path, single: Path, configuration: Path) -> None:
+    other = shutil.copytree(configuration, tmp_path / "other")
+    written = json.loads((other / "unet" / "config.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps({**written, "cross_attention_dim": 24}))
+    with pytest.raises(ModelNotFoundError, match=r"could not be loaded: .*with the configuration in '.*other'\)$") as error:
+        load_model(str(single), device="cpu", config=str(other))
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_must_be_one_and_is_for_single_files(tmp_path: Path, single: Path, folder: Path) -> None:
+    for wrong in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(ModelNotFoundError, match=r"config must be a folder in diffusers format, with a model_index.json"):
+            load_model(str(single), device="cpu", config=str(wrong))
+    with pytest.raises(ValueError, match=r"config is for a single .safetensors file; got '.*' for the model '.*'"):
+        load_model(str(folder), device="cpu", config=str(folder))
+
+
+class _Trap:
+    """Whoever unpickles this makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_pickled_weights_in_a_folder_are_refused(folder: Path, tmp_path: Path, part: str) -> None:
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    (weights,) = (copied / part).glob("*.safetensors")
+    weights.unlink()
+    torch.save(
+        _Trap(tmp_path / "sprung"), weights.with_name({"unet": "diffusion_pytorch_model.bin"}.get(part, "pytorch_model.bin"))
+    )
+    with pytest.raises(ModelNotFoundError, match=r"could not be loaded"):
+        load_model(str(copied), device="cpu")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
+def test_pickled_checkpoint_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    torch.save(_Trap(tmp_path / "sprung"), path)
     with pytest.raises(ModelNotFoundError, match=r"must be a \.safetensors file; pickled checkpoints are not read"):
         load_model(str(path), device="cpu")
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("weights", [None, {"something": torch.zeros(2)}])
@@ -62,7 +164,7 @@ def test_a_single_file_that_is_no_checkpoint(tmp_path: Path, weights: dict[str, 
     else:
         save_file(weights, path)
     with pytest.raises(
-        ModelNotFoundError, match=r"Model file '.*model.safetensors' could not be loaded: .*offline, give a local folder"
+        ModelNotFoundError, match=r"Model file '.*model.safetensors' could not be loaded: .*offline, give a folder with it"
     ) as error:
         load_model(str(path), device="cpu")
     assert "\n" not in str(error.value)
