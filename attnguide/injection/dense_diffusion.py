@@ -26,7 +26,8 @@ class DenseDiffusion(Injection):
     Per head and query, with the largest and smallest scaled score ``max`` and ``min``: ``S + g (max - S)`` where query and key
     belong together and ``S - g (S - min)`` where they do not; ``g = w (t / 1000)^5 (1 - a)`` with ``a`` the share of the
     picture that the query's segment covers. A query and a token belong together if the query lies in a segment of the token;
-    two queries, if one segment holds both.
+    two queries, if one segment holds both. A region's weight is a factor on ``g`` where it joins query and key; where nothing
+    does, the geometric mean of the weights on either side is, 1 where no region is. A region of weight 0 is not there.
 
     Args:
         cross_scale: ``w`` in cross-attention.
@@ -79,7 +80,8 @@ class DenseDiffusion(Injection):
         cond = states.cond.clone()
         scales = _Modulation(self, targets).scales
         for row, regions in enumerate(targets.regions):
-            chosen = [index for index, region in enumerate(regions) if region.has_place and scales[row] != 0]
+            there = [index for index, region in enumerate(regions) if region.has_place and region.weight != 0]
+            chosen = there if scales[row] != 0 else []
             if not chosen:
                 continue
             alone = model.encode_prompt([regions[index].phrase for index in chosen], None).cond
@@ -103,12 +105,14 @@ class _Modulation(WindowEdit):
         chosen = SiteSelector(where=lambda site: site.kind in (kinds or method.weights))
         super().__init__(chosen, ("scores",), method.window, method.scale if kinds else 0.0, len(targets.regions))
         self.method, self.targets = method, targets
+        self.there = targets.placed & targets.counted
+        self.scales = [scale * any(row) for scale, row in zip(self.scales, self.there.tolist(), strict=True)]
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         rows = list(context.rows)
-        together, touched, share = (part[rows].unsqueeze(1).to(scores.device) for part in self._layout(site))
+        together, touched, share, factor = (part[rows].unsqueeze(1).to(scores.device) for part in self._layout(site))
         noise = (context.step.timestep / 1000) ** 5
-        strength = self.gate(scores, context) * (self.method.weights[site.kind] * noise)
+        strength = self.gate(scores, context) * (self.method.weights[site.kind] * noise) * factor.to(scores)
         strength = strength * (1 - self.method.size_scale * share.to(scores))
         if self.method.quirks == "none":
             strength = strength.clamp(max=1.0)
@@ -116,25 +120,42 @@ class _Modulation(WindowEdit):
         down = scores - strength * (scores - scores.amin(-1, keepdim=True))
         return torch.where(touched, torch.where(together, up, down), scores)
 
-    def _layout(self, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-        """Who belongs together, which keys are touched at all, and the share of the picture that a query's segment covers.
+    def _layout(self, site: Site) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """How queries and keys stand to each other.
 
-        ``batch query key``, a shape that broadcasts to it, and ``batch query 1``.
+        Returns:
+            Who belongs together, ``batch query key``; which keys are touched at all, a shape that broadcasts to it; the share
+            of the picture that a query's segment covers, ``batch query 1``; the factor of the regions' weights.
         """
         targets = self.targets
-        masks = self._masks(site).flatten(2)
+        masks = self._masks(site).flatten(2) * self.there[..., None]
         share = torch.einsum("brq,brk->bqk", masks, masks).mean(-1, keepdim=True)
         if site.kind == "self":
-            together = torch.einsum("brq,brk->bqk", masks, masks) > 0
-            return together, torch.ones_like(together[:, :1]), share
-        owns = (targets.tokens > 0) & targets.placed[..., None]
-        together = torch.einsum("brq,brk->bqk", masks, owns.to(masks)) > 0
+            together = torch.einsum("brq,brk->bqk", masks, masks)
+            return together > 0, torch.ones_like(together[:, :1], dtype=torch.bool), share, self._factor(masks, masks, together)
+        owns = ((targets.tokens > 0) & self.there[..., None]).to(masks)
+        together = torch.einsum("brq,brk->bqk", masks, owns)
         words = torch.zeros(len(targets.tokenized), targets.tokens.shape[-1], dtype=torch.bool, device=masks.device)
         for row, prompt in enumerate(targets.tokenized):
             words[row, list(prompt.word_positions)] = True
         if self.method.quirks == "reference":
             words = torch.ones_like(words)
-        return together, words.unsqueeze(1), share
+        return together > 0, words.unsqueeze(1), share, self._factor(masks, owns, together)
+
+    def _factor(self, queries: Tensor, keys: Tensor, joined: Tensor) -> Tensor:
+        """Of the regions' weights, ``batch query key``; several regions on one side count by their mean.
+
+        Args:
+            queries: 1 where a region has the query, ``batch regions query``.
+            keys: Likewise, ``batch regions key``.
+            joined: How many regions have both, ``batch query key``.
+        """
+        weights = self.targets.weights
+        if bool((weights[self.there] == 1).all()):
+            return torch.ones_like(joined[:, :1, :1])
+        own = torch.einsum("brq,br,brk->bqk", queries, weights, keys) / joined.clamp_min(1)
+        apart = (_mean_weight(queries, weights)[:, :, None] * _mean_weight(keys, weights)[:, None]).sqrt()
+        return torch.where(joined > 0, own, apart)
 
     def _masks(self, site: Site) -> Tensor:
         """Yes-or-no masks as numbers, ``batch regions height width``."""
@@ -142,3 +163,10 @@ class _Modulation(WindowEdit):
             return (self.targets.masks(site.height, site.width) >= 0.5).float()
         whole = (self.targets.masks(site.height << site.level, site.width << site.level) >= 0.5).float()
         return F.interpolate(whole, (site.height, site.width), mode="nearest") if whole.numel() else whole
+
+
+def _mean_weight(members: Tensor, weights: Tensor) -> Tensor:
+    """Mean weight of the regions that have a query or key, at least 0; 1 where none has: ``batch regions n`` to ``batch n``."""
+    count = members.sum(1)
+    mean = torch.einsum("brn,br->bn", members, weights.clamp_min(0)) / count.clamp_min(1)
+    return torch.where(count > 0, mean, 1.0)

@@ -32,6 +32,17 @@ def _expected(row: Sample, site: Site, scores: common.Array, scale: float, quirk
         return any(bool(segment[query] and segment[key]) for segment in segments)
 
     cross = site.kind == "cross"
+
+    def factor(query: int, key: int) -> float:
+        weights = [region.weight for region in row.regions]
+        at_query = [bool(segment[query]) for segment in segments]
+        at_key = [key in owned for owned in owners] if cross else [bool(segment[key]) for segment in segments]
+        both = [here and there for here, there in zip(at_query, at_key, strict=True)]
+        if any(both):
+            return float(np.mean(np.compress(both, weights)))
+        sides = [float(np.mean(np.compress(side, weights))) if any(side) else 1.0 for side in (at_query, at_key)]
+        return float(np.sqrt(sides[0] * sides[1]))
+
     return reference.edited_scores(
         scores,
         segments,
@@ -40,6 +51,7 @@ def _expected(row: Sample, site: Site, scores: common.Array, scale: float, quirk
         (1.0 if cross else 0.3) * scale,
         common.STEP.timestep,
         most=1.0 if quirks == "none" else float("inf"),
+        factor=factor,
     )
 
 
@@ -69,6 +81,41 @@ def test_probs_gather_in_the_segment_and_start_and_padding_keep_their_scores() -
     assert torch.equal(edited[..., [0, 8, 12]], scores[..., [0, 8, 12]])
     reference_edit = DenseDiffusion(quirks="reference").edits(common.targets_of(ROWS[:1]))[0]
     assert (reference_edit.scores(scores, common.CROSS, context)[..., [0, 8, 12]] <= scores[..., [0, 8, 12]]).all()
+
+
+def _edited(row: Sample, site: Site = common.CROSS) -> torch.Tensor:
+    context = common.context_of(1, ("cond",))
+    scores = common.random_scores(context, site)
+    return DenseDiffusion().edits(common.targets_of([row]))[0].scores(scores, site, context) - scores
+
+
+def _weighted(*weights: float) -> Sample:
+    regions = (tiny.CAT, tiny.BALL)
+    return tiny.row(regions=tuple(replace(region, weight=weight) for region, weight in zip(regions, weights, strict=True)))
+
+
+@pytest.mark.parametrize("site", [common.CROSS, common.SELF], ids=["cross", "self"])
+def test_weights_are_factors_on_the_strength(site: Site) -> None:
+    """Below the strength at which scores would pass their largest."""
+    half, quarter = _edited(_weighted(0.5, 0.5), site), _edited(_weighted(0.25, 0.25), site)
+    placed = [2, 3, 6, 7] if site.kind == "cross" else [0]  # words of regions; a cell of the cat's
+    cell = 0  # in the left half, where the cat is
+    torch.testing.assert_close(half[0, :, cell, placed], 2 * quarter[0, :, cell, placed])
+    assert half[0, :, cell, placed].abs().max() > 0.01
+    one_sided = _edited(_weighted(0.5, 1.0), site)
+    torch.testing.assert_close(one_sided[0, :, cell, placed[0]], half[0, :, cell, placed[0]])
+    assert not torch.allclose(one_sided, half)
+
+
+def test_a_region_without_weight_is_not_there() -> None:
+    for site in (common.CROSS, common.SELF):
+        assert torch.equal(_edited(_weighted(1.0, 0.0), site), _edited(tiny.row(regions=(tiny.CAT,)), site))
+    row, states = _weighted(0.0, 1.0), tiny.model().encode_prompt([tiny.PROMPT], None)
+    spliced = DenseDiffusion().condition(states, common.targets_of([row]), tiny.model()).cond
+    alone = DenseDiffusion().condition(states, common.targets_of([tiny.row(regions=(tiny.BALL,))]), tiny.model()).cond
+    assert torch.equal(spliced, alone) and not torch.equal(spliced, states.cond)
+    nothing = DenseDiffusion().edits(common.targets_of([_weighted(0.0, 0.0)]))[0]
+    assert not nothing.active(common.context_of(1, step=replace(common.STEP, index=0)))
 
 
 def test_only_the_first_steps() -> None:

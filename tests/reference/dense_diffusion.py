@@ -19,6 +19,7 @@ def edited_scores(
     timestep: float,
     size_scale: float = 1.0,
     most: float = float("inf"),
+    factor: Callable[[int, int], float] = lambda query, key: 1.0,
 ) -> Array:
     """Scores of one picture.
 
@@ -31,17 +32,19 @@ def edited_scores(
         timestep: 0 to 1000.
         size_scale: Factor on the segment's share of the picture.
         most: Largest strength.
+        factor: On the strength, of a query and a key.
     """
     edited = scores.copy()
     heads, queries, keys = scores.shape
     for query in range(queries):
         share = sum(float(segment.mean()) for segment in segments if segment[query])
-        strength = min(weight * (timestep / 1000) ** 5 * (1 - size_scale * share), most)
+        basis = weight * (timestep / 1000) ** 5 * (1 - size_scale * share)
         for head in range(heads):
             row = scores[head, query]
             high, low = row.max(), row.min()
             for key in range(keys):
                 if touched(key):
+                    strength = min(basis * factor(query, key), most)
                     pull = high - row[key] if together(query, key) else low - row[key]
                     edited[head, query, key] = row[key] + strength * pull
     return edited
