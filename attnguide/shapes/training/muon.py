@@ -37,7 +37,8 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 
     Embeddings, the first and the last convolution, norms and biases are not maps from one hidden space to another: AdamW's.
     """
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         outer = any(part in name for part in ("embedding.", "embeddings.", "conv_in.", "conv_out."))
         (rest if outer or parameter.ndim < 2 else hidden).append(parameter)
@@ -47,7 +48,8 @@ def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 class Muon(Optimizer):
     """`Muon <https://kellerjordan.github.io/posts/muon/>`_ on hidden weights (a convolution is its matrix ``out, in * h * w``).
 
-    ``torch.optim.Muon`` takes two-dimensional parameters only, and Lightning's automatic optimisation one optimizer: hence this.
+    ``torch.optim.Muon`` takes two-dimensional parameters only, and Lightning's automatic optimisation one optimizer: hence
+    this class.
     Updates are scaled to AdamW's usual size, ``0.2 sqrt(max(rows, columns))``
     (`Liu et al., 2025 <https://arxiv.org/abs/2502.16982>`_), so that both groups share a learning rate.
     Weights of equal shape are made orthogonal together.
