@@ -35,7 +35,7 @@ def sample(
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
     observer: Observer | None = None,
@@ -62,7 +62,7 @@ def sample(
         negative_prompt: What the unconditional half reads.
         height: Of the pictures in pixels; the model's own when ``None``.
         width: Likewise.
-        batch_size: Most rows sampled together.
+        batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
         device: For a model given by name.
         dtype: For a model given by name.
         observer: Told of everything.
@@ -104,7 +104,9 @@ def sample(
     return _sample(_adapter(model, device, dtype), rows, batch_size, observer)
 
 
-def _sample(model: ModelAdapter, rows: Sequence[Sample], batch_size: int, observer: Observer | None) -> list[SampleResult]:
+def _sample(
+    model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None, observer: Observer | None
+) -> list[SampleResult]:
     from attnguide.sampling.check import check_rows
     from attnguide.sampling.table import sample_rows
 

@@ -19,12 +19,20 @@ def test_rows_that_can_share_a_batch_do() -> None:
     assert ids(SampleDataModule(rows, 2)) == [["0", "2"], ["4"], ["1", "3"]]
 
 
-def test_scale_may_differ_within_a_batch_but_other_options_may_not() -> None:
-    def injected(id: str, **options: float) -> Sample:
-        return Sample(id, "a cat", regions=CAT, methods=(MethodConfig("inject1", options),))
+def test_injections_share_a_batch_and_guidances_one_with_their_own_options() -> None:
+    def steered(id: str, name: str, **options: float) -> Sample:
+        return Sample(id, "a cat", regions=CAT, methods=(MethodConfig(name, options),))
 
-    assert ids(SampleDataModule([injected("a", scale=1.0), injected("b", scale=2.0)])) == [["a", "b"]]
-    assert ids(SampleDataModule([injected("a", start=0.9), injected("b")])) == [["a"], ["b"]]
+    rows = [
+        steered("a", "inject1", scale=1.0),
+        steered("b", "inject1", start=0.9),
+        steered("c", "inject3"),
+        Sample("d", "a cat"),
+    ]
+    assert ids(SampleDataModule(rows)) == [["a", "b", "c", "d"]]
+    assert ids(SampleDataModule(rows, skip=["b"])) == [["a", "c", "d"]]
+    rows = [steered("a", "mask_guidance", scale=1.0), steered("b", "mask_guidance", stop=0.9), steered("c", "mask_guidance")]
+    assert ids(SampleDataModule(rows)) == [["a", "c"], ["b"]]
 
 
 def test_skipped_rows_are_not_sampled() -> None:

@@ -140,7 +140,9 @@ def test_what_may_share_a_batch() -> None:
     assert all(batch_key(row) == batch_key(base) for row in same)
     assert all(batch_key(row) != batch_key(base) for row in other)
     with pytest.raises(ValueError, match="Rows 0, 9 cannot share a batch"):
-        build_methods([base, _row(id="9")])
+        build_methods([base, _row(MethodConfig("mask_guidance"), id="9")])
+    with pytest.raises(ValueError, match="Rows 0, 9 cannot share a batch"):
+        build_methods([base, _row(id="9", steps=31)])
 
 
 def test_per_row_options_become_one_value_a_row() -> None:
@@ -155,14 +157,14 @@ def test_per_row_options_become_one_value_a_row() -> None:
     assert list(guidances[0].update.refinements[0].until) == [0.1, float("-inf")]  # type: ignore[arg-type]
 
 
-def test_equal_options_stay_one_value() -> None:
-    _, injections = build_methods([_row(MethodConfig("inject5", {"scale": 2.0}))] * 2)
 def test_a_row_without_a_value_of_its_own_may_share_a_batch_with_one_that_has_one() -> None:
     thresholds = [{"thresholds": {0.2: 0.5}}, {}, {"thresholds": {"0.4": 0.5}}]  # keys of JSON are text
     guidances, _ = build_methods([_row(MethodConfig("box_diff", options)) for options in thresholds])
     assert [one.at for one in guidances[0].update.refinements] == [(0.0,), (0.2,), (0.4,)]
 
 
+def test_equal_options_stay_one_value() -> None:
+    _, injections = build_methods([_row(MethodConfig("inject5", {"scale": 2.0}))] * 2)
     assert isinstance(injections[0], MapInjection) and injections[0].scale == 2.0
 
 

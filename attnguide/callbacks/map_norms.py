@@ -84,7 +84,7 @@ class MapNorms(SamplingCallback):
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
         if not info.targets.count:
             return ()
-        injected = any(method_info(config.name).family == "injection" for config in info.samples[0].methods)
+        injected = any(method_info(config.name).family == "injection" for sample in info.samples for config in sample.methods)
         if not injected:  # one softmax instead of two
             return (Probe("probs", self._recorder(("before", "after"), info.targets), self.sites),)
         before = Probe("original_probs", self._recorder(("before",), info.targets), self.sites)

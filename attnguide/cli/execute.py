@@ -175,14 +175,16 @@ def _predict(
     from attnguide.loggers import close_loggers, sync_hint
     from attnguide.metrics.scoring import shapes_scores
     from attnguide.module import GuidanceModule, make_trainer
+    from attnguide.sampling.table import fitting_batch_size
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}
     callbacks = [*standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, **chosen), *further]
-    data = SampleDataModule(plan.samples, plan.config["batch_size"], skip=done)
     loggers = _loggers(plan)
     trainer = make_trainer(
         plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
     )
+    batch_size = plan.config["batch_size"] or fitting_batch_size(model, plan.samples, trainer.world_size)
+    data = SampleDataModule(plan.samples, batch_size, skip=done)
     try:
         with _ended_like_ctrl_c():
             trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)

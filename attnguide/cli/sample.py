@@ -115,7 +115,13 @@ def settings() -> list[Setting]:
         Setting("negative_prompt", values.text, "", "what the unconditional half reads", metavar="TEXT"),
         Setting("height", values.whole(8, 8), None, "of the pictures in pixels; the model's own by default", metavar="N"),
         Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),
-        Setting("batch_size", values.whole(1), 8, "most rows sampled together", metavar="N"),
+        Setting(
+            "batch_size",
+            values.whole(1),
+            None,
+            "most rows sampled together; 8, or up to 32 of small pictures, by default",
+            metavar="N",
+        ),
         Setting("out", values.words, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),
         Setting(
             "resume",

@@ -51,6 +51,16 @@ class Injection(ABC):
     needs_regions: str | None = "place"
     source: Source | None = None
 
+    @property
+    def mixes(self) -> bool:
+        """Whether its rows can share a batch with rows of other methods.
+
+        They can where :meth:`edits` is all that it overrides, since an edit can be given some rows of a pass. A source and
+        every other hook are for the batch as a whole.
+        """
+        hooks = [name for name, found in vars(Injection).items() if callable(found) and name[0] != "_" and name != "edits"]
+        return self.source is None and all(getattr(type(self), name) is getattr(Injection, name) for name in hooks)
+
     @abstractmethod
     def edits(self, targets: Targets) -> Sequence[Edit]:
         """The edits for one batch of rows, made once before its first step."""

@@ -14,6 +14,7 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection, LatentsEdit
+from attnguide.methods import picture_key
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
@@ -29,12 +30,12 @@ from attnguide.types import Sample, SampleResult, Step
 
 @dataclass(eq=False)
 class Sampler:
-    """Samples rows that share a picture size, a scheduler, a number of steps and their methods, as one batch.
+    """Samples rows that share a picture size, a scheduler and a number of steps, as one batch.
 
     Args:
         model: The adapter.
         guidances: Applied one after the other at each step.
-        injections: Active in the denoising passes.
+        injections: Active in the denoising passes, for all rows or for some (:class:`~attnguide.injection.by_row.ForRows`).
         observer: Told of everything.
 
     Example::
@@ -68,7 +69,7 @@ class Sampler:
     def _prepare(self, samples: Sequence[Sample], initial_latents: Tensor | None) -> _Batch:
         if not samples:
             raise ValueError("samples must hold at least one row; got none.")
-        keys = {(s.height, s.width, s.steps, s.scheduler) for s in samples}
+        keys = {picture_key(sample) for sample in samples}
         if len(keys) > 1:
             raise ValueError(f"Rows of one batch must share height, width, steps and scheduler; got {sorted(map(str, keys))}.")
         model, first = self.model, samples[0]
@@ -276,12 +277,12 @@ class _Batch:
         """Give up rows whose latents, or whose source's, are no longer finite, and keep their numbers out of the pass."""
         finite = torch.isfinite(latents).flatten(1).all(1).view(-1, self.branches.rows).all(0)
         for row in [row for row in self.alive if not finite[row]]:
-            self.stop_row(row, f"latents are not finite after step {step.index}{self._methods()}")
+            self.stop_row(row, f"latents are not finite after step {step.index}{self._methods(row)}")
         if bool(finite.all()):
             return latents
         every = finite.repeat(len(latents) // self.branches.rows)
         return torch.where(every.view(-1, 1, 1, 1), latents, torch.zeros_like(latents))
 
-    def _methods(self) -> str:
-        name = self.info.samples[0].method
+    def _methods(self, row: int) -> str:
+        name = self.info.samples[row].method
         return f" of {name}" if name != "plain" else ""

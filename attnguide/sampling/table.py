@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
-from attnguide.methods import batch_key, build_methods, check_methods
+from attnguide.methods import batch_key, build_methods, check_methods, mixes, picture_key
 from attnguide.models.base import ModelAdapter
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.observer import Observer
@@ -16,15 +17,50 @@ from attnguide.types import Sample, SampleResult
 def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
     """Group rows that can share a batch, in the order their first rows come, at most ``batch_size`` together.
 
+    Rows with the same methods fill whole batches. What is left over of methods that mix, and of plain rows, is sampled together
+    where that does not change what a row costs: rows with and without an unconditional half keep apart.
+
     Raises:
-        ValueError: If ``batch_size`` is below 1.
+        ValueError: If ``batch_size`` is below 1, or an option's value is out of range.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    groups: dict[str, list[Sample]] = {}
+    alike: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(batch_key(sample), []).append(sample)
-    return [rows[i : i + batch_size] for rows in groups.values() for i in range(0, len(rows), batch_size)]
+        alike.setdefault(batch_key(sample), []).append(sample)
+    lines: list[list[Sample]] = []  # each is cut into batches
+    left: dict[Hashable, list[Sample]] = {}
+    for key, rows in alike.items():
+        whole = len(rows) // batch_size * batch_size
+        lines.append(rows[:whole])
+        if rest := rows[whole:]:
+            group: Hashable = (picture_key(rest[0]), any(row.cfg_scale > 1 for row in rest)) if mixes(rest) else key
+            if group not in left:
+                left[group] = []
+                lines.append(left[group])
+            left[group] += rest
+    return [line[start : start + batch_size] for line in lines for start in range(0, len(line), batch_size)]
+
+
+def fitting_batch_size(model: ModelAdapter, samples: Collection[Sample], devices: int = 1) -> int:
+    """Most rows of a batch where nobody says how many: 8, and up to 32 of small pictures.
+
+    The more small pictures there are, the less each takes. Beyond 8, a batch has no more latent cells than 8 pictures of
+    512x512 pixels have under Stable Diffusion.
+
+    Args:
+        model: The adapter.
+        samples: The rows; the largest picture among them counts.
+        devices: How many share the rows; each should have some.
+
+    Raises:
+        ValueError: If a picture's size does not fit the model.
+    """
+    height, width = model.default_size
+    sizes = {(sample.height or height, sample.width or width) for sample in samples}
+    cells = max((rows * columns for _, rows, columns in (model.latent_shape(*size) for size in sizes)), default=1)
+    most = max(8, min(32, 8 * 64 * 64 // cells))
+    return most if devices == 1 else min(most, max(1, math.ceil(len(samples) / devices)))
 
 
 def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None = None) -> list[SampleResult]:
@@ -43,14 +79,14 @@ def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Obser
 
 
 def sample_rows(
-    model: ModelAdapter, samples: Sequence[Sample], *, batch_size: int = 8, observer: Observer | None = None
+    model: ModelAdapter, samples: Sequence[Sample], *, batch_size: int | None = None, observer: Observer | None = None
 ) -> Iterator[SampleResult]:
     """Sample any rows; results come batch by batch.
 
     Args:
         model: The adapter.
         samples: Rows; those that can share a batch are sampled together.
-        batch_size: Most rows in one batch.
+        batch_size: Most rows in one batch; as many as suit the pictures' size when ``None``.
         observer: Told of everything.
 
     Raises:
@@ -58,5 +94,5 @@ def sample_rows(
     """
     for sample in samples:
         check_methods(sample)
-    for rows in plan_batches(samples, batch_size):
+    for rows in plan_batches(samples, fitting_batch_size(model, samples) if batch_size is None else batch_size):
         yield from sample_batch(model, rows, observer)

@@ -1,0 +1,115 @@
+"""An injection for some rows of a batch, so that rows whose methods differ can share one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site
+from attnguide.injection.base import Injection, LatentsEdit
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window
+from attnguide.types import PassContext, Step
+
+
+class ForRows(Injection):
+    """An injection that has some rows of a batch to itself; the others are as without it.
+
+    It is shown targets, passes and latents as if there were no other rows.
+
+    Args:
+        injection: Made for these rows: an option with one value a row has one for each of them.
+        rows: Their numbers in the batch, in the order that the injection counts them.
+
+    Raises:
+        ValueError: If it does more than edit (:attr:`~attnguide.injection.base.Injection.mixes`), or a row is named twice.
+    """
+
+    def __init__(self, injection: Injection, rows: Sequence[int]) -> None:
+        if not injection.mixes:
+            raise ValueError(
+                f"injection must do nothing but make edits to be given some rows of a batch; got {injection.name!r}."
+            )
+        if len(set(rows)) != len(rows):
+            raise ValueError(f"rows must differ; got {list(rows)}.")
+        self.injection, self.rows = injection, tuple(rows)
+        self.name, self.needs_regions = injection.name, injection.needs_regions
+        self.window: Window | None = getattr(injection, "window", None)
+
+    def edits(self, targets: Targets) -> Sequence[Edit]:
+        alone = replace(targets.select(self.rows), rows=tuple(range(len(self.rows))))
+        seen = _Part(self.rows)
+        return [
+            (_LatentsEditForRows if isinstance(edit, LatentsEdit) else _EditForRows)(edit, seen)
+            for edit in self.injection.edits(alone)
+        ]
+
+
+class _Part:
+    """Where some rows stand in a pass, and the pass as if there were no others."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.rows = list(rows)
+        self._numbers = {row: number for number, row in enumerate(rows)}
+        self._latest: tuple[PassContext, list[int], PassContext] | None = None
+
+    def of(self, context: PassContext) -> tuple[list[int], PassContext]:
+        """Batch positions, and what the pass is for them.
+
+        That is one object for as long as the pass lasts: some edits tell passes apart by it.
+        """
+        if self._latest is None or self._latest[0] is not context:
+            positions = [position for position, row in enumerate(context.rows) if row in self._numbers]
+            rows = tuple(self._numbers[context.rows[position]] for position in positions)
+            branches = tuple(context.branches[position] for position in positions)
+            self._latest = context, positions, replace(context, rows=rows, branches=branches)
+        return self._latest[1:]
+
+
+class _EditForRows(Edit):
+    """An edit that sees and changes only the batch elements of some rows."""
+
+    def __init__(self, edit: Edit, part: _Part) -> None:
+        self.edit, self.part = edit, part
+        self.sites, self.stages = edit.sites, edit.stages
+
+    def active(self, context: PassContext) -> bool:
+        positions, own = self.part.of(context)
+        return bool(positions) and self.edit.active(own)
+
+    def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
+        at, own = self.part.of(context)
+        found = self.edit.qkv(query[at], key[at], value[at], site, own)
+        return _put(query, at, found[0]), _put(key, at, found[1]), _put(value, at, found[2])
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        at, own = self.part.of(context)
+        return _put(scores, at, self.edit.scores(scores[at], site, own))
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        at, own = self.part.of(context)
+        return _put(probs, at, self.edit.probs(probs[at], site, own))
+
+    def output(self, output: Tensor, site: Site, context: PassContext) -> Tensor:
+        at, own = self.part.of(context)
+        return _put(output, at, self.edit.output(output[at], site, own))
+
+
+class _LatentsEditForRows(_EditForRows, LatentsEdit):
+    """The same for an edit that also changes latents."""
+
+    edit: LatentsEdit
+
+    def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        rows = self.part.rows
+        return _put(latents, rows, self.edit.after_step(latents[rows], None if source is None else source[rows], step))
+
+
+def _put(values: Tensor, positions: list[int], part: Tensor) -> Tensor:
+    """A copy with some batch elements replaced."""
+    changed = values.clone()
+    changed[positions] = part.to(values)
+    return changed
