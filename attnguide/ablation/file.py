@@ -23,6 +23,9 @@
     strength: method.scale                          # without curves: the axis of numbers that says how strongly
     control: region_hit                             # with curves or a strength: control is drawn against quality
     quality: explained
+
+``wandb sweep`` reads ``method``, ``parameters`` and ``command``. Its schema has no place for the other keys: it warns of them
+and leaves them alone; ``attnguide ablate``, which its agents start with a value of every parameter, reads them from the file.
 """
 
 from __future__ import annotations
