@@ -68,6 +68,7 @@ METHODS: dict[str, MethodInfo] = {
         "guidance",
         "every named word must be attended to somewhere",
         needs_regions="phrase",
+        per_row=frozenset({"scale", "thresholds"}),
     ),
     "box_diff": MethodInfo(
         "attnguide.guidance.box_diff:BoxDiff",

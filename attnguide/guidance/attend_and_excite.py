@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,14 +9,14 @@ import torch
 from attnguide.attention.maps import AttentionMaps
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.quirks import repeats_slips
-from attnguide.guidance.update import PerRow, Refinement, Update
-from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
+from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
+from attnguide.guidance.word_maps import blur_deviation, word_maps
 from attnguide.losses.presence import peak_absence
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import Step
 
-THRESHOLDS: Mapping[float, float] = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
+THRESHOLDS: Thresholds = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
 """Progress -> peak attention that every word must have reached by then."""
 
 
@@ -31,7 +30,8 @@ class AttendAndExcite(Guidance):
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
-        thresholds: Progress -> peak attention to be reached there by repeated updates; empty for none.
+        thresholds: Progress -> peak attention to be reached there by repeated updates; empty for none; one table, or one per
+            row.
         max_refinements: Most updates at each of those points.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding (the paper's choice for SD 2.x).
@@ -48,7 +48,7 @@ class AttendAndExcite(Guidance):
         *,
         step_size: float = 20.0,
         stop: float = 0.5,
-        thresholds: Mapping[float, float] = THRESHOLDS,
+        thresholds: Thresholds = THRESHOLDS,
         max_refinements: int = 20,
         blur_std: float = 0.5,
         until_end: bool = False,
@@ -57,15 +57,13 @@ class AttendAndExcite(Guidance):
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
         reference = repeats_slips(quirks)
-        refinements = tuple(
-            Refinement(1 - peak, max_refinements, (float(point),), lagging=reference) for point, peak in thresholds.items()
-        )
+        refinements = refinements_at(thresholds, lambda peak: 1 - peak, max_refinements, reference)
         super().__init__(
             sites=cross_sites(levels),
             window=Window(0.0, stop),
             update=Update(sqrt_linear(step_size), scale, refinements=refinements),
         )
-        self.blur_std = blur_std * (REFERENCE_BLUR if reference else 1.0)
+        self.blur_std = blur_deviation(blur_std, reference)
         self.until_end = until_end
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:

@@ -110,7 +110,7 @@ class Guidance(ABC):
     A new method is a subclass with :meth:`loss`; everything else is a choice of arguments.
 
     Args:
-        sites: Which maps to read; the cross-attention maps of the model's guidance level when ``None``.
+        sites: Which maps to read; :meth:`usual_sites` when ``None``, the cross-attention maps of the model's guidance level.
         window: The part of the schedule in which it acts.
         update: Step size, repetition, stopping.
 
@@ -134,8 +134,12 @@ class Guidance(ABC):
         self.update = update
 
     def sites_at(self, level: int) -> SiteSelector:
-        """The sites to read on a model whose guidance level is ``level``."""
-        return self.sites or SiteSelector(kind="cross", levels=(level,))
+        """The sites to read on a model whose guidance level is ``level``: those that were asked for, or :meth:`usual_sites`."""
+        return self.sites or self.usual_sites(level)
+
+    def usual_sites(self, level: int) -> SiteSelector:
+        """The sites to read where nobody asked for others."""
+        return SiteSelector(kind="cross", levels=(level,))
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         """Edits that belong to the method, made once before the first step of a batch; most guidances have none.

@@ -97,10 +97,8 @@ class BoundedAttention(Guidance):
         self.mask, self.refine, self.refine_start, self.refine_every = mask, refine, refine_start, refine_every
         self.clusters, self.threshold = clusters, threshold
 
-    def sites_at(self, level: int) -> SiteSelector:
-        return self.sites or SiteSelector(
-            where=lambda site: site.place == "mid" or (site.place == "up" and site.level == level)
-        )
+    def usual_sites(self, level: int) -> SiteSelector:
+        return SiteSelector(where=lambda site: site.place == "mid" or (site.place == "up" and site.level == level))
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         require_cells(targets, sites)

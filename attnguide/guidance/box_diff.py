@@ -13,7 +13,7 @@ from attnguide.attention.sites import Site
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_cells
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
-from attnguide.guidance.word_maps import REFERENCE_BLUR, word_maps
+from attnguide.guidance.word_maps import blur_deviation, word_maps
 from attnguide.losses.containment import inner_box, outer_box
 from attnguide.losses.shape import corner_distance
 from attnguide.prompt.targets import Targets
@@ -83,7 +83,7 @@ class BoxDiff(Guidance):
             ),
         )
         self.fraction, self.reach, self.until_end = fraction, reach, until_end
-        self.blur_std = blur_std * (REFERENCE_BLUR if self.reference else 1.0)
+        self.blur_std = blur_deviation(blur_std, self.reference)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         require_cells(targets, sites)

@@ -16,7 +16,7 @@ from attnguide.guidance.groups import require_groups
 from attnguide.guidance.memory import Memory, StepMemory
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
-from attnguide.guidance.word_maps import REFERENCE_BLUR
+from attnguide.guidance.word_maps import blur_deviation
 from attnguide.losses.binding import nt_xent
 from attnguide.prompt.pairs import TokenGroup
 from attnguide.prompt.targets import Targets
@@ -74,7 +74,7 @@ class Conform(Guidance):
         )
         self.reference = repeats_slips(quirks)
         self.temperature, self.softmax = temperature, softmax
-        self.blur_std = blur_std * (REFERENCE_BLUR if self.reference else 1.0)
+        self.blur_std = blur_deviation(blur_std, self.reference)
         self._memories: dict[tuple[int, int], StepMemory] = {}
 
     def start(self, targets: Targets) -> None:

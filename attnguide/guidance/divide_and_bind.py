@@ -14,7 +14,7 @@ from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.groups import require_groups
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
-from attnguide.guidance.word_maps import REFERENCE_BLUR, token_maps
+from attnguide.guidance.word_maps import blur_deviation, token_maps
 from attnguide.losses.binding import attribute_divergence
 from attnguide.losses.presence import total_variation
 from attnguide.prompt.pairs import TokenGroup
@@ -78,11 +78,9 @@ class DivideAndBind(Guidance):
             update=Update(sqrt_linear(step_size), scale, refinements=refinements),
         )
         self.bind, self.until_end = bind, until_end
-        self.blur_std = blur_std * (REFERENCE_BLUR if self.reference else 1.0)
+        self.blur_std = blur_deviation(blur_std, self.reference)
 
-    def sites_at(self, level: int) -> SiteSelector:
-        if self.sites is not None:
-            return self.sites
+    def usual_sites(self, level: int) -> SiteSelector:
         return SiteSelector(kind="cross", levels=tuple(range(level + 1)) if self.bind else (level,))
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:

@@ -14,7 +14,7 @@ from attnguide.guidance.base import Guidance, LossOutput, Trials
 from attnguide.guidance.noise_distribution import NoiseDistribution
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
-from attnguide.guidance.word_maps import REFERENCE_BLUR, mean_overlap, word_maps
+from attnguide.guidance.word_maps import blur_deviation, mean_overlap, word_maps
 from attnguide.losses.presence import peak_absence
 from attnguide.losses.stray import stray_peak
 from attnguide.prompt.targets import Targets
@@ -116,11 +116,11 @@ class InitNO(Guidance):
         self.rounds, self.iterations, self.last_iterations = rounds, iterations, last_iterations
         self.learning_rate, self.kl_limit = learning_rate, kl_limit
         self.cross_limit, self.own_limit = cross_limit, own_limit
-        self.blur_std, self.until_end = blur_std * (REFERENCE_BLUR if self.reference else 1.0), until_end
+        self.blur_std, self.until_end = blur_deviation(blur_std, self.reference), until_end
         self._seen: dict[int, Tensor] = {}
 
-    def sites_at(self, level: int) -> SiteSelector:
-        return self.sites or SiteSelector(levels=(level,))
+    def usual_sites(self, level: int) -> SiteSelector:
+        return SiteSelector(levels=(level,))
 
     def start(self, targets: Targets) -> None:
         self._seen.clear()

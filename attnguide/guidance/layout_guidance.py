@@ -61,9 +61,7 @@ class LayoutGuidance(Guidance):
         self.until = until
         self._last: dict[int, float] = {}
 
-    def sites_at(self, level: int) -> SiteSelector:
-        if self.sites is not None:
-            return self.sites
+    def usual_sites(self, level: int) -> SiteSelector:
         return SiteSelector(
             kind="cross", where=lambda site: site.place == "mid" or (site.place != "down" and site.level == level)
         )

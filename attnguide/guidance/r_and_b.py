@@ -13,7 +13,7 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
-from attnguide.guidance.word_maps import REFERENCE_BLUR
+from attnguide.guidance.word_maps import blur_deviation
 from attnguide.losses.shape import adaptive_threshold, edge_misfit, region_misfit
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Window, constant
@@ -69,10 +69,7 @@ class RegionAndBoundary(Guidance):
         self.reference = repeats_slips(quirks)
         self._finished: set[int] = set()
 
-    def sites_at(self, level: int) -> SiteSelector:
-        if self.sites is not None:
-            return self.sites
-
+    def usual_sites(self, level: int) -> SiteSelector:
         def where(site: Site) -> bool:
             return site.level == level or (site.level == level - 1 and site.place != "down") or site.place == "mid"
 
@@ -113,7 +110,7 @@ class RegionAndBoundary(Guidance):
 
     def _smooth(self, maps: Tensor) -> Tensor:
         peak = maps.detach().amax((-2, -1), keepdim=True).clamp_min(1e-12)
-        return gaussian_smooth(maps / peak, 3.0 * (REFERENCE_BLUR if self.reference else 1.0))
+        return gaussian_smooth(maps / peak, blur_deviation(3.0, self.reference))
 
     def _masks(self, targets: Targets, height: int, width: int) -> Tensor:
         return targets.truncated_masks(height, width) if self.reference else targets.joined_binary_masks(height, width)

@@ -8,8 +8,10 @@ from attnguide.attention.maps import AttentionMaps, gaussian_smooth, token_softm
 from attnguide.losses.separation import overlap
 from attnguide.prompt.targets import Targets, region_maps
 
-REFERENCE_BLUR = 2**0.5
-"""The family's published code divides by twice the deviation inside the square, which widens the blur by this factor."""
+
+def blur_deviation(stated: float, reference: bool) -> float:
+    """Of the blur that is meant, or of the published code's: dividing by twice the deviation inside the square widens it."""
+    return stated * 2**0.5 if reference else stated
 
 
 def _compared(

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,11 @@ def test_options() -> None:
         AttendAndExcite(step_size=float("inf"))
     with pytest.raises(ValueError, match="iterations must be at least 1; got 0"):
         AttendAndExcite(max_refinements=0)
+
+
+def test_rows_may_have_thresholds_of_their_own() -> None:
+    guidance = AttendAndExcite(thresholds=[{0.2: 0.5}, {"0.4": 0.75}, {}])  # type: ignore[dict-item]
+    assert [(one.at, one.until) for one in guidance.update.refinements] == [
+        ((0.2,), [0.5, math.inf, math.inf]),
+        ((0.4,), [math.inf, 0.25, math.inf]),
+    ]
