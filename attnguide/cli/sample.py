@@ -119,7 +119,7 @@ def settings() -> list[Setting]:
             "batch_size",
             values.whole(1),
             None,
-            "most rows sampled together; 8, or up to 32 of small pictures, by default",
+            "most rows sampled together; 8, or up to 16 of small pictures, by default",
             metavar="N",
         ),
         Setting("out", values.words, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),

@@ -62,13 +62,13 @@ def test_small_pictures_come_in_large_batches() -> None:
     def most(*sizes: int) -> int:
         return fitting_batch_size(tiny.model(), [tiny.row(str(size), height=size, width=size) for size in sizes])
 
-    assert [most(16), most(64), most(104), most(128), most(512)] == [32, 32, 12, 8, 8]
-    assert most(16, 104) == 12 and fitting_batch_size(tiny.model(), [tiny.row()]) == 32
+    assert [most(16), most(64), most(104), most(128), most(512)] == [16, 16, 12, 8, 8]
+    assert most(16, 104) == 12 and fitting_batch_size(tiny.model(), [tiny.row()]) == 16
 
 
 def test_every_device_has_some_of_the_rows() -> None:
     rows = [tiny.row(str(index)) for index in range(41)]
-    assert [fitting_batch_size(tiny.model(), rows, devices) for devices in (1, 2, 4, 64)] == [32, 21, 11, 1]
+    assert [fitting_batch_size(tiny.model(), rows, devices) for devices in (1, 2, 4, 64)] == [16, 16, 11, 1]
 
 
 def test_batch_size_is_checked() -> None:
