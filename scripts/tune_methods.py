@@ -59,7 +59,7 @@ _SCALE = Knob("scale", (0.25, 0.5, 1.0, 2.0), relative=True)
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
     "mask_guidance": (_STEP, _STOP),
-    "stable": (Knob("step_size", (120.0, 300.0, 1000.0)), Knob("max_norm", (0.05, 0.1, 0.2))),
+    "stable": (Knob("room", (0.8, 0.9, 1.0)), Knob("fade", (0.0, 1.0)), Knob("inject_until", (0.3, 1.0, 3.0))),
     "attend_and_excite": (_STEP, _STOP),
     "box_diff": (_STEP, _STOP),
     "layout_guidance": (_STEP, _STOP),
@@ -89,10 +89,8 @@ FIXED: dict[str, dict[str, Any]] = {
     "conform": {"refinements": 5},
     "initno": {"rounds": 2, "last_iterations": 10, "max_refinements": 5},
     "saga": {"iterations": 20},
-    "stable": {"inject": False, "iterations": 1, "guide_until": 2.2, "max_norm": 0.1},
 }
-"""What is set beforehand: fewer repetitions than published, so that a picture costs at most a few plain ones; of the stable
-method the guidance alone, so that what its gradient does is seen by itself."""
+"""What is set beforehand: fewer repetitions than published, so that a picture costs at most a few plain ones."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.update import PerRow, Refinement, Update
-from attnguide.injection.transport import Transport
+from attnguide.injection.transport import Surplus, Transport
 from attnguide.losses.containment import missing_share
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Schedule, Window, noise_variance
@@ -42,22 +42,25 @@ def noise_fade(until: float, power: float) -> Schedule:
 
 
 class Stable(Guidance):
-    """Attention is moved into the regions by an injection, and held there by a guidance; one strength ``s`` in [0, 1] for both.
+    """Words' attention is moved into their regions, and if wanted held there by a gradient; one strength ``s`` in [0, 1].
 
     *Injection*, in the denoising passes, at every cross-attention site and in every head: a word's column ``P_k`` becomes
-    ``(1 - s_t) P_k + s_t M_k g_k`` with ``M_k`` its own sum over the map and ``g_k`` even over its regions, and the other
-    tokens of a cell make room in proportion (:func:`~attnguide.injection.transport.transport`).
+    ``(1 - s_t) P_k + s_t M_k g_k`` with ``M_k`` its own sum over the map and ``g_k`` even over its regions, as far as there is
+    room (:func:`~attnguide.injection.transport.transport`).
 
-    * A word keeps its mass ``M_k``, so the strength needs no unit: each site and head moves what it has, however its maps are
+    * A word never gains mass, so the strength needs no unit: each site and head moves what it has, however its maps are
       scaled. Adding a number that is large beside ``M_k`` is what makes the eight hand-drawn maps unstable.
-    * Rows keep their sum, so what a site gives out stays a mean of its value vectors, as without any method. Where the words
-      would need more than a cell has, less is moved.
-    * ``s_t = s ((v - v_end) / (1 - v_end))^fade`` follows the noise ``v = 1 - alpha_bar`` and reaches 0 continuously at the
-      noise level ``inject_until``: places are decided early, and late steps draw undisturbed.
+    * Rows keep their sum, so what a site gives out stays a mean of its value vectors, as without any method. Words take at most
+      the share ``room`` of what is free in a cell: where nothing else is left the picture breaks.
+    * Where words leave a cell the first token takes what they held. It says nothing about the prompt; end and padding tokens,
+      which know all of it, would draw the objects there again.
+    * ``s_t = s ((v - v_end) / (1 - v_end))^fade`` follows the noise ``v = 1 - alpha_bar`` and ends at the noise level
+      ``inject_until``, whatever the number of steps: places are decided early, and late steps draw undisturbed.
 
     *Guidance*, from the noise level ``guide_from`` down to ``guide_until``, on the network's own maps, which the injection does
     not touch: ``L = mean_r max(0, 1 - n_r inside_r / enough)^2``, with ``inside_r`` the share of a word's map in its region and
-    ``n_r`` the number of regions of the same word, each of which must hold its share.
+    ``n_r`` the number of regions of the same word, each of which must hold its share. It costs a gradient a step; on the
+    embedded model it gained nothing over the injection alone, and is off unless asked for.
 
     * ``L`` lies in [0, 1] and is exactly 0 once the regions hold ``enough``: such a row is left alone, and costs no gradient;
       the pull fades out towards that point instead of being cut.
@@ -67,8 +70,10 @@ class Stable(Guidance):
         scale: Strength in [0, 1], one number or one per row; 0 is no method.
         inject: Whether attention is moved in the denoising passes.
         guide: Whether a gradient is followed.
-        inject_until: Noise level sigma at which the injection has faded to nothing.
-        fade: Power of the fading; 0 keeps the strength until it ends.
+        room: Largest share of what is free in a cell that words may take, in (0, 1].
+        surplus: Which tokens grow where words leave: the ``first``, or all ``others`` in proportion.
+        inject_until: Noise level sigma at which the injection ends.
+        fade: Power of its fading until then; 0 keeps the strength until it ends.
         guide_from: Noise level sigma from which on guidance acts; from the start when ``None``.
         guide_until: Noise level sigma at which it ends.
         space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(v)``, to the noise prediction instead.
@@ -91,9 +96,11 @@ class Stable(Guidance):
         *,
         scale: PerRow = 1.0,
         inject: bool = True,
-        guide: bool = True,
+        guide: bool = False,
+        room: float = 0.9,
+        surplus: Surplus = "first",
         inject_until: float = 1.0,
-        fade: float = 1.0,
+        fade: float = 0.0,
         guide_from: float | None = None,
         guide_until: float = 1.5,
         space: Literal["latents", "noise"] = "latents",
@@ -109,8 +116,11 @@ class Stable(Guidance):
             raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
         if not (inject or guide):
             raise ValueError("inject and guide cannot both be false; leave the method out instead.")
-        if not 0 < enough <= 1:
-            raise ValueError(f"enough must lie in (0, 1]; got {enough}.")
+        for option, value in {"enough": enough, "room": room}.items():
+            if not 0 < value <= 1:
+                raise ValueError(f"{option} must lie in (0, 1]; got {value}.")
+        if surplus not in ("first", "others"):
+            raise ValueError(f"surplus must be one of first, others; got {surplus!r}.")
         for option, value in {"inject_until": inject_until, "fade": fade}.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{option} must be a number of at least 0; got {value}.")
@@ -122,13 +132,15 @@ class Stable(Guidance):
             window=Window(first, guide_until, "sigma") if guide else _NEVER,
             update=_update(step_size, scale, iterations, space, max_norm),
         )
-        self.scale, self.inject, self.enough = scale, inject, enough
+        self.scale, self.inject, self.enough, self.room = scale, inject, enough, room
+        self.surplus: Surplus = surplus
         self.fade = noise_fade(inject_until, fade)
         self.levels = None if levels is None else tuple(levels)
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         sites = SiteSelector(kind="cross", levels=self.levels)
-        return [Transport(sites, self.scale, Window(), self.fade, targets)] if self.inject else []
+        edit = Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus)
+        return [edit] if self.inject else []
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         shares = targets.shares(targets.placed)

@@ -1,6 +1,8 @@
-"""Moving words' attention to their places so that nothing is added and nothing lost: neither to a word nor to a row."""
+"""Moving words' attention to their places so that nothing is added: no word gains mass and every row keeps its sum."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,8 @@ from attnguide.prompt.targets import Targets
 from attnguide.schedules import Schedule, Window
 from attnguide.types import PassContext
 
+Surplus = Literal["first", "others"]
+
 _TINY = 1e-12
 
 
@@ -20,34 +24,44 @@ def transport(
     probs: Float[Tensor, "batch heads query key"],
     goals: Float[Tensor, "batch query key"],
     strength: Float[Tensor, "batch key"],
+    room: float = 1.0,
+    surplus: Surplus = "first",
 ) -> Float[Tensor, "batch heads query key"]:
-    """Interpolate the columns of some tokens towards goals; rows and columns keep their sums.
+    """Interpolate the columns of some tokens towards goals; every row keeps its sum.
 
-    With ``M_k = sum_q P_qk`` a token's mass over the map, ``g_k`` its goal, which sums to 1, and ``s_k`` its strength, the move
-    is ``D_qk = s_k (M_k g_qk - P_qk)``: its sum over the map is 0, so the token keeps its mass. The other tokens of a cell make
-    room, all by one factor: with ``F_q`` what they hold and ``D_q`` the sum of ``D_qk``, they become
-    ``P_qj (F_q - lambda D_q) / F_q``. ``lambda`` in [0, 1] is 1 wherever there is room, and otherwise the largest value at
-    which no cell needs more than it has, ``min_q F_q / D_q`` where ``D_q > F_q``: one number for each map and head.
+    With ``M_k = sum_q P_qk`` a token's mass over the map, ``g_k`` its goal, which sums to 1, and ``s_k`` its strength, it
+    keeps ``(1 - s_k) P_qk`` in a cell, and ``s_k M_k g_qk`` wants to come in. What the tokens do not keep of a cell is free;
+    at most the share ``room`` of that is given away, and where more wants to come in, all get less by one factor. So a token
+    never gains mass, and loses some only where its region has no room for it.
+
+    What is left of a cell belongs to the other tokens. Where they have to make room they shrink by one factor. Where they would
+    grow, ``surplus`` says who does: with ``others`` all of them in proportion; with ``first`` the first alone, which opens
+    every sentence and says nothing about it, whereas end and padding tokens know all of its words, and would draw the same
+    objects where their words have just been taken away.
 
     Args:
-        probs: At least 0.
+        probs: At least 0; token 0 opens the sentence.
         goals: Where each token's mass should lie; columns sum to 1, or to 0 for tokens that stay.
-        strength: In [0, 1]; 0 for tokens that stay.
+        strength: In [0, 1]; 0 for tokens that stay, the first one among them.
+        room: Largest share of what is free in a cell that tokens may take, in (0, 1].
+        surplus: ``first`` or ``others``; also ``first`` where a cell held none of the others.
 
     Returns:
-        Probabilities at least 0 with the row sums of ``probs``, and with its column sums for tokens of some strength.
+        Probabilities at least 0 with the row sums of ``probs``.
     """
     steered = (strength > 0).unsqueeze(1)[:, None]  # batch 1 1 key
-    mass = probs.sum(2, keepdim=True)
-    move = strength[:, None, None] * (mass * goals[:, None] - probs) * steered
-    wanted = move.sum(-1, keepdim=True)
-    free = probs.masked_fill(steered, 0).sum(-1, keepdim=True)
-    share = torch.where(wanted > free, free / wanted.clamp_min(_TINY), torch.ones_like(free)).amin(2, keepdim=True)
-    left = (free - share * wanted).clamp_min(0)
-    # Where a word held a cell alone there is no proportion to keep: what it leaves goes to the others alike.
-    others = (~steered).to(probs) / (~steered).sum(-1, keepdim=True).clamp_min(1)
-    rest = torch.where(free > _TINY, probs * (left / free.clamp_min(_TINY)), left * others)
-    return torch.where(steered, probs + share * move, rest)
+    moved = strength[:, None, None] * steered
+    kept = (1 - moved) * probs * steered
+    coming = moved * probs.sum(2, keepdim=True) * goals[:, None]
+    free = (probs.sum(-1, keepdim=True) - kept.sum(-1, keepdim=True)).clamp_min(0)
+    wanted = coming.sum(-1, keepdim=True)
+    share = (room * free / wanted.clamp_min(_TINY)).clamp_max(1)
+    others = probs.masked_fill(steered, 0)
+    left, held = (free - share * wanted).clamp_min(0), others.sum(-1, keepdim=True)
+    most = 1.0 if surplus == "first" else float("inf")
+    others = others * torch.where(held > _TINY, left / held.clamp_min(_TINY), 0.0).clamp_max(most)
+    others[..., :1] += (left - others.sum(-1, keepdim=True)).clamp_min(0)
+    return torch.where(steered, kept + share * coming, torch.where(moved.sum(-1, keepdim=True) > 0, others, probs))
 
 
 def even_goals(targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -76,11 +90,22 @@ class Transport(WindowEdit):
         window: When it acts.
         fade: Factor on the strength, in [0, 1].
         targets: Of the batch.
+        room: Largest share of what is free in a cell that words may take, in (0, 1].
+        surplus: Which tokens grow where words leave: ``first`` or ``others``.
     """
 
-    def __init__(self, sites: SiteSelector, scale: PerRow, window: Window, fade: Schedule, targets: Targets) -> None:
+    def __init__(
+        self,
+        sites: SiteSelector,
+        scale: PerRow,
+        window: Window,
+        fade: Schedule,
+        targets: Targets,
+        room: float = 1.0,
+        surplus: Surplus = "first",
+    ) -> None:
         super().__init__(sites, ("probs",), window, scale, len(targets.regions))
-        self.fade, self.targets = fade, targets
+        self.fade, self.targets, self.room, self.surplus = fade, targets, room, surplus
         self._goals: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def active(self, context: PassContext) -> bool:
@@ -92,4 +117,4 @@ class Transport(WindowEdit):
             self._goals[size] = even_goals(self.targets, *size)
         goals, factors = (part[rows].to(probs) for part in self._goals[size])
         strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * factors
-        return transport(probs, goals, strength)
+        return transport(probs, goals, strength, self.room, self.surplus)

@@ -72,7 +72,7 @@ def test_injection_follows_the_noise_and_ends_continuously() -> None:
 
 def test_the_number_of_steps_does_not_matter() -> None:
     """The same noise level, found at another place of another number of steps."""
-    fade, window = noise_fade(1.0, 1.0), Stable(guide_from=8.0, guide_until=2.0).window
+    fade, window = noise_fade(1.0, 1.0), Stable(guide=True, guide_from=8.0, guide_until=2.0).window
     few, many = Step(1, 10, 600.0, 2.5), Step(20, 50, 600.0, 2.5)
     assert fade(few) == fade(many) and window.active(few) and window.active(many)
     assert not window.active(Step(0, 10, 999.0, 10.0)) and not window.active(Step(5, 10, 1.0, 1.9))
@@ -80,8 +80,9 @@ def test_the_number_of_steps_does_not_matter() -> None:
 
 def test_parts_can_be_left_out() -> None:
     targets = cases.targets_of(cases.ROWS[0])
-    assert isinstance(Stable().edits(targets, 2)[0], Transport) and Stable(inject=False).edits(targets, 2) == []
-    assert Stable().window.active(cases.FLAT) and not Stable(guide=False).window.active(cases.FLAT)
+    assert isinstance(Stable().edits(targets, 2)[0], Transport)
+    assert Stable(inject=False, guide=True).edits(targets, 2) == []
+    assert Stable(guide=True).window.active(cases.FLAT) and not Stable().window.active(cases.FLAT)
 
 
 def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
@@ -98,6 +99,8 @@ def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
         ({"scale": 1.5}, r"scale must lie in \[0, 1\]; got 1.5"),
         ({"scale": -0.1}, r"scale must lie in \[0, 1\]; got -0.1"),
         ({"inject": False, "guide": False}, "inject and guide cannot both be false"),
+        ({"room": 0.0}, r"room must lie in \(0, 1\]; got 0.0"),
+        ({"surplus": "last"}, "surplus must be.*first.*others.*got 'last'"),
         ({"enough": 0.0}, r"enough must lie in \(0, 1\]; got 0.0"),
         ({"fade": -1.0}, "fade must be a number of at least 0; got -1.0"),
         ({"inject_until": math.inf}, "inject_until must be a number of at least 0; got inf"),
@@ -115,24 +118,24 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ in a run
 
 
-@pytest.mark.parametrize("options", [{}, {"space": "noise"}, {"inject": False}, {"guide": False}])
+@pytest.mark.parametrize("options", [{}, {"guide": True}, {"guide": True, "space": "noise"}, {"guide": True, "inject": False}])
 def test_strength_zero_is_no_method(options: dict[str, Any]) -> None:
     common.assert_no_method(common.four_rows("stable", [{"scale": 0.0, **options}]))
 
 
 @pytest.mark.parametrize("space", ["latents", "noise"])
 def test_four_rows_equal_rows_alone(space: str) -> None:
-    options = [{"scale": scale, "space": space, "enough": 0.9} for scale in (1.0, 0.3, 0.6, 0.9)]
+    options = [{"scale": scale, "guide": True, "space": space, "enough": 0.9} for scale in (1.0, 0.3, 0.6, 0.9)]
     cases.batch_equals_rows("stable", options)
 
 
 def test_injection_alone_equals_rows_alone() -> None:
-    common.assert_rows_equal_rows_alone(common.four_rows("stable", [{"scale": s, "guide": False} for s in (1.0, 0.5, 0.8)]))
+    common.assert_rows_equal_rows_alone(common.four_rows("stable", [{"scale": s} for s in (1.0, 0.5, 0.8)]))
 
 
 def test_a_row_that_has_enough_costs_no_gradient() -> None:
     """A word whose region is the whole picture has nothing outside."""
-    method = (MethodConfig("stable", {"iterations": 4}),)
+    method = (MethodConfig("stable", {"guide": True, "iterations": 4}),)
     easy = tiny.row("0", methods=method, regions=(Region("cat", box=(0, 0, 1, 1)),))
     hard = tiny.row("1", methods=method, regions=(Region("cat", box=(0, 0, 0.3, 0.3)),))
     costs = [result.cost for result in sample_batch(tiny.model(), [easy, hard])]
@@ -141,7 +144,7 @@ def test_a_row_that_has_enough_costs_no_gradient() -> None:
 
 
 def test_one_update_lowers_the_loss() -> None:
-    method = (MethodConfig("stable", {"inject": False, "iterations": 3, "step_size": 3.0}),)
+    method = (MethodConfig("stable", {"inject": False, "guide": True, "iterations": 3, "step_size": 3.0}),)
     _, events = cases.run([tiny.row("0", methods=method, steps=2)])
     first = [event.losses[0] for event in events if event.step.index == 0]
     assert len(first) == 3 and first[0] > first[1] > first[2] > 0
