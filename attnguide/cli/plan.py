@@ -15,10 +15,10 @@ DEMO: dict[str, Any] = {
     "prompt": "a red circle and a blue square on a white background",
     "regions": ["red circle=0.05,0.3,0.45,0.7", "blue square=0.55,0.3,0.95,0.7"],
     "seed": [0, 1, 2],
-    "methods": [{"name": "inject5", "scale": 2.0}, {"name": "mask_guidance"}],
+    "methods": [{"name": "inject5", "scale": 2.0}, {"name": "mask_guidance"}, {"name": "stable"}],
     "compare": True,
 }
-"""What is made where the user names no prompt: the same prompt and seeds plain, with injected maps, and guided."""
+"""What is made where the user names no prompt: the same prompt and seeds plain, with injected maps, guided, and with moved attention."""
 
 ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
 """Settings that a row may have a value of its own for."""
