@@ -59,7 +59,7 @@ def run_page(page: Path, names: dict[str, Any]) -> dict[str, Any]:
 def test_readme_runs(names: dict[str, Any], model: StableDiffusion) -> None:
     run_page(ROOT / "README.md", names)
     assert {path.name for path in Path().glob("*.png")} == {
-        f"{method}-seed{seed}.png" for method in ("plain", "inject5", "mask_guidance") for seed in (0, 1)
+        f"{method}-seed{seed}.png" for method in ("plain", "mask_guidance", "stable") for seed in (0, 1)
     }
     assert len(read_records("runs/step_size")) == 6
     _check_guidance(names["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))

@@ -18,7 +18,7 @@ DEMO: dict[str, Any] = {
     "methods": [{"name": "inject5", "scale": 2.0}, {"name": "mask_guidance"}, {"name": "stable"}],
     "compare": True,
 }
-"""What is made where the user names no prompt: the same prompt and seeds plain, with injected maps, guided, and with moved attention."""
+"""What is made where the user names no prompt: prompt and seeds plain, with injected maps, guided, with moved attention."""
 
 ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
 """Settings that a row may have a value of its own for."""
