@@ -59,8 +59,8 @@ class Stable(Guidance):
 
     *Guidance*, from the noise level ``guide_from`` down to ``guide_until``, on the network's own maps, which the injection does
     not touch: ``L = mean_r max(0, 1 - n_r inside_r / enough)^2``, with ``inside_r`` the share of a word's map in its region and
-    ``n_r`` the number of regions of the same word, each of which must hold its share. It costs a gradient a step; on the
-    embedded model it gained nothing over the injection alone, and is off unless asked for.
+    ``n_r`` the number of regions of the same word, each of which must hold its share. It costs a gradient a step, and is
+    off unless asked for.
 
     * ``L`` lies in [0, 1] and is exactly 0 once the regions hold ``enough``: such a row is left alone, and costs no gradient;
       the pull fades out towards that point instead of being cut.
