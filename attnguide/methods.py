@@ -150,7 +150,7 @@ METHODS: dict[str, MethodInfo] = {
     "stable": MethodInfo(
         "attnguide.guidance.stable:Stable",
         "guidance",
-        "each word's attention is moved into its region without adding any, and held there by a bounded gradient",
+        "each word's attention is moved into its region without adding any; a bounded gradient may hold it there",
     ),
     "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
     "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),

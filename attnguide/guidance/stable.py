@@ -1,4 +1,4 @@
-"""Stable steering: words' attention is moved without adding any, then held by a bounded gradient. The project's own method."""
+"""Stable steering: words' attention is moved, none is added, and a bounded gradient may hold it. Our own method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attnguide.types import Step
 
 _NEVER = Window(0.0, 0.0)
 _ITERATIONS = 3
-"""With the default windows a run costs less than two plain ones."""
+"""Updates a step, where nothing else is asked for."""
 
 
 def noise_fade(until: float, power: float) -> Schedule:
@@ -138,9 +138,10 @@ class Stable(Guidance):
         self.levels = None if levels is None else tuple(levels)
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
+        if not self.inject:
+            return []
         sites = SiteSelector(kind="cross", levels=self.levels)
-        edit = Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus)
-        return [edit] if self.inject else []
+        return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus)]
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         shares = targets.shares(targets.placed)

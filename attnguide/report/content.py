@@ -159,9 +159,9 @@ def _row(folder: Path, record: Record, label: str, metrics: Sequence[str]) -> Ro
 
 
 def _word_maps(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Mean maps over the picture; strips over the steps, which lie beside them, are too wide for a card."""
+    """Mean maps over the picture; the strips over the steps and the overview beside them are too wide for a card."""
     for path in sorted(folder.glob("*.png")):
-        if not path.stem.endswith("-steps"):
+        if not path.stem.endswith("-steps") and not path.name.startswith("_"):
             yield path.stem.replace("_", " "), path
 
 
@@ -170,7 +170,7 @@ def _number(text: str) -> str:
 
 
 def places(record: Record) -> str:
-    """A row's regions in words: phrases with boxes in percent."""
+    """A row's regions in words: phrases, with boxes as fractions of the picture."""
     found = json.loads(record["regions"]) if record.get("regions") else []
     return "; ".join(f"{region['phrase']}{_box(region)}" for region in found)
 

@@ -53,6 +53,7 @@ def report_page(folder: str | Path, *, limit: int = 200) -> str:
         content=read_content(folder, limit=limit),
         figure=_figure,
         picture=lambda row: _picture(folder, row),
+        word_map=_jpeg,
         places=places,
     )
 
@@ -61,20 +62,25 @@ def _figure(path: Path) -> str:
     """A file as a data address; large ones as JPEG."""
     if path.stat().st_size <= _LARGE:
         return _address(path.read_bytes(), "png")
-    with Image.open(path) as file:
-        return _encoded(file.convert("RGB"), "jpeg")
+    return _jpeg(path)
 
 
 def _picture(folder: Path, row: Row) -> str | None:
     """A row's picture with its regions drawn."""
     drawn = record_picture(folder, row.record)
-    return None if drawn is None else _encoded(drawn, "jpeg")
+    return None if drawn is None else _encoded(drawn)
 
 
-def _encoded(picture: Image.Image, kind: str) -> str:
+def _jpeg(path: Path) -> str:
+    """A picture's file, smaller: a page has hundreds of them."""
+    with Image.open(path) as file:
+        return _encoded(file.convert("RGB"))
+
+
+def _encoded(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=88)
-    return _address(buffer.getvalue(), kind)
+    picture.save(buffer, "jpeg", quality=88)
+    return _address(buffer.getvalue(), "jpeg")
 
 
 def _address(content: bytes, kind: str) -> str:

@@ -45,8 +45,8 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
 def fitting_batch_size(model: ModelAdapter, samples: Collection[Sample], devices: int = 1) -> int:
     """Most rows of a batch where nobody says how many: 8, and up to 16 of small pictures.
 
-    On a CPU small pictures take the less each, the more there are, up to about 16, and no less from there on. Beyond 8, a batch
-    has no more latent cells than 8 pictures of 512x512 pixels have under Stable Diffusion.
+    Few small pictures leave a machine half idle. Beyond 8, a batch has no more latent cells than 8 pictures of 512x512
+    pixels have under Stable Diffusion.
 
     Args:
         model: The adapter.

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     (run / "maps" / "a").mkdir(parents=True)
     for name in "abc":
         Image.new("RGB", (32, 32), "red").save(run / "samples" / f"{name}.png")
-    for name in ("red_circle", "red_circle-steps"):
+    for name in ("red_circle", "red_circle-steps", "_overview"):
         Image.new("RGB", (32, 32)).save(run / "maps" / "a" / f"{name}.png")
     Image.new("RGB", (64, 32)).save(run / "sheet.png")
     return run

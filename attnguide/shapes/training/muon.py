@@ -19,8 +19,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Matrices (``count rows columns``) with the same singular vectors and all singular values near 1.
 
-    Newton-Schulz steps ``X <- (a + b X X^T + c (X X^T)^2) X``, in bfloat16 as their published form: a two-percent error in an
-    update does not matter, and the steps cost a third as much.
+    Newton-Schulz steps ``X <- (a + b X X^T + c (X X^T)^2) X``, in bfloat16 as their published form: an update
+    need not be exact, and products of bfloat16 are cheaper.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalise(matrices.mT, iterations).mT
