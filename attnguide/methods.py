@@ -133,7 +133,7 @@ METHODS: dict[str, MethodInfo] = {
         "attnguide.guidance.self_guidance:SelfGuidance",
         "guidance",
         "centre, size and shape of a word's attention become its region's, through the noise prediction",
-        per_row=frozenset({"scale", "source_prompt"}),
+        per_row=frozenset({"scale", "source_prompt", "source_image"}),
     ),
     "initno": MethodInfo(
         "attnguide.guidance.initno:InitNO",
@@ -182,7 +182,7 @@ METHODS: dict[str, MethodInfo] = {
         "injection",
         "attention of another prompt's picture, token by token",
         needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "reweight", "word_windows", "blend", "blend_source"}),
+        per_row=frozenset({"scale", "source_prompt", "source_image", "reweight", "word_windows", "blend", "blend_source"}),
     ),
     "cross_attention_control": MethodInfo(
         "attnguide.injection.cross_attention_control:CrossAttentionControl",
@@ -196,7 +196,7 @@ METHODS: dict[str, MethodInfo] = {
         "injection",
         "self-attention is answered by another prompt's picture",
         needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "words", "source_words"}),
+        per_row=frozenset({"scale", "source_prompt", "source_image", "words", "source_words"}),
     ),
     "pag": MethodInfo(
         "attnguide.injection.pag:PerturbedAttention",
@@ -209,7 +209,7 @@ METHODS: dict[str, MethodInfo] = {
         "injection",
         "self-attention scores and features of another prompt's picture",
         needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "negative_prompt"}),
+        per_row=frozenset({"scale", "source_prompt", "source_image", "negative_prompt"}),
     ),
     "best_of_k": MethodInfo(
         "attnguide.sampling.best_of_k:BestOfK",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import build_methods, method_info, method_options
+from attnguide.sampling.replay import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import Sample, Step
 
@@ -60,6 +61,8 @@ def expected_cost(sample: Sample) -> Expected:
     forwards = sum(halves + _further(injections, step, halves) for step in steps)
     cost = total([Expected(forwards, 0, forwards, 0), *(_guided(guidance, steps) for guidance in guidances)])
     sources = expected_forwards(sample) if sample.methods else 0  # a plain picture needs no map
+    sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
+    sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
     return Expected(sources, 0, sources, 0).combined(cost, _tries(sample))
 
 

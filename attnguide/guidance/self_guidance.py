@@ -104,6 +104,9 @@ class SelfGuidance(Guidance):
         pinned_weights: Property (``centre``, ``size``, ``shape``, ``appearance``) -> weight of words without a place; those
             not named weigh nothing. The default is the ports', which leave the centre to the shape.
         source_prompt: Of the source, one for all rows, or one per row; the row's own when ``None``.
+        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
+            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
         feature_levels: Map levels of the decoder's features that appearance is taken from.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
@@ -131,6 +134,8 @@ class SelfGuidance(Guidance):
         pin: bool = False,
         pinned_weights: Mapping[str, float] = PINNED,
         source_prompt: str | Sequence[str | None] | None = None,
+        source_image: str | Sequence[str | None] | None = None,
+        source_iterations: int = 0,
         feature_levels: Sequence[int] = (0,),
         levels: tuple[int, ...] | None = None,
         scale: PerRow = 1.0,
@@ -153,7 +158,7 @@ class SelfGuidance(Guidance):
         self.weights, self.sharpness, self.pin = placed, sharpness, pin
         self.pinned_weights = {name: pinned_weights.get(name, 0.0) if pin else 0.0 for name in placed}
         if appearance_weight > 0 or any(self.pinned_weights.values()):
-            self.source = source_unless_idle(source_prompt, scale)
+            self.source = source_unless_idle(source_prompt, scale, source_image, source_iterations)
         if self.source is not None and (appearance_weight > 0 or self.pinned_weights["appearance"] > 0):
             self.features = SiteSelector("feature", tuple(feature_levels), places=("up",))
 

@@ -29,10 +29,16 @@ class Source:
         trajectory: ``own`` starts from the row's noise and is denoised on its own, both halves in every step (branches
             ``source`` and ``source_uncond``); ``shared`` reads the row's own latents, conditional half only, in those steps
             for which :meth:`Injection.branches` names the branch ``source``.
+        pictures: Files that stand for the source on an ``own`` trajectory: one for all rows, or one per row; where there is
+            one, the row starts from its inverted noise, and the source is at every step what inversion passed through
+            (:mod:`attnguide.sampling.replay`).
+        iterations: Evaluations per step of the inversion beyond the first.
     """
 
     prompts: str | Sequence[str | None] | None = None
     trajectory: Literal["own", "shared"] = "own"
+    pictures: str | Sequence[str | None] | None = None
+    iterations: int = 0
 
 
 class Injection(ABC):

@@ -33,6 +33,9 @@ class MasaCtrl(Injection):
 
     Args:
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
+        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
+            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
         union: See above.
         foreground: ``words`` or ``regions``; a row without any has no foreground.
         words: Phrases of the prompt, separated by commas, that are foreground; one text, or one per row.
@@ -59,6 +62,8 @@ class MasaCtrl(Injection):
         self,
         *,
         source_prompt: str | Sequence[str | None] | None = None,
+        source_image: str | Sequence[str | None] | None = None,
+        source_iterations: int = 0,
         union: bool = False,
         foreground: Literal["words", "regions"] = "words",
         words: Words | Sequence[Words] = None,
@@ -80,7 +85,7 @@ class MasaCtrl(Injection):
         self.threshold, self.mask_cells, self.scale = threshold, mask_cells, scale
         self.sites = SiteSelector("self", as_tuple(levels), places=as_tuple(places))
         self.window = Window(start, stop, unit)
-        self.source = source_unless_idle(source_prompt, scale)
+        self.source = source_unless_idle(source_prompt, scale, source_image, source_iterations)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:

@@ -42,6 +42,9 @@ class PlugAndPlay(Injection):
 
     Args:
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
+        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
+            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
         attention_stop: Progress at which self-attention is left alone again; nothing is done to it at 0.
         feature_stop: The same for features.
         attention_names: Glob patterns over the module paths of self-attention.
@@ -64,6 +67,8 @@ class PlugAndPlay(Injection):
         self,
         *,
         source_prompt: str | Sequence[str | None] | None = None,
+        source_image: str | Sequence[str | None] | None = None,
+        source_iterations: int = 0,
         attention_stop: float = 0.5,
         feature_stop: float = 0.8,
         attention_names: Sequence[str] | None = DECODER_BLOCKS,
@@ -86,7 +91,7 @@ class PlugAndPlay(Injection):
         self.attention_stop, self.feature_stop, self.scale, self.quirks = attention_stop, feature_stop, scale, quirks
         self.negative_prompt, self.negative_alpha = negative_prompt, negative_alpha
         self.negative_schedule = negative_schedule
-        self.source = source_unless_idle(source_prompt, scale)
+        self.source = source_unless_idle(source_prompt, scale, source_image, source_iterations)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:

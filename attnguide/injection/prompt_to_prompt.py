@@ -41,6 +41,9 @@ class PromptToPrompt(Injection):
 
     Args:
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
+        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
+            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
         edit: ``replace`` swaps words one for one; ``refine`` keeps the words both prompts have.
         reweight: Phrase of the prompt -> factor, which may be negative; one mapping, or one per row.
         cross_stop: Progress at which cross-attention is left alone again.
@@ -69,6 +72,8 @@ class PromptToPrompt(Injection):
         self,
         *,
         source_prompt: str | Sequence[str | None] | None = None,
+        source_image: str | Sequence[str | None] | None = None,
+        source_iterations: int = 0,
         edit: Literal["replace", "refine"] = "replace",
         reweight: Factors | Sequence[Factors] = None,
         cross_stop: float = 0.8,
@@ -92,7 +97,7 @@ class PromptToPrompt(Injection):
         self.cross_stop, self.self_stop, self.self_cells = cross_stop, self_stop, self_cells
         self.blend, self.blend_source = blend, blend_source
         self.blend_threshold, self.blend_start = blend_threshold, blend_start
-        self.source = source_unless_idle(source_prompt, scale)
+        self.source = source_unless_idle(source_prompt, scale, source_image, source_iterations)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:

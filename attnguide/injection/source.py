@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Source, per_row_items, phrase_positions
+from attnguide.prompt.regions import open_picture
 from attnguide.prompt.targets import Targets
 from attnguide.types import Branch, PassContext
 
@@ -25,10 +27,27 @@ Positions = tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
 """Token positions of words in every row's prompt, and in every row's source prompt."""
 
 
-def source_unless_idle(prompts: str | Sequence[str | None] | None, scale: PerRow) -> Source | None:
-    """A source on a trajectory of its own; ``None`` if no row has a strength, so that nothing is denoised for nobody."""
-    idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
-    return None if idle else Source(prompts)
+def source_unless_idle(
+    prompts: str | Sequence[str | None] | None,
+    scale: PerRow,
+    pictures: str | Sequence[str | None] | None = None,
+    iterations: int = 0,
+) -> Source | None:
+    """A source on a trajectory of its own; ``None`` if no row has a strength, so that nothing is denoised for nobody.
+
+    Raises:
+        ValueError: If a file is not a picture, or ``iterations`` is below 0.
+    """
+    if iterations < 0:
+        raise ValueError(f"source_iterations must be at least 0; got {iterations}.")
+    for picture in {pictures} if isinstance(pictures, str) else set(pictures or ()):
+        if picture is not None:
+            open_picture(Path(picture).expanduser(), "source_image")
+    if isinstance(scale, int | float):
+        return Source(prompts, "own", pictures, iterations) if scale != 0 else None
+    given = per_row_items("source_image", pictures, len(scale))
+    active = [picture if strength != 0 else None for picture, strength in zip(given, scale, strict=True)]
+    return Source(prompts, "own", active if any(active) else None, iterations) if any(scale) else None
 
 
 def from_source(values: Tensor, share: Tensor, context: PassContext, readers: Readers = HALVES) -> Tensor:

@@ -11,6 +11,7 @@ from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.branches import common_source, source_prompts
+from attnguide.sampling.replay import check_replay, pictured_rows
 from attnguide.sampling.source_maps import check_sources
 from attnguide.types import Sample
 
@@ -45,6 +46,8 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     for other in others:
         if other.truncated:
             raise ValueError(f"source_prompt {other.text!r} is longer than the text encoder reads.")
+    if pictured_rows(common_source([*guidances, *injections]), 1):
+        check_replay(model, model.make_scheduler(sample.scheduler, sample.steps), sample.steps)
     targets = Targets.build([sample], [tokenized], "cpu", others)
     if not guidances and not injections:
         return

@@ -24,6 +24,7 @@ from attnguide.sampling.guide import GuideRun, guide, optimise
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.sampling.replay import Replay, invert_sources, with_sources
 from attnguide.sampling.windows import warn_of_idle
 from attnguide.types import Sample, SampleResult, Step
 
@@ -90,15 +91,18 @@ class Sampler:
         scheduler = model.make_scheduler(first.scheduler, first.steps)
         warn_of_idle(self._methods(), scheduler.steps)
         shape, dtype = model.latent_shape(height, width), conditioning.cond.dtype
-        noise, sources = self._noise(targets, samples, shape, dtype, initial_latents)
+        replay = invert_sources(model, source, others, scheduler, first.steps, (height, width))
+        if replay is not None:
+            ledger.forward(replay.rows * replay.path.forwards)
+        noise, sources = self._noise(targets, samples, shape, dtype, initial_latents, replay)
         if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
-            twin, twin_sources = self._noise(targets, samples, shape, dtype, initial_latents)
+            twin, twin_sources = self._noise(targets, samples, shape, dtype, initial_latents, replay)
             noise, sources = torch.cat([noise, twin]), sources + twin_sources
         modules = model.attention_modules(height, width)
         every = {**modules, **model.feature_modules(height, width)}
         info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
-        latents = noise * scheduler.initial_sigma
-        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, every)
+        latents = with_sources(replay, noise * scheduler.initial_sigma, len(samples), 0)
+        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, every, replay)
 
     def _methods(self) -> list[Guidance | Injection]:
         return [*self.guidances, *self.injections]
@@ -125,6 +129,7 @@ class Sampler:
         shape: tuple[int, int, int],
         dtype: torch.dtype,
         given: Tensor | None,
+        replay: Replay | None,
     ) -> tuple[Tensor, list[torch.Generator]]:
         """Unit noise of every row, ``batch channels height width``, and the generators it was drawn from."""
         sources = generators([sample.seed for sample in samples])
@@ -133,6 +138,8 @@ class Sampler:
             if given.shape != noise.shape:
                 raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(given.shape)}.")
             noise = given.to(noise)
+        elif replay is not None:
+            noise = replay.noise(noise)
         for injection in self.injections:
             noise = injection.initial_noise(noise, targets)
         return noise, sources
@@ -165,6 +172,7 @@ class Sampler:
                 if shift is not None:
                     noise_pred = batch.scheduler.shift_noise(noise_pred, shift, step)
                 latents = batch.scheduler.step(noise_pred, step, latents, batch.sources)
+                latents = with_sources(batch.replay, latents, batch.branches.rows, step.index + 1)
                 latents = batch.after_step(latents, edits, step)
                 latents = batch.drop_broken(latents, step)
                 self.observer.on_denoise_step_end(step, batch.own(latents), batch.own(noise_pred))
@@ -226,6 +234,7 @@ class _Batch:
     ledger: Ledger
     observer: Observer
     modules: dict[Site, nn.Module]
+    replay: Replay | None = None
     stopped: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

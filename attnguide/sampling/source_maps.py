@@ -18,8 +18,9 @@ from attnguide.prompt.regions import open_picture, source_region
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import resolve
 from attnguide.sampling.cfg import pass_context
-from attnguide.sampling.inversion import encode_pictures, invert, noised, reconstruct
+from attnguide.sampling.inversion import encode_pictures, invert, noised
 from attnguide.sampling.observer import BatchInfo, Observer, Observers
+from attnguide.sampling.reconstruction import reconstruct
 from attnguide.sampling.sampler import Sampler
 from attnguide.sources.record import WordMaps, target_mask
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
