@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnguide.benchmark import bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
-from attnguide.methods import METHODS, method_info
+from attnguide.methods import METHODS, check_options, method_info
 from attnguide.metrics.distance import PictureDistance
 from attnguide.metrics.functional import box_iou
 from attnguide.models.load import load_model, quiet_libraries
@@ -314,13 +314,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     layouts = [row for name in categories for row in [one for one in layouts if one.category == name][: args.prompts]]
     if not layouts:
         raise SystemExit(f"--categories: no row of {args.layouts} is of {', '.join(categories)}")
-    args.out.mkdir(parents=True, exist_ok=True)
     if not args.table_only:
+        try:  # before a model is loaded
+            check_options(config for arm in chosen for config in arm.methods)
+            rows = {arm.name: rows_of(arm, layouts, args.seeds, args.steps, args.cfg_scale) for arm in chosen}
+            if args.seeds < 1 or args.batch_size < 1:
+                raise ValueError(f"--seeds and --batch-size must be at least 1; got {args.seeds} and {args.batch_size}")
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
         model = load_model(args.model)
         for arm in chosen:
             print(f"sampling {arm.name}", file=sys.stderr)
-            rows = rows_of(arm, layouts, args.seeds, args.steps, args.cfg_scale)
-            run_benchmark(model, expected_of(arm, layouts), rows, args.out / arm.name, batch_size=args.batch_size)
+            folder = args.out / arm.name
+            run_benchmark(model, expected_of(arm, layouts), rows[arm.name], folder, batch_size=args.batch_size)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.costs:
         pair = next((row for row in layouts if row.category in EDITABLE and len(row.boxes) > 1), layouts[0])
         measure_costs(args, chosen, pair)

@@ -1,7 +1,10 @@
-"""Make the README's figure: fixed prompts and seeds plain, with injected maps, and guided, with the asked boxes drawn.
+"""Make the figures of docs/: the README's, fixed prompts and seeds under several methods with the asked boxes drawn, and small
+copies of ablations' sheets.
 
-python scripts/make_figures.py                       # writes docs/plain_vs_guided.png
-python scripts/make_figures.py --model ./sd15 --out figure.png
+    python scripts/make_figures.py                       # writes docs/plain_vs_guided.png
+    python scripts/make_figures.py --model ./sd15 --out figure.png
+    attnguide ablate configs/ablations/number.yaml --seed 0 --out runs/number
+    python scripts/make_figures.py --sheet runs/number/sheets/seed0.png --width 1600 --out docs/number.png
 """
 
 from __future__ import annotations
@@ -80,15 +83,18 @@ def save(picture: Image.Image, path: Path) -> None:
             return
 
 
-def main() -> None:
-    """Sample and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="shapes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "plain_vs_guided.png")
-    args = parser.parse_args()
+def smaller(picture: Image.Image, width: int) -> Image.Image:
+    """The picture, at most ``width`` pixels wide."""
+    if picture.width <= width:
+        return picture
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+
+
+def figure(model: str) -> Image.Image:
+    """The README's figure, sampled now."""
     quiet_libraries()
     samples = rows()
-    results = {result.sample.id: result for result in sample_rows(load_model(args.model), samples)}
+    results = {result.sample.id: result for result in sample_rows(load_model(model), samples)}
     width = len(columns())
     cells: list[list[Image.Image | None]] = [[]]
     for sample in samples:
@@ -98,7 +104,23 @@ def main() -> None:
         if len(cells[-1]) == width:
             cells.append([])
     labels = [f"{scene.prompt} (seed {scene.seed})" for scene in SCENES]
-    save(contact_sheet(cells[:-1], column_labels=[name for name, _ in columns()], row_labels=labels, cell=CELL), args.out)
+    return contact_sheet(cells[:-1], column_labels=[name for name, _ in columns()], row_labels=labels, cell=CELL)
+
+
+def main() -> None:
+    """Sample and draw, or shrink."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "plain_vs_guided.png")
+    parser.add_argument("--sheet", type=Path, default=None, help="a sheet to make smaller instead of sampling")
+    parser.add_argument("--width", type=int, default=1600, help="of the smaller sheet, in pixels")
+    args = parser.parse_args()
+    if args.sheet is not None:
+        if not args.sheet.is_file() or args.width < 1:
+            parser.error(f"--sheet must be a picture's file and --width at least 1; got {args.sheet} and {args.width}")
+        save(smaller(Image.open(args.sheet).convert("RGB"), args.width), args.out)
+    else:
+        save(figure(args.model), args.out)
     print(f"{args.out}: {args.out.stat().st_size} bytes")
 
 

@@ -24,7 +24,7 @@ import yaml
 from bench_methods import CONFIGS, read_methods
 
 from attnguide.benchmark import layout_samples, run_benchmark, values_of
-from attnguide.methods import method_info, method_options
+from attnguide.methods import check_options, method_info, method_options
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model
 from attnguide.shapes.layouts import Layout, load_layouts
@@ -200,6 +200,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     layouts = [row for name in args.categories for row in [one for one in every if one.category == name][: args.prompts]]
     if not layouts:
         raise SystemExit(f"--categories: no row of the development file is of {', '.join(args.categories)}")
+    try:  # before a model is loaded
+        check_options(config for name in args.methods for config in read_methods(CONFIGS / f"{name}.yaml"))
+        if args.seeds < 1 or args.batch_size < 1:
+            raise ValueError(f"--seeds and --batch-size must be at least 1; got {args.seeds} and {args.batch_size}")
+        layout_samples(layouts, range(args.seeds), steps=args.steps)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     bench = Bench(load_model(args.model), layouts, args.seeds, args.steps, args.batch_size, args.out)
     plain = {metric: bench.trial("plain", {}, metric) for metric in ("region_hit", "presence")}
     for name in args.methods:

@@ -58,9 +58,16 @@ def test_every_method_has_an_arm_and_editing_brings_its_source() -> None:
     assert [arm.name for arm in bench_methods.arms(["box_diff"], "paper")] == ["plain", "box_diff"]
 
 
-def test_unknown_method_is_one_line() -> None:
+def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"Unknown method 'box_dif' .did you mean 'box_diff'"):
         bench_methods.main(["--methods", "box_dif"])
+    for wrong, said in (
+        ("--seeds", "seeds and --batch-size must be at least 1; got 0"),
+        ("--steps", "steps must be at least 1"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            bench_methods.main([wrong, "0", "--out", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_rows_of_all_arms_can_be_compared() -> None:

@@ -55,3 +55,17 @@ def test_large_pictures_are_saved_with_fewer_colours(script: object, tmp_path: P
     script.save(noise, tmp_path / "noise.png")
     with Image.open(tmp_path / "noise.png") as saved:
         assert saved.mode == "P"
+
+
+def test_sheets_are_made_smaller(script: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet, path = tmp_path / "sheet.png", tmp_path / "small.png"
+    Image.new("RGB", (300, 100), "red").save(sheet)
+    for width, size in ((150, (150, 50)), (600, (300, 100))):
+        monkeypatch.setattr(sys, "argv", ["m", "--sheet", str(sheet), "--width", str(width), "--out", str(path)])
+        script.main()
+        with Image.open(path) as saved:
+            assert saved.size == size and saved.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+    monkeypatch.setattr(sys, "argv", ["m", "--sheet", str(tmp_path / "gone.png"), "--out", str(tmp_path / "no.png")])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert not (tmp_path / "no.png").exists()
