@@ -49,12 +49,13 @@ def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch:
     words = command_of(path)
     assert words[:2] == ["attnguide", "sample"] and str(path) in words
     monkeypatch.chdir(tmp_path)
-    for name in words:
+    keys = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    pictures = [method["source_image"] for method in keys.get("methods", []) if "source_image" in method]
+    for name in [*words, *pictures]:
         if name.startswith("configs/"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "layouts.csv").write_text(f'prompt,obj1,bbox1\n{tiny.PROMPT},red cat,"0,0,256,512"\n')
-    keys = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
     steps = "4" if keys.get("scheduler") == "pndm" else "2"  # its Runge-Kutta start takes no fewer
     small = [*SMALL, "--steps", steps, *(ONE_PROCESS if "trainer" in keys else [])]
     seed = [] if "--seed" in words or "--rows" in words else ["--seed", "0"]
