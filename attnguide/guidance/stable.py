@@ -12,7 +12,7 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.update import PerRow, Refinement, Update
-from attnguide.injection.transport import Surplus, Transport
+from attnguide.injection.transport import Later, Surplus, Transport
 from attnguide.losses.containment import missing_share
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Schedule, Window, noise_variance
@@ -54,6 +54,8 @@ class Stable(Guidance):
       the share ``room`` of what is free in a cell: where nothing else is left the picture breaks.
     * Where words leave a cell the first token takes what they held. It says nothing about the prompt; end and padding tokens,
       which know all of it, would draw the objects there again.
+    * Outside of all regions the first token also takes what tokens after the last placed word hold, for the same reason
+      (:func:`~attnguide.injection.transport.hush_later`).
     * ``s_t = s ((v - v_end) / (1 - v_end))^fade`` follows the noise ``v = 1 - alpha_bar`` and ends at the noise level
       ``inject_until``, whatever the number of steps: places are decided early, and late steps draw undisturbed.
 
@@ -72,6 +74,8 @@ class Stable(Guidance):
         guide: Whether a gradient is followed.
         room: Largest share of what is free in a cell that words may take, in (0, 1].
         surplus: Which tokens grow where words leave: the ``first``, or all ``others`` in proportion.
+        later: Who holds, outside of all regions, what tokens after the last placed word held: the ``first``, or they ``keep``
+            it.
         inject_until: Noise level sigma at which the injection ends.
         fade: Power of its fading until then; 0 keeps the strength until it ends.
         guide_from: Noise level sigma from which on guidance acts; from the start when ``None``.
@@ -99,6 +103,7 @@ class Stable(Guidance):
         guide: bool = False,
         room: float = 0.9,
         surplus: Surplus = "first",
+        later: Later = "first",
         inject_until: float = 1.0,
         fade: float = 0.0,
         guide_from: float | None = None,
@@ -121,6 +126,8 @@ class Stable(Guidance):
                 raise ValueError(f"{option} must lie in (0, 1]; got {value}.")
         if surplus not in ("first", "others"):
             raise ValueError(f"surplus must be one of first, others; got {surplus!r}.")
+        if later not in ("first", "keep"):
+            raise ValueError(f"later must be one of first, keep; got {later!r}.")
         for option, value in {"inject_until": inject_until, "fade": fade}.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{option} must be a number of at least 0; got {value}.")
@@ -134,6 +141,7 @@ class Stable(Guidance):
         )
         self.scale, self.inject, self.enough, self.room = scale, inject, enough, room
         self.surplus: Surplus = surplus
+        self.later: Later = later
         self.fade = noise_fade(inject_until, fade)
         self.levels = None if levels is None else tuple(levels)
 
@@ -141,7 +149,7 @@ class Stable(Guidance):
         if not self.inject:
             return []
         sites = SiteSelector(kind="cross", levels=self.levels)
-        return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus)]
+        return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus, self.later)]
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         shares = targets.shares(targets.placed)

@@ -16,6 +16,7 @@ from attnguide.schedules import Schedule, Window
 from attnguide.types import PassContext
 
 Surplus = Literal["first", "others"]
+Later = Literal["first", "keep"]
 
 _TINY = 1e-12
 
@@ -64,6 +65,35 @@ def transport(
     return torch.where(steered, kept + share * coming, torch.where(moved.sum(-1, keepdim=True) > 0, others, probs))
 
 
+def hush_later(
+    probs: Float[Tensor, "batch heads query key"],
+    goals: Float[Tensor, "batch query key"],
+    strength: Float[Tensor, "batch key"],
+) -> Float[Tensor, "batch heads query key"]:
+    """Outside of all goals, hand what the tokens after the last steered one hold to the first token.
+
+    A causal text encoder lets those tokens know the steered words, most of all the end and padding tokens, and where they are
+    attended to the words' objects may be drawn without the words. A token loses the share ``s`` of what it holds in a cell, the
+    largest strength of the row; the first token gains it.
+
+    Args:
+        probs: At least 0; token 0 opens the sentence.
+        goals: As for :func:`transport`; a cell lies outside if no token has a goal there.
+        strength: Likewise.
+
+    Returns:
+        Probabilities at least 0 with the row sums of ``probs``.
+    """
+    steered, positions = strength > 0, torch.arange(strength.shape[-1], device=strength.device)
+    last = (positions * steered).amax(-1, keepdim=True)
+    later = ((positions > last) & steered.any(-1, keepdim=True))[:, None, None]
+    outside = (goals.sum(-1) == 0)[:, None, :, None]
+    taken = probs * strength.amax(-1)[:, None, None, None] * (later & outside)
+    hushed = probs - taken
+    hushed[..., 0] += taken.sum(-1)
+    return hushed
+
+
 def even_goals(targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Goals that are even over each region, with equal shares for all regions of a word.
 
@@ -92,6 +122,8 @@ class Transport(WindowEdit):
         targets: Of the batch.
         room: Largest share of what is free in a cell that words may take, in (0, 1].
         surplus: Which tokens grow where words leave: ``first`` or ``others``.
+        later: Who holds, outside of all regions, what tokens after the last placed word held: the ``first``
+            (:func:`hush_later`), or they ``keep`` it.
     """
 
     def __init__(
@@ -103,9 +135,10 @@ class Transport(WindowEdit):
         targets: Targets,
         room: float = 1.0,
         surplus: Surplus = "first",
+        later: Later = "first",
     ) -> None:
         super().__init__(sites, ("probs",), window, scale, len(targets.regions))
-        self.fade, self.targets, self.room, self.surplus = fade, targets, room, surplus
+        self.fade, self.targets, self.room, self.surplus, self.later = fade, targets, room, surplus, later
         self._goals: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def active(self, context: PassContext) -> bool:
@@ -117,4 +150,5 @@ class Transport(WindowEdit):
             self._goals[size] = even_goals(self.targets, *size)
         goals, factors = (part[rows].to(probs) for part in self._goals[size])
         strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * factors
-        return transport(probs, goals, strength, self.room, self.surplus)
+        moved = transport(probs, goals, strength, self.room, self.surplus)
+        return hush_later(moved, goals, strength) if self.later == "first" else moved

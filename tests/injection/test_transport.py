@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnguide.attention.sites import SiteSelector
-from attnguide.injection.transport import Transport, even_goals, transport
+from attnguide.injection.transport import Transport, even_goals, hush_later, transport
 from attnguide.schedules import Window, constant
 from attnguide.types import Region
 from tests import tiny
@@ -145,3 +145,38 @@ def test_the_fade_is_a_factor_on_the_strength() -> None:
     faded, weak = (_edit(scale, fade).probs(probs, common.CROSS, context) for scale, fade in ((0.8, 0.5), (0.4, 1.0)))
     torch.testing.assert_close(faded, weak)
     assert not _edit(1.0, 0.0).active(context) and _edit(1.0).active(context) and not _edit(0.0).active(context)
+
+
+def test_later_tokens_are_hushed_outside_by_hand() -> None:
+    """Token 1 of four is steered to cell 0: in cell 1 tokens 2 and 3 lose half of theirs to token 0."""
+    probs = torch.tensor([[[[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]]]], dtype=torch.float64)
+    goals = torch.tensor([[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    hushed = hush_later(probs, goals, torch.tensor([[0.0, 0.5, 0.0, 0.0]], dtype=torch.float64))
+    assert torch.equal(hushed[0, 0, 0], probs[0, 0, 0])
+    assert hushed[0, 0, 1].tolist() == pytest.approx([0.45, 0.2, 0.15, 0.2])
+    assert torch.equal(hush_later(probs, goals, torch.zeros(1, 4, dtype=torch.float64)), probs)
+
+
+def test_rows_keep_their_sums_when_later_tokens_are_hushed() -> None:
+    probs = torch.randn(3, 2, 6, 7, dtype=torch.float64).softmax(-1)
+    goals, strength = torch.zeros(3, 6, 7, dtype=torch.float64), torch.zeros(3, 7, dtype=torch.float64)
+    goals[:2, :2, 3], strength[:2, 3] = 0.5, torch.tensor([0.3, 1.0])
+    hushed = hush_later(probs, goals, strength)
+    torch.testing.assert_close(hushed.sum(-1), probs.sum(-1))
+    assert (hushed >= 0).all() and torch.equal(hushed[2], probs[2])  # a row without a strength
+    assert (hushed[1, :, 2:, 4:] == 0).all() and torch.equal(hushed[..., 1:4], probs[..., 1:4])
+
+
+@pytest.mark.parametrize("later", ["first", "keep"])
+def test_the_edit_hushes_unless_told_to_keep(later: str) -> None:
+    row = tiny.row()
+    edit = Transport(CROSS, 1.0, ALWAYS, constant(1.0), common.targets_of([row]), later=later)  # type: ignore[arg-type]
+    context = common.context_of(1)
+    probs = common.random_scores(context, common.CROSS).softmax(-1)
+    edited = edit.probs(probs, common.CROSS, context)
+    torch.testing.assert_close(edited.sum(-1), probs.sum(-1))
+    outside = edit._goals[4, 6][0][0].sum(-1) == 0
+    words = max(common.token_positions(row, tiny.BALL)) + 1
+    cond = context.positions("cond")[0]
+    assert outside.any()
+    assert bool((edited[cond][:, outside, words:] == 0).all()) == (later == "first")
