@@ -83,6 +83,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
 
 FIXED: dict[str, dict[str, Any]] = {
     "attend_and_excite": {"max_refinements": 5},
+    "bounded_attention": {"levels": [0, 1]},
     "box_diff": {"max_refinements": 5},
     "count_guidance": {"max_refinements": 5},
     "divide_and_bind": {"max_refinements": 5, "first_refinements": 10},
@@ -90,7 +91,8 @@ FIXED: dict[str, dict[str, Any]] = {
     "initno": {"rounds": 2, "last_iterations": 10, "max_refinements": 5},
     "saga": {"iterations": 20},
 }
-"""What is set beforehand: fewer repetitions than published, so that a picture costs at most a few plain ones."""
+"""What is set beforehand: fewer repetitions than published, so that a picture costs at most a few plain ones; and map levels
+where the smallest boxes cover no cell of the coarsest maps."""
 
 
 @dataclass(frozen=True)

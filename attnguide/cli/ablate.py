@@ -39,12 +39,15 @@ examples:
   attnguide ablate configs/ablations/function_scale.yaml --out runs/function_scale
   attnguide ablate configs/ablations/function_scale.yaml --out runs/function_scale --resume
   attnguide ablate configs/ablations/function_scale.yaml --method inject3 inject7 --method.scale 2
-  attnguide ablate configs/ablations/strength.yaml --curve stable --layouts benchmark --categories boxes
+  attnguide ablate configs/ablations/strength.yaml --way stable --layouts benchmark --categories boxes
+  attnguide ablate configs/ablations/function_scale.yaml --layouts development --prompts 2
   wandb sweep configs/ablations/function_scale.yaml"""
 
 _LEFT_OUT = ("compare",)
 _OWN = ("file", "dry_run")
 _LAYOUTS = ("layouts", "categories", "prompts")
+_SUBJECTS = {"layouts": _LAYOUTS, "rows": ("rows",), "prompt": ("prompt", "regions", "groups")}
+"""Each kind of what is drawn, and the settings that go with it; there is one kind a run."""
 
 
 def _more_categories(word: str) -> bool:
@@ -86,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         readers = {setting.name: setting.read for setting in known if setting.name not in _OWN}
         ablation, words = _picked(read_ablation(path, readers), words, known)
+        ablation = _with_other_subjects(ablation, words)
         asked = parse("attnguide ablate", words, _with_base(known, ablation.base), description=DESCRIPTION, examples=EXAMPLES)
         plan, rows = _plan(ablation, _merged(asked, known, ablation.base))
         costs = _costs(rows)
@@ -163,6 +167,15 @@ def _narrowed(ablation: Ablation, chosen: Mapping[str, Axis]) -> Ablation:
         told = ", ".join(f"{name} {' '.join(point.label for point in axis.points)}" for name, axis in chosen.items())
         raise UsageError(f"{ablation.path}: expected values of axes that go together; no cell has {told}")
     return found.pruned()
+
+
+def _with_other_subjects(ablation: Ablation, words: Sequence[str]) -> Ablation:
+    """The ablation without the base's own layouts, rows or prompt, where another kind was typed."""
+    typed = {kind for kind in _SUBJECTS if any(word.partition("=")[0] == f"--{kind}" for word in words)}
+    if not typed:
+        return ablation
+    others = {name for kind, names in _SUBJECTS.items() if kind not in typed for name in names}
+    return replace(ablation, base={name: value for name, value in ablation.base.items() if name not in others})
 
 
 def _with_base(known: Sequence[Setting], base: Mapping[str, Any]) -> list[Setting]:

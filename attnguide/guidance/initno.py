@@ -11,7 +11,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials
-from attnguide.guidance.noise_distribution import NoiseDistribution
+from attnguide.guidance.noise_search import NoiseJudgement, NoiseSearch
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
 from attnguide.guidance.word_maps import blur_deviation, mean_overlap, word_maps
@@ -113,8 +113,7 @@ class InitNO(Guidance):
             update=Update(sqrt_linear(step_size), scale, refinements=refinements),
         )
         self.optimise_at = 0.0 if rounds else None
-        self.rounds, self.iterations, self.last_iterations = rounds, iterations, last_iterations
-        self.learning_rate, self.kl_limit = learning_rate, kl_limit
+        self.search = NoiseSearch(rounds, iterations, last_iterations, learning_rate, kl_limit, by_score_alone=self.reference)
         self.cross_limit, self.own_limit = cross_limit, own_limit
         self.blur_std, self.until_end = blur_deviation(blur_std, self.reference), until_end
         self._seen: dict[int, Tensor] = {}
@@ -160,41 +159,16 @@ class InitNO(Guidance):
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
         scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
-        open_rows = [row for row, scale in enumerate(scales) if scale != 0]
-        tried: dict[int, list[NoiseDistribution]] = {row: [] for row in open_rows}
-        for number in range(self.rounds):
-            for row in open_rows:
-                fresh = latents[row] if number == 0 else trials.noise(row, latents[row])
-                tried[row].append(NoiseDistribution(fresh, self.learning_rate, self.kl_limit))
-            self._descend({row: tried[row][-1] for row in open_rows}, trials, self.iterations)
-            open_rows = [row for row in open_rows if not tried[row][-1].succeeded]
-        best = {row: min(found, key=self._rank) for row, found in tried.items()}
-        again = {r: NoiseDistribution(n.noise, self.learning_rate, self.kl_limit) for r, n in best.items() if not n.succeeded}
-        self._descend(again, trials, self.last_iterations)
-        chosen = {**best, **again}
-        return torch.stack([chosen[row].sample() if row in chosen else latents[row] for row in range(len(latents))])
+        return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self._judged)
 
-    def _rank(self, noise: NoiseDistribution) -> tuple[bool, float]:
-        return (not noise.succeeded and not self.reference, noise.score)
-
-    def _descend(self, noises: dict[int, NoiseDistribution], trials: Trials, iterations: int) -> None:
-        """Optimise one noise of each row, together, until each succeeds or the passes are used up."""
-        for _ in range(iterations):
-            rows = [row for row, noise in noises.items() if not noise.succeeded]
-            if not rows:
-                return
-            terms: list[Terms] = []
-
-            def judge(maps: AttentionMaps, targets: Targets, terms: list[Terms] = terms) -> Tensor:
-                terms.append(self.terms(maps, targets))
-                return self.opening(terms[0])
-
-            gradients = trials.gradient(torch.stack([noises[row].sample() for row in rows]), rows, judge)
-            for row, cross, own, gradient in zip(rows, terms[0].cross.tolist(), terms[0].own.tolist(), gradients, strict=True):
-                noises[row].score = cross + (own if own > 1e-6 else own + 1.0)
-                noises[row].succeeded = cross < self.cross_limit and own < self.own_limit
-                if not noises[row].succeeded:
-                    noises[row].move(gradient)
+    def _judged(self, maps: AttentionMaps, targets: Targets) -> NoiseJudgement:
+        terms = self.terms(maps, targets)
+        pairs = list(zip(terms.cross.tolist(), terms.own.tolist(), strict=True))
+        return NoiseJudgement(
+            self.opening(terms),
+            [cross + (own if own > 1e-6 else own + 1.0) for cross, own in pairs],
+            [cross < self.cross_limit and own < self.own_limit for cross, own in pairs],
+        )
 
     @staticmethod
     def opening(terms: Terms) -> Tensor:

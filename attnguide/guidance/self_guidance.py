@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
@@ -17,7 +16,7 @@ from attnguide.guidance.base import Guidance, LossOutput, cross_sites, require_c
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
 from attnguide.injection.source import source_unless_idle
-from attnguide.losses.shape import appearance, centroid, soft_shape
+from attnguide.losses.properties import ROUNDING, Properties, apart, appearances
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Window, constant
 from attnguide.types import Step
@@ -31,42 +30,6 @@ class _ThenEverySecond(Window):
 
     def active(self, step: Step) -> bool:
         return super().active(step) and (step.progress < self.alternate or step.index % 2 == 0)
-
-
-_ROUNDING = 1e-5
-"""A row may begin as its source: the sign of what rounding leaves between the two must not steer it."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Properties:
-    """Of regions' maps or masks: ``centre`` is ``batch regions 2``, ``size`` ``batch regions``, ``shape`` one map each."""
-
-    centre: Tensor
-    size: Tensor
-    shape: Tensor
-
-    def distance(self, wanted: _Properties, weights: Mapping[str, float], slack: float = 0.0) -> Tensor:
-        """Weighted sum of the properties' distances, ``batch regions``."""
-        centre = _apart(self.centre, wanted.centre, slack).sum(-1)
-        outline = _apart(self.shape, wanted.shape, slack).mean((-2, -1))
-        size = _apart(self.size, wanted.size, slack)
-        return weights["centre"] * centre + weights["size"] * size + weights["shape"] * outline
-
-
-def _apart(first: Tensor, second: Tensor, slack: float = _ROUNDING) -> Tensor:
-    """Absolute difference, without value and slope up to ``slack``."""
-    difference = (first - second).abs()
-    return torch.where(difference > slack, difference, 0.0)
-
-
-def _appearances(maps: AttentionMaps, words: Sequence[_Properties]) -> list[Tensor]:
-    """Of every phrase at every feature site, under the mean of the attention sites' shapes: ``batch regions channels`` each."""
-    found = []
-    for site, features in maps.features.items():
-        size = (site.height, site.width)
-        shapes = [F.interpolate(one.shape.detach(), size, mode="bilinear", align_corners=False) for one in words]
-        found.append(appearance(features, torch.stack(shapes).mean(0)))
-    return found
 
 
 PINNED: Mapping[str, float] = {"centre": 0.0, "size": 0.9, "shape": 0.9, "appearance": 0.3}
@@ -178,7 +141,7 @@ class SelfGuidance(Guidance):
         """Weighted distance of each phrase's properties from its region's at one site, ``batch regions``."""
         own = self._properties(site, probs, targets.tokens)
         masks = targets.joined_masks(site.height, site.width).to(own.shape.dtype)
-        return own.distance(_Properties(centroid(masks), masks.mean((-2, -1)), masks), self.weights)
+        return own.distance(Properties.of_masks(masks), self.weights)
 
     def _changed(self, maps: AttentionMaps, source: AttentionMaps, targets: Targets) -> Tensor:
         """Weighted distance of phrases from what they are in the source, ``batch``."""
@@ -188,18 +151,17 @@ class SelfGuidance(Guidance):
             (self._properties(site, probs, targets.tokens), self._properties(site, source.probs[site], tokens))
             for site, probs in maps.probs.items()
         ]
-        changed = torch.stack([own.distance(other, self.pinned_weights, _ROUNDING) for own, other in pairs]).mean(0) * pinned
+        changed = torch.stack([own.distance(other, self.pinned_weights, ROUNDING) for own, other in pairs]).mean(0) * pinned
         if self.features is not None:
-            seen, wanted = _appearances(maps, [own for own, _ in pairs]), _appearances(source, [other for _, other in pairs])
-            looks = [_apart(a, b).mean(-1) for a, b in zip(seen, wanted, strict=True)]
+            seen, wanted = appearances(maps, [own for own, _ in pairs]), appearances(source, [other for _, other in pairs])
+            looks = [apart(a, b).mean(-1) for a, b in zip(seen, wanted, strict=True)]
             weights = self.weights["appearance"] * placed + self.pinned_weights["appearance"] * pinned
             changed = changed + torch.stack(looks).mean(0) * weights
         return (changed * targets.weights).sum(1)
 
-    def _properties(self, site: Site, probs: Tensor, tokens: Tensor) -> _Properties:
+    def _properties(self, site: Site, probs: Tensor, tokens: Tensor) -> Properties:
         words = region_maps(probs.mean(1), tokens).unflatten(-1, (site.height, site.width))
-        shape = soft_shape(words, self.sharpness)
-        return _Properties(centroid(words), shape.mean((-2, -1)), shape)
+        return Properties.of_words(words, self.sharpness)
 
     def _source_tokens(self, targets: Targets) -> Tensor:
         """Averaging weights of the words that are compared with the source's, in its prompt."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
+from attnguide.injection.aligned_attention import AlignedCrossAttention, token_spans
 from attnguide.injection.base import (
     Factors,
     Injection,
@@ -24,7 +25,7 @@ from attnguide.injection.local_blend import LocalBlend
 from attnguide.injection.source import CONDITIONAL, Words, from_source, source_unless_idle
 from attnguide.prompt.alignment import refinement_matrix, replacement_matrix
 from attnguide.prompt.targets import Targets
-from attnguide.prompt.tokens import TokenizedPrompt, token_indices
+from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Window
 from attnguide.types import PassContext, Step
 
@@ -111,10 +112,23 @@ class PromptToPrompt(Injection):
             start=self.blend_start,
             cells=self.self_cells,
         )
-        edits: list[Edit] = [_CrossAttention(self, targets)]
+        edits: list[Edit] = [self._cross_attention(targets)]
         if blend.blends:  # the first to come sees the prompt's own maps
             edits.insert(1 if self.quirks == "reference" else 0, blend)
         return [*edits, _SelfAttention(self, targets)] if self.self_stop > 0 else edits
+
+    def _cross_attention(self, targets: Targets) -> AlignedCrossAttention:
+        pairs = list(zip(targets.source_prompts, targets.tokenized, strict=True))
+        reweight = per_row_items("reweight", self.reweight, len(pairs))
+        windows = per_row_items("word_windows", self.word_windows, len(pairs))
+        return AlignedCrossAttention(
+            self.scale,
+            torch.stack([_alignment(self, *pair) for pair in pairs]).to(targets.device),
+            torch.stack([token_factors(given, new) for given, (_, new) in zip(reweight, pairs, strict=True)]),
+            [token_spans(given, (0.0, self.cross_stop), new) for given, (_, new) in zip(windows, pairs, strict=True)],
+            self.covers,
+            keeps=not (self.edit == "replace" and self.quirks == "reference"),
+        )
 
     def covers(self, step: Step, start: float, stop: float) -> bool:
         """Whether a word's window of progress includes a step."""
@@ -142,48 +156,8 @@ class _SelfAttention(WindowEdit):
         return from_source(probs, self.gate(probs, context), context, CONDITIONAL)
 
 
-class _CrossAttention(WindowEdit):
-    """Replaces cross-attention token by token."""
-
-    def __init__(self, method: PromptToPrompt, targets: Targets) -> None:
-        super().__init__(SiteSelector(kind="cross"), ("probs",), Window(), method.scale, len(targets.regions))
-        self.method = method
-        pairs = list(zip(targets.source_prompts, targets.tokenized, strict=True))
-        self.matrix = torch.stack([_alignment(method, *pair) for pair in pairs]).to(targets.device)
-        reweight = per_row_items("reweight", method.reweight, len(pairs))
-        self.factors = torch.stack([token_factors(given, new) for given, (_, new) in zip(reweight, pairs, strict=True)])
-        windows = per_row_items("word_windows", method.word_windows, len(pairs))
-        self.spans = [_spans(method, given, new) for given, (_, new) in zip(windows, pairs, strict=True)]
-        self.keeps = not (method.edit == "replace" and method.quirks == "reference")
-
-    def active(self, context: PassContext) -> bool:
-        step = context.step
-        return super().active(context) and any(self.method.covers(step, *span) for spans in self.spans for span in spans)
-
-    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        own, source = context.paired("cond", "source")
-        rows = [context.rows[position] for position in own]
-        matrix, factors = self.matrix[rows].to(probs).unsqueeze(1), self.factors[rows].to(probs)[:, None, None]
-        unaligned = (matrix.abs().sum(2, keepdim=True) == 0).to(probs) * self.keeps
-        goal = factors * (probs[source] @ matrix + probs[own] * unaligned)
-        now = [[float(self.method.covers(context.step, *span)) for span in self.spans[row]] for row in rows]
-        share = self.gate(probs, context)[own] * torch.tensor(now).to(probs)[:, None, None]
-        edited = probs.clone()
-        edited[own] = torch.lerp(probs[own], goal, share)
-        return edited
-
-
 def _alignment(method: PromptToPrompt, source: TokenizedPrompt, target: TokenizedPrompt) -> Tensor:
     by_position = method.quirks == "reference"
     if method.edit == "replace":
         return replacement_matrix(source, target, misaligned_tail=by_position)
     return refinement_matrix(source, target, padding_by_position=by_position)
-
-
-def _spans(method: PromptToPrompt, given: Spans, prompt: TokenizedPrompt) -> list[tuple[float, float]]:
-    """Window of every token."""
-    spans = [(0.0, method.cross_stop)] * len(prompt.ids)
-    for phrase, (start, stop) in (given or {}).items():
-        for position in token_indices(prompt, phrase):
-            spans[position] = (float(start), float(stop))
-    return spans

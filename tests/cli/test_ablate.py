@@ -217,6 +217,17 @@ def test_layouts_and_curves_are_chosen_from(attnguide: Command) -> None:
     assert ended.status == 2 and "no cell has way moved, strength 2" in ended.err
 
 
+def test_what_is_drawn_is_replaced_as_a_whole(attnguide: Command) -> None:
+    """Layouts in the place of the base's prompt with its regions, and a prompt in the place of layouts."""
+    Path("trial.yaml").write_text(f"{BASE}parameters:\n  method: {{values: [inject1, inject2]}}\n")
+    words = ("--layouts", "development", "--categories", "boxes", "--prompts", "2", "--dry-run")
+    said = attnguide("ablate", "trial.yaml", *words).out
+    assert "2 cells for 2 prompts and seeds, 6 rows, 2 of them plain" in said
+    Path("trial.yaml").write_text("base: {layouts: development}\nparameters:\n  method: {values: [inject1]}\n")
+    said = attnguide("ablate", "trial.yaml", "--prompt=a red cat", "--region", "red cat=0,0,1,1", "--dry-run").out
+    assert "1 cells for 1 prompts and seeds, 2 rows" in said
+
+
 BASE = "base: {prompt: a red cat, regions: ['red cat=0,0,1,1']}\n"
 WRONG = [
     ([], "", ["file: expected an ablation's YAML file"]),
@@ -262,7 +273,7 @@ WRONG = [
     (["trial.yaml"], "base:\n  prompts: 0\nparameters:\n  steps: {values: [1]}\n", ["trial.yaml, line 2", "at least 1", "0"]),
     (["trial.yaml", "--prompts", "2"], f"{BASE}parameters:\n  steps: {{values: [1]}}\n", ["prompts: expected layouts", "2"]),
     (
-        ["trial.yaml", "--layouts", "development"],
+        ["trial.yaml", "--layouts", "development", "--prompt", "a red circle"],
         f"{BASE}parameters:\n  steps: {{values: [1]}}\n",
         ["layouts: expected either layouts, rows or a prompt"],
     ),

@@ -1,15 +1,12 @@
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site
-from attnguide.sampling.cfg import pass_context
-from attnguide.types import MethodConfig, PassContext, Region, Step
+from attnguide.types import MethodConfig, Region
 from tests import tiny
 from tests.guidance import cases
 from tests.reference import bounded_attention as reference
@@ -19,19 +16,7 @@ TARGETS = cases.targets_of({"prompt": tiny.PROMPT, "regions": (tiny.CAT, Region(
 CAT = [x < 3 for y in range(4) for x in range(6)]
 BALL = [x >= 3 and y >= 2 for y in range(4) for x in range(6)]
 WORDS = [(2, 3), (6, 7)]
-SILENT = (1, 4, 5)  # a, and, a
 END = 8
-CROSS, SELF = SITES[1], SITES[3]
-
-
-def _bounds(**options: Any) -> Edit:
-    (edit,) = cases.guidance("bounded_attention", **options).edits(TARGETS, 1)
-    return edit
-
-
-def _context(index: int = 0, count: int = 50, kind: Any = "denoise") -> PassContext:
-    branches: tuple[Any, ...] = ("uncond", "cond") if kind == "denoise" else ("cond",)
-    return pass_context(cases.at(index, count), kind, [0], branches)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -57,61 +42,6 @@ def test_by_hand() -> None:
 
 def test_gradcheck() -> None:
     assert cases.gradient_is_right(cases.guidance("bounded_attention"), SITES, TARGETS)
-
-
-@pytest.mark.parametrize("kind", ["denoise", "guide"])
-def test_words_are_hidden_as_in_the_reference(kind: str) -> None:
-    context = _context(kind=kind)
-    scores = torch.randn(len(context.rows), 2, 24, tiny.LENGTH, dtype=torch.float64)
-    probs = _bounds().scores(scores, CROSS, context).softmax(-1)
-    background = [not a and not b for a, b in zip(CAT, BALL, strict=True)]
-
-    def sees(query: int, token: int) -> bool:
-        if kind == "guide":
-            around = [[inside or b for inside, b in zip(mask, background, strict=True)] for mask in (CAT, BALL)]
-            return reference.sees_word(query, token, around, WORDS, SILENT)
-        return reference.sees_word(query, token, [CAT, BALL], WORDS, SILENT) and not (background[query] and token == END)
-
-    expected = reference.masked_softmax(scores[-1, 0].numpy(), sees)
-    np.testing.assert_allclose(probs[-1, 0].numpy(), expected, atol=1e-9)
-    if kind == "denoise":
-        assert torch.equal(probs[0], scores[0].softmax(-1))
-
-
-def test_subjects_are_hidden_from_one_another_as_in_the_reference() -> None:
-    scores = torch.randn(2, 2, 24, 24, dtype=torch.float64)
-    probs = _bounds().scores(scores, SELF, _context()).softmax(-1)
-    for half in range(2):
-        expected = reference.masked_softmax(scores[half, 1].numpy(), lambda q, k: reference.sees_cell(q, k, [CAT, BALL]))
-        np.testing.assert_allclose(probs[half, 1].numpy(), expected, atol=1e-9)
-
-
-def _show(edit: Edit, step: Step, cells: Tensor) -> None:
-    """One pass in which the cat's word, and the cells of each picture half, are looked at as given."""
-    context = pass_context(step, "denoise", [0], ("uncond", "cond"))
-    words = torch.full((2, 1, 24, tiny.LENGTH), 0.01)
-    words[..., 3] = cells
-    words[..., 7] = 1 - cells
-    alike = (cells[:, None] == cells[None]).float().expand(2, 1, 24, 24) / 12
-    for site, probs in ((CROSS, words), (SELF, alike)):
-        edit.scores(probs.log(), site, context)
-        edit.probs(probs, site, context)
-
-
-def test_masks_follow_the_clusters_of_self_attention() -> None:
-    """The upper left of the cat's box attends to itself: from refinement on that is the cat, and the rest of its box nobody."""
-    cells = torch.tensor([float(x < 3 and y < 2) for y in range(4) for x in range(6)])
-    context = _context(16)
-
-    def seen(edit: Edit) -> Tensor:
-        for index in range(15):
-            _show(edit, cases.at(index), cells)
-        _show(edit, cases.at(15), cells)
-        return edit.scores(torch.zeros(2, 1, 24, tiny.LENGTH), CROSS, context)[1, 0, :, 3] == 0
-
-    assert seen(_bounds(clusters=1)).tolist() == [bool(cell) for cell in cells]
-    assert seen(_bounds(clusters=1, refine=False)).tolist() == CAT
-    assert seen(_bounds(clusters=1, refine_start=0.5)).tolist() == CAT
 
 
 def test_what_it_reads_and_how_far_it_steps() -> None:

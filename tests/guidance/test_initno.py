@@ -8,7 +8,6 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.guidance.initno import InitNO, Terms
-from attnguide.guidance.noise_distribution import NoiseDistribution
 from attnguide.types import MethodConfig, Region
 from tests import tiny
 from tests.guidance import cases
@@ -63,18 +62,6 @@ def test_own_attention_counts_once_words_are_attended_to() -> None:
     cross, own = torch.tensor([0.4, 0.6]), torch.tensor([0.3, 0.3])
     opening = InitNO.opening(Terms(cross, own, torch.tensor([0.1, 0.1]), cross))
     torch.testing.assert_close(opening, torch.tensor([0.8, 0.7]))
-
-
-def test_noise_moves_as_in_the_reference() -> None:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(24, dtype=torch.float64, generator=generator)
-    gradients = [torch.randn(24, dtype=torch.float64, generator=generator) * size for size in (0.1, 1.0, 5.0, 0.01) * 6]
-    noise = NoiseDistribution(start, 0.01, 1e-3)
-    for gradient in gradients:
-        noise.move(gradient)
-    expected = reference.optimised(start.numpy(), [gradient.numpy() for gradient in gradients])
-    np.testing.assert_allclose(noise.sample().numpy(), expected, rtol=1e-6)
-    assert np.abs(expected - start.numpy()).max() > 1e-3
 
 
 class _Scripted:

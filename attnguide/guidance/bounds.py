@@ -1,0 +1,104 @@
+"""Who may see whom: attention bounded by subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.clusters import SubjectMasks
+from attnguide.prompt.function_words import function_word_positions
+from attnguide.prompt.targets import Targets
+from attnguide.types import PassContext, Step
+
+
+def subject_words(targets: Targets) -> Tensor:
+    """True at the words of each placed region, ``batch regions tokens``."""
+    return (targets.tokens > 0) & targets.placed[..., None]
+
+
+def end_token(targets: Targets) -> Tensor:
+    """True at the first end token, ``batch tokens``."""
+    return torch.arange(targets.tokens.shape[-1], device=targets.device) == targets.end[:, None]
+
+
+class SubjectBounds(Edit):
+    """Masks both kinds of attention by subject (Bounded Attention, https://arxiv.org/abs/2403.16990), in one batch of rows.
+
+    Every placed region is a subject. In cross-attention, conditional half, a cell of a subject sees of the subjects' words only
+    its own, a background cell sees none and no end token (in guide passes it sees them all), and function words are hidden
+    from all; in self-attention, both halves, a cell of one subject does not see the others.
+
+    Args:
+        targets: All rows.
+        on: For each row, whether it is masked at all.
+        masks: Of the subjects; refined from maps of the denoising passes.
+        remembered: The sites whose maps they are refined from, of one map size; ``None`` if masks stay as they are.
+        start: Progress at which refinement begins.
+        every: Progress between one refinement and the next, above 0.
+    """
+
+    stages = frozenset({"scores", "probs"})
+    sites = SiteSelector(where=lambda site: site.kind in ("cross", "self"))
+
+    def __init__(
+        self,
+        targets: Targets,
+        on: Sequence[bool],
+        masks: SubjectMasks,
+        remembered: SiteSelector | None,
+        start: float,
+        every: float,
+    ) -> None:
+        self.on, self.masks, self.remembered, self.start, self.every = list(on), masks, remembered, start, every
+        self.words, self.end = subject_words(targets), end_token(targets)
+        self.silent = torch.zeros_like(self.end)
+        for row, prompt in enumerate(targets.tokenized):
+            self.silent[row, list(function_word_positions(prompt))] = True
+        self._context: PassContext | None = None
+
+    def active(self, context: PassContext) -> bool:
+        return context.kind in ("denoise", "guide") and any(self.on[row] for row in context.rows)
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        if context is not self._context and context.kind == "denoise":
+            self._context = context
+            if self._due(context.step):
+                self.masks.refine()
+        rows = list(context.rows)
+        masks = self.masks.at(site.height, site.width)[rows]
+        hidden = self._hidden_words(masks, rows, context) if site.kind == "cross" else _hidden_cells(masks)
+        halves = ("cond",) if site.kind == "cross" else ("cond", "uncond")
+        touched = [self.on[row] and branch in halves for row, branch in zip(rows, context.branches, strict=True)]
+        hidden = hidden & torch.tensor(touched, device=hidden.device)[:, None, None]
+        return scores.masked_fill(hidden[:, None].to(scores.device), torch.finfo(scores.dtype).min)
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        if self.remembered is not None and context.kind == "denoise" and self.remembered.matches(site):
+            self.masks.see(site, probs[context.positions("cond")].detach().mean(1))
+        return probs
+
+    def _due(self, step: Step) -> bool:
+        """Whether masks are refined before this step."""
+        interval = max(1, round(self.every * step.count))
+        late = step.begins and step.progress >= self.start
+        return late and (not self.masks.refined or step.index % interval == 0)
+
+    def _hidden_words(self, masks: Tensor, rows: list[int], context: PassContext) -> Tensor:
+        """True where a query may not see a token, ``batch query token``."""
+        words, background = self.words[rows], ~masks.any(1)
+        guiding = context.kind == "guide"
+        seeing = masks | background[:, None] if guiding else masks
+        visible = torch.einsum("brq,brk->bqk", seeing.float(), words.float()) > 0
+        hidden = (words.any(1) | self.silent[rows])[:, None] & ~visible
+        return hidden if guiding else hidden | (background[:, :, None] & self.end[rows][:, None])
+
+
+def _hidden_cells(masks: Tensor) -> Tensor:
+    """True where a cell may not see another, ``batch query key``."""
+    background = ~masks.any(1)
+    together = torch.einsum("brq,brk->bqk", masks.float(), masks.float()) > 0
+    return ~(together | background[:, :, None] | background[:, None, :])

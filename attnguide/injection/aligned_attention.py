@@ -1,0 +1,74 @@
+"""Cross-attention of another prompt put into a row's own, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.update import PerRow
+from attnguide.injection.base import WindowEdit
+from attnguide.prompt.tokens import TokenizedPrompt, token_indices
+from attnguide.schedules import Window
+from attnguide.types import PassContext, Step
+
+Span = tuple[float, float]
+"""Where a token's window of progress begins and ends."""
+
+
+class AlignedCrossAttention(WindowEdit):
+    """``P_j`` becomes ``c_j (sum_i P_src,i M_ij + P_j k_j)`` within token j's window (https://arxiv.org/abs/2208.01626).
+
+    ``k_j`` is 1 for tokens to which ``M`` gives nothing of the source, if ``keeps``, and else 0.
+
+    Args:
+        scale: Share of the edit, one number or one per row.
+        matrix: ``M``, ``batch source_token token``.
+        factors: ``c``, ``batch token``.
+        spans: Each row's window for each token.
+        covers: Whether a window of progress includes a step.
+        keeps: See above.
+    """
+
+    def __init__(
+        self,
+        scale: PerRow,
+        matrix: Tensor,
+        factors: Tensor,
+        spans: Sequence[Sequence[Span]],
+        covers: Callable[[Step, float, float], bool],
+        keeps: bool,
+    ) -> None:
+        super().__init__(SiteSelector(kind="cross"), ("probs",), Window(), scale, len(matrix))
+        self.matrix, self.factors, self.spans, self.covers, self.keeps = matrix, factors, spans, covers, keeps
+
+    def active(self, context: PassContext) -> bool:
+        step = context.step
+        return super().active(context) and any(self.covers(step, *span) for spans in self.spans for span in spans)
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        own, source = context.paired("cond", "source")
+        rows = [context.rows[position] for position in own]
+        matrix, factors = self.matrix[rows].to(probs).unsqueeze(1), self.factors[rows].to(probs)[:, None, None]
+        unaligned = (matrix.abs().sum(2, keepdim=True) == 0).to(probs) * self.keeps
+        goal = factors * (probs[source] @ matrix + probs[own] * unaligned)
+        now = [[float(self.covers(context.step, *span)) for span in self.spans[row]] for row in rows]
+        share = self.gate(probs, context)[own] * torch.tensor(now).to(probs)[:, None, None]
+        edited = probs.clone()
+        edited[own] = torch.lerp(probs[own], goal, share)
+        return edited
+
+
+def token_spans(given: Mapping[str, Sequence[float]] | None, otherwise: Span, prompt: TokenizedPrompt) -> list[Span]:
+    """Window of every token of a prompt: the one given for its phrase, ``otherwise`` for the rest.
+
+    Raises:
+        ValueError: If a phrase does not occur in the prompt.
+    """
+    spans = [otherwise] * len(prompt.ids)
+    for phrase, (start, stop) in (given or {}).items():
+        for position in token_indices(prompt, phrase):
+            spans[position] = (float(start), float(stop))
+    return spans
