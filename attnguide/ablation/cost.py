@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
@@ -59,7 +59,7 @@ def expected_cost(sample: Sample) -> Expected:
     guidances, injections = build_methods([sample])
     halves = 2 if sample.cfg_scale > 1 else 1
     forwards = sum(halves + _further(injections, step, halves) for step in steps)
-    cost = total([Expected(forwards, 0, forwards, 0), *(_guided(guidance, steps) for guidance in guidances)])
+    cost = total([Expected(forwards, 0, forwards, 0), *(_guided(guidance, steps, halves) for guidance in guidances)])
     sources = expected_forwards(sample) if sample.methods else 0  # a plain picture needs no map
     sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
     sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
@@ -86,8 +86,8 @@ def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
     return len(named) + (halves if own else 0)
 
 
-def _guided(guidance: Guidance, steps: Sequence[Step]) -> Expected:
-    update, cost = guidance.update, _NOTHING
+def _guided(guidance: Guidance, steps: Sequence[Step], halves: int) -> Expected:
+    update, cost = guidance.update, Expected(*astuple(guidance.trials_cost(len(steps), halves)))
     for step in steps:
         if not guidance.window.active(step):
             continue

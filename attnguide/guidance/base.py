@@ -14,6 +14,7 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import Update
 from attnguide.injection.base import Source
+from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import Step
@@ -40,11 +41,43 @@ class LossOutput:
     refined: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TrialsCost:
+    """Network passes of one row's trials.
+
+    Attributes:
+        forwards: The fewest evaluations for one branch each.
+        backwards: The fewest gradients.
+        most: The most evaluations.
+        most_backwards: The most gradients.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    most: int = 0
+    most_backwards: int = 0
+
+
 Judgement = Callable[[AttentionMaps, Targets], Tensor]
 """From conditional maps and the targets of the same rows to one loss per row, ``batch``."""
 
 
 Seen = Callable[[Step, AttentionMaps], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """Rows that were denoised anew, up to where the others are.
+
+    Attributes:
+        rows: Which.
+        latents: Theirs, in the scale that the network reads.
+        scheduler: That denoised them, and remembers their past steps.
+    """
+
+    rows: tuple[int, ...]
+    latents: Tensor
+    scheduler: NoiseScheduler
 
 
 class Trials(Protocol):
@@ -73,6 +106,23 @@ class Trials(Protocol):
 
     def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
         """Clean latents as one conditional pass predicts them, likewise."""
+
+    def maps(self, latents: Tensor, rows: Sequence[int]) -> AttentionMaps:
+        """What the guidance reads in one conditional guide pass, without gradient; likewise."""
+
+    def restart(self, like: Tensor, rows: Sequence[int]) -> Attempt | None:
+        """Denoise rows anew from further noise of their own seeds up to this step, under the edits of all methods.
+
+        Gradients of guidance take no part. ``None`` where it cannot be done: beside a method that adds branches to the pass or
+        corrects its outcome.
+
+        Args:
+            like: Latents of the chosen ``rows``, for their shape and type.
+            rows: Which.
+        """
+
+    def adopt(self, attempt: Attempt, rows: Sequence[int]) -> None:
+        """Say that these rows of the attempt go on in the place of what they were; their latents must be returned, too."""
 
     def preview(self, latents: Tensor, rows: Sequence[int], sites: SiteSelector, stop: float, see: Seen) -> None:
         """Sample rows plainly from the first step on, with their own guidance scales and the noise their scheduler will add.
@@ -183,3 +233,12 @@ class Guidance(ABC):
             New latents. A row's must not depend on other rows.
         """
         return latents
+
+    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+        """What :meth:`optimise` costs a row.
+
+        Args:
+            steps: Denoising steps.
+            halves: Of classifier-free guidance, 1 or 2.
+        """
+        return TrialsCost()

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites, require_cells
+from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost, cross_sites, require_cells
 from attnguide.guidance.instances import FirstPass
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, per_row, refinements_at
@@ -124,6 +124,10 @@ class CountGuidance(Guidance):
             for row, masks in zip(rows, first.masks([wanted[row] or 1 for row in rows]), strict=True):
                 self._found[targets.rows[row]] = masks
         return latents
+
+    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+        made = sum(index / steps <= self.first_stop for index in range(steps))
+        return TrialsCost(most=0 if self.optimise_at is None else made * halves)
 
     def masks(self, targets: Targets, height: int, width: int) -> Tensor:
         """Where instances are, given or found: bool, ``batch regions height width``."""

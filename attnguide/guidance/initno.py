@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth
 from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, Trials
+from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost
 from attnguide.guidance.noise_search import NoiseJudgement, NoiseSearch
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
@@ -160,6 +160,13 @@ class InitNO(Guidance):
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
         scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
         return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self._judged)
+
+    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+        if self.optimise_at is None:
+            return TrialsCost()
+        most = self.search.rounds * self.search.iterations + self.search.last_iterations
+        least = min(1, self.search.iterations)
+        return TrialsCost(least, least, most, most)
 
     def _judged(self, maps: AttentionMaps, targets: Targets) -> NoiseJudgement:
         terms = self.terms(maps, targets)

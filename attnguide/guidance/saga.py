@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
+from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost, cross_sites
 from attnguide.guidance.update import PerRow, Update, per_row
 from attnguide.guidance.word_maps import mean_overlap, word_maps
 from attnguide.losses.presence import peak_absence
@@ -113,3 +113,7 @@ class Saga(Guidance):
         found = latents.clone()
         found[rows] = draw()
         return found
+
+    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+        count = 0 if self.optimise_at is None else self.iterations
+        return TrialsCost(count + (count > 0), count, count + (count > 0), count)

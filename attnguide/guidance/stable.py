@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, cross_sites
-from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost, cross_sites
+from attnguide.guidance.restarts import lowest_peak, restarted
+from attnguide.guidance.update import PerRow, Refinement, Update, per_row
+from attnguide.injection.base import one_of
 from attnguide.injection.transport import Later, Surplus, Transport
 from attnguide.losses.containment import missing_share
 from attnguide.prompt.targets import Targets, region_maps
@@ -68,6 +71,11 @@ class Stable(Guidance):
       the pull fades out towards that point instead of being cut.
     * A move is ``s step_size v dL/dz``, never longer than ``max_norm`` times the latents' own norm.
 
+    *Restarts*: some noise draws an object elsewhere whatever the words are told. Before the step at ``restart_at`` one
+    conditional pass shows where the network itself now looks for each word: ``h``, over the row's regions the smallest peak of
+    a word's map inside its region as a share of the map's peak. A row with ``h`` below ``held`` is denoised anew from other
+    noise of its seed, and goes on as the attempt with the largest ``h``. Most rows are held at once, and pay for one pass.
+
     Args:
         scale: Strength in [0, 1], one number or one per row; 0 is no method.
         inject: Whether attention is moved in the denoising passes.
@@ -76,6 +84,9 @@ class Stable(Guidance):
         surplus: Which tokens grow where words leave: the ``first``, or all ``others`` in proportion.
         later: Who holds, outside of all regions, what tokens after the last placed word held: the ``first``, or they ``keep``
             it.
+        attempts: Most starts of a row, at least 1; 1 where a method beside it adds branches to the pass, as a source prompt.
+        restart_at: Progress before which rows are judged and may start again, in [0, 1).
+        held: What of a map's peak must be reached inside each region, in [0, 1].
         inject_until: Noise level sigma at which the injection ends.
         fade: Power of its fading until then; 0 keeps the strength until it ends.
         guide_from: Noise level sigma from which on guidance acts; from the start when ``None``.
@@ -104,6 +115,9 @@ class Stable(Guidance):
         room: float = 0.9,
         surplus: Surplus = "first",
         later: Later = "first",
+        attempts: int = 3,
+        restart_at: float = 0.5,
+        held: float = 0.8,
         inject_until: float = 1.0,
         fade: float = 0.0,
         guide_from: float | None = None,
@@ -116,21 +130,15 @@ class Stable(Guidance):
         levels: tuple[int, ...] | None = None,
         guide_levels: tuple[int, ...] | None = None,
     ) -> None:
-        numbers = [scale] if isinstance(scale, int | float) else list(scale)
-        if not all(0 <= number <= 1 for number in numbers):
-            raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
         if not (inject or guide):
             raise ValueError("inject and guide cannot both be false; leave the method out instead.")
-        for option, value in {"enough": enough, "room": room}.items():
-            if not 0 < value <= 1:
-                raise ValueError(f"{option} must lie in (0, 1]; got {value}.")
-        if surplus not in ("first", "others"):
-            raise ValueError(f"surplus must be one of first, others; got {surplus!r}.")
-        if later not in ("first", "keep"):
-            raise ValueError(f"later must be one of first, keep; got {later!r}.")
-        for option, value in {"inject_until": inject_until, "fade": fade}.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{option} must be a number of at least 0; got {value}.")
+        one_of("surplus", surplus, ("first", "others"))
+        one_of("later", later, ("first", "keep"))
+        _check_numbers(scale, enough=enough, room=room, inject_until=inject_until, fade=fade, held=held)
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1; got {attempts}.")
+        if not 0 <= restart_at < 1:
+            raise ValueError(f"restart_at must lie in [0, 1); got {restart_at}.")
         first = float("inf") if guide_from is None else guide_from
         if first < guide_until:
             raise ValueError(f"guide_from must be at least guide_until, as noise falls; got {guide_from} and {guide_until}.")
@@ -139,6 +147,8 @@ class Stable(Guidance):
             window=Window(first, guide_until, "sigma") if guide else _NEVER,
             update=_update(step_size, scale, iterations, space, max_norm),
         )
+        self.optimise_at = restart_at if attempts > 1 else None
+        self.attempts, self.held = attempts, held
         self.scale, self.inject, self.enough, self.room = scale, inject, enough, room
         self.surplus: Surplus = surplus
         self.later: Later = later
@@ -151,6 +161,17 @@ class Stable(Guidance):
         sites = SiteSelector(kind="cross", levels=self.levels)
         return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus, self.later)]
 
+    def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+        scales = per_row(self.scale, trials.targets.rows, latents).tolist()
+        steered = [row for row, scale in enumerate(scales) if scale != 0]
+        return restarted(latents, steered, trials, lowest_peak, self.held, self.attempts)
+
+    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+        if self.optimise_at is None:
+            return TrialsCost()
+        again = round(self.optimise_at * steps) * halves + 1
+        return TrialsCost(forwards=1, most=1 + (self.attempts - 1) * again)
+
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         shares = targets.shares(targets.placed)
         wanted = self.enough * torch.where(targets.placed, shares, torch.ones_like(shares))  # nothing is divided by 0
@@ -162,6 +183,20 @@ class Stable(Guidance):
         missing = torch.stack(parts).mean(0)
         loss = (missing * weights).sum(1) / targets.placed.sum(1).clamp_min(1)
         return LossOutput(loss, missing.detach().masked_fill(weights == 0, 0.0).amax(1))
+
+
+def _check_numbers(scale: PerRow, **options: float) -> None:
+    numbers = [scale] if isinstance(scale, int | float) else list(scale)
+    if not all(0 <= number <= 1 for number in numbers):
+        raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
+    for name in ("enough", "room"):
+        if not 0 < options[name] <= 1:
+            raise ValueError(f"{name} must lie in (0, 1]; got {options[name]}.")
+    if not 0 <= options["held"] <= 1:
+        raise ValueError(f"held must lie in [0, 1]; got {options['held']}.")
+    for name in ("inject_until", "fade"):
+        if not 0 <= options[name] < float("inf"):
+            raise ValueError(f"{name} must be a number of at least 0; got {options[name]}.")
 
 
 def _update(

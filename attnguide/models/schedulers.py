@@ -120,6 +120,17 @@ class NoiseScheduler:
         part = 1 if inner.predict_x0 else 0
         inner.last_sample = inner.last_sample + change * float(before[part] / now[part])
 
+    def adopt(self, other: NoiseScheduler, rows: Sequence[int], places: Sequence[int]) -> None:
+        """Take over what another copy, which stands at the same step, remembers of the past of some rows.
+
+        Args:
+            other: Whose rows ``places`` become ``rows`` here.
+            rows: Numbers of latents here.
+            places: Numbers of latents there, likewise.
+        """
+        for name, theirs in vars(other._scheduler).items():
+            setattr(self._scheduler, name, _with_rows(getattr(self._scheduler, name), theirs, list(rows), list(places)))
+
     def step(self, noise_pred: Tensor, step: Step, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """One evaluation's move. ``generators`` hold one CPU generator per row, for schedulers that add noise."""
         options: dict[str, Any] = {"return_dict": False}
@@ -148,6 +159,17 @@ class NoiseScheduler:
         """Clean latents noised to ``step``, in the scheduler's own scale."""
         alpha, sigma = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
         return (alpha * latents + sigma * noise) / self.input_scale(step)
+
+
+def _with_rows(mine: Any, theirs: Any, rows: list[int], places: list[int]) -> Any:
+    """What a scheduler remembers, with some rows from elsewhere; only what has the four axes of latents is of rows."""
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        return [_with_rows(one, other, rows, places) for one, other in zip(mine, theirs, strict=True)]
+    if not (isinstance(mine, Tensor) and isinstance(theirs, Tensor) and mine.ndim == 4):
+        return mine
+    merged = mine.clone()
+    merged[rows] = theirs[places]
+    return merged
 
 
 def scheduler_class(name: str) -> Any:

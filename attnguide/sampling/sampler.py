@@ -20,11 +20,13 @@ from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches, common_source, source_prompts
 from attnguide.sampling.cfg import combine, pass_context
-from attnguide.sampling.guide import GuideRun, guide, optimise
+from attnguide.sampling.guide import guide
+from attnguide.sampling.guide_run import GuideRun
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.replay import Replay, invert_sources, with_sources
+from attnguide.sampling.trials import optimise
 from attnguide.sampling.windows import warn_of_idle
 from attnguide.types import Sample, SampleResult, Step
 
@@ -152,6 +154,8 @@ class Sampler:
         run = batch.guide_run([probe for probe in probes if "guide" in probe.kinds], own)
         edits = [edit for injection in self.injections for edit in injection.edits(batch.info.targets)]
         edits += [edit for guidance in self.guidances for edit in own[guidance]]
+        if all(injection.mixes for injection in self.injections) and not batch.branches.own_source:
+            run.every_edit = edits
         for guidance in self.guidances:
             run.sites_of(guidance)
             guidance.start(batch.info.targets)

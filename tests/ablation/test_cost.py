@@ -17,6 +17,10 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mask_guidance", {"iterations": 2}, {}),
     ("mask_guidance", {"start": 0.4, "stop": 1.0, "unit": "timestep"}, {"cfg_scale": 1.0}),
     ("pag", {}, {}),
+    ("stable", {"attempts": 1}, {}),
+    ("stable", {"held": 0.0}, {}),
+    ("saga", {"iterations": 3, "at": 0.25}, {}),
+    ("initno", {"rounds": 1, "iterations": 1, "last_iterations": 1, "cross_limit": 2.0, "own_limit": 2.0, "stop": 0.0}, {}),
     ("prompt_to_prompt", {"source_prompt": "a red dog and a blue ball"}, {}),
 ]
 
@@ -27,6 +31,19 @@ def test_expected_is_counted(name: str, options: dict[str, Any], settings: dict[
     cost = sample_batch(tiny.model(), [row])[0].cost
     expected = expected_cost(row)
     assert (expected.forwards, expected.backwards) == (cost.unet_forwards, cost.unet_backwards)
+
+
+MOST: list[tuple[str, dict[str, Any]]] = [
+    ("stable", {"held": 1.0, "attempts": 3}),
+    ("initno", {"rounds": 2, "iterations": 2, "last_iterations": 1, "cross_limit": -1.0, "max_refinements": 0, "stop": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), MOST)
+def test_the_most_is_what_an_unreachable_threshold_costs(name: str, options: dict[str, Any]) -> None:
+    row = tiny.row(methods=(MethodConfig(name, options),))
+    cost, expected = sample_batch(tiny.model(), [row])[0].cost, expected_cost(row)
+    assert (expected.most, expected.most_backwards) == (cost.unet_forwards, cost.unet_backwards)
 
 
 def test_plain_and_best_of_k() -> None:

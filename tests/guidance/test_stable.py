@@ -103,6 +103,9 @@ def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
         ({"surplus": "last"}, "surplus must be.*first.*others.*got 'last'"),
         ({"later": "drop"}, "later must be.*first.*keep.*got 'drop'"),
         ({"enough": 0.0}, r"enough must lie in \(0, 1\]; got 0.0"),
+        ({"attempts": 0}, "attempts must be at least 1; got 0"),
+        ({"restart_at": 1.0}, r"restart_at must lie in \[0, 1\); got 1.0"),
+        ({"held": 1.1}, r"held must lie in \[0, 1\]; got 1.1"),
         ({"fade": -1.0}, "fade must be a number of at least 0; got -1.0"),
         ({"inject_until": math.inf}, "inject_until must be a number of at least 0; got inf"),
         ({"guide_from": 1.0, "guide_until": 2.0}, "guide_from must be at least guide_until, as noise falls; got 1.0 and 2.0"),
@@ -142,6 +145,26 @@ def test_a_row_that_has_enough_costs_no_gradient() -> None:
     costs = [result.cost for result in sample_batch(tiny.model(), [easy, hard])]
     assert costs[0].unet_backwards == 0 < costs[1].unet_backwards
     assert costs[0].unet_forwards < costs[1].unet_forwards
+
+
+def test_a_row_that_is_not_held_starts_again_and_one_that_is_does_not() -> None:
+    """A word whose region is the whole picture has its peak inside."""
+    regions = {"0": (Region("cat", box=(0, 0, 1, 1)),), "1": (Region("cat", box=(0, 0, 0.3, 0.3)),)}
+    options = {"held": 1.0, "attempts": 2}
+
+    def run(ids: str, **more: Any) -> list[Any]:
+        method = (MethodConfig("stable", {**options, **more}),)
+        rows = [tiny.row(one, methods=method, regions=regions[one], seed=int(one)) for one in ids]
+        return sample_batch(tiny.model(), rows)
+
+    held, again = run("01")
+    once = run("01", attempts=1)
+    assert held.latents is not None and again.latents is not None
+    assert held.cost.unet_forwards == once[0].cost.unet_forwards + 1
+    assert again.cost.unet_forwards == once[1].cost.unet_forwards + 1 + 2 * 2 + 1  # half of four steps, both halves, and a look
+    torch.testing.assert_close(held.latents, once[0].latents, rtol=0, atol=1e-5)
+    for together, alone in ((held, run("0")[0]), (again, run("1")[0])):
+        torch.testing.assert_close(together.latents, alone.latents, rtol=0, atol=1e-4)
 
 
 def test_one_update_lowers_the_loss() -> None:

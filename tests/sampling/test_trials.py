@@ -10,7 +10,10 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials
+from attnguide.injection.base import Injection
+from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.schedules import Window
@@ -97,3 +100,61 @@ def test_edits_of_a_guidance_are_in_place_in_its_own_guide_passes_and_in_denoisi
     Sampler(tiny.model(), [acting, idle]).run([tiny.row(steps=2)])
     assert acting.edit.kinds == {"guide", "denoise"}
     assert idle.edit.kinds == {"denoise"}
+
+
+class _Restarting(Guidance):
+    """Begins one row again from the noise of seed 8."""
+
+    name = "restarting"
+    optimise_at = 0.5
+
+    def __init__(self, row: int) -> None:
+        super().__init__(window=Window(0.0, 0.0))
+        self.row, self.seen = row, _Seen()
+
+    def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
+        return [self.seen]
+
+    def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
+        raise AssertionError("there is nothing to guide")
+
+    def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+        noise = initial_noise(generators([8]), tuple(latents.shape[1:]), latents.dtype, latents.device)[0]
+        trials.noise = lambda row, like: noise  # type: ignore[method-assign]
+        attempt = trials.restart(latents[[self.row]], [self.row])
+        assert attempt is not None
+        found = latents.clone()
+        found[self.row] = attempt.latents[0]
+        trials.adopt(attempt, [self.row])
+        return found
+
+
+DETERMINISTIC = ["ddim", "pndm", "lms", "euler", "heun", "dpmpp_2m", "dpm_single", "kdpm2", "deis", "unipc"]
+
+
+@pytest.mark.parametrize("scheduler", DETERMINISTIC)
+def test_a_row_denoised_anew_is_the_picture_of_its_new_noise(scheduler: str) -> None:
+    """Whatever the scheduler remembers of past steps, the rows beside it included."""
+    rows = [tiny.row("0", seed=3, steps=6, scheduler=scheduler), tiny.row("1", seed=4, steps=6, scheduler=scheduler)]
+    method = _Restarting(1)
+    found = Sampler(tiny.model(), [method]).run(rows)
+    other = tiny.row("1", seed=8, steps=6, scheduler=scheduler)
+    for result, expected in zip(found, Sampler(tiny.model(), [_Replacing(0.0, None)]).run([rows[0], other]), strict=True):
+        assert result.latents is not None and expected.latents is not None
+        torch.testing.assert_close(result.latents, expected.latents, rtol=0, atol=2e-4 * float(expected.latents.abs().max()))
+    assert found[1].cost.unet_forwards > found[0].cost.unet_forwards
+    assert method.seen.kinds == {"denoise"}
+
+
+def test_no_row_is_denoised_anew_beside_a_method_with_branches_of_its_own() -> None:
+    found: list[object] = []
+
+    class Asking(_Restarting):
+        def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
+            found.append(trials.restart(latents, [0]))
+            return latents
+
+    injection = build_method("prompt_to_prompt", {"source_prompt": "a red dog and a blue ball"})
+    assert isinstance(injection, Injection)
+    Sampler(tiny.model(), [Asking(0)], [injection]).run([tiny.row(steps=2)])
+    assert found == [None]
