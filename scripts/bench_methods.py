@@ -52,7 +52,7 @@ EDITABLE = ("single", "two_objects", "color_attribution")
 SOURCE = "source"
 """The arm that samples the pictures which the editing methods start from."""
 
-METRICS = ("presence", "all_present", "binding", "count", "region_hit", "region_iou", "explained")
+METRICS = ("presence", "all_present", "binding", "count", "region_hit", "region_iou", "background", "explained")
 ALONE = ("map_injection",)
 """A family whose members stand in the table under their own names."""
 

@@ -73,6 +73,7 @@ METRICS = (
     "region_hit",
     "region_iou",
     "relation",
+    "background",
     "explained",
     "inside",
 )

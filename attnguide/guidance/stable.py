@@ -57,8 +57,9 @@ class Stable(Guidance):
       the share ``room`` of what is free in a cell: where nothing else is left the picture breaks.
     * Where words leave a cell the first token takes what they held. It says nothing about the prompt; end and padding tokens,
       which know all of it, would draw the objects there again.
-    * Outside of all regions the first token also takes what tokens after the last placed word hold, for the same reason
-      (:func:`~attnguide.injection.transport.hush_later`).
+    * Outside of all regions the first token also takes what the end token and padding hold, for the same reason
+      (:func:`~attnguide.injection.transport.hush_later`). Words after the last placed one know the objects, too, but say what
+      else should be seen, a background for one: they keep theirs unless ``later`` is ``all``.
     * ``s_t = s ((v - v_end) / (1 - v_end))^fade`` follows the noise ``v = 1 - alpha_bar`` and ends at the noise level
       ``inject_until``, whatever the number of steps: places are decided early, and late steps draw undisturbed.
 
@@ -82,8 +83,8 @@ class Stable(Guidance):
         guide: Whether a gradient is followed.
         room: Largest share of what is free in a cell that words may take, in (0, 1].
         surplus: Which tokens grow where words leave: the ``first``, or all ``others`` in proportion.
-        later: Who holds, outside of all regions, what tokens after the last placed word held: the ``first``, or they ``keep``
-            it.
+        later: Which tokens hand what they hold outside of all regions to the first: the ``end`` token and padding, ``all``
+            after the last placed word, or none (``keep``).
         attempts: Most starts of a row, at least 1; 1 where a method beside it adds branches to the pass, as a source prompt.
         restart_at: Progress before which rows are judged and may start again, in [0, 1).
         held: What of a map's peak must be reached inside each region, in [0, 1].
@@ -114,7 +115,7 @@ class Stable(Guidance):
         guide: bool = False,
         room: float = 0.9,
         surplus: Surplus = "first",
-        later: Later = "first",
+        later: Later = "end",
         attempts: int = 4,
         restart_at: float = 0.4,
         held: float = 0.9,
@@ -133,7 +134,7 @@ class Stable(Guidance):
         if not (inject or guide):
             raise ValueError("inject and guide cannot both be false; leave the method out instead.")
         one_of("surplus", surplus, ("first", "others"))
-        one_of("later", later, ("first", "keep"))
+        one_of("later", later, ("end", "all", "keep"))
         _check_numbers(scale, enough=enough, room=room, inject_until=inject_until, fade=fade, held=held)
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1; got {attempts}.")

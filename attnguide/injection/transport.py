@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from attnguide.attention.sites import Site, SiteSelector
@@ -16,7 +16,7 @@ from attnguide.schedules import Schedule, Window
 from attnguide.types import PassContext
 
 Surplus = Literal["first", "others"]
-Later = Literal["first", "keep"]
+Later = Literal["end", "all", "keep"]
 
 _TINY = 1e-12
 
@@ -69,24 +69,27 @@ def hush_later(
     probs: Float[Tensor, "batch heads query key"],
     goals: Float[Tensor, "batch query key"],
     strength: Float[Tensor, "batch key"],
+    ends: Int64[Tensor, "batch"] | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
-    """Outside of all goals, hand what the tokens after the last steered one hold to the first token.
+    """Outside of all goals, hand what later tokens hold to the first token.
 
-    A causal text encoder lets those tokens know the steered words, most of all the end and padding tokens, and where they are
-    attended to the words' objects may be drawn without the words. A token loses the share ``s`` of what it holds in a cell, the
-    largest strength of the row; the first token gains it.
+    A causal text encoder lets the tokens after the steered words know them, most of all the end and padding tokens, and where
+    those are attended to the words' objects may be drawn without the words. A token loses the share ``s`` of what it holds in a
+    cell, the largest strength of the row; the first token gains it.
 
     Args:
         probs: At least 0; token 0 opens the sentence.
         goals: As for :func:`transport`; a cell lies outside if no token has a goal there.
         strength: Likewise.
+        ends: Position of the end token: it and the padding hand over, words before it do not. All tokens after the last
+            steered one do when ``None``; what they say of the picture, its background for one, is then lost outside.
 
     Returns:
         Probabilities at least 0 with the row sums of ``probs``.
     """
     steered, positions = strength > 0, torch.arange(strength.shape[-1], device=strength.device)
-    last = (positions * steered).amax(-1, keepdim=True)
-    later = ((positions > last) & steered.any(-1, keepdim=True))[:, None, None]
+    last = (positions * steered).amax(-1) if ends is None else ends - 1
+    later = ((positions > last[:, None]) & steered.any(-1, keepdim=True))[:, None, None]
     outside = (goals.sum(-1) == 0)[:, None, :, None]
     taken = probs * strength.amax(-1)[:, None, None, None] * (later & outside)
     hushed = probs - taken
@@ -122,8 +125,8 @@ class Transport(WindowEdit):
         targets: Of the batch.
         room: Largest share of what is free in a cell that words may take, in (0, 1].
         surplus: Which tokens grow where words leave: ``first`` or ``others``.
-        later: Who holds, outside of all regions, what tokens after the last placed word held: the ``first``
-            (:func:`hush_later`), or they ``keep`` it.
+        later: Which tokens hand what they hold outside of all regions to the first (:func:`hush_later`): the ``end`` token and
+            padding, ``all`` after the last placed word, or none (``keep``).
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Transport(WindowEdit):
         targets: Targets,
         room: float = 1.0,
         surplus: Surplus = "first",
-        later: Later = "first",
+        later: Later = "end",
     ) -> None:
         super().__init__(sites, ("probs",), window, scale, len(targets.regions))
         self.fade, self.targets, self.room, self.surplus, self.later = fade, targets, room, surplus, later
@@ -151,4 +154,6 @@ class Transport(WindowEdit):
         goals, factors = (part[rows].to(probs) for part in self._goals[size])
         strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * factors
         moved = transport(probs, goals, strength, self.room, self.surplus)
-        return hush_later(moved, goals, strength) if self.later == "first" else moved
+        if self.later == "keep":
+            return moved
+        return hush_later(moved, goals, strength, self.targets.end[rows] if self.later == "end" else None)

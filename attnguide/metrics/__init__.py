@@ -5,6 +5,7 @@ from attnguide.metrics.functional import score
 from attnguide.metrics.shapes import (
     AllPresent,
     AttributeBinding,
+    BackgroundAccuracy,
     ExactCount,
     ExplainedForeground,
     Presence,
@@ -18,6 +19,7 @@ from attnguide.shapes.expectation import Expectation, expectation_from_layout, e
 __all__ = [
     "AllPresent",
     "AttributeBinding",
+    "BackgroundAccuracy",
     "ExactCount",
     "Expectation",
     "ExplainedForeground",

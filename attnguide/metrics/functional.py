@@ -127,6 +127,13 @@ def relation(verdict: Verdict, expectation: Expectation) -> Tally:
     return Tally(float(relation_holds(ends[0], ends[1], expectation.relation)), 1)
 
 
+def background(verdict: Verdict, expectation: Expectation) -> Tally:
+    """Whether the background is the one that was asked for; wrong where there is no plain one."""
+    if expectation.background is None:
+        return Tally(0, 0)
+    return Tally(float(verdict.background == expectation.background), 1)
+
+
 def explained(verdict: Verdict, expectation: Expectation | None = None) -> Tally:
     """Share of the foreground that lies in recognised objects, whichever they are: low where a picture is ruined."""
     return Tally(verdict.explained, 1)
@@ -140,6 +147,7 @@ QUESTIONS: dict[str, Callable[[Verdict, Expectation], Tally]] = {
     "region_hit": region_hit,
     "region_iou": lambda verdict, expectation: region_hit(verdict, expectation, iou_threshold=0.5),
     "relation": relation,
+    "background": background,
     "explained": explained,
 }
 """What :func:`score` asks of a picture."""

@@ -128,6 +128,13 @@ class RelationAccuracy(ShapesMetric):
         return functional.relation(verdict, expectation)
 
 
+class BackgroundAccuracy(ShapesMetric):
+    """Share of pictures with the asked background, among those asked for one: what steering objects must not cost."""
+
+    def tally(self, verdict: Verdict, expectation: Expectation) -> Tally:
+        return functional.background(verdict, expectation)
+
+
 class ExplainedForeground(ShapesMetric):
     """Mean share of the foreground that lies in recognised objects: the guard against winning by ruining pictures."""
 
@@ -146,6 +153,7 @@ def shapes_metrics() -> MetricCollection:
             "region_hit": RegionHit(),
             "region_iou": RegionHit(iou_threshold=0.5),
             "relation": RelationAccuracy(),
+            "background": BackgroundAccuracy(),
             "explained": ExplainedForeground(),
         },
         # Groups are found by comparing states, and different questions can tally alike on a first batch.

@@ -101,7 +101,7 @@ def test_a_limit_of_iterations_and_the_noise_prediction() -> None:
         ({"inject": False, "guide": False}, "inject and guide cannot both be false"),
         ({"room": 0.0}, r"room must lie in \(0, 1\]; got 0.0"),
         ({"surplus": "last"}, "surplus must be.*first.*others.*got 'last'"),
-        ({"later": "drop"}, "later must be.*first.*keep.*got 'drop'"),
+        ({"later": "drop"}, "later must be.*end.*all.*keep.*got 'drop'"),
         ({"enough": 0.0}, r"enough must lie in \(0, 1\]; got 0.0"),
         ({"attempts": 0}, "attempts must be at least 1; got 0"),
         ({"restart_at": 1.0}, r"restart_at must lie in \[0, 1\); got 1.0"),

@@ -154,6 +154,8 @@ def test_later_tokens_are_hushed_outside_by_hand() -> None:
     hushed = hush_later(probs, goals, torch.tensor([[0.0, 0.5, 0.0, 0.0]], dtype=torch.float64))
     assert torch.equal(hushed[0, 0, 0], probs[0, 0, 0])
     assert hushed[0, 0, 1].tolist() == pytest.approx([0.45, 0.2, 0.15, 0.2])
+    spared = hush_later(probs, goals, torch.tensor([[0.0, 0.5, 0.0, 0.0]], dtype=torch.float64), torch.tensor([3]))
+    assert spared[0, 0, 1].tolist() == pytest.approx([0.3, 0.2, 0.3, 0.2])  # token 2 is a word, token 3 ends the sentence
     assert torch.equal(hush_later(probs, goals, torch.zeros(1, 4, dtype=torch.float64)), probs)
 
 
@@ -167,16 +169,18 @@ def test_rows_keep_their_sums_when_later_tokens_are_hushed() -> None:
     assert (hushed[1, :, 2:, 4:] == 0).all() and torch.equal(hushed[..., 1:4], probs[..., 1:4])
 
 
-@pytest.mark.parametrize("later", ["first", "keep"])
-def test_the_edit_hushes_unless_told_to_keep(later: str) -> None:
-    row = tiny.row()
-    edit = Transport(CROSS, 1.0, ALWAYS, constant(1.0), common.targets_of([row]), later=later)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("later", "hushed"), [("all", (True, True)), ("end", (False, True)), ("keep", (False, False))])
+def test_which_later_tokens_give_way(later: str, hushed: tuple[bool, bool]) -> None:
+    """The words after the cat, and the end token with its padding."""
+    row = tiny.row(regions=(tiny.CAT,))
+    targets = common.targets_of([row])
+    edit = Transport(CROSS, 1.0, ALWAYS, constant(1.0), targets, later=later)  # type: ignore[arg-type]
     context = common.context_of(1)
     probs = common.random_scores(context, common.CROSS).softmax(-1)
     edited = edit.probs(probs, common.CROSS, context)
     torch.testing.assert_close(edited.sum(-1), probs.sum(-1))
     outside = edit._goals[4, 6][0][0].sum(-1) == 0
-    words = max(common.token_positions(row, tiny.BALL)) + 1
-    cond = context.positions("cond")[0]
-    assert outside.any()
-    assert bool((edited[cond][:, outside, words:] == 0).all()) == (later == "first")
+    words, end = max(common.token_positions(row, tiny.CAT)) + 1, int(targets.end[0])
+    cond = edited[context.positions("cond")[0]][:, outside]
+    assert outside.any() and words < end
+    assert (bool((cond[..., words:end] == 0).all()), bool((cond[..., end:] == 0).all())) == hushed

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from attnguide.metrics.functional import (
     QUESTIONS,
     all_present,
     attribute_binding,
+    background,
     box_iou,
     exact_count,
     explained,
@@ -123,6 +126,15 @@ def test_relation_needs_both_objects_in_order() -> None:
     assert relation(found(("red circle", 0.8, 0.5), ("blue square", 0.2, 0.5)), asked) == (0, 1)
     assert relation(found(("red circle", 0.2, 0.5)), asked) == (0, 1)
     assert relation(found(("red circle", 0.2, 0.5)), BOTH) == (0, 0)
+
+
+def test_background() -> None:
+    """``found`` is on white."""
+    asked = replace(BOTH, background="white")
+    assert background(found(), asked) == (1, 1)
+    assert background(found(), replace(BOTH, background="black")) == (0, 1)
+    assert background(replace(found(), background=None), asked) == (0, 1)
+    assert background(found(), BOTH) == (0, 0)
 
 
 def test_explained_is_the_judges() -> None:
