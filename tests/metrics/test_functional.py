@@ -149,7 +149,8 @@ def test_score_leaves_out_what_does_not_apply() -> None:
 def test_a_fulfilled_layout_scores_one_everywhere() -> None:
     seen = set()
     for row in load_layouts("development"):
-        scores = score(judge(render(layout_scene(row))), expectation_from_layout(row))
+        asked = expectation_from_layout(row)
+        scores = score(judge(render(layout_scene(row, asked.background or "white"))), asked)
         explained = scores.pop("explained")
         assert explained > 0.98 and set(scores.values()) == {1.0}, row
         seen |= {*scores, "explained"}

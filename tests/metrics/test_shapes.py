@@ -22,8 +22,10 @@ EMPTY = Verdict((), "white", np.zeros((16, 16), dtype=bool), 0.0)
 def judged() -> tuple[list[Verdict], list[Expectation]]:
     """Rows of every category: half as asked, half with another scene in their place."""
     rows = load_layouts("development")[::4]
-    scenes = [layout_scene(row) if index % 2 else random_scene(index) for index, row in enumerate(rows)]
-    return [judge(render(scene)) for scene in scenes], [expectation_from_layout(row) for row in rows]
+    asked = [expectation_from_layout(row) for row in rows]
+    pairs = enumerate(zip(rows, asked, strict=True))
+    scenes = [layout_scene(row, one.background or "white") if i % 2 else random_scene(i) for i, (row, one) in pairs]
+    return [judge(render(scene)) for scene in scenes], asked
 
 
 def _values(metrics: MetricCollection) -> dict[str, float]:
