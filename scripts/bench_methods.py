@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import yaml
 from bench_cost import NoModules
+from bench_time import high_water_mb
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -189,8 +189,7 @@ def operations(model_name: str, arm: Arm, layout: Layout, steps: int, cfg_scale:
     # Explicit attention: the fused kernels of a CPU are not counted.
     with sdpa_kernel(SDPBackend.MATH), counter:
         list(sample_rows(model, row))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return counter.get_total_flops(), peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return counter.get_total_flops(), high_water_mb()
 
 
 def measure_costs(args: argparse.Namespace, chosen: Sequence[Arm], layout: Layout) -> None:

@@ -65,12 +65,12 @@ def cuda_peak_mb(bench: Bench, arm: str) -> float:
 def resident_peak_mb(case: Case, arm: str) -> float:
     """The same on a CPU, by the high-water mark of this process; it must have run nothing before."""
     bench = Bench(case)
-    idle = _high_water_mb()
+    idle = high_water_mb()
     bench.run(arm, 2, 2)
-    return _high_water_mb() - idle
+    return high_water_mb() - idle
 
 
-def _high_water_mb() -> float:
+def high_water_mb() -> float:
     """Largest resident memory so far; where there is /proc from there, as getrusage remembers the parent's, too."""
     status = Path("/proc/self/status")
     if status.exists():
