@@ -23,10 +23,12 @@ class Edit:
     Attributes:
         sites: Where it acts.
         stages: Which of the methods below are called.
+        remembers: Whether what it does depends on passes it saw before, so that it must see each step once, with all rows.
     """
 
     sites: SiteSelector = SiteSelector()
     stages: frozenset[Stage] = frozenset()
+    remembers: bool = False
 
     def active(self, context: PassContext) -> bool:
         """Whether it acts in this pass at all; where nothing acts, the library's fused kernel runs."""

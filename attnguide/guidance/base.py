@@ -113,8 +113,8 @@ class Trials(Protocol):
     def restart(self, like: Tensor, rows: Sequence[int]) -> Attempt | None:
         """Denoise rows anew from further noise of their own seeds up to this step, under the edits of all methods.
 
-        Gradients of guidance take no part. ``None`` where it cannot be done: beside a method that adds branches to the pass or
-        corrects its outcome.
+        Gradients of guidance take no part. ``None`` where it cannot be done: beside a method that adds branches to the pass,
+        corrects its outcome, or has an edit that remembers earlier passes.
 
         Args:
             like: Latents of the chosen ``rows``, for their shape and type.

@@ -43,6 +43,7 @@ class SubjectBounds(Edit):
 
     stages = frozenset({"scores", "probs"})
     sites = SiteSelector(where=lambda site: site.kind in ("cross", "self"))
+    remembers = True
 
     def __init__(
         self,

@@ -85,7 +85,8 @@ class Stable(Guidance):
         surplus: Which tokens grow where words leave: the ``first``, or all ``others`` in proportion.
         later: Which tokens hand what they hold outside of all regions to the first: the ``end`` token and padding, ``all``
             after the last placed word, or none (``keep``).
-        attempts: Most starts of a row, at least 1; 1 where a method beside it adds branches to the pass, as a source prompt.
+        attempts: Most starts of a row, at least 1; 1 where a method beside it adds branches to the pass, as a source
+            prompt, or remembers earlier passes, as bounded attention.
         restart_at: Progress before which rows are judged and may start again, in [0, 1).
         held: What of a map's peak must be reached inside each region, in [0, 1].
         inject_until: Noise level sigma at which the injection ends.

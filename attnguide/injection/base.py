@@ -165,6 +165,8 @@ def phrase_positions(phrases: str | None, prompt: TokenizedPrompt) -> tuple[int,
 class LatentsEdit(Edit):
     """An edit that also changes latents, from what it saw of attention."""
 
+    remembers = True
+
     @abstractmethod
     def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
         """Change the rows' latents after the scheduler's move, where a new denoising step begins or the last one ended.

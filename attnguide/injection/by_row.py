@@ -74,7 +74,7 @@ class _EditForRows(Edit):
 
     def __init__(self, edit: Edit, part: _Part) -> None:
         self.edit, self.part = edit, part
-        self.sites, self.stages = edit.sites, edit.stages
+        self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
 
     def active(self, context: PassContext) -> bool:
         positions, own = self.part.of(context)

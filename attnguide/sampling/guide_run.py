@@ -36,7 +36,7 @@ class GuideRun:
         sources: One CPU generator per row.
         cfg_scales: One per row.
         branches: Of the denoising passes.
-        every_edit: Of all methods, if edits are all that they do in a denoising pass; else ``None``.
+        every_edit: Of all methods, if edits without memory are all that they do in a denoising pass; else ``None``.
         beside: What the source showed in the step that is being guided, of all rows.
     """
 

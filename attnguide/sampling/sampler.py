@@ -154,7 +154,8 @@ class Sampler:
         run = batch.guide_run([probe for probe in probes if "guide" in probe.kinds], own)
         edits = [edit for injection in self.injections for edit in injection.edits(batch.info.targets)]
         edits += [edit for guidance in self.guidances for edit in own[guidance]]
-        if all(injection.mixes for injection in self.injections) and not batch.branches.own_source:
+        only_edits = all(injection.mixes for injection in self.injections) and not batch.branches.own_source
+        if only_edits and not any(edit.remembers for edit in edits):
             run.every_edit = edits
         for guidance in self.guidances:
             run.sites_of(guidance)

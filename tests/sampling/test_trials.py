@@ -16,8 +16,9 @@ from attnguide.prompt.targets import Targets
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
+from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window
-from attnguide.types import PassContext, Step
+from attnguide.types import MethodConfig, PassContext, Region, Step
 from tests import tiny
 
 
@@ -144,6 +145,22 @@ def test_a_row_denoised_anew_is_the_picture_of_its_new_noise(scheduler: str) -> 
         torch.testing.assert_close(result.latents, expected.latents, rtol=0, atol=2e-4 * float(expected.latents.abs().max()))
     assert found[1].cost.unet_forwards > found[0].cost.unet_forwards
     assert method.seen.kinds == {"denoise"}
+
+
+def test_no_row_is_denoised_anew_beside_an_edit_that_remembers() -> None:
+    """The first row is held by a region that is the whole picture, the second is not."""
+    options = [MethodConfig("stable", {"held": 1.0}), MethodConfig("bounded_attention", {})]
+    small = (Region("cat", box=(0, 0, 0.5, 0.5)), Region("ball", box=(0.5, 0.5, 1, 1)))
+    rows = [
+        tiny.row("0", seed=0, steps=4, methods=tuple(options), regions=(Region("cat", box=(0, 0, 1, 1)),)),
+        tiny.row("1", seed=1, steps=4, methods=tuple(options), regions=small),
+    ]
+    together = sample_batch(tiny.model(), rows)
+    for row, result in zip(rows, together, strict=True):
+        (alone,) = sample_batch(tiny.model(), [row])
+        assert result.latents is not None and alone.latents is not None
+        torch.testing.assert_close(result.latents, alone.latents, rtol=0, atol=1e-4)
+        assert result.cost.unet_forwards == alone.cost.unet_forwards
 
 
 def test_no_row_is_denoised_anew_beside_a_method_with_branches_of_its_own() -> None:
