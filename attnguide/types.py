@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -295,6 +295,29 @@ class Cost:
     unet_backwards: int
     seconds: float
     peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class ExpectedCost:
+    """Network passes of a row before it is made, counted as :class:`Cost` will count them.
+
+    Attributes:
+        forwards: Evaluations for one branch each, if no threshold asks for a repetition.
+        backwards: Gradients, likewise.
+        most: Evaluations if every threshold asks until its last iteration.
+        most_backwards: Gradients, likewise.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    most: int = 0
+    most_backwards: int = 0
+
+    def __add__(self, other: ExpectedCost) -> ExpectedCost:
+        return ExpectedCost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, times: int) -> ExpectedCost:
+        return ExpectedCost(*(times * passes for passes in astuple(self)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
 
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import build_methods, method_info, method_options
 from attnguide.sampling.replay import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
-from attnguide.types import Sample, Step
+from attnguide.types import ExpectedCost, Sample, Step
 
 _BETA_START, _BETA_END, _TRAINED = 0.00085, 0.012, 1000
 """Noise schedule of Stable Diffusion, to tell which steps a window in sigma or timesteps includes."""
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Network passes of a row, as the record will count them.
-
-    Attributes:
-        forwards: Evaluations for one branch each, if no threshold asks for a repetition.
-        backwards: Gradients, likewise.
-        most: Evaluations if every threshold asks until its last iteration.
-        most_backwards: Gradients, likewise.
-    """
-
-    forwards: int
-    backwards: int
-    most: int
-    most_backwards: int
-
-    def __add__(self, other: Expected) -> Expected:
-        return self.combined(other, 1)
-
-    def combined(self, other: Expected, times: int) -> Expected:
-        """This and ``times`` the other."""
-        return Expected(*(getattr(self, f.name) + times * getattr(other, f.name) for f in fields(self)))
-
-
-_NOTHING = Expected(0, 0, 0, 0)
-
-
-def total(costs: Iterable[Expected]) -> Expected:
+def total(costs: Iterable[ExpectedCost]) -> ExpectedCost:
     """Sum over rows."""
-    return sum(costs, _NOTHING)
+    return sum(costs, ExpectedCost())
 
 
-def expected_cost(sample: Sample) -> Expected:
+def expected_cost(sample: Sample) -> ExpectedCost:
     """Passes of one row, for a scheduler with one evaluation a step.
 
     Raises:
@@ -59,11 +31,11 @@ def expected_cost(sample: Sample) -> Expected:
     guidances, injections = build_methods([sample])
     halves = 2 if sample.cfg_scale > 1 else 1
     forwards = sum(halves + _further(injections, step, halves) for step in steps)
-    cost = total([Expected(forwards, 0, forwards, 0), *(_guided(guidance, steps, halves) for guidance in guidances)])
+    cost = total([ExpectedCost(forwards, 0, forwards, 0), *(_guided(guidance, steps, halves) for guidance in guidances)])
     sources = expected_forwards(sample) if sample.methods else 0  # a plain picture needs no map
     sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
     sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
-    return Expected(sources, 0, sources, 0).combined(cost, _tries(sample))
+    return ExpectedCost(sources, 0, sources, 0) + cost * _tries(sample)
 
 
 def _steps(count: int) -> Iterable[Step]:
@@ -86,15 +58,15 @@ def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
     return len(named) + (halves if own else 0)
 
 
-def _guided(guidance: Guidance, steps: Sequence[Step], halves: int) -> Expected:
-    update, cost = guidance.update, Expected(*astuple(guidance.trials_cost(len(steps), halves)))
+def _guided(guidance: Guidance, steps: Sequence[Step], halves: int) -> ExpectedCost:
+    update, cost = guidance.update, guidance.trials_cost(len(steps), halves)
     for step in steps:
         if not guidance.window.active(step):
             continue
         refinement = update.refinement(step)
         least, most = (0, 0) if refinement is None else (1, refinement.iterations)
         always = update.iterations
-        cost += Expected(least + always, always, most + always, most + always)
+        cost += ExpectedCost(least + always, always, most + always, most + always)
     return cost
 
 

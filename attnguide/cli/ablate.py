@@ -21,11 +21,10 @@ from attnguide.cli.plan import Plan, make_plan
 from attnguide.cli.values import Setting
 from attnguide.methods import check_options
 from attnguide.rows import sample_to_dict
-from attnguide.types import MethodConfig, Sample
+from attnguide.types import ExpectedCost, MethodConfig, Sample
 
 if TYPE_CHECKING:
     from attnguide.ablation.callback import AblationLog
-    from attnguide.ablation.cost import Expected
 
 DESCRIPTION = """\
 Run an ablation: a base and axes in a YAML file of W&B's sweep schema span cells, each made for every prompt and seed, as the
@@ -301,7 +300,7 @@ def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- the cost
 
 
-def _costs(rows: Sequence[Row]) -> list[Expected]:
+def _costs(rows: Sequence[Row]) -> list[ExpectedCost]:
     """What every row costs."""
     from attnguide.ablation.cost import expected_cost
 
@@ -318,11 +317,11 @@ def _headline(ablation: Ablation, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _cost_table(rows: Sequence[Row], costs: Sequence[Expected]) -> str:
+def _cost_table(rows: Sequence[Row], costs: Sequence[ExpectedCost]) -> str:
     """Network passes of a row in every cell, and of all rows."""
     from attnguide.ablation.cost import total
 
-    cells: dict[str, list[Expected]] = {}
+    cells: dict[str, list[ExpectedCost]] = {}
     for row, cost in zip(rows, costs, strict=True):
         cells.setdefault(str(row.sample.tags["cell"]), []).append(cost)
     lines = [("cell", "rows", "forwards a row", "backwards a row", "forwards in all", "backwards in all")]
@@ -336,13 +335,13 @@ def _cost_table(rows: Sequence[Row], costs: Sequence[Expected]) -> str:
     )
 
 
-def _per_row(members: Sequence[Expected]) -> tuple[str, str]:
+def _per_row(members: Sequence[ExpectedCost]) -> tuple[str, str]:
     if len(set(members)) == 1:
         return _told(members[0])
     return tuple(f"{min(found)}-{max(found)}" for found in ([m.forwards for m in members], [m.backwards for m in members]))  # type: ignore[return-value]
 
 
-def _told(cost: Expected) -> tuple[str, str]:
+def _told(cost: ExpectedCost) -> tuple[str, str]:
     """Forwards and backwards; where thresholds decide, the most there can be."""
     pairs = ((cost.forwards, cost.most), (cost.backwards, cost.most_backwards))
     forwards, backwards = (str(least) if least == most else f"{least} to {most}" for least, most in pairs)

@@ -17,7 +17,7 @@ from attnguide.injection.base import Source
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
-from attnguide.types import Step
+from attnguide.types import ExpectedCost, Step
 
 _ALWAYS = Window()
 _PLAIN_UPDATE = Update()
@@ -39,23 +39,6 @@ class LossOutput:
     indicator: Tensor
     refining: Tensor | None = None
     refined: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class TrialsCost:
-    """Network passes of one row's trials.
-
-    Attributes:
-        forwards: The fewest evaluations for one branch each.
-        backwards: The fewest gradients.
-        most: The most evaluations.
-        most_backwards: The most gradients.
-    """
-
-    forwards: int = 0
-    backwards: int = 0
-    most: int = 0
-    most_backwards: int = 0
 
 
 Judgement = Callable[[AttentionMaps, Targets], Tensor]
@@ -234,11 +217,11 @@ class Guidance(ABC):
         """
         return latents
 
-    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+    def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
         """What :meth:`optimise` costs a row.
 
         Args:
             steps: Denoising steps.
             halves: Of classifier-free guidance, 1 or 2.
         """
-        return TrialsCost()
+        return ExpectedCost()

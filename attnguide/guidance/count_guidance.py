@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost, cross_sites, require_cells
+from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites, require_cells
 from attnguide.guidance.instances import FirstPass
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, per_row, refinements_at
@@ -20,7 +20,7 @@ from attnguide.injection.base import WindowEdit
 from attnguide.losses.containment import logit_cross_entropy
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Window, sqrt_linear
-from attnguide.types import PassContext, Step
+from attnguide.types import ExpectedCost, PassContext, Step
 
 THRESHOLDS: Thresholds = {0.0: 1.3, 0.2: 1.2, 0.4: 1.15}
 """Progress -> loss to be reached by then."""
@@ -125,9 +125,9 @@ class CountGuidance(Guidance):
                 self._found[targets.rows[row]] = masks
         return latents
 
-    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+    def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
         made = sum(index / steps <= self.first_stop for index in range(steps))
-        return TrialsCost(most=0 if self.optimise_at is None else made * halves)
+        return ExpectedCost(most=0 if self.optimise_at is None else made * halves)
 
     def masks(self, targets: Targets, height: int, width: int) -> Tensor:
         """Where instances are, given or found: bool, ``batch regions height width``."""

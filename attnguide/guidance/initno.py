@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps, gaussian_smooth
 from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost
+from attnguide.guidance.base import Guidance, LossOutput, Trials
 from attnguide.guidance.noise_search import NoiseJudgement, NoiseSearch
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
@@ -19,7 +19,7 @@ from attnguide.losses.presence import peak_absence
 from attnguide.losses.stray import stray_peak
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, sqrt_linear
-from attnguide.types import Step
+from attnguide.types import ExpectedCost, Step
 
 _KEPT = 0.9
 """Share of the past in the running mean of maps."""
@@ -161,12 +161,12 @@ class InitNO(Guidance):
         scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
         return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self._judged)
 
-    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+    def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
         if self.optimise_at is None:
-            return TrialsCost()
+            return ExpectedCost()
         most = self.search.rounds * self.search.iterations + self.search.last_iterations
         least = min(1, self.search.iterations)
-        return TrialsCost(least, least, most, most)
+        return ExpectedCost(least, least, most, most)
 
     def _judged(self, maps: AttentionMaps, targets: Targets) -> NoiseJudgement:
         terms = self.terms(maps, targets)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost, cross_sites
+from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
 from attnguide.guidance.update import PerRow, Update, per_row
 from attnguide.guidance.word_maps import mean_overlap, word_maps
 from attnguide.losses.presence import peak_absence
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, sqrt_linear
-from attnguide.types import Step
+from attnguide.types import ExpectedCost, Step
 
 
 class Saga(Guidance):
@@ -114,6 +114,6 @@ class Saga(Guidance):
         found[rows] = draw()
         return found
 
-    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+    def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
         count = 0 if self.optimise_at is None else self.iterations
-        return TrialsCost(count + (count > 0), count, count + (count > 0), count)
+        return ExpectedCost(count + (count > 0), count, count + (count > 0), count)

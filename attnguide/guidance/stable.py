@@ -11,7 +11,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
-from attnguide.guidance.base import Guidance, LossOutput, Trials, TrialsCost, cross_sites
+from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
 from attnguide.guidance.restarts import lowest_peak, restarted
 from attnguide.guidance.update import PerRow, Refinement, Update, per_row
 from attnguide.injection.base import one_of
@@ -19,7 +19,7 @@ from attnguide.injection.transport import Later, Surplus, Transport
 from attnguide.losses.containment import missing_share
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Schedule, Window, noise_variance
-from attnguide.types import Step
+from attnguide.types import ExpectedCost, Step
 
 _NEVER = Window(0.0, 0.0)
 _ITERATIONS = 3
@@ -168,11 +168,11 @@ class Stable(Guidance):
         steered = [row for row, scale in enumerate(scales) if scale != 0]
         return restarted(latents, steered, trials, lowest_peak, self.held, self.attempts)
 
-    def trials_cost(self, steps: int, halves: int) -> TrialsCost:
+    def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
         if self.optimise_at is None:
-            return TrialsCost()
+            return ExpectedCost()
         again = round(self.optimise_at * steps) * halves + 1
-        return TrialsCost(forwards=1, most=1 + (self.attempts - 1) * again)
+        return ExpectedCost(forwards=1, most=1 + (self.attempts - 1) * again)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         shares = targets.shares(targets.placed)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from attnguide.ablation.cost import Expected, expected_cost
+from attnguide.ablation.cost import expected_cost
 from attnguide.sampling.table import sample_batch
-from attnguide.types import MapSource, MethodConfig, Region, Sample
+from attnguide.types import ExpectedCost, MapSource, MethodConfig, Region, Sample
 from tests import tiny
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -47,13 +47,13 @@ def test_the_most_is_what_an_unreachable_threshold_costs(name: str, options: dic
 
 
 def test_plain_and_best_of_k() -> None:
-    assert expected_cost(tiny.row()) == Expected(8, 0, 8, 0)
-    assert expected_cost(tiny.row(methods=(MethodConfig("best_of_k", {"k": 3}),))) == Expected(24, 0, 24, 0)
+    assert expected_cost(tiny.row()) == ExpectedCost(8, 0, 8, 0)
+    assert expected_cost(tiny.row(methods=(MethodConfig("best_of_k", {"k": 3}),))) == ExpectedCost(24, 0, 24, 0)
 
 
 def test_thresholds_give_a_range() -> None:
     cost = expected_cost(tiny.row(methods=(MethodConfig("mask_guidance", {"until": 0.1, "iterations": 5}),)))
-    assert cost == Expected(8 + 2, 0, 8 + 2 * 5, 2 * 5)  # half of four steps
+    assert cost == ExpectedCost(8 + 2, 0, 8 + 2 * 5, 2 * 5)  # half of four steps
 
 
 def test_options_out_of_range_are_refused() -> None:
