@@ -39,7 +39,7 @@ from attnguide.models.load import load_model, quiet_libraries
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.shapes.judge import judge
-from attnguide.shapes.layouts import Layout, layout_scene, load_layouts
+from attnguide.shapes.layouts import Layout, choose_layouts, layout_scene, load_layouts
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import COLORS
 from attnguide.types import MethodConfig, Sample
@@ -225,14 +225,11 @@ def paired(records: Sequence[Mapping[str, str]], plain: Mapping[str, Mapping[str
     return [after[0] - before[0] for after, before in pairs if after and before]
 
 
-def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], categories: Sequence[str], seeds: int) -> str:
-    """Three tables in Markdown: scores, differences to plain, cost."""
+def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], seeds: int) -> str:
+    """Three tables in Markdown: scores, differences to plain, cost; of the asked rows, whatever else is on disk."""
+    asked = {f"{layout.id}-{seed}" for layout in layouts for seed in range(seeds)}
     records = {
-        arm.name: [
-            r
-            for r in read_records(out / arm.name / "records.csv")
-            if r["category"] in categories and int(r["id"].rsplit("-", 1)[1]) < seeds
-        ]
+        arm.name: [record for record in read_records(out / arm.name / "records.csv") if record["id"] in asked]
         for arm in chosen
         if (out / arm.name / "records.csv").exists()
     }
@@ -242,9 +239,9 @@ def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], categorie
     for arm in shown:
         rows = records[arm.name]
         keep = cell(keeping(out, arm.name, rows)) if arm.name in EDITING else ""
-        asked = {row["id"].rsplit("-", 1)[0] for row in rows}
+        drawn = {row["id"].rsplit("-", 1)[0] for row in rows}
         pictures = [out / arm.name / "samples" / f"{row['id']}.png" for row in rows if row["status"] == "ok"]
-        far = distance(pictures, [layout for layout in layouts if layout.id in asked])
+        far = distance(pictures, [layout for layout in layouts if layout.id in drawn])
         scores = [cell(values_of(rows, metric)) for metric in METRICS]
         origin = "" if arm.name == "plain" else "tuned" if arm.tuned else "published"
         lines.append(_line(arm.name, origin, len(rows), *scores, keep, "" if math.isnan(far) else f"{far:.3f}"))
@@ -290,7 +287,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--layouts", default="benchmark", help="benchmark, development, or a CSV file")
     parser.add_argument("--categories", nargs="*", default=None)
-    parser.add_argument("--prompts", type=int, default=None, help="first prompts of each category only")
+    parser.add_argument("--prompts", type=int, default=None, help="as many of each category, spread evenly over it")
     parser.add_argument("--seeds", type=int, default=4, help="seeds a prompt")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cfg-scale", type=float, default=5.0)
@@ -310,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--methods: {error}") from error
     layouts = load_layouts(args.layouts)
     categories = args.categories or list(dict.fromkeys(layout.category for layout in layouts))
-    layouts = [row for name in categories for row in [one for one in layouts if one.category == name][: args.prompts]]
+    layouts = choose_layouts(layouts, categories, args.prompts)
     if not layouts:
         raise SystemExit(f"--categories: no row of {args.layouts} is of {', '.join(categories)}")
     if not args.table_only:
@@ -330,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.costs:
         pair = next((row for row in layouts if row.category in EDITABLE and len(row.boxes) > 1), layouts[0])
         measure_costs(args, chosen, pair)
-    text = table(args.out, chosen, layouts, categories, args.seeds)
+    text = table(args.out, chosen, layouts, args.seeds)
     (args.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -19,7 +19,7 @@ from attnguide.benchmark import Localisation, bootstrap_interval, layout_samples
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model
 from attnguide.sampling.table import sample_rows
-from attnguide.shapes.layouts import load_layouts
+from attnguide.shapes.layouts import choose_layouts, load_layouts
 
 METRICS = ("all_present", "presence", "binding", "count", "region_hit", "relation", "explained")
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--layouts", default="benchmark", help="benchmark, development, or a CSV file")
     parser.add_argument("--categories", nargs="*", default=None)
     parser.add_argument("--seeds", type=int, default=8, help="seeds a prompt")
-    parser.add_argument("--prompts", type=int, default=None, help="first prompts of each category only")
+    parser.add_argument("--prompts", type=int, default=None, help="as many of each category, spread evenly over it")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cfg-scale", type=float, default=5.0)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -43,7 +43,7 @@ def main() -> None:
     layouts = load_layouts(args.layouts)
     names = list(dict.fromkeys(layout.category for layout in layouts))
     chosen = args.categories or names
-    layouts = [layout for name in chosen for layout in [one for one in layouts if one.category == name][: args.prompts]]
+    layouts = choose_layouts(layouts, chosen, args.prompts)
     model = load_model(args.model)
     observer = Localisation() if args.localisation else None
     samples = layout_samples(layouts, range(args.seeds), steps=args.steps, cfg_scale=args.cfg_scale)

@@ -27,7 +27,7 @@ from attnguide.benchmark import layout_samples, run_benchmark, values_of
 from attnguide.methods import check_options, method_info, method_options
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model
-from attnguide.shapes.layouts import Layout, load_layouts
+from attnguide.shapes.layouts import Layout, choose_layouts, load_layouts
 from attnguide.types import MethodConfig
 
 ALLOWANCE = 0.02
@@ -53,7 +53,7 @@ class Knob:
         return [float(f"{published[self.option] * value:.6g}") if self.relative else value for value in self.values]
 
 
-_STEP = Knob("step_size", (1.0, 4.0, 16.0, 64.0), relative=True)
+_STEP = Knob("step_size", (0.25, 1.0, 4.0, 16.0), relative=True)
 _STOP = Knob("stop", (0.3, 0.5, 0.8))
 _SCALE = Knob("scale", (0.25, 0.5, 1.0, 2.0), relative=True)
 
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", default=list(KNOBS), choices=list(KNOBS), metavar="NAME")
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--categories", nargs="*", default=["two_objects", "counting", "boxes", "overlapping_boxes"])
-    parser.add_argument("--prompts", type=int, default=8, help="first prompts of each category only")
+    parser.add_argument("--prompts", type=int, default=8, help="as many of each category, spread evenly over it")
     parser.add_argument("--seeds", type=int, default=1, help="seeds a prompt")
     parser.add_argument("--knobs", type=int, default=None, help="first knobs only, e.g. 1 for the strength alone")
     parser.add_argument("--steps", type=int, default=30)
@@ -198,8 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, default=CONFIGS / "shapes", help="folder of the tuned configurations")
     args = parser.parse_args(argv)
 
-    every = load_layouts("development")
-    layouts = [row for name in args.categories for row in [one for one in every if one.category == name][: args.prompts]]
+    layouts = choose_layouts(load_layouts("development"), args.categories, args.prompts)
     if not layouts:
         raise SystemExit(f"--categories: no row of the development file is of {', '.join(args.categories)}")
     try:  # before a model is loaded

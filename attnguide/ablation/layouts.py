@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.rows import nearest, sample_to_dict
-from attnguide.shapes.layouts import FILES
+from attnguide.shapes.layouts import FILES, spread
 from attnguide.shapes.renderer import SIDE
 from attnguide.tables import read_samples
 from attnguide.types import Sample
@@ -39,7 +39,7 @@ def layout_rows(
     Args:
         source: A name in :data:`~attnguide.shapes.layouts.FILES`, or a CSV file with their columns.
         categories: Which; all when ``None``.
-        prompts: First rows of each category; all when ``None``.
+        prompts: How many of each category, :func:`~attnguide.shapes.layouts.spread` over it; all when ``None``.
         size: Height and width in pixels of the picture that the boxes of a CSV file refer to; the shapes world's when ``None``.
 
     Raises:
@@ -57,5 +57,5 @@ def layout_rows(
     for category in categories or ():
         if category not in kinds:
             raise LayoutsError("categories", f"expected some of {', '.join(kinds)}{nearest(category, kinds)}; got {category!r}")
-    chosen = [sample_to_dict(sample) for category in categories or kinds for sample in kinds[category][:prompts]]
+    chosen = [sample_to_dict(sample) for category in categories or kinds for sample in spread(kinds[category], prompts)]
     return [{key: value for key, value in row.items() if key in _KEPT} for row in chosen]

@@ -73,7 +73,9 @@ def settings() -> list[Setting]:
             metavar="NAME",
             follows=_more_categories,
         ),
-        Setting("prompts", values.whole(1), None, "first prompts of each kind of layouts; all by default", metavar="N"),
+        Setting(
+            "prompts", values.whole(1), None, "prompts of each kind of layouts, evenly spread; all by default", metavar="N"
+        ),
         Setting("dry_run", values.flag, False, "print the cells and what they cost, and do nothing"),
     ]
 

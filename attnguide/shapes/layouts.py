@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from attnguide.shapes.captions import plural
 from attnguide.shapes.renderer import OUTLINES, SIDE
@@ -18,6 +20,8 @@ FILES: dict[str, Path] = {name: Path(__file__).parent / "data" / f"{name}.csv" f
 
 HELD_OUT = ("no", "combination", "pair")
 """What training never saw of a row: nothing; the combination of its objects; also one of its (colour, shape) pairs."""
+
+Row = TypeVar("Row")
 
 _SINGULARS = {plural(shape): shape for shape in SHAPES}
 
@@ -111,6 +115,32 @@ def load_layouts(source: str | Path = "benchmark", side: int = SIDE) -> list[Lay
         if missing:
             raise ValueError(f"{path.name} lacks the columns {', '.join(sorted(missing))}.")
         return [_row(cells, side) for cells in reader]
+
+
+def spread(rows: Sequence[Row], number: int | None) -> list[Row]:
+    """``number`` rows at even distances from the first on; all if there are no more, or for ``None``.
+
+    The files go from easy rows to hard ones (counts of 2, then 3, ...), so the first few would stand for none but the easy.
+    Rows of a ``number`` are among those of its double.
+
+    Raises:
+        ValueError: If ``number`` is below 1.
+
+    Example:
+        >>> spread("abcdefgh", 2), spread("abcdefgh", 4)
+        (['a', 'e'], ['a', 'c', 'e', 'g'])
+    """
+    if number is None:
+        return list(rows)
+    if number < 1:
+        raise ValueError(f"number must be at least 1; got {number}.")
+    return [rows[index * len(rows) // number] for index in range(number)] if number < len(rows) else list(rows)
+
+
+def choose_layouts(layouts: Sequence[Layout], categories: Sequence[str] | None, prompts: int | None) -> list[Layout]:
+    """:func:`spread` rows of each category, of all where none are named."""
+    names = categories or dict.fromkeys(layout.category for layout in layouts)
+    return [row for name in names for row in spread([one for one in layouts if one.category == name], prompts)]
 
 
 def extent(shape: str) -> Box:

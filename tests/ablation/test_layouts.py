@@ -23,11 +23,11 @@ def test_shipped_layouts_are_read_as_the_benchmark_reads_them(name: str) -> None
     assert len(rows) == len(load_layouts(name))
 
 
-def test_first_prompts_of_some_categories() -> None:
+def test_prompts_are_spread_over_each_category() -> None:
     rows = layout_rows("development", ["counting", "boxes"], 2)
     layouts = load_layouts("development")
-    first = [[layout.id for layout in layouts if layout.category == name][:2] for name in ("counting", "boxes")]
-    assert [row["id"] for row in rows] == [*first[0], *first[1]]
+    ids = {name: [layout.id for layout in layouts if layout.category == name] for name in ("counting", "boxes")}
+    assert [row["id"] for row in rows] == [ids["counting"][0], ids["counting"][5], ids["boxes"][0], ids["boxes"][4]]
 
 
 def test_a_file_of_one_s_own(tmp_path: Path) -> None:

@@ -92,11 +92,12 @@ def test_kept_by_hand() -> None:
 
 
 def test_table_by_hand(tmp_path: Path) -> None:
-    write_records(tmp_path / "plain", {"a0-0": {"presence": 0.5}, "a0-1": {"presence": 0.0}})
+    others = {"a0-2": {"presence": 1.0}, "b1-0": {"presence": 1.0}}  # another seed and another layout, not asked for
+    write_records(tmp_path / "plain", {"a0-0": {"presence": 0.5}, "a0-1": {"presence": 0.0}, **others})
     write_records(tmp_path / "box_diff", {"a0-0": {"presence": 1.0}, "a0-1": {"presence": 1.0}})
     (tmp_path / "costs.json").write_text(json.dumps({"plain": [10.0, 100.0], "box_diff": [25.0, 130.0]}))
     chosen = bench_methods.arms(["box_diff"], "paper")
-    scores, differences, cost = bench_methods.table(tmp_path, chosen, [LAYOUT], ["two_objects"], 2).split("\n\n")[0::2]
+    scores, differences, cost = bench_methods.table(tmp_path, chosen, [LAYOUT], 2).split("\n\n")[0::2]
     assert "| plain |  | 2 | 25.0 [0, 50] |" in scores
     assert "| box_diff | published | 2 | 100.0 [100, 100] |" in scores
     assert "| box_diff | 75.0 [50, 100] |" in differences

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attnguide.shapes.expectation import expectation_from_layout, expectation_from_prompt
 from attnguide.shapes.judge import judge
-from attnguide.shapes.layouts import FILES, Layout, layout_scene, load_layouts
+from attnguide.shapes.layouts import FILES, Layout, choose_layouts, layout_scene, load_layouts, spread
 from attnguide.shapes.renderer import SIDE, render
 from attnguide.shapes.scene import COLORS, HELD_OUT_PAIRS, SHAPES, combination, is_held_out, relation_holds
 from scripts.make_layouts import make_layouts, to_csv
@@ -151,3 +154,26 @@ def test_rows_check_themselves() -> None:
         layout_scene(row)
     with pytest.raises(ValueError, match="'lilac'"):
         layout_scene(Layout("0", "any", "a red star", ("red star",), (box,)), background="lilac")
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_spread_covers_evenly_and_doubling_keeps_the_rows(size: int, number: int) -> None:
+    rows = range(size)
+    chosen = spread(rows, number)
+    assert len(chosen) == min(size, number) and chosen == sorted(set(chosen)) and chosen[:1] == list(rows[:1])
+    assert set(chosen) <= set(spread(rows, 2 * number))
+    gaps = {after - before for before, after in pairwise([*chosen, size])}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_spread_takes_all_or_refuses() -> None:
+    assert spread("abc", None) == ["a", "b", "c"] and spread("abcdef", 3) == ["a", "c", "e"]
+    with pytest.raises(ValueError, match="number must be at least 1; got 0"):
+        spread("abc", 0)
+
+
+def test_chosen_layouts_hold_every_count() -> None:
+    rows = choose_layouts(load_layouts("benchmark"), ["counting", "boxes"], 4)
+    assert [row.category for row in rows] == ["counting"] * 4 + ["boxes"] * 4
+    assert [len(row.boxes) for row in rows[4:]] == [1, 2, 3, 4]
+    assert choose_layouts(load_layouts("development"), None, None) == load_layouts("development")
