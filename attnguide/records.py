@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from attnguide.methods import method_info
 from attnguide.prompt.pairs import describe_groups, row_groups
@@ -82,12 +82,8 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Several processes of one run write to the same tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         yield
-    finally:
-        os.close(handle)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables

@@ -288,7 +288,7 @@ class Cost:
         unet_forwards: Network evaluations.
         unet_backwards: Gradients through the network.
         seconds: Wall time of the row's batch, divided by its rows.
-        peak_memory_mb: Highest memory in use while the batch ran: allocated on a GPU, resident on a CPU.
+        peak_memory_mb: Highest memory: allocated while the batch ran on a GPU; on a CPU, resident since the process began.
     """
 
     unet_forwards: int

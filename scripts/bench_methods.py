@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import yaml
 from bench_cost import NoModules
-from bench_time import high_water_mb
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +35,7 @@ from attnguide.methods import METHODS, check_options, method_info
 from attnguide.metrics.distance import PictureDistance
 from attnguide.metrics.functional import box_iou
 from attnguide.models.load import load_model, quiet_libraries
+from attnguide.sampling.ledger import high_water_mb
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.shapes.judge import judge

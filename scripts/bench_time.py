@@ -14,13 +14,10 @@ memory of a process that runs this arm alone.
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -68,14 +65,6 @@ def resident_peak_mb(case: Case, arm: str) -> float:
     idle = high_water_mb()
     bench.run(arm, 2, 2)
     return high_water_mb() - idle
-
-
-def high_water_mb() -> float:
-    """Largest resident memory so far; where there is /proc from there, as getrusage remembers the parent's, too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure_memory(bench: Bench) -> dict[str, float]:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-import resource
+import importlib.util
+import math
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from attnguide.types import Cost
+
+
+def high_water_mb() -> float:
+    """Largest resident memory of this process so far; NaN where the system does not tell.
+
+    From /proc where there is one: getrusage remembers the parent's, too.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**10
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return math.nan
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class Ledger:
@@ -49,5 +67,4 @@ class Ledger:
     def _peak_memory_mb(self) -> float:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**20
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        return high_water_mb()

@@ -1,8 +1,11 @@
+import subprocess
+import sys
 import time
 
+import pytest
 import torch
 
-from attnguide.sampling.ledger import Ledger
+from attnguide.sampling.ledger import Ledger, high_water_mb
 
 CPU = torch.device("cpu")
 
@@ -25,3 +28,12 @@ def test_time_is_shared_evenly_and_memory_is_in_megabytes(monkeypatch) -> None: 
     assert [cost.seconds for cost in costs] == [2.0, 2.0, 2.0]
     # A Python process with torch in it takes more than 50 MB, and this machine has less than a TB.
     assert all(50 < cost.peak_memory_mb < 1e6 for cost in costs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_a_child_is_its_own() -> None:
+    """A child of a large process began with the parent's peak where getrusage was asked."""
+    ballast = torch.ones(2**26)  # 256 MB
+    lean = "import attnguide.sampling.ledger as one; print(one.high_water_mb())"
+    child = subprocess.run([sys.executable, "-c", lean], capture_output=True, text=True, check=True)
+    assert float(child.stdout) < high_water_mb() - ballast.nbytes / 2**21
