@@ -328,7 +328,16 @@ def check_options(configs: Iterable[MethodConfig]) -> None:
         ValueError: Naming the option.
     """
     for config in configs:
+        _check_one_row(config)
         build_method(config.name, config.options)
+
+
+def _check_one_row(config: MethodConfig) -> None:
+    """A method takes a list with one value a row of its batch, but a configuration belongs to one row."""
+    for option in sorted(method_info(config.name).per_row & config.options.keys()):
+        if isinstance(value := config.options[option], list | tuple):
+            told = f"{option} must be one value for a row, each row having its own"
+            raise ValueError(f"Method {config.name!r}: {told}; got {value!r}.")
 
 
 def batch_key(sample: Sample) -> str:
@@ -388,7 +397,10 @@ def _build_alike(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Inject
     for index, config in enumerate(samples[0].methods):
         if method_info(config.name).family == "baseline":
             continue
-        built = build_method(config.name, _merged_options(config, [s.methods[index] for s in samples]))
+        configs = [sample.methods[index] for sample in samples]
+        for one in configs:
+            _check_one_row(one)
+        built = build_method(config.name, _merged_options(config, configs))
         (guidances if method_info(config.name).family == "guidance" else injections).append(built)  # type: ignore[arg-type]
     return guidances, injections
 

@@ -53,13 +53,13 @@ class Knob:
         return [float(f"{published[self.option] * value:.6g}") if self.relative else value for value in self.values]
 
 
-_STEP = Knob("step_size", (0.25, 1.0, 4.0, 16.0), relative=True)
+_STEP = Knob("step_size", (0.0625, 0.25, 1.0, 4.0, 16.0), relative=True)
 _STOP = Knob("stop", (0.3, 0.5, 0.8))
-_SCALE = Knob("scale", (0.25, 0.5, 1.0, 2.0), relative=True)
+_SCALE = Knob("scale", (0.25, 0.5, 1.0, 2.0, 4.0), relative=True)
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
     "mask_guidance": (_STEP, _STOP),
-    "stable": (Knob("room", (0.8, 0.9, 1.0)), Knob("fade", (0.0, 1.0)), Knob("inject_until", (0.3, 1.0, 3.0))),
+    "stable": (Knob("room", (0.8, 0.9, 1.0)), Knob("fade", (0.0, 1.0)), Knob("inject_until", (1.0, 2.0, 3.0))),
     "attend_and_excite": (_STEP, _STOP),
     "box_diff": (_STEP, _STOP),
     "layout_guidance": (_STEP, _STOP),

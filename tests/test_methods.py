@@ -14,6 +14,7 @@ from attnguide.methods import (
     build_method,
     build_methods,
     check_methods,
+    check_options,
     method_class,
     method_info,
     method_options,
@@ -161,6 +162,17 @@ def test_a_row_without_a_value_of_its_own_may_share_a_batch_with_one_that_has_on
     thresholds = [{"thresholds": {0.2: 0.5}}, {}, {"thresholds": {"0.4": 0.5}}]  # keys of JSON are text
     guidances, _ = build_methods([_row(MethodConfig("box_diff", options)) for options in thresholds])
     assert [one.at for one in guidances[0].update.refinements] == [(0.0,), (0.2,), (0.4,)]
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], (1.0,)])
+def test_a_row_cannot_hold_the_values_of_several(value: object) -> None:
+    """A list would be read as one value for each row of whatever batch the row comes to lie in."""
+    said = r"Method 'inject1': scale must be one value for a row, each row having its own; got [\[(]1.0"
+    config = MethodConfig("inject1", {"scale": value})
+    with pytest.raises(ValueError, match=said):
+        check_options([config])
+    with pytest.raises(ValueError, match=said):
+        build_methods([_row(MethodConfig("inject1")), _row(config)])
 
 
 def test_equal_options_stay_one_value() -> None:

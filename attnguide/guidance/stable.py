@@ -120,7 +120,7 @@ class Stable(Guidance):
         attempts: int = 4,
         restart_at: float = 0.4,
         held: float = 0.9,
-        inject_until: float = 1.0,
+        inject_until: float = 2.0,
         fade: float = 0.0,
         guide_from: float | None = None,
         guide_until: float = 1.5,

@@ -1,0 +1,160 @@
+"""Published loss and edit functions beside attnguide's, on the same random tensors, in float64: how far they are apart.
+
+    git clone https://github.com/showlab/BoxDiff refs/BoxDiff
+    python scripts/compare_references.py --repos refs
+    python scripts/compare_references.py --repos refs --methods box_diff syngen --cases
+
+None of the published code is in this repository: clone what you want to compare, as listed below. The script EXECUTES functions
+out of those clones, so they have to be ones you trust. Only named functions and classes are taken, not their files' imports, so
+none of the repositories' requirements has to be installed, save for the packages listed.
+
+The table holds, for each method, the largest difference over all cases of its loss (or of attention, edited), over the largest
+published value, and of the gradient likewise. A method whose clone, file, function or package is missing has a line that says
+so. What is known of differences is said at the top of the method's file in scripts/references/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from references import (
+    bounded_attention,
+    box_diff,
+    conform,
+    count_guidance,
+    dense_diffusion,
+    divide_and_bind,
+    initno,
+    layout_guidance,
+    paint_with_words,
+    r_and_b,
+    syngen,
+)
+from references.base import Comparison, Reference
+from references.foreign import NotFoundError, require_packages, tamed
+
+_MODULES = (
+    box_diff,
+    layout_guidance,
+    divide_and_bind,
+    syngen,
+    conform,
+    r_and_b,
+    count_guidance,
+    bounded_attention,
+    initno,
+    paint_with_words,
+    dense_diffusion,
+)
+REFERENCES = {module.REFERENCE.method: module.REFERENCE for module in _MODULES}
+"""By the name of the method, in the order of the README."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the table.
+
+    Attributes:
+        reference: What was compared.
+        comparisons: Empty where the comparison could not be finished.
+        status: ``ok``, or why it could not.
+    """
+
+    reference: Reference
+    comparisons: tuple[Comparison, ...] = ()
+    status: str = "ok"
+
+
+def outcome(reference: Reference, repos: Path) -> Outcome:
+    """Compare one method with its clone under ``repos``, if it is there."""
+    try:
+        clone = repos / reference.folder
+        if not clone.is_dir():
+            raise NotFoundError(str(clone))
+        require_packages(reference.packages)
+        with tamed():
+            return Outcome(reference, tuple(reference.compare(clone)))
+    except NotFoundError as error:
+        return Outcome(reference, status=f"not found: {error}")
+    except Exception as error:  # another version of the published code may do anything
+        return Outcome(reference, status=_failure(error))
+
+
+def _failure(error: Exception) -> str:
+    """What went wrong and where, in one line."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())
+    return f"failed: {type(error).__name__}: {message} ({Path(where.filename).name}:{where.lineno})"
+
+
+def largest(values: Sequence[float | None]) -> str:
+    """The largest number as text, ``nan`` if there is one, nothing where there is no number."""
+    found = [value for value in values if value is not None]
+    return f"{max(found, key=lambda value: (math.isnan(value), value)):.1e}" if found else ""
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The methods in Markdown."""
+    lines = [_line("method", "repository", "comparisons", "loss or edit", "gradient", "status"), _line(*["---"] * 6)]
+    for one in outcomes:
+        values = largest([found.value for found in one.comparisons])
+        gradients = largest([found.gradient for found in one.comparisons])
+        count = len(one.comparisons)
+        lines.append(_line(one.reference.method, one.reference.repository, count, values, gradients, one.status))
+    return "\n".join(lines)
+
+
+def cases(outcomes: Sequence[Outcome]) -> str:
+    """Every comparison in Markdown."""
+    lines = [_line("method", "case", "loss or edit", "gradient"), _line(*["---"] * 4)]
+    for one in outcomes:
+        for found in one.comparisons:
+            lines.append(_line(one.reference.method, found.case, largest([found.value]), largest([found.gradient])))
+    return "\n".join(lines)
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def clones() -> str:
+    """For each method, where its clone is expected and what of."""
+    lines = ["clones expected under DIR:"]
+    for method, reference in REFERENCES.items():
+        packages = f" (and pip install {' '.join(reference.packages.values())})" if reference.packages else ""
+        lines.append(f"  {method:18} DIR/{reference.folder:39} {reference.repository}{packages}")
+    return "\n".join(lines)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=clones(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repos", type=Path, required=True, metavar="DIR", help="folder that holds the clones")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(REFERENCES), metavar="NAME", help="default: all that are listed below"
+    )
+    parser.add_argument("--cases", action="store_true", help="print every comparison too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    args = parse_args(argv)
+    unknown = [name for name in args.methods if name not in REFERENCES]
+    if unknown:
+        raise SystemExit(f"--methods: expected names among {', '.join(REFERENCES)}; got {', '.join(unknown)}")
+    if not args.repos.is_dir():
+        raise SystemExit(f"--repos: expected a folder that holds clones; got {args.repos}")
+    outcomes = [outcome(REFERENCES[name], args.repos) for name in args.methods]
+    print(table(outcomes))
+    if args.cases:
+        print(f"\n{cases(outcomes)}")
+
+
+if __name__ == "__main__":
+    main()
