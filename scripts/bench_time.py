@@ -25,6 +25,7 @@ import torch
 from bench_cost import ARMS, SD15, SMALL, Bench, Case, Parser, save, table
 
 from attnguide.models.load import DTYPES
+from attnguide.sampling.ledger import high_water_mb
 
 Seconds = dict[str, list[float]]
 """Of every arm, in the order of the repeats."""
