@@ -229,7 +229,7 @@ def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], seeds: in
     """Three tables in Markdown: scores, differences to plain, cost; of the asked rows, whatever else is on disk."""
     asked = {f"{layout.id}-{seed}" for layout in layouts for seed in range(seeds)}
     records = {
-        arm.name: [record for record in read_records(out / arm.name / "records.csv") if record["id"] in asked]
+        arm.name: list({r["id"]: r for r in read_records(out / arm.name / "records.csv") if r["id"] in asked}.values())
         for arm in chosen
         if (out / arm.name / "records.csv").exists()
     }

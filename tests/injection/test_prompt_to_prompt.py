@@ -167,7 +167,7 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 def test_phrases_that_do_not_occur() -> None:
     with pytest.raises(ValueError, match="Phrase 'dog' does not occur"):
         PromptToPrompt(reweight={"dog": 2.0}).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))
-    with pytest.raises(ValueError, match="source_prompt must be one text or one per row; got 2 for 1 rows"):
+    with pytest.raises(ValueError, match="source_prompt must be one value for a row, each row having its own; got"):
         common.latents_of(
             [replace(_rows()[0], methods=(replace(_rows()[0].methods[0], options={"source_prompt": ["a", "b"]}),))]
         )

@@ -40,7 +40,7 @@ def test_one_knob_after_the_other_and_quality_decides() -> None:
     trials = tune_methods.tune(FakeBench(), "box_diff", config.options, PLAIN)  # type: ignore[arg-type]
     assert trials[-1].options["step_size"] == 80.0 and trials[-1].options["stop"] == 0.5
     tried = [(trial.options["step_size"], trial.options["stop"]) for trial in trials]
-    assert sorted(tried) == [(5.0, 0.5), (20.0, 0.5), (80.0, 0.3), (80.0, 0.5), (80.0, 0.8), (320.0, 0.5)]
+    assert sorted(tried) == [(1.25, 0.5), (5.0, 0.5), (20.0, 0.5), (80.0, 0.3), (80.0, 0.5), (80.0, 0.8), (320.0, 0.5)]
 
 
 @pytest.mark.parametrize("name", KNOBS)
