@@ -51,6 +51,9 @@ CELL, AXIS = "cell", "axis."
 """Tags that are columns too, after the settings: the name of an ablation's cell, and ``axis.<name>`` for each of its values."""
 
 CONFIG_FILE, RECORDS_FILE, SAMPLES_FOLDER = "config.yaml", "records.csv", "samples"
+NORMS_FILE, TRACE_FILE, VALUES_FILE = "map_norms.csv", "loss_trace.csv", "value_invariance.csv"
+ROW_TABLES = (RECORDS_FILE, NORMS_FILE, TRACE_FILE, VALUES_FILE)
+"""A run's tables with lines of rows; what else lies in its folder is not the run's."""
 
 
 # ---------------------------------------------------------------------------------------------------------- whole files
@@ -235,8 +238,16 @@ def record_of(
 
 
 def read_records(folder: str | Path) -> list[dict[str, str]]:
-    """Lines of a run folder's ``records.csv``; none if there is none yet."""
-    return read_table(Path(folder) / RECORDS_FILE)
+    """Lines of a run folder's ``records.csv``; none if there is none yet.
+
+    Raises:
+        ValueError: If the file is no table of records.
+    """
+    path = Path(folder) / RECORDS_FILE
+    lines = read_table(path)
+    if missing := [name for name in ("id", "method", "status") if lines and name not in lines[0]]:
+        raise ValueError(f"{path}: expected a column {missing[0]!r}, as records have; got {', '.join(lines[0])}.")
+    return lines
 
 
 def finished_ids(folder: str | Path) -> set[str]:
@@ -337,14 +348,36 @@ def check_run_folder(
     if held and not resume:
         raise ValueError(f"Folder {str(folder)!r} already holds a run ({held[0]}); resume it or choose another folder.")
     if resume and config is not None and (folder / CONFIG_FILE).exists():
-        before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}
+        before = _read_config(folder / CONFIG_FILE)
         now = yaml.safe_load(config_text(config))
         for key in sorted({*before, *now} - set(ignore)):
             if before.get(key) != now.get(key):
+                at, old, new = _difference(key, before.get(key), now.get(key))
                 raise ValueError(
-                    f"Folder {str(folder)!r} holds a run with another {key!r} "
-                    f"({_short(before.get(key))}, now {_short(now.get(key))}); choose another folder."
+                    f"Folder {str(folder)!r} holds a run with another {at!r} ({_short(old)}, now {_short(new)}); choose "
+                    "another folder."
                 )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged: it is no YAML.") from error
+    if not isinstance(content or {}, dict):
+        raise ValueError(f"{path} is damaged: expected settings as 'name: value'; got {_short(content)}.")
+    return content or {}
+
+
+def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first place inside two values where they differ, and what stands there."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        place = next(index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
+        return _difference(f"{key}[{place}]", before[place], now[place])
+    return key, before, now
 
 
 def _check_writable(folder: Path) -> None:

@@ -86,13 +86,13 @@ def read_yaml(path: Path) -> tuple[Any, Any]:
     """A YAML file as its node, which knows lines, and its content; both ``None`` if it is empty.
 
     Raises:
-        ValueError: With file and line, if it is no YAML or a key stands twice.
+        ValueError: With file and line, if it is no YAML, a key is no text or stands twice, or an alias holds itself.
     """
     loader = _Loader(path.read_text(encoding="utf-8"))
     try:
         root = loader.get_single_node()
         if root is not None:
-            _refuse_repeated_keys(path, root)
+            _refuse_odd_nodes(path, root)
         return root, loader.construct_document(root) if root is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -128,17 +128,27 @@ def _yaml_lines(row: Any, root: Any) -> _LineOf:
     return line_of
 
 
-def _refuse_repeated_keys(path: Path, node: Any) -> None:
+def _refuse_odd_nodes(path: Path, node: Any, above: frozenset[int] = frozenset(), seen: set[int] | None = None) -> None:
+    """Keys that are no text or stand twice, and aliases inside what they stand for; each node is read once."""
+    seen = set() if seen is None else seen
+    if id(node) in above:
+        raise ValueError(f"{path}, line {node.start_mark.line + 1}: an alias stands inside what it stands for.")
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
     if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"{path}, line {key.start_mark.line + 1}: key {key.value!r} stands twice.")
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-            _refuse_repeated_keys(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_repeated_keys(path, value)
+        known: set[str] = set()
+        for key, _ in node.value:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"{where}: expected a name as key; got a list or a mapping.")
+            if key.value in known:
+                raise ValueError(f"{where}: key {key.value!r} stands twice.")
+            known.add(key.value)
+        children = [value for _, value in node.value]
+    for child in children:
+        _refuse_odd_nodes(path, child, above | {id(node)}, seen)
 
 
 def _read_json_lines(path: Path) -> _Rows:

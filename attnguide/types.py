@@ -222,6 +222,7 @@ class Step:
         timestep: The scheduler's own value; 0 to 1000 from clean to noise.
         sigma: Noise level, noise over signal.
         begins: Whether a denoising step begins here, so that latents may be changed; False in a corrector's evaluation.
+        number: Which denoising step it belongs to, from 0; the index where it is not given.
     """
 
     index: int
@@ -229,6 +230,11 @@ class Step:
     timestep: float
     sigma: float
     begins: bool = True
+    number: int = -1
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            object.__setattr__(self, "number", self.index)
 
     @property
     def progress(self) -> float:

@@ -82,6 +82,8 @@ def test_csv_regions_and_tags_as_json(tmp_path: Path) -> None:
         ("rows.yaml", "steps: 0\nsamples:\n  - prompt: a\n", "line 1: steps must be at least 1"),
         ("rows.yaml", "- prompt: a\n- prompt: a\n  sed: 1\n", "line 3: A row has no key 'sed'"),
         ("rows.yaml", "- prompt: a\n  prompt: b\n", "line 2: key 'prompt' stands twice"),
+        ("rows.yaml", "- ? [a, b]\n  : c\n", "line 1: expected a name as key; got a list or a mapping"),
+        ("rows.yaml", "- &row\n  prompt: a\n  tags: *row\n", "an alias stands inside what it stands for"),
         ("rows.yaml", "- prompt: [a\n", "line 2: not valid YAML"),
         ("rows.yaml", "steps: 4\n", "line 1: key 'samples' is missing"),
         ("rows.yaml", "- prompt: a\n- b\n", "line 2: a row is a mapping"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
+
+import torch
 
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import build_methods, method_info, method_options
+from attnguide.models.schedulers import NoiseScheduler, scheduler_class
 from attnguide.sampling.replay import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
@@ -22,12 +26,12 @@ def total(costs: Iterable[ExpectedCost]) -> ExpectedCost:
 
 
 def expected_cost(sample: Sample) -> ExpectedCost:
-    """Passes of one row, for a scheduler with one evaluation a step.
+    """Passes of one row; where it names no scheduler, for one with one evaluation a step.
 
     Raises:
-        ValueError: If a method's option is out of range.
+        ValueError: If a method's option is out of range, or the scheduler cannot make so few steps.
     """
-    steps = list(_steps(sample.steps))
+    steps = list(_steps(sample.steps)) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
     guidances, injections = build_methods([sample])
     halves = 2 if sample.cfg_scale > 1 else 1
     forwards = sum(halves + _further(injections, step, halves) for step in steps)
@@ -51,6 +55,14 @@ def _steps(count: int) -> Iterable[Step]:
         yield Step(index, count, float(timestep), math.sqrt((1 - alpha_bar) / alpha_bar))
 
 
+@functools.cache
+def _steps_of(scheduler: str, count: int) -> tuple[Step, ...]:
+    """The evaluations of a scheduler that is set up as Stable Diffusion's noise, and else by default."""
+    config = {"beta_start": _BETA_START, "beta_end": _BETA_END, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    made = scheduler_class(scheduler).from_config({**config, "num_train_timesteps": _TRAINED})
+    return NoiseScheduler(made, count, torch.device("cpu")).steps
+
+
 def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
     """Branches beside the row's own halves, once however many injections read them."""
     named = {branch for injection in injections for branch in injection.branches(step)}
@@ -61,13 +73,18 @@ def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
 def _guided(guidance: Guidance, steps: Sequence[Step], halves: int) -> ExpectedCost:
     update, cost = guidance.update, guidance.trials_cost(len(steps), halves)
     for step in steps:
-        if not guidance.window.active(step):
+        if not guidance.acts(step):
             continue
-        refinement = update.refinement(step)
+        refinement = update.refinement(step, _span(steps, step))
         least, most = (0, 0) if refinement is None else (1, refinement.iterations)
         always = update.iterations
         cost += ExpectedCost(least + always, always, most + always, most + always)
     return cost
+
+
+def _span(steps: Sequence[Step], step: Step) -> int:
+    """Evaluations of the denoising step that ``step`` belongs to."""
+    return sum(other.number == step.number for other in steps)
 
 
 def _tries(sample: Sample) -> int:

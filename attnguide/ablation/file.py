@@ -30,6 +30,7 @@ and leaves them alone; ``attnguide ablate``, which its agents start with a value
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,9 @@ Reader = Callable[[Any], Any]
 
 _Path = tuple[Any, ...]
 
+_MOST_ENTRIES = 100_000
+"""Keys and items of a file, those of aliases counted wherever they stand."""
+
 
 def read_ablation(path: str | Path, readers: Mapping[str, Reader]) -> Ablation:
     """Read and check an ablation's file.
@@ -119,7 +123,10 @@ def read_ablation(path: str | Path, readers: Mapping[str, Reader]) -> Ablation:
         raise ValueError(f"{path}: expected a YAML file; got bytes that are no text") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}, line 1: expected the keys base and parameters; got {_short(content)}")
-    return _File(path, content, dict(_lines(root)), readers).ablation()
+    lines = dict(itertools.islice(_lines(root), _MOST_ENTRIES))
+    if len(lines) == _MOST_ENTRIES:
+        raise ValueError(f"{path}: expected fewer than {_MOST_ENTRIES} entries; its aliases make more")
+    return _File(path, content, lines, readers).ablation()
 
 
 def _lines(node: Any, path: _Path = ()) -> Iterator[tuple[_Path, int]]:
@@ -168,7 +175,7 @@ class _File:
             self.refuse(("parameters",), "expected at least one axis under parameters, list or paired; got none")
         return Ablation(
             path=str(self.path),
-            name=str(self.content.get("name") or self.path.stem),
+            name=self._name(),
             base={**base, **constants},
             axes=tuple(axes),
             fixed=tuple(fixed),
@@ -181,6 +188,13 @@ class _File:
         )
 
     # ------------------------------------------------------------------------------------------------------------ base
+
+    def _name(self) -> str:
+        """Of the ablation, from which its folder has its name."""
+        name = self.content.get("name")
+        if name is not None and (not isinstance(name, str) or not re.fullmatch(r"[^./\\][^/\\]*", name)):
+            self.refuse(("name",), f"name: expected text that can name a folder; got {_short(name)}")
+        return name or self.path.stem
 
     def _project(self) -> str | None:
         project = self.content.get("project")
@@ -262,9 +276,10 @@ class _File:
     def _check_list(self, name: str, values: Any, at: _Path) -> None:
         if not isinstance(values, list) or not values:
             self.refuse(at, f"{name}: expected a list of at least one value; got {_short(values)}")
+        labels = [Point(column_value(value), {}, 0).label for value in values]
         for index, value in enumerate(values):
-            if any(type(value) is type(other) and value == other for other in values[:index]):
-                self.refuse((*at, index), f"{name}: {_short(value)} stands twice")
+            if labels[index] in labels[:index]:  # cells are named by labels
+                self.refuse((*at, index), f"{name}: {_short(value)} stands twice, or reads like another value")
 
     def _values(self, wanted: str) -> list[tuple[Any, _Path]]:
         """Values of one parameter and where they stand."""

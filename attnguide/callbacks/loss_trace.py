@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import CurveRows, log_curves
-from attnguide.records import append_table
+from attnguide.records import TRACE_FILE, append_table
 from attnguide.sampling.observer import BatchInfo, UpdateEvent
 from attnguide.types import SampleResult, Step
 
@@ -54,7 +54,7 @@ class LossTrace(SamplingCallback):
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         if self._lines:
-            append_table(run_folder(trainer) / "loss_trace.csv", _COLUMNS, self._lines)
+            append_table(run_folder(trainer) / TRACE_FILE, _COLUMNS, self._lines)
         self._lines.clear()
 
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import CurveRows, log_curves
 from attnguide.methods import method_info
 from attnguide.prompt.targets import Targets, region_maps
-from attnguide.records import append_table
+from attnguide.records import NORMS_FILE, append_table
 from attnguide.sampling.observer import BatchInfo
 from attnguide.types import PassContext, SampleResult, Step
 
@@ -137,7 +137,7 @@ class MapNorms(SamplingCallback):
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         if self._lines:
-            append_table(run_folder(trainer) / "map_norms.csv", _COLUMNS, self._lines)
+            append_table(run_folder(trainer) / NORMS_FILE, _COLUMNS, self._lines)
         self._lines.clear()
 
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:

@@ -11,6 +11,7 @@ from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
 from attnguide.records import (
     CONFIG_FILE,
     RECORDS_FILE,
+    ROW_TABLES,
     append_table,
     check_run_folder,
     config_of,
@@ -68,8 +69,8 @@ class RunFolder(SamplingCallback):
             check_run_folder(folder, resume=self.resume)
             if self.resume:
                 finished = finished_ids(folder)
-                for table in folder.glob("*.csv"):
-                    keep_rows(table, finished)
+                for table in ROW_TABLES:
+                    keep_rows(folder / table, finished)
             config = self.config if self.config is not None else self._rows_of(trainer)
             if config is not None and not (self.resume and (folder / CONFIG_FILE).exists()):
                 write_atomic(folder / CONFIG_FILE, config_text(config))

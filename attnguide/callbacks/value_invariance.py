@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteKind, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
-from attnguide.records import append_table, read_table, write_atomic
+from attnguide.records import VALUES_FILE, append_table, read_table, write_atomic
 from attnguide.sampling.observer import BatchInfo
 from attnguide.types import PassContext, Sample, SampleResult
 
@@ -99,7 +99,7 @@ class ValueInvariance(SamplingCallback):
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         lines = [line for row in range(len(self._samples)) for line in self._lines(row)]
-        append_table(run_folder(trainer) / "value_invariance.csv", _COLUMNS, lines)
+        append_table(run_folder(trainer) / VALUES_FILE, _COLUMNS, lines)
         self._first.clear()
         self._last.clear()
 
@@ -134,7 +134,7 @@ class ValueInvariance(SamplingCallback):
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         trainer.strategy.barrier()
-        lines = read_table(run_folder(trainer) / "value_invariance.csv")
+        lines = read_table(run_folder(trainer) / VALUES_FILE)
         changed = {kind: _largest(lines, kind) for kind in ("cross", "self", "joint")}
         self.verdict = (
             " ".join(_sentence(kind, line, self.tolerance) for kind, line in changed.items() if line) or "No site was read."

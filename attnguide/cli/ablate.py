@@ -20,6 +20,7 @@ from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan, make_plan
 from attnguide.cli.values import Setting
 from attnguide.methods import check_options
+from attnguide.models.names import DEFAULT_MODEL
 from attnguide.rows import sample_to_dict
 from attnguide.types import ExpectedCost, MethodConfig, Sample
 
@@ -57,7 +58,7 @@ def settings() -> list[Setting]:
     """Everything ``attnguide ablate`` can be told, axes of the file excepted."""
     return [
         Setting("file", values.words, None, "base and axes", metavar="FILE"),
-        *(setting for setting in sample.settings() if setting.name not in _LEFT_OUT),
+        *(_resuming(setting) for setting in sample.settings() if setting.name not in _LEFT_OUT),
         Setting(
             "layouts",
             values.words,
@@ -78,6 +79,14 @@ def settings() -> list[Setting]:
         ),
         Setting("dry_run", values.flag, False, "print the cells and what they cost, and do nothing"),
     ]
+
+
+def _resuming(setting: Setting) -> Setting:
+    """``--resume`` as it works here: cells are made anew from the file, hence from the same options."""
+    if setting.name != "resume":
+        return setting
+    told = "go on with the run in --out, given the same options; rows that are complete are kept"
+    return Setting(setting.name, setting.read, setting.default, told)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -102,6 +111,8 @@ def run(argv: Sequence[str]) -> int:
         print(_headline(ablation, rows), flush=True)
     if asked["dry_run"]:
         print(_cost_table(rows, costs))
+        if plan.config["scheduler"] is None and plan.config["model"] != DEFAULT_MODEL:
+            print("for schedulers with one evaluation a step; name the model's --scheduler to count what it makes")
         return 0
     from attnguide.ablation.callback import AblationLog
 
@@ -354,7 +365,7 @@ def _told(cost: ExpectedCost) -> tuple[str, str]:
 
 
 def _tell(plan: Plan, log: AblationLog, notes: Sequence[str]) -> int:
-    """Print cells with their means, failures and where things are; 1 if a row failed."""
+    """Print cells with their means, failures and where things are; 1 if a row failed or is missing."""
     from attnguide.ablation.outputs import places, records_of, write_outputs
     from attnguide.ablation.plots import can_plot
     from attnguide.ablation.stability import stability, stability_table
@@ -374,4 +385,4 @@ def _tell(plan: Plan, log: AblationLog, notes: Sequence[str]) -> int:
     lines += ["", *(f"{path}  {what}" for path, what in places(plan.folder))]
     lines += [] if can_plot() else ["curves and heat maps need matplotlib: pip install 'attnguide[plots]'"]
     print("\n".join([*lines, *notes]))
-    return 1 if failed else 0
+    return 1 if failed or missing else 0

@@ -14,6 +14,7 @@ import yaml
 from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.values import Setting, scalar
 from attnguide.models.names import nearest
+from attnguide.tables import read_yaml
 
 
 def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, description: str, examples: str) -> dict[str, Any]:
@@ -156,20 +157,19 @@ def check_config(path: str, settings: Sequence[Setting]) -> None:
     if not Path(path).is_file():
         raise UsageError(f"config: expected a YAML file; {path!r} does not exist")
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        if root is None:
-            return
-        if not isinstance(root, yaml.MappingNode):
-            raise UsageError(f"{path}, line 1: expected settings as 'name: value'; got something else")
-        for key, value in root.value:
-            _check_entry(path, key, loader.construct_object(value, deep=True), settings)
+        root, content = read_yaml(Path(path))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: expected a YAML file; got bytes that are no text") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or one_line(error)
-        raise UsageError(f"{path}, line {mark.line + 1 if mark else 1}: not valid YAML: {problem}") from error
+        raise UsageError(f"{path}: not valid YAML: {one_line(error)}") from error
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    if root is None:
+        return
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}, line 1: expected settings as 'name: value'; got something else")
+    for key, _ in root.value:
+        _check_entry(path, key, content.get(key.value), settings)
 
 
 def _check_entry(path: str, key: yaml.ScalarNode, value: Any, settings: Sequence[Setting]) -> None:

@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "norms", "values")
 """Settings that a resumed run may change."""
 
+NOT_THE_TRAINERS = {
+    "precision": "use --dtype",
+    "default_root_dir": "use --out",
+    "logger": "use --logger",
+    "callbacks": "a run from Python takes callbacks, see attnguide.make_trainer",
+    "inference_mode": "guidance needs gradients",
+    "barebones": "a run is written by callbacks",
+    "fast_dev_run": "use fewer --seed or --steps",
+    "limit_predict_batches": "use fewer --seed or rows",
+}
+"""Arguments of Lightning's Trainer that would break a run, and what to do instead."""
+
 INTERRUPTED = 130
 
 
@@ -39,7 +51,7 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         tell: Says what came of it, with notes at the end; 1 if a row failed.
 
     Returns:
-        0, 1 if a row failed, 130 after Ctrl-C.
+        0, 1 if a row failed or is missing, 130 after Ctrl-C.
 
     Raises:
         UsageError: If the folder, the device or the model cannot be used; nothing is written then.
@@ -69,8 +81,8 @@ def _write_page(plan: Plan) -> None:
         return
     try:
         print(f"{write_report(plan.folder)}  all of it on one page")
-    except OSError as error:
-        print(f"no report.html: {error.strerror or error}")
+    except (OSError, ValueError) as error:
+        print(f"no report.html: {one_line(error)}")
 
 
 def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bool, list[str]]:
@@ -127,6 +139,9 @@ def _check_trainer(plan: Plan) -> None:
     """
     from attnguide.module import make_trainer
 
+    for name, instead in NOT_THE_TRAINERS.items():
+        if name in plan.config["trainer"]:
+            raise UsageError(f"trainer: {name} is not the trainer's to set here; {instead}")
     try:
         trainer = make_trainer(plan.folder, device=plan.config["device"], **plan.config["trainer"])
     except Exception as error:  # of many kinds, some of Lightning's own

@@ -48,7 +48,7 @@ def report(plan: Plan, notes: Sequence[str] = ()) -> int:
     """Print the table of numbers and where things are.
 
     Returns:
-        0, or 1 if a row failed.
+        0, or 1 if a row failed or is missing.
     """
     ids = {sample.id for sample in plan.samples}
     records = [record for record in read_records(plan.folder) if record["id"] in ids]
@@ -68,7 +68,7 @@ def report(plan: Plan, notes: Sequence[str] = ()) -> int:
         print(f"{plan.folder / name}  {what}")
     for note in notes:
         print(note)
-    return 1 if failed else 0
+    return 1 if failed or missing else 0
 
 
 def _places(plan: Plan) -> list[tuple[str, str]]:

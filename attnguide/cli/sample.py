@@ -10,6 +10,7 @@ from typing import Any
 
 from attnguide.cli import values
 from attnguide.cli.arguments import parse
+from attnguide.cli.errors import UsageError
 from attnguide.cli.values import Setting
 from attnguide.loggers import LOGGERS
 from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS
@@ -161,6 +162,8 @@ def _going_on(argv: Sequence[str]) -> list[str]:
 def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
     asked = parse("attnguide sample", _going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
+    if asked["resume"] and asked["out"] and asked["prompt"] is None and asked["rows"] is None:
+        raise UsageError(f"out: expected the folder of a run to go on with; {asked['out']!r} holds no config.yaml")
     from attnguide.cli.plan import make_plan
 
     plan = make_plan(asked)

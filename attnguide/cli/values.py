@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -182,7 +183,7 @@ def seeds(value: Any) -> list[int]:
         found += _seed_range(item)
     if not found:
         raise ValueError("expected at least one whole number, like 0 1 2 or 0..7; got none")
-    repeated = {seed for seed in found if found.count(seed) > 1}
+    repeated = [seed for seed, count in Counter(found).items() if count > 1]
     if repeated:
         raise ValueError(f"expected every seed once; got {min(repeated)} more than once")
     return found

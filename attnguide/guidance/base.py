@@ -174,6 +174,14 @@ class Guidance(ABC):
         """The sites to read where nobody asked for others."""
         return SiteSelector(kind="cross", levels=(level,))
 
+    def acts(self, step: Step) -> bool:
+        """Whether it acts at an evaluation of the network.
+
+        Latents are moved only where a denoising step begins; the noise prediction at each of its evaluations, as any of them
+        may be the one that counts.
+        """
+        return self.window.active(step) and (step.begins or self.update.space == "noise")
+
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         """Edits that belong to the method, made once before the first step of a batch; most guidances have none.
 

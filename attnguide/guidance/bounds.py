@@ -72,7 +72,8 @@ class SubjectBounds(Edit):
         rows = list(context.rows)
         masks = self.masks.at(site.height, site.width)[rows]
         hidden = self._hidden_words(masks, rows, context) if site.kind == "cross" else _hidden_cells(masks)
-        halves = ("cond",) if site.kind == "cross" else ("cond", "uncond")
+        # A perturbed branch is the conditional one but for its perturbation.
+        halves = ("cond", "perturbed") if site.kind == "cross" else ("cond", "uncond", "perturbed")
         touched = [self.on[row] and branch in halves for row, branch in zip(rows, context.branches, strict=True)]
         hidden = hidden & torch.tensor(touched, device=hidden.device)[:, None, None]
         return scores.masked_fill(hidden[:, None].to(scores.device), torch.finfo(scores.dtype).min)

@@ -99,6 +99,8 @@ class CountGuidance(Guidance):
         )
         self.positive_weight, self.self_mask, self.self_window = positive_weight, self_mask, Window(0.0, self_stop)
         self.count, self.first_stop = count, first_stop
+        if count is not None:
+            self.needs_regions = "phrase"
         self.optimise_at = None if count is None else 0.0
         self._found: dict[int, Tensor] = {}
 
@@ -168,5 +170,5 @@ class _BackgroundRows(WindowEdit):
         masks = self.method.masks(self.targets, site.height, site.width).any(1).flatten(1)
         inside = masks[list(context.rows)].to(probs.device)
         hidden = ~inside[:, :, None] & (torch.ones_like(inside) if self.method.reference else inside)[:, None, :]
-        touched = self.gate(probs, context, ("cond", "uncond")) != 0
+        touched = self.gate(probs, context, ("cond", "uncond", "perturbed")) != 0
         return probs.masked_fill(hidden[:, None] & touched, 0.0)

@@ -120,5 +120,5 @@ class DivideAndBind(Guidance):
 
 
 def _strength(step: Step) -> float:
-    """Weight of the binding term: steps 0, 10 and 20 of 50."""
-    return 1.0 if step.progress < 0.2 else 5.0 if step.progress < 0.4 else 10.0
+    """Weight of the binding term: it rises at steps 10 and 20 of 50, where refinements are, too."""
+    return 1.0 if step.index < round(0.2 * step.count) else 5.0 if step.index < round(0.4 * step.count) else 10.0

@@ -151,9 +151,11 @@ class InitNO(Guidance):
         """Distance of each row's maps from their running mean, which this pass joins; ``batch``."""
         kept = []
         for row, new in zip(targets.rows, words.detach(), strict=True):
-            past = self._seen.get(row)
-            self._seen[row] = new if past is None else _KEPT * past[: len(new)] + (1 - _KEPT) * new
-            kept.append(self._seen[row])
+            mean, past = new.clone(), self._seen.get(row, new)
+            shared = min(len(past), len(new))  # passes of fewer rows have a shorter regions axis; what is beyond is padding
+            mean[:shared] = _KEPT * past[:shared] + (1 - _KEPT) * new[:shared]
+            self._seen[row] = mean
+            kept.append(mean)
         weights = targets.shares(targets.valid) * targets.weights
         return ((words - torch.stack(kept)).abs().mean((-2, -1)) * weights).sum(1)
 

@@ -133,6 +133,12 @@ class MaskGuidance(Guidance):
             words = region_maps(mean, targets.tokens).unflatten(-1, (height, width)).unsqueeze(2)
         total = words.new_zeros(words.shape[:3])
         for name, weight in self.losses.items():
-            drawn = targets.binary_masks(height, width) if name in HARD_TERMS else targets.joined_masks(height, width)
+            drawn = self._masks(name, targets, height, width)
             total = total + weight * TERMS[name](words, drawn.to(words.dtype).unsqueeze(2).expand_as(words))
         return total.mean(2)
+
+    def _masks(self, name: str, targets: Targets, height: int, width: int) -> Tensor:
+        """What a term compares maps with: a word's regions one by one where each must hold something, else together."""
+        if name not in HARD_TERMS:
+            return targets.joined_masks(height, width)
+        return targets.binary_masks(height, width) if name == "inside" else targets.joined_binary_masks(height, width)

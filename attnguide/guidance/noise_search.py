@@ -75,7 +75,8 @@ class NoiseSearch:
             _descend({row: tried[row][-1] for row in waiting}, trials, judge, self.iterations)
             waiting = [row for row in waiting if not tried[row][-1].succeeded]
         best = {row: min(found, key=self._rank) for row, found in tried.items()}
-        again = {row: self._around(noise.noise) for row, noise in best.items() if not noise.succeeded}
+        failed = [row for row, noise in best.items() if not noise.succeeded and self.last_iterations]
+        again = {row: self._around(best[row].noise) for row in failed}
         _descend(again, trials, judge, self.last_iterations)
         chosen = {**best, **again}
         return torch.stack([chosen[row].sample() if row in chosen else latents[row] for row in range(len(latents))])

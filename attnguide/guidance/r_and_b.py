@@ -94,7 +94,7 @@ class RegionAndBoundary(Guidance):
         count = shares.sum(1)
         astray = (words * masks).amax((-2, -1)) < (words * (1 - masks)).amax((-2, -1))
         edges = edge_misfit(self._smooth(sharp), masks, iou)
-        value = value + torch.where(astray & (count[:, None] > 1), edges, torch.zeros_like(edges))
+        value = value + torch.where(astray & (count[:, None] > 1.5), edges, torch.zeros_like(edges))
         value = torch.where(iou < GOOD_ENOUGH, value, torch.zeros_like(value))
         loss = (value * shares * targets.weights).sum(1) / count.clamp_min(1)
         return LossOutput(loss, self._asks(loss.detach(), targets.rows, step))

@@ -66,6 +66,8 @@ class Saga(Guidance):
             raise ValueError(f"iterations must be at least 0; got {iterations}.")
         if not 0 <= learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be at least 0; got {learning_rate}.")
+        if 0 < stop <= at:
+            raise ValueError(f"stop must be 0, for no updates afterwards, or above at; got {stop} with at {at}.")
         super().__init__(
             sites=cross_sites(levels),
             window=Window(min(at, stop), stop),

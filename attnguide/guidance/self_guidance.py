@@ -29,7 +29,7 @@ class _ThenEverySecond(Window):
     alternate: float = 1.0
 
     def active(self, step: Step) -> bool:
-        return super().active(step) and (step.progress < self.alternate or step.index % 2 == 0)
+        return super().active(step) and (step.progress < self.alternate or step.number % 2 == 0)
 
 
 PINNED: Mapping[str, float] = {"centre": 0.0, "size": 0.9, "shape": 0.9, "appearance": 0.3}

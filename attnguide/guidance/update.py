@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -59,6 +59,8 @@ class Refinement:
             raise ValueError(f"iterations must be at least 1; got {self.iterations}.")
         if any(math.isnan(number) for number in _numbers(self.until)):
             raise ValueError(f"until must be a number; got {self.until}.")
+        if outside := [point for point in self.at or () if not 0 <= point < 1]:
+            raise ValueError(f"a refinement's point is progress in [0, 1), 0.2 for step 10 of 50; got {outside[0]:g}.")
 
     def applies(self, step: Step, span: int = 1) -> bool:
         """Whether it happens at the denoising step that begins at ``step`` and takes ``span`` evaluations."""
@@ -81,7 +83,7 @@ def refinements_at(
         lagging: See :class:`Refinement`.
 
     Raises:
-        ValueError: If a table maps nothing.
+        ValueError: If a table maps nothing, or a point is no progress.
     """
     tables = [thresholds] if isinstance(thresholds, Mapping) else list(thresholds)
     if not all(isinstance(table, Mapping) for table in tables):
@@ -129,8 +131,13 @@ class Update:
             raise ValueError(f"max_norm must be above 0; got {self.max_norm}.")
 
     def refinement(self, step: Step, span: int = 1) -> Refinement | None:
-        """The refinement of the denoising step that begins at ``step``: the last listed that applies."""
-        return next((r for r in reversed(self.refinements) if r.applies(step, span)), None)
+        """The refinement of the denoising step that begins at ``step``: the last listed that applies, for every row."""
+        found = [refinement for refinement in self.refinements if refinement.applies(step, span)]
+        if len(found) < 2 or isinstance(found[-1].until, (int, float)):
+            return found[-1] if found else None
+        # Rows have tables of their own, whose points may meet in one step: none may cover another row's.
+        limits = zip(*(_numbers(refinement.until) for refinement in reversed(found)), strict=True)
+        return replace(found[-1], until=[next((one for one in row if one != math.inf), math.inf) for row in limits])
 
     def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         """What to subtract from latents (in the network's input scale), ``batch channels height width``."""

@@ -129,9 +129,11 @@ class _Modulation(WindowEdit):
         """
         targets = self.targets
         masks = self._masks(site).flatten(2) * self.there[..., None]
-        share = torch.einsum("brq,brk->bqk", masks, masks).mean(-1, keepdim=True)
+        joined = torch.einsum("brq,brk->bqk", masks, masks)
+        # The code's segments are apart; where ours overlap a query's segment is what all of its regions cover together.
+        share = (joined if self.method.quirks == "reference" else (joined > 0).float()).mean(-1, keepdim=True)
         if site.kind == "self":
-            together = torch.einsum("brq,brk->bqk", masks, masks)
+            together = joined
             return together > 0, torch.ones_like(together[:, :1], dtype=torch.bool), share, self._factor(masks, masks, together)
         owns = ((targets.tokens > 0) & self.there[..., None]).to(masks)
         together = torch.einsum("brq,brk->bqk", masks, owns)
@@ -160,7 +162,10 @@ class _Modulation(WindowEdit):
     def _masks(self, site: Site) -> Tensor:
         """Yes-or-no masks as numbers, ``batch regions height width``."""
         if self.method.quirks == "none":
-            return (self.targets.masks(site.height, site.width) >= 0.5).float()
+            masks = self.targets.masks(site.height, site.width)
+            least = (0.5 * masks.amax((-2, -1), keepdim=True)).clamp_max(0.5) if masks.numel() else 0.5
+            half = torch.where((masks >= 0.5).any(-1).any(-1)[..., None, None], 0.5, least) if masks.numel() else 0.5
+            return ((masks >= half) & (masks > 0)).float()
         whole = (self.targets.masks(site.height << site.level, site.width << site.level) >= 0.5).float()
         return F.interpolate(whole, (site.height, site.width), mode="nearest") if whole.numel() else whole
 

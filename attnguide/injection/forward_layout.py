@@ -83,12 +83,12 @@ class _Move(WindowEdit):
         A token of several regions gets their mean.
         """
         targets = self.targets
-        masks = targets.masks(site.height, site.width).double()
+        masks = targets.masks(site.height, site.width).cpu().double()  # not every device has float64
         window = masks if self.method.spread is None else masks * _gaussians(masks, self.method.spread)
         window = window.flatten(2)
         window = window / window.sum(-1, keepdim=True).clamp_min(1e-30)
-        owns = ((targets.tokens > 0) & targets.placed[..., None]).double()
-        shares = owns / owns.sum(1, keepdim=True).clamp_min(1) * targets.weights[..., None].double()
+        owns = ((targets.tokens > 0) & targets.placed[..., None]).cpu().double()
+        shares = owns / owns.sum(1, keepdim=True).clamp_min(1) * targets.weights[..., None].cpu().double()
         return torch.einsum("brq,brk->bqk", window, shares), shares.sum(1).unsqueeze(1)
 
 

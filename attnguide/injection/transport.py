@@ -105,10 +105,10 @@ def even_goals(targets: Targets, height: int, width: int) -> tuple[Tensor, Tenso
     Returns:
         Goals ``batch query key``, and factors on the strength in [0, 1], ``batch key``.
     """
-    masks = targets.masks(height, width).flatten(2).double()
+    masks = targets.masks(height, width).flatten(2).cpu().double()  # not every device has float64
     even = masks / masks.sum(-1, keepdim=True).clamp_min(_TINY)
-    owns = ((targets.tokens > 0) & (targets.placed & (masks.sum(-1) > 0))[..., None]).double()
-    weights = owns * targets.weights.clamp_min(0).double()[..., None]
+    owns = ((targets.tokens.cpu() > 0) & (targets.placed.cpu() & (masks.sum(-1) > 0))[..., None]).double()
+    weights = owns * targets.weights.cpu().clamp_min(0).double()[..., None]
     shares = weights / weights.sum(1, keepdim=True).clamp_min(_TINY)
     factors = weights.sum(1) / owns.sum(1).clamp_min(1)
     return torch.einsum("brq,brk->bqk", even, shares), factors.clamp_max(1)

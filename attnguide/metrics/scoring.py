@@ -12,7 +12,7 @@ from scipy import ndimage
 from attnguide.metrics.functional import count_found, score
 from attnguide.prompt.regions import rasterise
 from attnguide.shapes.expectation import expectation_from_prompt
-from attnguide.shapes.judge import judge
+from attnguide.shapes.judge import SMALLEST_SIDE, judge
 from attnguide.types import Box, Region, SampleResult
 
 _CELLS = 64
@@ -20,12 +20,13 @@ _CELLS = 64
 
 
 def shapes_scores(result: SampleResult) -> dict[str, float]:
-    """Scores of a finished row by the judge of the shapes world; none if its prompt is no caption of that world.
+    """Scores of a finished row by the judge of the shapes world.
 
-    Beside the scores in [0, 1] stands ``count_found``, a number of objects.
+    None if its prompt is no caption of that world, or the picture too small to be judged. Beside the scores in [0, 1] stands
+    ``count_found``, a number of objects.
     """
     expected = expectation_from_prompt(result.sample.prompt)
-    if expected is None or result.image is None:
+    if expected is None or result.image is None or min(result.image.size) < SMALLEST_SIDE:
         return {}
     boxes = tuple(_boxes(name, result.sample.regions) for name in expected.names)
     if any(boxes):

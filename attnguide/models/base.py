@@ -168,13 +168,20 @@ class ModelAdapter(ABC):
         """All weights without gradient, each restored afterwards.
 
         For passes with gradients only: torch folds some matrix products differently for weights that require none, so freezing
-        more than that would change the last bits of a plain picture.
+        more than that would change the last bits of a plain picture. Gradient checkpointing rests meanwhile: what it computes
+        again would be computed without probes and edits.
         """
         parameters = [weight for network in self.networks.values() for weight in network.parameters() if weight.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)
+        modules = [module for network in self.networks.values() for module in network.modules()]
+        checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+        for module in checkpointing:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
         try:
             yield
         finally:
+            for module in checkpointing:
+                module.gradient_checkpointing = True  # type: ignore[assignment]
             for parameter in parameters:
                 parameter.requires_grad_(True)

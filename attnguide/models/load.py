@@ -22,6 +22,9 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, 
 WEIGHTS: tuple[str, ...] = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """What files of weights are called; only the first of these is read, since the others are pickled and may run code."""
 
+_LONGEST = 250
+"""Characters of a name that file systems may refuse to look for."""
+
 _CONFIGURATION = ("*.json", "*.txt", "*.model")
 
 
@@ -111,6 +114,8 @@ def load_model(
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
+    if len(name) > _LONGEST:
+        raise ModelNotFoundError(f"Model {name[:40]!r}... not found: a name of {len(name)} characters is no file's.")
     if path.is_file():
         return adapt(_from_file(path, precision, config).to(where), name)
     if config is not None:
@@ -172,7 +177,7 @@ def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:
     try:
         with _old_names():
             return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, ImportError) as error:  # as a folder may be wrong in many ways
         hint = (
             ""
             if Path(source).exists()

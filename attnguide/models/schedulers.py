@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -43,8 +44,10 @@ class NoiseScheduler:
         self._timesteps: Tensor = self._scheduler.timesteps
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
         count = len(self._timesteps)
+        begins = [self._begins(index) for index in range(count)]
+        numbers = [number - 1 for number in itertools.accumulate(begins)]
         self.steps: tuple[Step, ...] = tuple(
-            Step(index, count, float(t), self.sigma_at(float(t)), self._begins(index))
+            Step(index, count, float(t), self.sigma_at(float(t)), begins[index], max(numbers[index], 0))
             for index, t in enumerate(self._timesteps)
         )
 
@@ -156,9 +159,16 @@ class NoiseScheduler:
         return noise_pred - shift * noise / alpha if self.prediction_type == "sample" else noise_pred + shift
 
     def add_noise(self, latents: Tensor, noise: Tensor, step: Step) -> Tensor:
-        """Clean latents noised to ``step``, in the scheduler's own scale."""
+        """Clean latents noised to ``step``, in the scheduler's own scale; at any step, wherever the scheduler stands."""
         alpha, sigma = math.sqrt(step.alpha_bar), math.sqrt(1 - step.alpha_bar)
-        return (alpha * latents + sigma * noise) / self.input_scale(step)
+        return (alpha * latents + sigma * noise) * self.own_scale(step)
+
+    def own_scale(self, step: Step) -> float:
+        """Factor from latents as the network reads them to the scheduler's own: 1, or ``sqrt(1 + sigma^2)`` where they explode.
+
+        Unlike the inverse of :meth:`input_scale`, which diffusers tells of the step it has reached only, known at every step.
+        """
+        return math.sqrt(1 + step.sigma**2) if self.initial_sigma > 1 else 1.0
 
 
 def _with_rows(mine: Any, theirs: Any, rows: list[int], places: list[int]) -> Any:

@@ -128,7 +128,11 @@ class StableDiffusion(ModelAdapter):
 
     def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
         own = self.pipeline.scheduler
-        chosen = own if name is None else scheduler_class(name).from_config(own.config)
+        if name is None:
+            return NoiseScheduler(own, steps, self.device)
+        # A scheduler that never clips does not say so in its configuration; latents must not be clipped to [-1, 1].
+        config = {"clip_sample": False, **own.config}
+        chosen = scheduler_class(name).from_config(config)
         return NoiseScheduler(chosen, steps, self.device)
 
     @torch.no_grad()

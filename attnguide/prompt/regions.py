@@ -141,7 +141,8 @@ def check_region(region: Region, prompt: str | None = None) -> None:
 def prompt_words(prompt: str) -> tuple[Region, ...]:
     """Every word of a prompt as a region without a place, each in its own occurrence."""
     words = re.findall(r"\w+", prompt)
-    return tuple(Region(word, occurrence=words[:index].count(word)) for index, word in enumerate(words))
+    lowered = [word.lower() for word in words]  # phrases are found whatever their case
+    return tuple(Region(word, occurrence=lowered[:index].count(lowered[index])) for index, word in enumerate(words))
 
 
 def source_region(region: Region) -> Region:

@@ -21,9 +21,9 @@ def guide(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> tup
 
     Args:
         run: The batch.
-        guidance: Whose window includes the step.
+        guidance: Which acts at the step.
         latents: ``batch channels height width``, in the scheduler's scale.
-        step: Where in the schedule; a denoising step begins here.
+        step: Where in the schedule; a denoising step begins here, or the guidance acts on the noise prediction.
 
     Returns:
         New latents, and what to add to the noise prediction (``None`` unless the guidance acts there).

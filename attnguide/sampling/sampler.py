@@ -122,6 +122,8 @@ class Sampler:
         for method in self._methods():
             if method.needs_regions and not targets.count:
                 raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")
+            if method.needs_regions == "place" and not bool(targets.placed.any()):
+                raise ValueError(f"Method {method.name!r} needs a region with a place; the rows name phrases only.")
         return targets
 
     def _noise(
@@ -169,7 +171,7 @@ class Sampler:
                     if step.begins and batch.alive:
                         with self.model.frozen():
                             latents = optimise(run, guidance, latents, step)
-                    if step.begins and guidance.window.active(step) and batch.alive:
+                    if guidance.acts(step) and batch.alive:
                         with self.model.frozen():
                             latents, moved = guide(run, guidance, latents, step)
                         shift = moved if shift is None else shift + (0 if moved is None else moved)

@@ -325,7 +325,7 @@ def _noised(
         with attach(model.attention_modules(height, width), [words.probe("source")], []) as attention:
             for step, noisy in zip(path.steps, path.latents, strict=True):
                 context = pass_context(step, "source", range(len(rows)), ("cond",))
-                inputs = scheduler.scale_model_input(noisy, step).to(states.cond.dtype)
+                inputs = (noisy / scheduler.own_scale(step)).to(states.cond.dtype)
                 with attention.during(context):
                     model.predict_noise(inputs, step, states.for_pass(context), until=last)
                 words.end_step(step)

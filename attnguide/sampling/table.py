@@ -17,24 +17,24 @@ from attnguide.types import Sample, SampleResult
 def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
     """Group rows that can share a batch, in the order their first rows come, at most ``batch_size`` together.
 
-    Rows with the same methods fill whole batches. What is left over of methods that mix, and of plain rows, is sampled together
-    where that does not change what a row costs: rows with and without an unconditional half keep apart.
+    Rows with the same methods fill whole batches. What is left over of methods that mix, and of plain rows, is sampled
+    together. Rows with and without an unconditional half keep apart, as a batch costs every row the same.
 
     Raises:
         ValueError: If ``batch_size`` is below 1, or an option's value is out of range.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    alike: dict[str, list[Sample]] = {}
+    alike: dict[Hashable, list[Sample]] = {}
     for sample in samples:
-        alike.setdefault(batch_key(sample), []).append(sample)
+        alike.setdefault((batch_key(sample), sample.cfg_scale > 1), []).append(sample)
     lines: list[list[Sample]] = []  # each is cut into batches
     left: dict[Hashable, list[Sample]] = {}
     for key, rows in alike.items():
         whole = len(rows) // batch_size * batch_size
         lines.append(rows[:whole])
         if rest := rows[whole:]:
-            group: Hashable = (picture_key(rest[0]), any(row.cfg_scale > 1 for row in rest)) if mixes(rest) else key
+            group: Hashable = (picture_key(rest[0]), rest[0].cfg_scale > 1) if mixes(rest) else key
             if group not in left:
                 left[group] = []
                 lines.append(left[group])

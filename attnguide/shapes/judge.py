@@ -39,6 +39,8 @@ LEAK = 0.15
 """Largest share of the rim that passes smoothly into another colour."""
 AREA = (0.006, 0.35)
 """Least and largest share of the picture that an object covers."""
+SMALLEST_SIDE = 16
+"""Pixels; smaller pictures show nothing that could be told."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ def _as_pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
     pixels = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"picture must be uint8 of shape (height, width, 3); got {pixels.dtype} of shape {pixels.shape}.")
-    if min(pixels.shape[:2]) < 16:
-        raise ValueError(f"picture must have sides of at least 16 pixels; got {pixels.shape[1]}x{pixels.shape[0]}.")
+    if min(pixels.shape[:2]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"picture must have sides of at least {SMALLEST_SIDE} pixels; got {pixels.shape[1]}x{pixels.shape[0]}."
+        )
     return pixels
 
 

@@ -68,3 +68,11 @@ def test_maps_from_other_pictures_are_counted_once() -> None:
     drawn = replace(steered, regions=tiny.row().regions)
     assert expected_cost(steered).forwards == expected_cost(drawn).forwards + 8
     assert expected_cost(replace(steered, methods=())) == expected_cost(replace(drawn, methods=()))
+
+
+@pytest.mark.parametrize("scheduler", ["heun", "kdpm2", "pndm", "dpm_single", "unipc"])
+@pytest.mark.parametrize("name", ["mask_guidance", "self_guidance"])
+def test_schedulers_with_several_evaluations_a_step(scheduler: str, name: str) -> None:
+    row = tiny.row(methods=(MethodConfig(name, {}),), scheduler=scheduler, steps=6)
+    cost, expected = sample_batch(tiny.model(), [row])[0].cost, expected_cost(row)
+    assert (expected.forwards, expected.backwards) == (cost.unet_forwards, cost.unet_backwards)

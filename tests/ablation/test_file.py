@@ -88,6 +88,7 @@ WRONG = [
     (_parameters("  steps: {min: 1, max: 4}\n"), 4, ["steps", "values: [...]", "'min'"]),
     (_parameters("  steps:\n    values:\n    - 2\n    - many\n"), 7, ["steps", "whole number", "'many'"]),
     (_parameters("  steps:\n    values:\n    - 2\n    - 2\n"), 7, ["steps", "2 stands twice"]),
+    (_parameters("  cfg_scale:\n    values:\n    - 2\n    - 2.0\n"), 7, ["cfg_scale", "2.0 stands twice, or reads like"]),
     (_parameters("  method:\n    values: [inject1, injekt2]\n"), 5, ["'injekt2'", "did you mean"]),
     (_parameters("  method: {values: [3]}\n"), 4, ["name of a method", "3"]),
     (_parameters("  mask_guidance.stepsize: {values: [3]}\n"), 4, ["'stepsize'", "did you mean 'step_size'"]),

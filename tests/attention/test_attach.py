@@ -398,3 +398,21 @@ def test_stop_after_nothing() -> None:
 def test_stop_after_lets_other_exceptions_through(unet: nn.Module) -> None:
     with pytest.raises(ZeroDivisionError), stop_after([unet]):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_are_formed_wide(dtype: torch.dtype) -> None:
+    """A product of queries and keys may exceed what half precision holds before it is scaled."""
+    query, key = (torch.full((1, 1, 1, 64), 60.0, dtype=dtype) for _ in range(2))
+    recorder = Recorder()
+    module = _Direct()
+    with attach({SITE: module}, [Probe("scores", recorder)]) as attention, attention.during(_context()):
+        module(query, key, key)
+    assert recorder.tensors[SITE].item() == pytest.approx(60.0**2 * 64 / 8)
+
+
+class _Direct(nn.Module):
+    """Nothing but the call that is intercepted."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)

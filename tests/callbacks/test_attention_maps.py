@@ -31,10 +31,10 @@ def test_rows_without_regions_show_every_word(run: Run, tmp_path: Path) -> None:
     run([AttentionMapsLogger()], [row("w", regions=())])
     names = {file.name for file in (tmp_path / "maps" / "w").glob("*.npy")}
     assert names == {"a.npy", "a~2.npy", "red.npy", "cat.npy", "and.npy", "blue.npy", "ball.npy"}
-    assert [(word.phrase, word.occurrence) for word in prompt_words("a cat, a dog")] == [
+    assert [(word.phrase, word.occurrence) for word in prompt_words("a cat, A dog")] == [
         ("a", 0),
         ("cat", 0),
-        ("a", 1),
+        ("A", 1),
         ("dog", 0),
     ]
 

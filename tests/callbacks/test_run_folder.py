@@ -105,7 +105,9 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(
     (tmp_path / "samples" / "a.png").write_bytes(kept := (tmp_path / "samples" / "a.png").read_bytes())
     with (tmp_path / "map_norms.csv").open("a") as file:
         file.write("b,0,before\n")
+    (tmp_path / "own.csv").write_text(own := "id,note\nb,the user's\n")
     go([], resume=True, skip=sorted(done))
+    assert (tmp_path / "own.csv").read_text() == own, "not the run's to touch"
     assert [record["id"] for record in read_records(tmp_path)] == ["a", "b", "c"]
     assert (tmp_path / "samples" / "a.png").read_bytes() == kept
     for name in ("map_norms.csv", "loss_trace.csv"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from attnguide.records import check_run_folder
 from tests import tiny
 
 from .conftest import Command
@@ -62,6 +63,10 @@ WITH_PROMPT: list[tuple[list[str], list[str]]] = [
     (["--dtype", "fp8"], ["'fp8'", "fp32, fp16, bf16"]),
     (["--device", "gpu"], ["'gpu'", "cuda"]),
     (["--logger", "wandbb"], ["'wandbb'", "tensorboard"]),
+    (["--trainer.precision", "16-mixed"], ["trainer", "precision", "--dtype"]),
+    (["--trainer.callbacks", "[]"], ["trainer", "callbacks"]),
+    (["--trainer.fast_dev_run", "true"], ["trainer", "fast_dev_run"]),
+    (["--model", "x" * 300], ["Model", "300 characters"]),
     (["--stpes", "3"], ["'--stpes'", "did you mean '--steps'"]),
     (["more", "words"], ["quotes", "'more words'"]),
     # numbers
@@ -242,3 +247,47 @@ def test_other_commands(attnguide: Command, words: list[str], says: list[str]) -
     assert (ended.status, ended.out) == (2, "")
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
     assert all(part in ended.err for part in says)
+
+
+def test_no_run_to_go_on_with(attnguide: Command) -> None:
+    found = attnguide("sample", "--resume", "--out", "never")
+    assert found.status == 2 and not Path("never").exists()
+    assert "out: expected the folder of a run to go on with; 'never' holds no config.yaml" in found.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("config.yaml", "[1,2\n", "is damaged: it is no YAML"),
+        ("config.yaml", "- 1\n", "is damaged: expected settings"),
+        ("records.csv", "a,b\n1,2\n", "expected a column 'id'"),
+    ],
+)
+def test_damaged_folder(attnguide: Command, file: str, text: str, says: str) -> None:
+    Path("run").mkdir()
+    Path("run", file).write_text(text)
+    ablation = Path("ablation.yaml")
+    ablation.write_text("base: {prompt: a cat, steps: 1}\nparameters: {cfg_scale: {values: [1, 2]}}\n")
+    found = attnguide("ablate", ablation, "--resume", "--out", "run")
+    assert found.status == 2 and says in found.err
+
+
+def test_which_setting_of_a_resumed_run_differs(attnguide: Command) -> None:
+    Path("run").mkdir()
+    Path("run", "config.yaml").write_text("rows:\n- {id: a, steps: 2}\n")
+    check = pytest.raises(ValueError, match=r"another 'rows\[0\].steps' \(2, now 3\)")
+    with check:
+        check_run_folder("run", {"rows": [{"id": "a", "steps": 3}]}, resume=True)
+
+
+def test_a_key_of_a_configuration_stands_once(attnguide: Command) -> None:
+    Path("twice.yaml").write_text("prompt: a cat\nsteps: 2\nsteps: 3\n")
+    found = attnguide("sample", "--config", "twice.yaml")
+    assert found.status == 2 and "line 3: key 'steps' stands twice" in found.err
+
+
+@pytest.mark.parametrize("name", ["../escape", "[a, b]", ".hidden"])
+def test_names_of_ablations(attnguide: Command, name: str) -> None:
+    Path("a.yaml").write_text(f"name: {name}\nbase: {{prompt: a cat}}\nparameters: {{cfg_scale: {{values: [1, 2]}}}}\n")
+    found = attnguide("ablate", "a.yaml")
+    assert found.status == 2 and "a.yaml, line 1: name: expected text that can name a folder" in found.err

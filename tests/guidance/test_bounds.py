@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site
 from attnguide.sampling.cfg import pass_context
 from attnguide.types import PassContext, Region, Step
 from tests import tiny
@@ -85,3 +86,12 @@ def test_masks_follow_the_clusters_of_self_attention() -> None:
     assert seen(_bounds(clusters=1)).tolist() == [bool(cell) for cell in cells]
     assert seen(_bounds(clusters=1, refine=False)).tolist() == CAT
     assert seen(_bounds(clusters=1, refine_start=0.5)).tolist() == CAT
+
+
+@pytest.mark.parametrize("site", [CROSS, SELF])
+def test_a_perturbed_branch_is_bounded_as_the_conditional_one(site: Site) -> None:
+    context = pass_context(cases.at(0), "denoise", [0], ("uncond", "cond", "perturbed"))
+    keys = tiny.LENGTH if site is CROSS else 24
+    scores = torch.randn(1, 2, 24, keys, dtype=torch.float64).repeat(3, 1, 1, 1)
+    found = _bounds().scores(scores, site, context)
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[1], scores[1])

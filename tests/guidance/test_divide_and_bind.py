@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from attnguide.guidance.divide_and_bind import _strength
 from attnguide.guidance.update import Refinement
 from attnguide.losses.presence import total_variation
 from attnguide.types import MethodConfig
@@ -84,3 +85,10 @@ def test_a_batch_equals_its_rows() -> None:
     tables = [{0.0: 0.9}, {0.0: 0.0}, {}, {0.0: 0.5}]
     options = [{"thresholds": table, "first_refinements": 2} for table in tables]
     cases.batch_equals_rows("divide_and_bind", options, rows)
+
+
+@pytest.mark.parametrize("count", [30, 50, 51])
+def test_the_binding_term_weighs_more_from_the_refined_steps_on(count: int) -> None:
+    for refinement, weight in zip(cases.guidance("divide_and_bind").update.refinements, (1.0, 5.0, 10.0), strict=True):
+        (step,) = [step for step in (cases.at(index, count) for index in range(count)) if refinement.applies(step)]
+        assert _strength(step) == weight

@@ -146,3 +146,16 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 def test_a_batch_equals_its_rows() -> None:
     options = {"rounds": 2, "iterations": 1, "last_iterations": 1, "max_refinements": 0, "step_size": 5.0}
     cases.batch_equals_rows("initno", [{**options, "scale": scale} for scale in (1.0, 0.5, 2.0, 1.0)])
+
+
+def test_a_row_keeps_its_mean_maps_through_passes_of_fewer_rows() -> None:
+    """Rows that are satisfied leave the batch; the regions axis is then as long as the rest needs."""
+    targets, method = cases.targets_of(*cases.ROWS), cases.guidance("initno")
+    alone, single = cases.guidance("initno"), targets.select([0])
+    maps = cases.random_maps(SITES, len(cases.ROWS))
+    only = AttentionMaps({site: probs[:1] for site, probs in maps.probs.items()})
+    for part, chosen in ((maps, targets), (only, single), (maps, targets)):
+        found = method.loss(part, chosen, cases.FLAT).refining
+        expected = alone.loss(only, single, cases.FLAT).refining
+        assert found is not None and expected is not None
+        torch.testing.assert_close(found[0], expected[0])

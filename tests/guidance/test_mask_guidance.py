@@ -215,3 +215,13 @@ def test_a_region_smaller_than_a_cell() -> None:
     for term in ("inside", "outside"):
         with pytest.raises(ValueError, match="Region 'ball' covers no cell of the 3x4 map"):
             MaskGuidance(losses={"mass": 1.0, term: 1.0}).check(tiny_box, [SMALL])
+
+
+def test_what_lies_in_another_region_of_the_word_is_not_outside() -> None:
+    regions = (Region("ball", box=(0.0, 0.0, 0.4, 1.0)), Region("ball", box=(0.6, 0.0, 1.0, 1.0)))
+    targets = _targets(regions)
+    probs = torch.full((1, 2, 30, tiny.LENGTH), 1e-3, dtype=torch.float64)
+    inside = targets.joined_binary_masks(6, 5)[0, 0].flatten()
+    probs[:, :, inside] = 0.9
+    output = MaskGuidance(losses={"outside": 1.0}).loss(AttentionMaps({LARGE[0]: probs}), targets, STEP)
+    assert output.loss.item() == pytest.approx(1e-3)

@@ -61,3 +61,8 @@ def test_by_score_alone_an_earlier_failure_may_beat_success() -> None:
 def test_no_rows_no_passes() -> None:
     found, trials = _run({}, [])
     assert not trials.calls and torch.equal(found, torch.zeros(3, 1, 2, 2))
+
+
+def test_without_last_passes_the_best_noise_stays() -> None:
+    found, trials = _run({1: [0.5, 0.9]}, [1], last_iterations=0, learning_rate=0.5)
+    assert trials.calls == [[1], [1]] and 0 < found[1].abs().max() < 9

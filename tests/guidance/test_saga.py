@@ -95,3 +95,8 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 def test_a_batch_equals_its_rows() -> None:
     options = {"iterations": 2, "learning_rate": 2.0, "at": 0.0, "stop": 0.5, "step_size": 5.0}
     cases.batch_equals_rows("saga", [{**options, "scale": scale} for scale in (1.0, 0.5, 2.0, 1.0)])
+
+
+def test_a_window_that_is_over_before_it_begins() -> None:
+    with pytest.raises(ValueError, match=r"stop must be 0, for no updates afterwards, or above at; got 0.1 with at 0.2"):
+        cases.guidance("saga", at=0.2, stop=0.1)

@@ -7,6 +7,7 @@ import torch
 from attnguide.guidance.update import Refinement, Update, per_row, refinements_at
 from attnguide.schedules import constant, linear, noise_variance
 from attnguide.types import Step
+from tests.guidance import cases
 
 STEP = Step(5, 10, 500.0, 1.0)
 
@@ -127,3 +128,24 @@ def test_refusals_of_a_refinement() -> None:
 def test_thresholds_must_be_tables() -> None:
     with pytest.raises(ValueError, match=r"thresholds must map progress to a value, like \{0.2: 0.5\}; got 'high'"):
         refinements_at("high", float, 1)  # type: ignore[arg-type]
+
+
+def test_points_of_different_rows_may_meet_in_one_step() -> None:
+    tables = [{0.2: 0.5}, {0.21: 0.6}]
+    update = Update(iterations=0, refinements=refinements_at(tables, lambda value: value, 3))
+    found = update.refinement(_at(6, 30))
+    assert found is not None and found.until == [0.5, 0.6]
+    assert update.refinement(_at(7, 30)) is None
+
+
+@pytest.mark.parametrize("point", [-0.1, 1.0, 10.0])
+def test_a_refinement_s_point_is_progress(point: float) -> None:
+    with pytest.raises(ValueError, match=r"a refinement's point is progress in \[0, 1\), 0.2 for step 10 of 50; got"):
+        Refinement(0.1, at=(point,))
+
+
+@pytest.mark.parametrize(("space", "acts"), [("latents", [True, False]), ("noise", [True, True])])
+def test_noise_is_shifted_at_every_evaluation_and_latents_where_a_step_begins(space: Any, acts: list[bool]) -> None:
+    method = cases.guidance("stable", guide=True, space=space, guide_until=0.5)
+    steps = [Step(0, 2, 900.0, 9.0), Step(1, 2, 800.0, 5.0, begins=False, number=0)]
+    assert [method.acts(step) for step in steps] == acts

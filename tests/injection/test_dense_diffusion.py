@@ -8,7 +8,8 @@ import torch
 from attnguide.attention.sites import Site
 from attnguide.injection.dense_diffusion import DenseDiffusion
 from attnguide.methods import build_method
-from attnguide.types import Region, Sample
+from attnguide.sampling.cfg import pass_context
+from attnguide.types import Region, Sample, Step
 from tests import tiny
 from tests.injection import common
 from tests.reference import dense_diffusion as reference
@@ -185,3 +186,28 @@ def test_switched_off_kinds_are_not_visited() -> None:
     nothing = DenseDiffusion(cross_scale=0.0, self_scale=0.0).edits(common.targets_of(ROWS))[0]
     first = common.context_of(4, step=replace(common.STEP, index=0))
     assert edit.active(first) and not nothing.active(first)
+
+
+def _moved(site: Site, *regions: Region) -> torch.Tensor:
+    """How much the scores of the first region's words change inside it, in the mean."""
+    row = tiny.row(regions=regions)
+    edit = DenseDiffusion(splice=False).edits(common.targets_of([row], [row.prompt]))[0]
+    scores = torch.randn(1, 2, site.height * site.width, tiny.LENGTH, generator=torch.Generator().manual_seed(0))
+    context = pass_context(Step(0, 10, 999.0, 14.6), "denoise", [0], ("cond",))
+    change = edit.scores(scores, site, context) - scores  # type: ignore[attr-defined]
+    inside = torch.from_numpy(common.masks_of(row, site)[0] > 0).flatten()
+    return change[0, :, inside][..., common.token_positions(row, regions[0])].mean()
+
+
+def test_words_are_drawn_into_regions_that_others_overlap() -> None:
+    site = Site("up.attn2", "cross", 8, 8, 2, "up", 0)
+    large, small = (0.125, 0.125, 0.875, 0.875), (0.25, 0.25, 0.625, 0.625)
+    alone = _moved(site, Region("red cat", box=large))
+    assert alone > 0
+    torch.testing.assert_close(_moved(site, Region("red cat", box=large), Region("ball", box=large)), alone)
+    assert _moved(site, Region("red cat", box=(0.0, 0.0, 1.0, 1.0)), Region("ball", box=small)) >= 0
+
+
+def test_words_are_drawn_into_regions_that_fill_no_cell() -> None:
+    site = Site("mid.attn2", "cross", 8, 8, 2, "mid", 2)
+    assert _moved(site, Region("red cat", box=(0.42, 0.42, 0.58, 0.58))) > 0

@@ -1,5 +1,6 @@
 """Schedulers driven by a network that always answers the same, so that their part alone is seen."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, PNDMScheduler
 from torch import Tensor
 
 from attnguide.models.schedulers import SCHEDULERS, NoiseScheduler, scheduler_class
+from attnguide.models.unet import StableDiffusion
 from attnguide.sampling.noise import generators
 from attnguide.types import Step
 from tests import tiny
@@ -194,3 +196,29 @@ def test_too_few_steps() -> None:
 def test_progress_of_steps() -> None:
     assert [step.progress for step in _make("ddim", 4).steps] == [0, 0.25, 0.5, 0.75]
     assert isinstance(_make("ddim", 4).steps[0], Step)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noised_latents_at_every_step_wherever_the_scheduler_stands(name: str) -> None:
+    """Signal and noise are in the proportion of the step, in the scheduler's own scale."""
+    scheduler = _make(name)
+    for step in scheduler.steps:
+        one, none = torch.tensor(1.0), torch.tensor(0.0)
+        signal, noise = scheduler.add_noise(one, none, step).item(), scheduler.add_noise(none, one, step).item()
+        assert noise / signal == pytest.approx(step.sigma, rel=1e-4)
+        own = math.sqrt(1 + step.sigma**2) if scheduler.initial_sigma > 1 else 1.0
+        assert signal == pytest.approx(own * math.sqrt(step.alpha_bar), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_steps_are_numbered_where_they_begin(name: str) -> None:
+    steps = _make(name).steps
+    assert [step.number for step in steps if step.begins] == list(range(sum(step.begins for step in steps)))
+    assert all(one.number == other.number for one, other in itertools.pairwise(steps) if not other.begins)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_latents_are_not_clipped_where_the_configuration_does_not_ask_for_it(name: str) -> None:
+    pipeline = tiny.pipeline()
+    pipeline.scheduler = scheduler_class("euler").from_config({"beta_schedule": "scaled_linear"})
+    assert StableDiffusion(pipeline).make_scheduler(name, 4)._scheduler.config.clip_sample is False

@@ -165,6 +165,16 @@ def test_training_mode_and_frozen_weights_are_restored() -> None:
     assert torch.equal(latents(found), final(MaskGuidance()))
 
 
+def test_gradient_checkpointing_rests_while_gradients_are_taken() -> None:
+    model = adapt(tiny.pipeline())
+    unet = model.networks["unet"]
+    unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    asked = [module for module in unet.modules() if getattr(module, "gradient_checkpointing", False)]
+    found = Sampler(model, [MaskGuidance()]).run([tiny.row()])[0]
+    assert torch.equal(latents(found), final(MaskGuidance()))
+    assert asked and all(module.gradient_checkpointing for module in asked)
+
+
 # --------------------------------------------------------------------------------------------- what rows may look like
 
 EVERY_KIND = [MaskGuidance(stop=1.0), AttendAndExcite(stop=1.0, max_refinements=3), _injection(scale=1.0)]
@@ -318,6 +328,12 @@ def test_rows_that_cannot_be_sampled(rows: list[Any], message: str) -> None:
 def test_methods_need_a_region(method: Any) -> None:
     with pytest.raises(ValueError, match=f"Method '{method.name}' needs at least one region; the rows have none"):
         final(method, regions=())
+
+
+@pytest.mark.parametrize("method", [MaskGuidance(), _injection()])
+def test_methods_that_need_a_place(method: Any) -> None:
+    with pytest.raises(ValueError, match=f"Method '{method.name}' needs a region with a place; the rows name phrases only"):
+        final(method, regions=(Region("cat"),))
 
 
 def test_rows_without_regions_beside_rows_with_some() -> None:

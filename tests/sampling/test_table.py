@@ -54,6 +54,8 @@ def test_mixing_makes_no_row_dearer_and_keeps_pictures_of_other_shapes_apart() -
     """Beside a row with an unconditional half one without would be computed with it."""
     rows = _named(("a", "inject1"), ("b", "plain")) + _named(("c", "inject5"), ("d", "inject3"), cfg_scale=1.0)
     assert _ids(plan_batches(rows, 8)) == [["a", "b"], ["c", "d"]]
+    mixed = _named(("a", "inject1"), ("b", "guided")) + _named(("c", "inject1"), ("d", "guided"), cfg_scale=1.0)
+    assert _ids(plan_batches(mixed, 8)) == [["a"], ["b"], ["c"], ["d"]]
     rows = _named(("a", "inject1")) + _named(("b", "inject3"), steps=5) + _named(("c", "inject5"), height=40)
     assert _ids(plan_batches(rows, 8)) == [["a"], ["b"], ["c"]]
 
