@@ -293,7 +293,7 @@ def _subjects(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list
         try:
             plan = make_plan({**common, "prompt": prompt})
         except UsageError as error:
-            place = f"{ablation.path}, line {ablation.prompt_line}" if ablation.prompts else ablation.path
+            place = f"{ablation.path}, line {ablation.prompt_line}" if ablation.prompts else _base_place(ablation, error)
             raise UsageError(f"{place}: {error}" if config["prompt"] == ablation.base.get("prompt") else str(error)) from error
         prefix = f"p{index}-" if len(prompts) > 1 else ""
         ids = [row.id if config["rows"] is not None else row.id.removesuffix("-plain") for row in plan.samples]
@@ -301,6 +301,12 @@ def _subjects(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list
     if any(row.methods for row in subjects):
         raise UsageError(f"{ablation.path}: rows: expected rows without methods, which the cells bring; got some with")
     return plan, subjects
+
+
+def _base_place(ablation: Ablation, error: UsageError) -> str:
+    """Where the base has the setting that a complaint begins with, ``region: ...`` for one; the file if that is not known."""
+    name = str(error).partition(":")[0]
+    return ablation.base_lines.get(name) or ablation.base_lines.get(f"{name}s") or ablation.path
 
 
 def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:

@@ -230,6 +230,11 @@ def test_what_is_drawn_is_replaced_as_a_whole(attnguide: Command) -> None:
 
 BASE = "base: {prompt: a red cat, regions: ['red cat=0,0,1,1']}\n"
 WRONG = [
+    (
+        ["trial.yaml"],
+        "base:\n  prompt: a cat\n  regions: ['cat=0,0,2,1']\nparameters: {cfg_scale: {values: [1, 2]}}\n",
+        ["trial.yaml, line 3", "'cat'", "0,0,2,1"],
+    ),
     ([], "", ["file: expected an ablation's YAML file"]),
     (["gone.yaml"], "", ["'gone.yaml' does not exist"]),
     (["trial.yaml"], "parameters: [a\n", ["trial.yaml, line 2", "not valid YAML"]),
