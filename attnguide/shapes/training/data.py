@@ -21,9 +21,6 @@ from attnguide.shapes.scene import random_scene
 FIRST_TRAINING_SEED = 1_000_000
 """Scene seeds from here on belong to training; those below, to tests, layouts and examples."""
 
-SHAPE_WEIGHTS: dict[str, float] = {"star": 3.0, "cross": 2.0, "diamond": 1.5}
-"""How often training draws the scenes that show a shape, where not 1: outlines that are hard to learn come more often."""
-
 
 def picture_tensor(seed: int) -> Tensor:
     """Scene ``seed`` rendered as ``channels height width`` in [-1, 1]."""
@@ -73,12 +70,6 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
             text = ""
         ids = self.tokenizer(text, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True)
         return {"latents": self.latents[index].float(), "token_ids": torch.tensor(ids["input_ids"])}
-
-
-def scene_weights(count: int) -> list[float]:
-    """How often each of the first ``count`` training scenes is drawn: its hardest shape's entry in :data:`SHAPE_WEIGHTS`."""
-    scenes = (random_scene(FIRST_TRAINING_SEED + index) for index in range(count))
-    return [max(SHAPE_WEIGHTS.get(thing.shape, 1.0) for thing in scene.objects) for scene in scenes]
 
 
 @torch.no_grad()

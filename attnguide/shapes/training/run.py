@@ -12,18 +12,11 @@ import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader
 
 from attnguide.shapes.training.architecture import build_pipeline, build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule, standardise_latents
-from attnguide.shapes.training.data import (
-    FIRST_TRAINING_SEED,
-    CachedLatents,
-    Crops,
-    encode_scenes,
-    picture_tensor,
-    scene_weights,
-)
+from attnguide.shapes.training.data import FIRST_TRAINING_SEED, CachedLatents, Crops, encode_scenes, picture_tensor
 from attnguide.shapes.training.diffusion import DiffusionModule
 
 
@@ -125,8 +118,7 @@ def train_diffusion(args: argparse.Namespace) -> None:
     module = DiffusionModule(tokenizer, args.diffusion_steps, args.lr, args.compile, vae, args.out / "previews")
     if args.start_from and _last_checkpoint(args, "diffusion") is None:
         module.load_weights(args.start_from)
-    often = WeightedRandomSampler(scene_weights(len(latents)), len(latents))
-    loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, sampler=often, drop_last=True)
+    loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
     preview_seeds: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
     trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.998, update_every_n_steps=1)])
     trainer.fit(module, loader, preview_seeds, ckpt_path=_last_checkpoint(args, "diffusion"))

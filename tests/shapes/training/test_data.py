@@ -10,14 +10,7 @@ from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.shapes.renderer import SIDE
 from attnguide.shapes.scene import is_held_out, random_scene
 from attnguide.shapes.training.architecture import LATENT_CHANNELS, MAX_TOKENS, build_autoencoder, build_tokenizer
-from attnguide.shapes.training.data import (
-    FIRST_TRAINING_SEED,
-    CachedLatents,
-    Crops,
-    encode_scenes,
-    picture_tensor,
-    scene_weights,
-)
+from attnguide.shapes.training.data import FIRST_TRAINING_SEED, CachedLatents, Crops, encode_scenes, picture_tensor
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +79,3 @@ def test_scenes_are_encoded_once(tmp_path: Path) -> None:
     assert torch.equal(encode_scenes(vae, 2, path), latents[:2])
     with pytest.raises(TypeError):
         encode_scenes(vae, 4, path)  # more than there are
-
-
-def test_hard_shapes_are_drawn_more_often() -> None:
-    for index, weight in enumerate(scene_weights(60)):
-        shapes = {thing.shape for thing in random_scene(FIRST_TRAINING_SEED + index).objects}
-        expected = 3.0 if "star" in shapes else 2.0 if "cross" in shapes else 1.5 if "diamond" in shapes else 1.0
-        assert weight == expected
