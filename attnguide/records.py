@@ -245,7 +245,7 @@ def read_records(folder: str | Path) -> list[dict[str, str]]:
     """
     path = Path(folder) / RECORDS_FILE
     lines = read_table(path)
-    if missing := [name for name in ("id", "method", "status") if lines and name not in lines[0]]:
+    if missing := [name for name in ("id", "status") if lines and name not in lines[0]]:
         raise ValueError(f"{path}: expected a column {missing[0]!r}, as records have; got {', '.join(lines[0])}.")
     return lines
 

@@ -86,7 +86,7 @@ def means(records: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """One line a method: how many rows, and the mean of each number."""
     groups: dict[str, list[Mapping[str, str]]] = {}
     for record in records:
-        groups.setdefault(record["method"], []).append(record)
+        groups.setdefault(record.get("method", ""), []).append(record)
     lines = []
     for method, rows in groups.items():
         line = {"method": method, "rows": str(len(rows))}

@@ -140,7 +140,7 @@ def _labeller(records: Sequence[Record]) -> Callable[[Record], str]:
     def label(record: Record) -> str:
         if record.get(CELL):
             return record[CELL]
-        method = record["method"]
+        method = record.get("method", "")
         return " ".join([method, *(f"{name}={record[name]}" for name in differing[method] if record[name])])
 
     return label

@@ -66,7 +66,6 @@ WITH_PROMPT: list[tuple[list[str], list[str]]] = [
     (["--trainer.precision", "16-mixed"], ["trainer", "precision", "--dtype"]),
     (["--trainer.callbacks", "[]"], ["trainer", "callbacks"]),
     (["--trainer.fast_dev_run", "true"], ["trainer", "fast_dev_run"]),
-    (["--model", "x" * 300], ["Model", "300 characters"]),
     (["--stpes", "3"], ["'--stpes'", "did you mean '--steps'"]),
     (["more", "words"], ["quotes", "'more words'"]),
     # numbers

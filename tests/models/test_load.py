@@ -38,6 +38,11 @@ def test_missing_file_or_folder(name: str) -> None:
         load_model(name, device="cpu")
 
 
+def test_a_name_longer_than_a_file_may_have() -> None:
+    with pytest.raises(ModelNotFoundError, match="a name of 300 characters is no file's"):
+        load_model("x" * 300)
+
+
 def test_hub_out_of_reach_says_what_to_do() -> None:
     with pytest.raises(
         ModelNotFoundError, match=r"could not be loaded: .*; offline, give a local folder in diffusers format"
