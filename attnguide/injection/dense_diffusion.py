@@ -163,9 +163,8 @@ class _Modulation(WindowEdit):
         """Yes-or-no masks as numbers, ``batch regions height width``."""
         if self.method.quirks == "none":
             masks = self.targets.masks(site.height, site.width)
-            least = (0.5 * masks.amax((-2, -1), keepdim=True)).clamp_max(0.5) if masks.numel() else 0.5
-            half = torch.where((masks >= 0.5).any(-1).any(-1)[..., None, None], 0.5, least) if masks.numel() else 0.5
-            return ((masks >= half) & (masks > 0)).float()
+            fullest = masks.amax((-2, -1), keepdim=True)  # a region that fills no cell by half has its fullest cells
+            return ((masks >= torch.where(fullest >= 0.5, 0.5, 0.5 * fullest)) & (masks > 0)).float()
         whole = (self.targets.masks(site.height << site.level, site.width << site.level) >= 0.5).float()
         return F.interpolate(whole, (site.height, site.width), mode="nearest") if whole.numel() else whole
 
