@@ -6,13 +6,15 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from attnguide.methods import check_methods, check_options
 from attnguide.prompt.pairs import explicit_groups
 from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
-from attnguide.types import MethodConfig, Region, Sample
+from attnguide.prompt.tokens import find_phrase
+from attnguide.types import MethodConfig, PlaceError, Region, Sample
 
 ROW_KEYS: tuple[str, ...] = (
     "id",
@@ -28,6 +30,7 @@ ROW_KEYS: tuple[str, ...] = (
     "cfg_scale",
     "scheduler",
     "tags",
+    "problem",
 )
 """What a row may say; the fields of :class:`~attnguide.types.Sample`."""
 
@@ -79,6 +82,38 @@ def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sam
         raise RowError(str(error), str(error).split()[0]) from error
 
 
+def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
+    """A row of a table from plain values, as :func:`sample_from_dict` reads them.
+
+    A region whose box has no area, or whose phrase the prompt lacks, does not refuse the table: it becomes the row's
+    :attr:`~attnguide.types.Sample.problem`.
+
+    Args:
+        values: Keys of :data:`ROW_KEYS`.
+        id: For a row that has none.
+
+    Raises:
+        ValueError: As for :func:`sample_from_dict`.
+    """
+    try:
+        sample = sample_from_dict(values, id=id)
+    except RowError as error:
+        if not isinstance(error.__cause__, PlaceError):
+            raise
+        # The places of a row that ends before it is drawn are of no use.
+        rest = {key: value for key, value in values.items() if key != "regions"}
+        return sample_from_dict({**rest, "problem": values.get("problem") or str(error)}, id=id)
+    if sample.problem is not None:
+        return sample
+    try:
+        for region in sample.regions:
+            if region.token_indices is None:
+                find_phrase(sample.prompt, region.phrase, region.occurrence)
+    except ValueError as error:
+        return replace(sample, problem=str(error))
+    return sample
+
+
 def sample_to_dict(sample: Sample) -> dict[str, Any]:
     """A row as plain values for YAML or JSON; :func:`sample_from_dict` undoes it.
 
@@ -99,6 +134,8 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
             plain[key] = getattr(sample, key)
     if sample.tags:
         plain["tags"] = _plain(sample.tags, "tags")
+    if sample.problem is not None:
+        plain["problem"] = sample.problem
     return plain
 
 
@@ -121,12 +158,18 @@ def check_ids(samples: Sequence[Sample]) -> None:
 def check_samples(samples: Sequence[Sample]) -> None:
     """Find what is wrong with rows before any model is loaded: ids, phrases, places, mask files, methods and their options.
 
-    Options are judged by the methods themselves, last and once each, since that loads torch.
+    Options are judged by the methods themselves, last and once each, since that loads torch. Of a row that has a
+    :attr:`~attnguide.types.Sample.problem` only the id is checked.
 
     Raises:
-        ValueError: With the row's id where there are several.
+        ValueError: With the row's id where there are several; if no row is without a problem, the first one's.
     """
     check_ids(samples)
+    sound = [sample for sample in samples if sample.problem is None]
+    if samples and not sound:
+        with _naming(samples[0], samples):
+            raise ValueError(samples[0].problem)
+    samples = sound
     for sample in samples:
         with _naming(sample, samples):
             check_methods(sample)
@@ -256,6 +299,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cfg_scale": _read_number,
     "scheduler": _read_text,
     "tags": read_mapping,
+    "problem": _read_text,
 }
 
 

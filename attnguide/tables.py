@@ -14,8 +14,8 @@ import yaml
 
 from attnguide.prompt.regions import absolute_region
 from attnguide.prompt.tokens import find_phrase
-from attnguide.rows import ROW_KEYS, RowError, check_ids, method_names, nearest, read_mapping, sample_from_dict
-from attnguide.types import MethodConfig, Region, Sample
+from attnguide.rows import ROW_KEYS, RowError, check_ids, method_names, nearest, read_mapping, table_row
+from attnguide.types import MethodConfig, Sample
 
 _BOX_COLUMN = re.compile(r"(obj|bbox)(\d+)")
 
@@ -42,6 +42,9 @@ def read_samples(
         size: ``(height, width)`` in pixels, if the boxes of a CSV file are in pixels and not fractions.
         defaults: Values of a row's keys that neither the row nor the file gives.
 
+    A row whose box has no area, or whose phrase its prompt lacks, is read with that as its
+    :attr:`~attnguide.types.Sample.problem`: it ends alone, the other rows are made.
+
     Raises:
         ValueError: If the file is missing or malformed, with file, line and key; or two rows have the same id.
     """
@@ -54,7 +57,7 @@ def read_samples(
     samples = []
     for index, (line_of, values) in enumerate(readers[path.suffix.lower()](path)):
         try:
-            sample = sample_from_dict({**(defaults or {}), **values}, id=f"{index:04d}")
+            sample = table_row({**(defaults or {}), **values}, id=f"{index:04d}")
         except ValueError as error:
             key = getattr(error, "key", None)
             raise RowError(f"{path}, line {line_of(key)}: {error}", key) from error
@@ -247,9 +250,9 @@ def _with_options(names: Sequence[str], options: Mapping[str, Any]) -> list[Meth
     return [MethodConfig(name, read_mapping("options", options.get(name, {}))) for name in names]
 
 
-def _boxed_regions(given: Mapping[str, str], size: tuple[int, int] | None) -> list[Region]:
+def _boxed_regions(given: Mapping[str, str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
     """Regions of a layout benchmark's ``objN`` and ``bboxN`` columns; a phrase that stands twice takes its next occurrence."""
-    regions: list[Region] = []
+    regions: list[dict[str, Any]] = []
     for key in sorted(given, key=lambda name: (len(name), name)):
         found = _BOX_COLUMN.fullmatch(key)
         if not found:
@@ -258,9 +261,10 @@ def _boxed_regions(given: Mapping[str, str], size: tuple[int, int] | None) -> li
             raise ValueError(f"{key} has a box but obj{found[2]} has no phrase.")
         if found[1] == "obj":
             phrase = given[key].strip()
-            before = sum(region.phrase == phrase for region in regions)
+            before = sum(region["phrase"] == phrase for region in regions)
             box = _box(f"bbox{found[2]}", given.get(f"bbox{found[2]}"), size)
-            regions.append(Region(phrase, box=box, occurrence=_occurrence(given.get("prompt", ""), phrase, before)))
+            occurrence = _occurrence(given.get("prompt", ""), phrase, before)
+            regions.append({"phrase": phrase, "box": box, "occurrence": occurrence})
     return regions
 
 

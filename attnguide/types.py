@@ -81,6 +81,10 @@ class MapSource:
             raise ValueError(f"source iterations must be at least 0; got {self.iterations}.")
 
 
+class PlaceError(ValueError):
+    """A region's place has no area, so that this region cannot be drawn; the row it belongs to is otherwise well formed."""
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """A phrase of the prompt and the place it should take; exactly one way of saying the place, or none.
@@ -100,6 +104,7 @@ class Region:
         weight: Factor on injected maps and on this region's loss; at 0 no guidance asks for updates on its account either.
 
     Raises:
+        PlaceError: If the box has no area.
         ValueError: If more than one place is given, or a number is out of range.
     """
 
@@ -124,12 +129,7 @@ class Region:
         if not _finite(self.weight):
             raise ValueError(f"Region {self.phrase!r}: weight must be finite; got {self.weight}.")
         if self.box is not None:
-            x0, y0, x1, y1 = self.box
-            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-                raise ValueError(
-                    f"Region {self.phrase!r}: box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; "
-                    f"got {x0:g},{y0:g},{x1:g},{y1:g}."
-                )
+            _check_box(self.phrase, self.box)
         if self.polygon is not None and len(self.polygon) < 3:
             raise ValueError(f"Region {self.phrase!r}: polygon needs at least 3 corners; got {len(self.polygon)}.")
         if self.blob is not None and not (min(self.blob[2:]) > 0 and all(0 <= v <= 1 for v in self.blob[:2])):
@@ -141,6 +141,17 @@ class Region:
     def has_place(self) -> bool:
         """Whether a box, polygon, blob, mask or source is given."""
         return any(place is not None for place in (self.box, self.polygon, self.blob, self.mask, self.source))
+
+
+def _check_box(phrase: str, box: Box) -> None:
+    x0, y0, x1, y1 = box
+    if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
+        return
+    inside = all(0 <= value <= 1 for value in box)
+    raise (PlaceError if inside else ValueError)(
+        f"Region {phrase!r}: box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; "
+        f"got {x0:g},{y0:g},{x1:g},{y1:g}{', which has no area' if inside else ''}."
+    )
 
 
 def _finite(value: float) -> bool:
@@ -174,6 +185,8 @@ class Sample:
         cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
         tags: Free values carried into the records (an ablation's axes, a layout's category).
+        problem: Why the row cannot be made, if the table it was read from says something impossible of it (a box without
+            area, a phrase that the prompt lacks); such a row ends with this as its status and the others go on.
     """
 
     id: str
@@ -189,6 +202,7 @@ class Sample:
     cfg_scale: float = 5.0
     scheduler: str | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from attnguide.rows import check_samples, sample_from_dict, sample_to_dict
 from attnguide.tables import read_samples
+from attnguide.types import Sample
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -118,3 +120,40 @@ def test_malformed_tables_name_file_and_line(tmp_path: Path, name: str, text: st
 def test_missing_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         read_samples(tmp_path / "rows.csv")
+
+
+BROKEN = {
+    "rows.csv": "id,prompt,obj1,bbox1,obj2,bbox2\n"
+    '000,a cat,cat,"0,0,64,64",,\n030,a cat and a dog,cat,"5,5,64,64",dog,"64,16,64,32"\n031,a cow,cow,"0,64,64,32",,\n',
+    "rows.yaml": "- {id: '000', prompt: a cat, regions: ['cat=0,0,1,1']}\n"
+    "- {id: '030', prompt: a dog, regions: ['dog=0.5,0.125,0.5,0.25']}\n"
+    "- {id: '031', prompt: a cow, regions: [{phrase: cow, box: [0, 0.5, 0.5, 0.25]}]}\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_row_whose_box_has_no_area_is_read_with_its_problem(tmp_path: Path, name: str) -> None:
+    size = (128, 128) if name.endswith(".csv") else None
+    good, narrow, upside_down = read_samples(write(tmp_path, name, BROKEN[name]), size=size)
+    assert good.problem is None and good.regions[0].phrase == "cat"
+    assert narrow.problem is not None and "Region 'dog': box must be" in narrow.problem
+    assert "got 0.5,0.125,0.5,0.25, which has no area" in narrow.problem and narrow.regions == ()
+    assert upside_down.problem is not None and "'cow'" in upside_down.problem
+    check_samples([good, narrow, upside_down])
+    assert sample_from_dict(sample_to_dict(narrow)).problem == narrow.problem
+
+
+def test_a_row_whose_phrase_is_missing_is_read_with_its_problem(tmp_path: Path) -> None:
+    text = "- {prompt: a cat, regions: ['cat=0,0,1,1']}\n- {prompt: a cat, regions: ['dog=0,0,1,1']}\n"
+    good, other = read_samples(write(tmp_path, "rows.yaml", text))
+    assert good.problem is None and other.problem is not None and "'dog' does not occur" in other.problem
+
+
+def test_a_table_of_problems_only_is_refused() -> None:
+    with pytest.raises(ValueError, match="Row 'a': too thin"):
+        check_samples([Sample("a", "a cat", problem="too thin"), Sample("b", "a cat", problem="too far")])
+
+
+def test_a_box_that_leaves_the_picture_refuses_the_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 1: Region 'cat': box must be .*got 0,0,1.5,1"):
+        read_samples(write(tmp_path, "rows.yaml", "- {prompt: a cat, regions: ['cat=0,0,1.5,1']}\n"))

@@ -111,7 +111,8 @@ def _sample(ablation: Ablation, cell: Cell, subject: Sample, methods: Sequence[M
     tags = {CELL: cell.name, **{AXIS + name: value for name, value in cell.values.items()}}
     try:
         sample = sample_from_dict({**values, "tags": {**subject.tags, **tags}})
-        check_samples([sample])
+        if sample.problem is None:
+            check_samples([sample])
     except ValueError as error:
         keys = [*_options_named(cell, error), *own, *_METHOD_KEYS, *cell.changes]
         raise _refusal(ablation, cell, f"cell {cell.name!r}: {error}", *keys) from error
@@ -149,7 +150,7 @@ def _with_plain(rows: Sequence[Row], used: set[str]) -> list[Row]:
     seen = {_picture(row.sample) for row in rows if not row.sample.methods}
     found: list[Row] = []
     for row in rows:
-        if row.sample.methods and _picture(row.sample) not in seen:
+        if row.sample.methods and row.sample.problem is None and _picture(row.sample) not in seen:
             seen.add(_picture(row.sample))
             found.append(_twin(row, used))
         found.append(row)

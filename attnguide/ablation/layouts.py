@@ -12,7 +12,7 @@ from attnguide.shapes.renderer import SIDE
 from attnguide.tables import read_samples
 from attnguide.types import Sample
 
-_KEPT = ("id", "prompt", "regions", "groups", "tags")
+_KEPT = ("id", "prompt", "regions", "groups", "tags", "problem")
 """What a layout says of a row; all else is the run's."""
 
 

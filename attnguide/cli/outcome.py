@@ -118,6 +118,8 @@ def table(records: Sequence[Mapping[str, str]]) -> str:
 def _cell(name: str, text: str) -> str:
     if name == "status":
         return text if text == "ok" else "failed"
+    if name in ("id", "method"):
+        return text
     try:
         number = float(text)
     except ValueError:

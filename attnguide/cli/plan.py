@@ -113,7 +113,7 @@ def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
 def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
     """One row for each prompt and seed, before methods are dealt out."""
     from attnguide.prompt.regions import absolute_region
-    from attnguide.rows import sample_from_dict
+    from attnguide.rows import sample_from_dict, table_row
     from attnguide.tables import read_samples
 
     common = {name: config[name] for name in ROW_SETTINGS if config[name] is not None}
@@ -124,7 +124,7 @@ def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
         height, width = config["box_size"] or (None, None)
         rows = read_samples(config["rows"], size=(height, width) if height and width else None, defaults=common)
     else:
-        rows = [sample_from_dict({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
+        rows = [table_row({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
     rows = [replace(row, regions=tuple(map(absolute_region, row.regions))) for row in rows]
     if config["seed"] is None:
         return rows
@@ -155,7 +155,7 @@ def _with_twins(samples: Sequence[Sample]) -> list[Sample]:
     seen = {_picture(sample) for sample in samples if not sample.methods}
     found: list[Sample] = []
     for sample in samples:
-        if sample.methods and _picture(sample) not in seen:
+        if sample.methods and sample.problem is None and _picture(sample) not in seen:
             seen.add(_picture(sample))
             found.append(_twin(sample))
         found.append(sample)
