@@ -10,7 +10,7 @@ import numpy as np
 
 from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
 from attnguide.callbacks.log import DENOISE_STEP, wandb_run
-from attnguide.prompt.regions import binary_mask
+from attnguide.prompt.drawing import binary_mask
 from attnguide.records import config_of, record_of
 from attnguide.sampling.observer import BatchInfo
 from attnguide.types import Region, SampleResult

@@ -15,6 +15,7 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import Update
 from attnguide.injection.base import Source
 from attnguide.models.schedulers import NoiseScheduler
+from attnguide.prompt.drawing import Rule
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import ExpectedCost, Step
@@ -127,14 +128,19 @@ def cross_sites(levels: Sequence[int] | None) -> SiteSelector | None:
     return None if levels is None else SiteSelector(kind="cross", levels=tuple(levels))
 
 
-def require_cells(targets: Targets, sites: Sequence[Site]) -> None:
-    """Refuse places that cover no cell of a map; what a guidance with yes-or-no masks does in :meth:`Guidance.check`.
+def require_cells(targets: Targets, sites: Sequence[Site], rule: Rule = "half") -> None:
+    """Refuse places that are too small for a map; what a guidance with yes-or-no masks does in :meth:`Guidance.check`.
+
+    Args:
+        targets: All rows.
+        sites: Whose maps are read.
+        rule: How their masks are drawn.
 
     Raises:
         ValueError: Naming region and map size.
     """
-    for height, width in {(site.height, site.width) for site in sites}:
-        targets.binary_masks(height, width)
+    for height, width in dict.fromkeys((site.height, site.width) for site in sites):
+        targets.require_cells(height, width, rule)
 
 
 class Guidance(ABC):

@@ -16,6 +16,7 @@ from attnguide.guidance.bounds import SubjectBounds, end_token, subject_words
 from attnguide.guidance.clusters import SubjectMasks
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.prompt.drawing import Rule
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, linear
 from attnguide.types import Step
@@ -53,10 +54,12 @@ class BoundedAttention(Guidance):
         threshold: Share of its smaller area that a cluster must have in common with a subject.
         levels: Map levels to read and to refine on, decoder and middle; the guidance level and the middle when ``None``.
         scale: Factor on the step size, one number or one per row; 0 also leaves a row's attention unmasked.
-        quirks: ``"reference"`` decides to stop on the loss from before the newest update, as the published code does.
+        quirks: ``"reference"`` decides to stop on the loss from before the newest update, and rounds the edges of boxes to
+            cells, as the published code does; a box that this leaves without a cell of the maps that are read is refused (there
+            its loss is NaN).
 
     Raises:
-        ValueError: If an option is out of range; while running, if a place covers no cell of the maps that are read.
+        ValueError: If an option is out of range; while running, if a place is too small for the maps that are read.
     """
 
     name = "bounded_attention"
@@ -86,7 +89,8 @@ class BoundedAttention(Guidance):
             raise ValueError(f"clusters must be at least 1; got {clusters}.")
         if not refine_every > 0:
             raise ValueError(f"refine_every must be above 0; got {refine_every}.")
-        refinement = Refinement(until, iterations, lagging=repeats_slips(quirks))
+        reference = repeats_slips(quirks)
+        refinement = Refinement(until, iterations, lagging=reference)
         super().__init__(
             sites=None if levels is None else SiteSelector(levels=tuple(levels), places=("mid", "up")),
             window=Window(0.0, stop),
@@ -95,12 +99,13 @@ class BoundedAttention(Guidance):
         self.cross_weight, self.self_weight = cross_weight, self_weight
         self.mask, self.refine, self.refine_start, self.refine_every = mask, refine, refine_start, refine_every
         self.clusters, self.threshold = clusters, threshold
+        self.rule: Rule = "rounded" if reference else "half"
 
     def usual_sites(self, level: int) -> SiteSelector:
         return SiteSelector(where=lambda site: site.place == "mid" or (site.place == "up" and site.level == level))
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        require_cells(targets, sites)
+        require_cells(targets, sites, self.rule)
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         if not self.mask:
@@ -108,13 +113,16 @@ class BoundedAttention(Guidance):
         scale, levels = self.update.scale, (level,) if self.sites is None else self.sites.levels
         scales = [scale] * len(targets.regions) if isinstance(scale, int | float) else scale
         remembered = SiteSelector(levels=levels and (min(levels),), places=("up",)) if self.refine else None
-        masks = SubjectMasks(targets, self.clusters, self.threshold)
+        masks = SubjectMasks(targets, self.clusters, self.threshold, self.rule)
         on = [number != 0 for number in scales]
         return [SubjectBounds(targets, on, masks, remembered, self.refine_start, self.refine_every)]
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         words = subject_words(targets) | end_token(targets)[:, None]
-        terms = [_sums(site, probs, targets, words) for site, probs in maps.probs.items()]
+        terms = [
+            _sums(site, probs, targets.binary_masks(site.height, site.width, self.rule).flatten(2), words)
+            for site, probs in maps.probs.items()
+        ]
         losses = []
         for kind in ("cross", "self"):
             found = [term for site, term in zip(maps.probs, terms, strict=True) if site.kind == kind]
@@ -126,9 +134,15 @@ class BoundedAttention(Guidance):
         return LossOutput(total, (total / targets.placed.sum(1).clamp_min(1)).detach())
 
 
-def _sums(site: Site, probs: Tensor, targets: Targets, words: Tensor) -> Tensor:
-    """Attention of each subject's cells, and of the background, to the subject's context: ``batch regions 2``."""
-    masks = targets.binary_masks(site.height, site.width).flatten(2)
+def _sums(site: Site, probs: Tensor, masks: Tensor, words: Tensor) -> Tensor:
+    """Attention of each subject's cells, and of the background, to the subject's context: ``batch regions 2``.
+
+    Args:
+        site: Whose probs.
+        probs: ``batch heads query key``.
+        masks: Cells of each subject, bool, ``batch regions query``.
+        words: The context in cross-attention, bool, ``batch regions tokens``; in self-attention it is the cells.
+    """
     background = (~masks.any(1)).to(probs)
     context = (words if site.kind == "cross" else masks).to(probs)
     total = probs.sum(1)

@@ -15,7 +15,8 @@ from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
 from attnguide.guidance.word_maps import blur_deviation, word_maps
 from attnguide.losses.containment import inner_box, outer_box
-from attnguide.losses.shape import corner_distance
+from attnguide.losses.shape import corner_distance, near
+from attnguide.prompt.drawing import Rule, cell_edges
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import Step
@@ -42,12 +43,13 @@ class BoxDiff(Guidance):
         until_end: Let only words compete in the token softmax, not the end token and padding (the code's choice for SD 2.x).
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
-        quirks: ``"reference"`` repeats what the published code does unintended: the inner (outer) term of a box with fewer than
-            ``1 / fraction`` cells inside (outside) is 0; the update after a refinement descends on the inner terms only; and
-            the slips shared with attend-and-excite (blur wider by ``sqrt(2)``, one refinement too many).
+        quirks: ``"reference"`` rounds the edges of boxes to cells, as the published code does, and repeats what that code does
+            unintended: the inner (outer) term of a box with fewer than ``1 / fraction`` cells inside (outside) is 0, also of a
+            box that has none; the update after a refinement descends on the inner terms only; and the slips shared with
+            attend-and-excite (blur wider by ``sqrt(2)``, one refinement too many).
 
     Raises:
-        ValueError: While running, if a place covers no cell of the maps.
+        ValueError: While running, if a place is too small for the maps.
     """
 
     name = "box_diff"
@@ -73,6 +75,7 @@ class BoxDiff(Guidance):
         if reach < 0:
             raise ValueError(f"reach must be at least 0; got {reach}.")
         self.reference = repeats_slips(quirks)
+        self.rule: Rule = "rounded" if self.reference else "half"
         super().__init__(
             sites=cross_sites(levels),
             window=Window(0.0, stop),
@@ -86,7 +89,8 @@ class BoxDiff(Guidance):
         self.blur_std = blur_deviation(blur_std, self.reference)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        require_cells(targets, sites)
+        if not self.reference:  # the published code goes on without the cells
+            require_cells(targets, sites)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         terms = [self._terms(maps, targets, height, width) for height, width in maps.resolutions]
@@ -101,11 +105,27 @@ class BoxDiff(Guidance):
     def _terms(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inner, outer and corner term at one map size, ``batch regions`` each."""
         words = word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)
-        masks = targets.joined_binary_masks(height, width).to(words.dtype)
+        masks = targets.joined_binary_masks(height, width, self.rule).to(words.dtype)
         inner = inner_box(words, masks, self.fraction).clamp_min(0)
         outer = outer_box(words, masks, self.fraction)
         if self.reference:
             cells = masks.sum((-2, -1))
             inner = inner.masked_fill(cells * self.fraction < 1, 0.0)
             outer = outer.masked_fill((height * width - cells) * self.fraction < 1, 0.0)
+            return inner, outer, corner_distance(words, masks, self.reach, self._lost_edges(targets, masks))
         return inner, outer, corner_distance(words, masks, self.reach)
+
+    def _lost_edges(self, targets: Targets, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells near the edges of boxes that rounding left without cells: ``batch regions width`` and ``batch regions height``.
+
+        The published code still judges outlines there.
+        """
+        height, width = masks.shape[-2:]
+        columns, rows = masks.new_zeros((*masks.shape[:2], width)), masks.new_zeros((*masks.shape[:2], height))
+        for row, regions in enumerate(targets.regions):
+            for index, region in enumerate(regions):
+                if region.box is not None and not bool(masks[row, index].any()):
+                    x0, y0, x1, y1 = cell_edges(region.box, height, width, "rounded")
+                    columns[row, index] = near((x0, x1), width, self.reach).to(columns)
+                    rows[row, index] = near((y0, y1), height, self.reach).to(rows)
+        return columns, rows

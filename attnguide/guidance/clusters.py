@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.sites import Site
+from attnguide.prompt.drawing import Rule
 from attnguide.prompt.targets import Targets
 
 _TINY = 1e-5
@@ -93,13 +94,14 @@ class SubjectMasks:
         targets: All rows; every placed region is a subject.
         clusters: For each subject.
         threshold: See :func:`subject_masks`.
+        rule: How places are drawn.
 
     Attributes:
         refined: Whether masks have stopped being the places.
     """
 
-    def __init__(self, targets: Targets, clusters: int, threshold: float) -> None:
-        self.targets, self.clusters, self.threshold = targets, clusters, threshold
+    def __init__(self, targets: Targets, clusters: int, threshold: float, rule: Rule = "half") -> None:
+        self.targets, self.clusters, self.threshold, self.rule = targets, clusters, threshold, rule
         self._means: dict[str, tuple[int, Tensor]] = {}
         self._size = (0, 0)
         self._centres: dict[int, Tensor] = {}
@@ -125,14 +127,14 @@ class SubjectMasks:
     def at(self, height: int, width: int) -> Tensor:
         """Masks of all rows, bool, ``batch regions cells``."""
         if self._masks is None:
-            return (self.targets.masks(height, width) >= 0.5).flatten(2)
+            return self.targets.binary_masks(height, width, self.rule).flatten(2)
         return F.interpolate(self._masks.float(), (height, width), mode="nearest-exact").flatten(2) > 0
 
     def refine(self) -> None:
         """Cluster the mean maps anew, from the last clusters on, once both kinds of attention were seen."""
         if len(self._means) < 2:
             return
-        boxes = (self.targets.masks(*self._size) >= 0.5).flatten(2)
+        boxes = self.targets.binary_masks(*self._size, self.rule).flatten(2)
         before, refined = self.at(*self._size), torch.zeros_like(boxes)
         for row in range(len(boxes)):
             chosen = self.targets.placed[row] & boxes[row].any(1)

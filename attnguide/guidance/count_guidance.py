@@ -133,7 +133,7 @@ class CountGuidance(Guidance):
 
     def masks(self, targets: Targets, height: int, width: int) -> Tensor:
         """Where instances are, given or found: bool, ``batch regions height width``."""
-        masks = targets.masks(height, width) >= 0.5
+        masks = targets.binary_masks(height, width).clone()
         for index, row in enumerate(targets.rows):
             if row in self._found:
                 found = F.adaptive_max_pool2d(self._found[row].float(), (height, width)) > 0

@@ -77,7 +77,10 @@ class LayoutGuidance(Guidance):
 
     def _one_site(self, probs: Tensor, targets: Targets, height: int, width: int) -> Tensor:
         """Mean over heads and tokens at one site, ``batch regions``."""
-        masks = targets.truncated_masks(height, width) if self.reference else targets.joined_masks(height, width)
+        if self.reference:
+            masks = targets.joined_binary_masks(height, width, "truncated")
+        else:
+            masks = targets.joined_masks(height, width)
         tokens = targets.tokens.to(probs)
         used = tokens.flatten(0, 1).any(0)  # of the whole batch, so that 77 maps a head need not be kept
         heads = probs[..., used].movedim(-1, 1).unflatten(-1, (height, width)).unsqueeze(1)

@@ -15,6 +15,7 @@ from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import blur_deviation
 from attnguide.losses.shape import adaptive_threshold, edge_misfit, region_misfit
+from attnguide.prompt.drawing import Rule
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import Window, constant
 from attnguide.types import Step
@@ -44,7 +45,7 @@ class RegionAndBoundary(Guidance):
             a row whose loss was 0 after progress 0.1 is never guided again.
 
     Raises:
-        ValueError: While running, if a place covers no cell of the latent.
+        ValueError: While running, if a place is too small for the latent.
     """
 
     name = "r_and_b"
@@ -67,6 +68,7 @@ class RegionAndBoundary(Guidance):
             update=Update(constant(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
         )
         self.reference = repeats_slips(quirks)
+        self.rule: Rule = "truncated" if self.reference else "half"
         self._finished: set[int] = set()
 
     def usual_sites(self, level: int) -> SiteSelector:
@@ -79,12 +81,12 @@ class RegionAndBoundary(Guidance):
         self._finished.clear()
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
-        self._masks(targets, *_latent_size(sites))
+        targets.require_cells(*_latent_size(sites), self.rule)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         height, width = _latent_size(list(maps.probs))
         words, sharp = self._words(maps, targets, height, width)
-        masks = self._masks(targets, height, width).to(words.dtype)
+        masks = targets.joined_binary_masks(height, width, self.rule).to(words.dtype)
         scaled = min_max(words)
         levels = adaptive_threshold(scaled, masks)
         if self.reference:
@@ -111,9 +113,6 @@ class RegionAndBoundary(Guidance):
     def _smooth(self, maps: Tensor) -> Tensor:
         peak = maps.detach().amax((-2, -1), keepdim=True).clamp_min(1e-12)
         return gaussian_smooth(maps / peak, blur_deviation(3.0, self.reference))
-
-    def _masks(self, targets: Targets, height: int, width: int) -> Tensor:
-        return targets.truncated_masks(height, width) if self.reference else targets.joined_binary_masks(height, width)
 
     def _asks(self, loss: Tensor, rows: Sequence[int], step: Step) -> Tensor:
         if not self.reference:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
@@ -15,6 +14,7 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Injection, WindowEdit, finite, one_of
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.prompt.drawing import sampled_mask
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext
@@ -162,11 +162,14 @@ class _Modulation(WindowEdit):
     def _masks(self, site: Site) -> Tensor:
         """Yes-or-no masks as numbers, ``batch regions height width``."""
         if self.method.quirks == "none":
-            masks = self.targets.masks(site.height, site.width)
-            fullest = masks.amax((-2, -1), keepdim=True)  # a region that fills no cell by half has its fullest cells
-            return ((masks >= torch.where(fullest >= 0.5, 0.5, 0.5 * fullest)) & (masks > 0)).float()
-        whole = (self.targets.masks(site.height << site.level, site.width << site.level) >= 0.5).float()
-        return F.interpolate(whole, (site.height, site.width), mode="nearest") if whole.numel() else whole
+            return self.targets.binary_masks(site.height, site.width).float()
+        targets = self.targets
+        masks = torch.zeros(len(targets.regions), targets.count, site.height, site.width)
+        for row, regions in enumerate(targets.regions):
+            for index, region in enumerate(regions):
+                if region.has_place:
+                    masks[row, index] = sampled_mask(region, site.height, site.width, 1 << site.level, "nearest")
+        return masks.to(targets.device)
 
 
 def _mean_weight(members: Tensor, weights: Tensor) -> Tensor:

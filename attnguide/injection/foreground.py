@@ -77,7 +77,7 @@ class Foreground(WindowEdit):
             return None
         found, known = self._attended(site, context), torch.tensor(self.masked)
         if self.drawn:
-            places = (self.targets.masks(site.height, site.width) >= 0.5).any(1).flatten(1)
+            places = self.targets.binary_masks(site.height, site.width).any(1).flatten(1)
             by_words = torch.tensor([bool(words) for words in self.words[1]])
             known = known & ~by_words if found is None else known
             own, source = places, places

@@ -14,7 +14,8 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Injection, WindowEdit, finite, one_of, per_row_items
-from attnguide.prompt.regions import binary_mask, rasterise
+from attnguide.prompt.drawing import binary_mask, sampled_mask
+from attnguide.prompt.regions import rasterise
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Unit, Window
@@ -142,8 +143,7 @@ class _Painting(WindowEdit):
             for row, regions in enumerate(targets.regions):
                 for region, positions in zip(regions, targets.token_indices[row], strict=True):
                     if region.has_place:
-                        drawn = _on_picture(region, size[0] << site.level, size[1] << site.level)[None, None]
-                        drawn = F.interpolate(drawn, size, mode="bilinear", align_corners=True).flatten()
+                        drawn = sampled_mask(region, *size, _PIXELS_PER_CELL << site.level, "corners").flatten()
                         for position in _occurrences(targets.tokenized[row], positions):
                             painted[row, :, position] += region.weight * drawn
         self._painted[size] = painted.to(targets.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +14,7 @@ _TINY = 1e-12
 _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
 
-def corner_distance(maps: Tensor, masks: Tensor, reach: int = 1) -> Tensor:
+def corner_distance(maps: Tensor, masks: Tensor, reach: int = 1, further: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Distance between the outlines of map and mask, seen from above and from the side, near the mask's edges; 0 is best.
 
     The corner term of BoxDiff (https://arxiv.org/abs/2307.10816): ``mean_x(w |max_y a - max_y m|)`` plus the same along y, with
@@ -22,14 +24,23 @@ def corner_distance(maps: Tensor, masks: Tensor, reach: int = 1) -> Tensor:
         maps: ``... height width`` in [0, 1].
         masks: The same shape; a cell of at least 0.5 is inside.
         reach: Cells to either side of an edge, at least 0.
+        further: Columns and rows that count as near an edge besides, 0 or 1: ``... width`` and ``... height``.
     """
     inside = masks >= 0.5
     total = maps.new_zeros(maps.shape[:-2])
-    for axis in (-2, -1):
+    for number, axis in enumerate((-2, -1)):
         drawn = inside.any(axis)
         difference = (maps.amax(axis) - drawn.to(maps.dtype)).abs()
-        total = total + (difference * _near_edges(drawn, reach)).mean(-1)
+        weights = _near_edges(drawn, reach)
+        weights = weights if further is None else torch.maximum(weights, further[number].to(weights))
+        total = total + (difference * weights).mean(-1)
     return total
+
+
+def near(edges: Sequence[int], count: int, reach: int) -> Tensor:
+    """1 within ``reach`` cells of an edge before a cell of this number, ``count``."""
+    cells = torch.arange(count)
+    return torch.stack([(cells - edge).abs() <= reach for edge in edges]).any(0).float()
 
 
 def _near_edges(projection: Tensor, reach: int) -> Tensor:

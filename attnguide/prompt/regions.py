@@ -16,7 +16,7 @@ from attnguide.prompt.tokens import find_phrase
 from attnguide.types import SOURCE_KINDS, Blob, Box, MapSource, Region
 
 if TYPE_CHECKING:  # torch loads where a tensor is made, so that bad places are reported without waiting for it
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
     from torch import Tensor
 
 _Cells = NDArray[np.float64]
@@ -47,51 +47,6 @@ def rasterise(region: Region, height: int, width: int) -> Float[Tensor, "height 
     import torch
 
     return torch.from_numpy(_cells(region, height, width).astype(np.float32))
-
-
-def binary_mask(region: Region, height: int, width: int, threshold: float = 0.5) -> Bool[Tensor, "height width"]:
-    """Cells that a region covers.
-
-    Args:
-        region: With a place.
-        height: Rows of the map.
-        width: Columns of the map.
-        threshold: Least covered share of a cell that counts, in (0, 1].
-
-    Raises:
-        ValueError: If no cell counts at this size, or as for :func:`rasterise`.
-    """
-    import torch
-
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must lie in (0, 1]; got {threshold}.")
-    # The slack keeps cells that are covered to the threshold exactly, but for rounding.
-    covered = _cells(region, height, width) >= threshold - 1e-9
-    if not covered.any():
-        kind = _place_name(region)
-        raise ValueError(
-            f"Region {region.phrase!r} covers no cell of the {height}x{width} map ({_describe(region)}); "
-            f"use a larger {kind} or a finer site."
-        )
-    return torch.from_numpy(covered)
-
-
-def truncated_mask(region: Region, height: int, width: int) -> Bool[Tensor, "height width"]:
-    """Cells that a region covers when the edges of its box are truncated to whole cells; what is not a box, at least half.
-
-    So layout guidance and R&B draw their boxes. The mask may be empty.
-
-    Raises:
-        ValueError: As for :func:`rasterise`.
-    """
-    import torch
-
-    mask = torch.zeros(height, width, dtype=torch.bool)
-    if region.box is None:
-        return torch.from_numpy(_cells(region, height, width) >= 0.5 - 1e-9)
-    x0, y0, x1, y1 = region.box
-    mask[int(y0 * height) : int(y1 * height), int(x0 * width) : int(x1 * width)] = True
-    return mask
 
 
 def load_mask(path: str | Path) -> Float[Tensor, "height width"]:
@@ -135,7 +90,7 @@ def check_region(region: Region, prompt: str | None = None) -> None:
         if outside:
             raise ValueError(f"Region {region.phrase!r}: polygon corners must lie in [0, 1]; got {outside[0]}.")
     if region.has_place and not _cells(region, 64, 64).any():
-        raise ValueError(f"Region {region.phrase!r} has no area ({_describe(region)}).")
+        raise ValueError(f"Region {region.phrase!r} has no area ({describe_place(region)}).")
 
 
 def prompt_words(prompt: str) -> tuple[Region, ...]:
@@ -414,13 +369,15 @@ def _picture_values(picture: Any) -> _Cells:
     return np.asarray(picture.convert("RGB").convert("L"), dtype=float) / 255
 
 
-def _place_name(region: Region) -> str:
+def place_name(region: Region) -> str:
+    """``box``, ``polygon``, ``blob``, ``mask`` or ``source``: how a region says its place."""
     return next(name for name in ("box", "polygon", "blob", "mask", "source") if getattr(region, name) is not None)
 
 
-def _describe(region: Region) -> str:
+def describe_place(region: Region) -> str:
+    """A region's place in a few words, for messages."""
     if region.box is not None or region.blob is not None:
-        return f"{_place_name(region)} ({', '.join(f'{value:.2f}' for value in region.box or region.blob or ())})"
+        return f"{place_name(region)} ({', '.join(f'{value:.2f}' for value in region.box or region.blob or ())})"
     if region.polygon is not None:
         corners = " ".join(f"({x:.2f}, {y:.2f})" for x, y in region.polygon[:4])
         return f"polygon {corners}{' ...' if region.polygon[4:] else ''}"

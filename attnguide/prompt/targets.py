@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from attnguide.prompt.drawing import Rule, binary_mask, require_cell
 from attnguide.prompt.pairs import TokenGroup, group_tokens, row_groups
-from attnguide.prompt.regions import binary_mask, rasterise, truncated_mask
+from attnguide.prompt.regions import rasterise
 from attnguide.prompt.tokens import TokenizedPrompt, resolve
 from attnguide.types import Region, Sample
 
 _T = TypeVar("_T")
-_Rasters = dict[tuple[Region, int, int, float | None], Tensor]
+_Rasters = dict[tuple[Region, int, int, Rule | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Targets:
     rows: tuple[int, ...] = ()
     source_prompts: tuple[TokenizedPrompt, ...] = ()
     _rasters: _Rasters = field(default_factory=dict, repr=False)
-    _stacks: dict[tuple[int, int, float | None], Tensor] = field(default_factory=dict, repr=False, init=False)
+    _stacks: dict[tuple[int, int, Rule | None], Tensor] = field(default_factory=dict, repr=False, init=False)
 
     @classmethod
     def build(
@@ -176,13 +177,9 @@ class Targets:
         """
         return self._joined(self.masks(height, width))
 
-    def joined_binary_masks(self, height: int, width: int) -> Bool[Tensor, "batch regions height width"]:
+    def joined_binary_masks(self, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "batch regions height width"]:
         """Like :meth:`binary_masks`, joined as :meth:`joined_masks` are."""
-        return self._joined(self.binary_masks(height, width).float()) > 0
-
-    def truncated_masks(self, height: int, width: int) -> Bool[Tensor, "batch regions height width"]:
-        """Joined masks whose box edges are cut down to whole cells, as some published code draws them; they may be empty."""
-        return self._joined(self._stack(height, width, -1.0).float()) > 0
+        return self._joined(self.binary_masks(height, width, rule).float()) > 0
 
     def shares(self, among: Tensor) -> Float[Tensor, "batch regions"]:
         """``1 / n`` for each of the n regions of ``among`` that have the same words, so that a word counts once; else 0.
@@ -206,41 +203,44 @@ class Targets:
         same = self._same_words & self.placed[:, :, None] & self.placed[:, None, :]
         return masks if self.count == 0 else (masks[:, None] * same[..., None, None]).amax(2)
 
-    def binary_masks(self, height: int, width: int, threshold: float = 0.5) -> Bool[Tensor, "batch regions height width"]:
-        """True where a region covers at least ``threshold`` of a cell; False where not placed. Shared: do not write into it.
+    def binary_masks(self, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "batch regions height width"]:
+        """Cells that each region takes by a rule of :func:`~attnguide.prompt.drawing.binary_mask`; False where not placed.
+
+        The tensor is shared: do not write into it.
+        """
+        return self._stack(height, width, rule)
+
+    def require_cells(self, height: int, width: int, rule: Rule = "half") -> None:
+        """Refuse placed regions that are too small for a map (:func:`~attnguide.prompt.drawing.require_cell`).
 
         Raises:
-            ValueError: If a placed region covers no cell at this size.
+            ValueError: Naming region and map size.
         """
-        return self._stack(height, width, threshold)
+        for region in dict.fromkeys(region for row in self.regions for region in row if region.has_place):
+            require_cell(region, height, width, rule)
 
     def _per_region(self, value: Callable[[Region], _T], padding: _T, dtype: torch.dtype) -> Tensor:
         rows = [[value(region) for region in row] + [padding] * (self.count - len(row)) for row in self.regions]
         return torch.tensor(rows, dtype=dtype, device=self.device).reshape(len(rows), self.count)
 
-    def _stack(self, height: int, width: int, threshold: float | None) -> Tensor:
-        key = (height, width, threshold)
+    def _stack(self, height: int, width: int, rule: Rule | None) -> Tensor:
+        key = (height, width, rule)
         if key not in self._stacks:
-            dtype = torch.float32 if threshold is None else torch.bool
+            dtype = torch.float32 if rule is None else torch.bool
             masks = torch.zeros(len(self.regions), self.count, height, width, dtype=dtype)
             for row, regions in enumerate(self.regions):
                 for index, region in enumerate(regions):
                     if region.has_place:
-                        masks[row, index] = self._raster(region, height, width, threshold)
+                        masks[row, index] = self._raster(region, height, width, rule)
             self._stacks[key] = masks.to(self.device)
         return self._stacks[key]
 
-    def _raster(self, region: Region, height: int, width: int, threshold: float | None) -> Tensor:
-        key = (region, height, width, threshold)
+    def _raster(self, region: Region, height: int, width: int, rule: Rule | None) -> Tensor:
+        key = (region, height, width, rule)
         if key not in self._rasters:
-            self._rasters[key] = _draw(region, height, width, threshold)
+            drawn = rasterise(region, height, width) if rule is None else binary_mask(region, height, width, rule)
+            self._rasters[key] = drawn
         return self._rasters[key]
-
-
-def _draw(region: Region, height: int, width: int, threshold: float | None) -> Tensor:
-    if threshold is None:
-        return rasterise(region, height, width)
-    return truncated_mask(region, height, width) if threshold < 0 else binary_mask(region, height, width, threshold)
 
 
 def region_maps(

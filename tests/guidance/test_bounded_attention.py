@@ -95,3 +95,21 @@ def test_refusals() -> None:
 def test_a_batch_equals_its_rows() -> None:
     limits = [0.2, 0.1, 0.0, 0.3]
     cases.batch_equals_rows("bounded_attention", [{"until": u, "iterations": 2, "stop": 0.5} for u in limits])
+
+
+def test_published_boxes_are_rounded_and_ordinary_ones_are_never_refused() -> None:
+    """On 4x6 cells the first box has columns 1.5 to 3.5 (rounded to 2 and 4) and rows 0.6 to 2.4 (1 to 2)."""
+    quarter = Region("red cat", box=(0.25, 0.15, 7 / 12, 0.6))
+    targets = cases.targets_of({"prompt": tiny.PROMPT, "regions": (quarter, Region("blue ball", box=(0.75, 0.5, 1.0, 1.0)))})
+    maps = cases.random_maps(SITES, 1)
+    layers = [probs[0].detach().numpy() for probs in maps.probs.values()]
+    cat = [2 <= x < 4 and y == 1 for y in range(4) for x in range(6)]
+    ball = [x >= 4 and y >= 2 for y in range(4) for x in range(6)]  # columns 4.5 to 6: the even edge is 4
+    output = cases.guidance("bounded_attention", quirks="reference").loss(maps, targets, cases.FLAT)
+    expected = reference.loss(layers[:2], layers[2:], [cat, ball], WORDS, END)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+    lost = cases.targets_of({"prompt": "a cat", "regions": (Region("cat", box=(0.375, 0.25, 0.625, 0.75)),)})
+    small = cases.self_sites(("mid", 1, 4, 4))
+    cases.guidance("bounded_attention").check(lost, small)
+    with pytest.raises(ValueError, match="no cell of the 4x4 map with its edges rounded, as the published code draws it"):
+        cases.guidance("bounded_attention", quirks="reference").check(lost, small)

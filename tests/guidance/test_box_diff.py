@@ -5,7 +5,7 @@ import torch
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.guidance.update import Refinement
-from attnguide.types import MethodConfig, Region
+from attnguide.types import Box, MethodConfig, Region
 from tests import tiny
 from tests.guidance import cases
 from tests.reference import box_diff as reference
@@ -109,3 +109,17 @@ def test_refusals() -> None:
 def test_a_batch_equals_its_rows() -> None:
     tables = [{0.0: 0.9}, {0.0: 0.001}, {}, {0.0: 0.95}]
     cases.batch_equals_rows("box_diff", [{"thresholds": table, "max_refinements": 2} for table in tables])
+
+
+def test_published_boxes_are_rounded_also_away() -> None:
+    """Edges 1.4 and 4.6 of 8 rows, 3.6 and 8.4 of 12 columns; the other box has no cell left, but outlines near its edges."""
+    boxes: tuple[Box, Box] = ((0.3, 0.175, 0.7, 0.575), (0.03, 0.52, 0.04, 0.9))
+    regions = tuple(Region(word, box=box) for word, box in zip(("cat", "ball"), boxes, strict=True))
+    targets = cases.targets_of({"prompt": tiny.PROMPT, "regions": regions})
+    maps = cases.random_maps(SITES, 1)
+    output = cases.guidance("box_diff", quirks="reference").loss(maps, targets, cases.FLAT)
+    probs = words.token_softmax(words.mean_map(cases.layers_of(maps)), tiny.LENGTH - 1)
+    cat, ball = (words.word_map(probs, (position,), 0.5 * math.sqrt(2)) for position in (3, 7))
+    lost = reference.outside(ball, (0, 4, 0, 7)) + reference.corners(ball, (0, 4, 0, 7), drawn=False)
+    expected = reference.loss([cat], [(4, 1, 8, 5)])[0] + lost
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)

@@ -17,7 +17,6 @@ from PIL import Image
 
 from attnguide.prompt.regions import (
     absolute_region,
-    binary_mask,
     check_region,
     load_mask,
     parse_region,
@@ -161,42 +160,6 @@ def test_rasterise_needs_a_place_and_a_size() -> None:
         rasterise(Region("cat"), 4, 4)
     with pytest.raises(ValueError, match="height and width must be at least 1; got 0x4"):
         rasterise(Region("cat", box=(0, 0, 1, 1)), 0, 4)
-
-
-def test_binary_mask_at_the_threshold() -> None:
-    region = Region("cat", box=(0.1, 0.0, 0.6, 1.0))  # covers 0.6, 1, 0.4, 0 of four columns
-    assert binary_mask(region, 1, 4).tolist() == [[True, True, False, False]]
-    assert binary_mask(region, 1, 4, 0.4).tolist() == [[True, True, True, False]]
-    assert binary_mask(region, 1, 4, 1.0).tolist() == [[False, True, False, False]]
-    with pytest.raises(ValueError, match=re.escape("threshold must lie in (0, 1]; got 0")):
-        binary_mask(region, 1, 4, 0)
-
-
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        (
-            {"box": (0.4, 0.4, 0.45, 0.45)},
-            "Region 'cat' covers no cell of the 8x8 map (box (0.40, 0.40, 0.45, 0.45)); use a larger box or a finer site.",
-        ),
-        (
-            {"blob": (0.5, 0.5, 0.01, 0.01)},
-            "Region 'cat' covers no cell of the 8x8 map (blob (0.50, 0.50, 0.01, 0.01)); use a larger blob or a finer site.",
-        ),
-        (
-            {"polygon": ((0, 0), (0.05, 0), (0.05, 0.05), (0, 0.05), (0, 0.02))},
-            "Region 'cat' covers no cell of the 8x8 map (polygon (0.00, 0.00) (0.05, 0.00) (0.05, 0.05) (0.00, 0.05) ...); "
-            "use a larger polygon or a finer site.",
-        ),
-        (
-            {"mask": torch.full((8, 8), 0.2)},
-            "Region 'cat' covers no cell of the 8x8 map (mask of shape (8, 8)); use a larger mask or a finer site.",
-        ),
-    ],
-)
-def test_a_region_that_vanishes_is_named(place: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        binary_mask(Region("cat", **place), 8, 8)
 
 
 def test_mask_file_by_alpha(tmp_path: Path) -> None:

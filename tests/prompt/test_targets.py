@@ -6,7 +6,8 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
-from attnguide.prompt.regions import binary_mask, rasterise
+from attnguide.prompt.drawing import binary_mask
+from attnguide.prompt.regions import rasterise
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Region, Sample
@@ -167,9 +168,13 @@ def test_region_maps_gradient(targets: Targets) -> None:
 
 def test_vanishing_region_is_named() -> None:
     small = build(("a cat", (Region("cat", box=(0.40, 0.40, 0.45, 0.45)),)))
-    assert small.masks(8, 8).sum() > 0
-    with pytest.raises(ValueError, match="Region 'cat' covers no cell of the 8x8 map"):
-        small.binary_masks(8, 8)
+    assert small.binary_masks(8, 8).sum() == 1 and not small.binary_masks(8, 8, "truncated").any()
+    assert not small.joined_binary_masks(8, 8, "rounded")[:, :, 4:].any()
+    small.require_cells(8, 8)
+    with pytest.raises(ValueError, match="Region 'cat' covers no cell of the 8x8 map with its edges truncated"):
+        small.require_cells(8, 8, "truncated")
+    with pytest.raises(ValueError, match="Region 'cat' covers no cell of the 1x1 map"):
+        small.require_cells(1, 1)
 
 
 def test_build_refuses_what_does_not_fit() -> None:
@@ -195,13 +200,3 @@ def test_words_with_several_places_share_their_say() -> None:
     assert torch.allclose(targets.shares(targets.valid), torch.tensor([[1 / 3, 1, 1 / 3, 1 / 3], [1, 0, 0, 0]]))
     joined = targets.joined_binary_masks(4, 4)
     assert joined[0, 0].all() and joined[0, 2].all() and not joined[0, 1].any() and not joined[1].any()
-
-
-def test_edges_that_are_cut_to_whole_cells() -> None:
-    targets = _targets(Sample("0", "a cat", regions=(Region("cat", box=(0.2, 0.3, 0.7, 0.8)),)))
-    expected = torch.zeros(4, 8, dtype=torch.bool)
-    expected[1:3, 1:5] = True  # rows 1.2 to 3.2, columns 1.6 to 5.6
-    assert torch.equal(targets.truncated_masks(4, 8)[0, 0], expected)
-    assert not _targets(Sample("0", "a cat", regions=(Region("cat", box=(0.3, 0.3, 0.4, 0.4)),))).truncated_masks(2, 2).any()
-    blob = _targets(Sample("0", "a cat", regions=(Region("cat", blob=(0.5, 0.5, 0.3, 0.3)),)))
-    assert torch.equal(blob.truncated_masks(4, 4), blob.binary_masks(4, 4))

@@ -29,7 +29,8 @@ def outside(amap: Array, box: Cells, fraction: float = 0.2) -> float:
     return sum(values[:count]) / count if values else 0.0
 
 
-def corners(amap: Array, box: Cells, reach: int = 1) -> float:
+def corners(amap: Array, box: Cells, reach: int = 1, drawn: bool = True) -> float:
+    """Outlines near the edges; of a box without cells (``drawn=False``) the wanted outline is 0."""
     x0, y0, x1, y1 = box
     height, width = amap.shape
     total = 0.0
@@ -38,7 +39,7 @@ def corners(amap: Array, box: Cells, reach: int = 1) -> float:
         (y0, y1, height, [max(amap[y]) for y in range(height)]),
     ):
         near = {c for edge in (first, stop) for c in range(edge - reach, edge + reach + 1) if 0 <= c < count}
-        total += sum(abs(profile[c] - (1.0 if first <= c < stop else 0.0)) for c in near) / count
+        total += sum(abs(profile[c] - (1.0 if drawn and first <= c < stop else 0.0)) for c in near) / count
     return total
 
 

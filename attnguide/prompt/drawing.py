@@ -1,0 +1,105 @@
+"""Yes-or-no masks: which cells of a map a region takes, by a rule that has a name.
+
+Published code draws boxes in different ways. Each method names its rule, and all rules are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, get_args
+
+from attnguide.prompt.regions import describe_place, place_name, rasterise
+from attnguide.types import Box, Region
+
+if TYPE_CHECKING:  # torch loads where a tensor is made
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+Rule = Literal["half", "rounded", "truncated"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+VANISHES = 0.05
+"""A region that fills no cell of a map to this share is too small for it."""
+
+_SLACK = 1e-6
+"""A cell that is covered to a share exactly must count, whatever single precision makes of the share."""
+
+
+def binary_mask(region: Region, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "height width"]:
+    """Cells that a region takes.
+
+    * ``half``: cells covered at least by half; where there is none, cells at least half as full as the fullest. Never empty.
+    * ``rounded``: whole cells between the box's edges, each rounded to the nearest cell edge, to the even one from the middle
+      between two: ``round(edge * cells)``, as BoxDiff and Bounded Attention draw. May be empty.
+    * ``truncated``: likewise, each edge truncated: ``int(edge * cells)``, as layout guidance and R&B draw. May be empty.
+
+    Published rules are for boxes; other places are drawn by ``half`` under each of them.
+
+    Args:
+        region: With a place.
+        height: Rows of the map.
+        width: Columns of the map.
+        rule: One of the above.
+
+    Raises:
+        ValueError: If there is no such rule, or as for :func:`~attnguide.prompt.regions.rasterise`.
+    """
+    import torch
+
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}.")
+    if rule == "half" or region.box is None:
+        cells = rasterise(region, height, width)
+        fullest = float(cells.max())
+        least = 0.5 if fullest >= 0.5 - _SLACK else 0.5 * fullest
+        return (cells >= least - _SLACK) & (cells > 0)
+    x0, y0, x1, y1 = cell_edges(region.box, height, width, rule)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def cell_edges(box: Box, height: int, width: int, rule: Literal["rounded", "truncated"]) -> tuple[int, int, int, int]:
+    """``x0, y0, x1, y1`` of a box in whole cells by a published rule; the last ones are not included."""
+    whole: Callable[[float], int] = round if rule == "rounded" else int
+    x0, y0, x1, y1 = box
+    return whole(x0 * width), whole(y0 * height), whole(x1 * width), whole(y1 * height)
+
+
+def require_cell(region: Region, height: int, width: int, rule: Rule = "half") -> None:
+    """Refuse a region that is too small for a map: by ``half`` below :data:`VANISHES`, by the others where its mask is empty.
+
+    Raises:
+        ValueError: Naming region and map size.
+    """
+    by_share = rule == "half" or region.box is None
+    if rasterise(region, height, width).max() >= VANISHES if by_share else binary_mask(region, height, width, rule).any():
+        return
+    how = "" if rule == "half" else f" with its edges {rule}, as the published code draws it"
+    raise ValueError(
+        f"Region {region.phrase!r} covers no cell of the {height}x{width} map{how} ({describe_place(region)}); "
+        f"use a larger {place_name(region)} or a finer site."
+    )
+
+
+def sampled_mask(
+    region: Region, height: int, width: int, finer: int, mode: Literal["nearest", "corners"]
+) -> Float[Tensor, "height width"]:
+    """A mask painted on a finer grid and read at points: the small maps of code that starts from a painted picture.
+
+    The painting has the cells that are covered at least by half, without a fallback.
+
+    Args:
+        region: With a place.
+        height: Rows of the map.
+        width: Columns of the map.
+        finer: How many times as large the painting is.
+        mode: ``nearest`` takes every n-th cell of it, 0 or 1, as DenseDiffusion does; ``corners`` interpolates between its
+            cells with the outermost ones at the map's corners, in [0, 1], as paint-with-words does.
+    """
+    import torch.nn.functional as F
+
+    painted = (rasterise(region, height * finer, width * finer) >= 0.5).float()[None, None]
+    if mode == "nearest":
+        return F.interpolate(painted, (height, width), mode="nearest")[0, 0]
+    return F.interpolate(painted, (height, width), mode="bilinear", align_corners=True)[0, 0]
