@@ -6,10 +6,19 @@ Each subcommand is a file with ``run(argv) -> int``. Help and errors in the argu
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
-from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.errors import UsageError, one_line, reason, verdict
+from attnguide.cli.streams import tolerant_streams
+
+DEBUG = "--debug"
+"""Shows the traceback of an error; stands anywhere."""
 
 COMMANDS: dict[str, str] = {
     "sample": "make pictures: plain and steered, with maps, numbers and a log",
@@ -35,6 +44,7 @@ def usage() -> str:
             *lines,
             "",
             "attnguide COMMAND --help tells more; attnguide --version tells the version.",
+            "attnguide COMMAND ... --debug shows where an error comes from.",
             "attnguide sample, without anything else, makes pictures on the embedded model.",
         ]
     )
@@ -54,30 +64,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Exit status: 0; 1 if a row failed; 2 for a mistake in what was asked (one line on stderr, nothing written); 130 after
-        Ctrl-C.
+        Exit status: 0; 1 if a row failed, the run stopped or standard output could not be written; 2 for a mistake in what was
+        asked (one line on stderr, nothing written); 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG in words
+    with tolerant_streams() as (out, _), _warnings_in_one_line(debug):
+        status = _run([word for word in words if word != DEBUG], debug)
+        out.flush()
+        if out.failure is not None:
+            print(f"error: standard output could not be written ({reason(out.failure)})", file=sys.stderr)
+            return status or 1
+    return status
+
+
+def _run(words: Sequence[str], debug: bool) -> int:
+    """Run a command and tell what ended it; see :func:`main` for the status."""
+    try:
+        return _answer(words)
+    except SystemExit as end:  # after --help and --print_config
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        status, message = verdict(error)
+        print(f"error: {message}", file=sys.stderr)
+        return status
+
+
+def _answer(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if words[0] == "--version":
         print(f"attnguide {installed_version()}")
         return 0
-    try:
-        if words[0] not in COMMANDS:
-            from attnguide.models.names import nearest
+    _check_text(words)
+    if words[0] not in COMMANDS:
+        from attnguide.models.names import nearest
 
-            raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; choose from {', '.join(COMMANDS)}")
-        status: int = importlib.import_module(f"attnguide.cli.{words[0]}").run(words[1:])
-    except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except SystemExit as end:  # after --help and --print_config
-        return end.code if isinstance(end.code, int) else 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 1
+        raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; choose from {', '.join(COMMANDS)}")
+    status: int = importlib.import_module(f"attnguide.cli.{words[0]}").run(words[1:])
     return status
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse words that no file of a run could hold.
+
+    Raises:
+        UsageError: Naming the option.
+    """
+    for before, word in itertools.pairwise(["", *words]):
+        if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+            option, divider, _ = word.partition("=") if word.startswith("--") else (before, "", "")
+            place = f"{option}: " if option.startswith("--") and (divider or option == before) else ""
+            raise UsageError(f"{place}expected text in UTF-8 without NUL; got {word!r}")
+
+
+@contextmanager
+def _warnings_in_one_line(debug: bool) -> Iterator[None]:
+    """Show this package's warnings as lines like errors, and none of the libraries'; with ``--debug`` all as Python does."""
+    package = str(Path(__file__).parents[1])
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+        if filename.startswith(package):
+            print(f"warning: {one_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = show  # type: ignore[assignment]
+        yield

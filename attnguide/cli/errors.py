@@ -1,12 +1,57 @@
-"""What the user can mend."""
+"""What ends a command: mistakes of the user, runs that stopped, and everything else, each told in one line."""
 
 from __future__ import annotations
+
+import errno
+
+_LONGEST = 1000
+"""Characters of a message; what is longer is quoted input, of which both ends tell enough."""
+
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
+"""Failures of the machine, which no other argument would mend."""
 
 
 class UsageError(ValueError):
     """A mistake in what the user asked for; told in one line, exit status 2."""
 
 
+class RunError(Exception):
+    """What stopped a run after its checks; told in one line, exit status 1."""
+
+
 def one_line(error: BaseException | str) -> str:
-    """The message on a single line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message on a single line, without control characters; a long one loses its middle."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def verdict(error: BaseException) -> tuple[int, str]:
+    """Exit status and message of what ended a command: 2 where the input is at fault, 1 otherwise."""
+    if isinstance(error, UsageError | RunError):
+        return (2 if isinstance(error, UsageError) else 1), one_line(error)
+    return (2 if _is_of_the_input(error) else 1), reason(error)
+
+
+def reason(error: BaseException) -> str:
+    """An exception that nobody worded for the user, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return one_line(f"{place}{error.strerror}")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        said = one_line(error)
+        return "out of memory" + (f": {said}" if said != "MemoryError" else "") + "; try a smaller --batch-size or size"
+    if isinstance(error, RecursionError):
+        return "nested too deeply to be read"
+    if isinstance(error, UnicodeError):
+        return f"expected text in UTF-8; got something else ({one_line(error)})"
+    if isinstance(error, OSError | ValueError | OverflowError):
+        return one_line(error)
+    return one_line(f"internal error: {type(error).__name__}: {error}".rstrip(": ")) + "; --debug shows where"
+
+
+def _is_of_the_input(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno not in _MACHINE
+    return isinstance(error, ValueError | OverflowError | RecursionError)

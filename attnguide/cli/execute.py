@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.errors import RunError, UsageError, one_line, reason
+from attnguide.cli.folders import probe
 from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan
 from attnguide.records import RECORDS_FILE, check_run_folder, complete_ids
@@ -55,8 +57,11 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
 
     Raises:
         UsageError: If the folder, the device or the model cannot be used; nothing is written then.
+        RunError: If the run stopped; what it finished is kept, and has been told.
     """
     first = is_first_process()
+    if first:
+        probe(plan.folder, _longest_path(plan))
     try:
         if first:
             check_run_folder(plan.folder, plan.kept_config, resume=plan.resume, ignore=(*MAY_DIFFER, "dtype"))
@@ -65,12 +70,24 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         raise UsageError(f"out: {error}") from error
     if first:
         print(describe(plan, len(done)), flush=True)
-    interrupted, notes = _sample(plan, done, further) if len(done) < len(plan.samples) else (False, [])
+    try:
+        interrupted, notes = _sample(plan, done, further) if len(done) < len(plan.samples) else (False, [])
+    except RunError:
+        if first:
+            with contextlib.suppress(OSError, ValueError):  # a full disk, say, which is told already
+                tell(plan, [])
+                _write_page(plan)
+        raise
     if not first:
         return 0
     status = tell(plan, notes)
     _write_page(plan)
     return INTERRUPTED if interrupted else status
+
+
+def _longest_path(plan: Plan) -> str:
+    """About the longest path below the run folder: a map of a word, while it is written."""
+    return os.path.join("maps", max((sample.id for sample in plan.samples), key=len), "x" * 80)
 
 
 def _write_page(plan: Plan) -> None:
@@ -94,6 +111,8 @@ def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bo
     quiet()
     config = _resolved(plan)
     _check_trainer(plan)
+    if is_first_process():
+        print(f"loading model {plan.config['model']} ...", flush=True)
     model = loaded(plan.config)
     check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
     return _predict(plan, config, model, done, further)
@@ -208,6 +227,8 @@ def _predict(
     except SystemExit:  # how Lightning ends after Ctrl-C
         if not trainer.interrupted:
             raise
+    except Exception as error:
+        raise RunError(f"the run stopped: {reason(error)}; go on with --resume --out {plan.folder}") from error
     finally:
         close_loggers(loggers)
     verdicts = [callback.verdict for callback in callbacks if isinstance(callback, ValueInvariance)]
@@ -218,19 +239,26 @@ def _predict(
 
 @contextmanager
 def _ended_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, with which clusters end what runs too long, do what Ctrl-C does; Lightning alone would only note it."""
+    """Let SIGTERM, with which clusters end what runs too long, and SIGHUP, of a terminal that closes, do what Ctrl-C does.
+
+    Lightning alone would only note them. What is ignored, as SIGHUP is below nohup, stays so.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    caught = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    for number in caught:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in caught:
+            signal.signal(number, before[number])
 
 
 def _loggers(plan: Plan) -> list[Logger]:

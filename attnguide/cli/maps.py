@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
-from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.errors import RunError, UsageError, one_line, reason
+from attnguide.cli.folders import filling, local_path, probe
 from attnguide.cli.values import Setting
 from attnguide.types import MapSource, Region, Sample
 
@@ -78,7 +76,7 @@ def settings() -> list[Setting]:
         Setting("threshold", values.number, None, "make cells of at least this share of the range 1, others 0", metavar="X"),
         Setting("cfg_scale", values.number, None, "classifier-free guidance weight; 5, or 1 for an inversion", metavar="X"),
         *(shared[name] for name in _SHARED),
-        Setting("out", values.words, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR"),
+        Setting("out", local_path, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR"),
     ]
 
 
@@ -88,11 +86,18 @@ def run(argv: Sequence[str]) -> int:
     row, source, folder = _planned(asked)
     from attnguide.cli.execute import loaded, quiet
 
+    print(f"loading model {asked['model']} ...", flush=True)
     quiet()
     model = loaded(asked)
-    picture = _made(model, row, source)
-    with _appearing(folder) as temporary:
-        peaks = _write(temporary, asked, row, source, picture)
+    _check(model, row)
+    try:
+        picture = _made(model, row, source)
+        with filling(folder) as temporary:
+            peaks = _write(temporary, asked, row, source, picture)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise RunError(f"no maps were written: {reason(error)}") from error
     print(_told(folder, peaks, picture))
     return 0
 
@@ -111,7 +116,8 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
     if asked["prompt"] is None:
         raise UsageError("prompt: expected the prompt whose words' maps are wanted; got none")
     folder = Path(asked["out"] or Path("maps") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    probe(folder, "x" * 80)
+    if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"out: expected a new or empty folder; '{folder}' is neither")
     source = _source(asked)
     cfg_scale = source.cfg_scale if source.kind == "invert" else asked["cfg_scale"]
@@ -159,34 +165,30 @@ def _source(asked: Mapping[str, Any]) -> MapSource:
 # --------------------------------------------------------------------------------------------------------------- the maps
 
 
-def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
+def _check(model: ModelAdapter, row: Sample) -> None:
+    """Find what only the loaded model can tell: prompts too long, too few steps, sizes it cannot make.
+
+    Raises:
+        UsageError: With what is wrong.
+    """
     from attnguide.sampling.check import check_rows
-    from attnguide.sampling.source_maps import record_pictures
 
     try:
         check_rows(model, [row])
         model.make_scheduler(row.scheduler, row.steps)
         model.latent_shape(row.height or model.default_size[0], row.width or model.default_size[1])
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+
+
+def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
+    from attnguide.sampling.source_maps import record_pictures
+
+    try:
         (picture,) = record_pictures(model, [row], source, [source.image])
     except ValueError as error:
         raise UsageError(one_line(error)) from error
     return picture
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes its place when the block ends well, else vanishes."""
-    temporary = folder.with_name(f".{folder.name[:60]}-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        raise UsageError(f"out: '{folder}' cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSource, picture: SourcePicture) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
+from attnguide.cli.folders import local_path
 from attnguide.cli.values import Setting
 from attnguide.loggers import LOGGERS
 from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS
@@ -123,7 +124,7 @@ def settings() -> list[Setting]:
             "most rows sampled together; 8, or up to 16 of small pictures, by default",
             metavar="N",
         ),
-        Setting("out", values.words, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),
+        Setting("out", local_path, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),
         Setting(
             "resume",
             values.flag,
@@ -155,8 +156,13 @@ def _going_on(argv: Sequence[str]) -> list[str]:
 
     out = next((after for word, after in itertools.pairwise(words) if word == "--out"), None)
     out = next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), out)
-    kept = Path(out or "") / CONFIG_FILE
-    return ["--config", str(kept), *words] if out and kept.is_file() else words
+    if not out:
+        return words
+    try:
+        kept = Path(local_path(out)) / CONFIG_FILE
+    except ValueError as error:
+        raise UsageError(f"out: {error}") from error
+    return ["--config", str(kept), *words] if kept.is_file() else words
 
 
 def run(argv: Sequence[str]) -> int:

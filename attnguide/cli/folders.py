@@ -1,0 +1,110 @@
+"""The folder that a command writes to: one path for checking and for writing, tried before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.values import words
+
+_TRIED = 1 << 16
+"""Bytes of the file that a probe writes."""
+
+_LONGEST = 200
+"""Characters of a path that a message quotes."""
+
+
+def local_path(value: Any) -> str:
+    """A path on this machine: the home folder filled in, links and ``..`` resolved, so that every library reads it alike.
+
+    Raises:
+        ValueError: If it is a URL, or a link on the way leads nowhere.
+    """
+    text = words(value)
+    if "://" in text or "::" in text or "\0" in text:
+        raise ValueError(f"expected a path on this machine; got {text!r}")
+    given = Path(os.path.expanduser(text))
+    dangling = next((str(path) for path in (given, *given.parents) if _leads_nowhere(path)), None)
+    if dangling is not None:
+        raise ValueError(f"expected a path that can be made; {dangling!r} is a link that leads nowhere")
+    return _shown(os.path.realpath(given))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
+
+
+def _shown(path: str) -> str:
+    """Relative to the working directory where it lies below it, as people type it."""
+    below = os.path.relpath(path, os.path.realpath(os.curdir))
+    return path if below == os.curdir or below.startswith(("..", "~", "-")) else below
+
+
+def probe(folder: Path, longest: str = "config.yaml") -> None:
+    """Make a folder, write a file in it, and remove both again.
+
+    Args:
+        folder: Of a run to be.
+        longest: The longest path below it that the run will write.
+
+    Raises:
+        UsageError: If it cannot be made or written to; nothing is left of the attempt.
+    """
+    target = folder / longest
+    made: list[Path] = []
+    try:
+        _make(target.parent, made)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=target.name) as file:
+            file.write(bytes(_TRIED))
+            file.flush()
+    except (OSError, ValueError) as error:
+        raise UsageError(_refusal(folder, error)) from error
+    finally:
+        _remove(made)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside a folder; its files move up when the block ends well, else all is as before."""
+    made: list[Path] = []
+    try:
+        _make(folder, made)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix="."))
+        try:
+            yield temporary
+            for path in temporary.iterdir():
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException:
+        _remove(made)
+        raise
+
+
+def _make(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those above it, and note each one in ``made``, outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        made.append(path)
+    folder.mkdir(exist_ok=True)
+
+
+def _remove(made: Sequence[Path]) -> None:
+    for path in reversed(made):
+        with contextlib.suppress(OSError):  # somebody else has written into it
+            path.rmdir()
+
+
+def _refusal(folder: Path, error: Exception) -> str:
+    file = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not os.path.isdir(path)), None)
+    why = f"{str(file)!r} is a file" if file is not None else getattr(error, "strerror", None) or one_line(error)
+    name = str(folder) if len(str(folder)) <= _LONGEST else f"{str(folder)[:_LONGEST]}..."
+    return f"out: folder {name!r} cannot be written ({why}); choose another"
