@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from attnguide.attention.capture import Probe
 from attnguide.data import Unopened
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
+from attnguide.sampling.guard import guarded, guarded_probe
 from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Sample, SampleResult, Step
@@ -81,6 +82,9 @@ class GuidanceModule(L.LightningModule):
 class CallbackObserver(Observer):
     """Tells the trainer's callbacks of the loop, in the order of the list; callbacks without a hook are passed over.
 
+    A callback that only shows (:attr:`~attnguide.callbacks.SamplingCallback.only_shows`) and fails is warned of and left alone
+    until the next batch. An exception of any other callback ends the run.
+
     Together with Lightning's own hooks the order is::
 
         setup
@@ -108,16 +112,27 @@ class CallbackObserver(Observer):
         self._trainer = trainer
         self._module = module
 
-    def _hooks(self, name: str) -> Iterable[Callable[..., Any]]:
+    def _hooks(self, name: str) -> Iterator[tuple[L.Callback, Callable[..., Any]]]:
         callbacks: Sequence[L.Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
-        return [hook for hook in (getattr(callback, name, None) for callback in callbacks) if hook is not None]
+        for callback in callbacks:
+            hook = getattr(callback, name, None)
+            if hook is not None and not getattr(callback, "failed", False):
+                yield callback, hook
 
     def _tell(self, name: str, *arguments: Any) -> None:
-        for hook in self._hooks(name):
-            hook(self._trainer, self._module, *arguments)
+        for callback, hook in self._hooks(name):
+            with guarded(callback):
+                hook(self._trainer, self._module, *arguments)
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        return [probe for hook in self._hooks("probes") for probe in hook(info)]
+        for callback in self._trainer.callbacks:  # type: ignore[attr-defined]
+            if getattr(callback, "failed", False):
+                callback.failed = False
+        found: list[Probe] = []
+        for callback, hook in self._hooks("probes"):
+            with guarded(callback):
+                found += [guarded_probe(callback, probe) for probe in hook(info)]
+        return found
 
     def on_sample_start(self, info: BatchInfo) -> None:
         self._tell("on_sample_start", info)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.methods import check_methods, check_options
+from attnguide.prompt.nested import settle
 from attnguide.prompt.pairs import explicit_groups
 from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
-from attnguide.prompt.tokens import find_phrase
+from attnguide.prompt.syntax import warn_of_syntax
 from attnguide.types import MethodConfig, PlaceError, Region, Sample
 
 ROW_KEYS: tuple[str, ...] = (
@@ -85,8 +86,8 @@ def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sam
 def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
     """A row of a table from plain values, as :func:`sample_from_dict` reads them.
 
-    A region whose box has no area, or whose phrase the prompt lacks, does not refuse the table: it becomes the row's
-    :attr:`~attnguide.types.Sample.problem`.
+    A region whose box has no area, or whose phrase the prompt lacks or gives to another region, does not refuse the table: it
+    becomes the row's :attr:`~attnguide.types.Sample.problem`.
 
     Args:
         values: Keys of :data:`ROW_KEYS`.
@@ -106,9 +107,7 @@ def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
     if sample.problem is not None:
         return sample
     try:
-        for region in sample.regions:
-            if region.token_indices is None:
-                find_phrase(sample.prompt, region.phrase, region.occurrence)
+        settle(sample.prompt, sample.regions)
     except ValueError as error:
         return replace(sample, problem=str(error))
     return sample
@@ -170,11 +169,13 @@ def check_samples(samples: Sequence[Sample]) -> None:
         with _naming(samples[0], samples):
             raise ValueError(samples[0].problem)
     samples = sound
+    warn_of_syntax(text for sample in samples for text in (sample.prompt, sample.negative_prompt))
     for sample in samples:
         with _naming(sample, samples):
             check_methods(sample)
             for region in sample.regions:
                 check_region(region, sample.prompt)
+            settle(sample.prompt, sample.regions)
             explicit_groups(sample.prompt, sample.groups)
     judged: set[str] = set()
     for sample in samples:

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from attnguide.prompt.nested import free_occurrences
 from attnguide.prompt.regions import absolute_region
-from attnguide.prompt.tokens import find_phrase
 from attnguide.rows import ROW_KEYS, RowError, check_ids, method_names, nearest, read_mapping, table_row
 from attnguide.types import MethodConfig, Sample
 
@@ -263,8 +263,9 @@ def _boxed_regions(given: Mapping[str, str], size: tuple[int, int] | None) -> li
             phrase = given[key].strip()
             before = sum(region["phrase"] == phrase for region in regions)
             box = _box(f"bbox{found[2]}", given.get(f"bbox{found[2]}"), size)
-            occurrence = _occurrence(given.get("prompt", ""), phrase, before)
-            regions.append({"phrase": phrase, "box": box, "occurrence": occurrence})
+            regions.append({"phrase": phrase, "box": box})
+            if before:
+                regions[-1]["occurrence"] = _occurrence(given, phrase, before)
     return regions
 
 
@@ -283,12 +284,8 @@ def _box(key: str, cell: str | None, size: tuple[int, int] | None) -> tuple[floa
     return x0, y0, x1, y1
 
 
-def _occurrence(prompt: str, phrase: str, wanted: int) -> int:
-    """The wanted occurrence if the prompt has it, else its last."""
-    for occurrence in range(wanted, 0, -1):
-        try:
-            find_phrase(prompt, phrase, occurrence)
-        except ValueError:
-            continue
-        return occurrence
-    return 0
+def _occurrence(given: Mapping[str, str], phrase: str, wanted: int) -> int:
+    """The wanted occurrence outside other objects' phrases if the prompt has it, else the last one."""
+    objects = [value.strip() for key, value in given.items() if re.fullmatch(r"obj\d+", key)]
+    free = free_occurrences(given.get("prompt", ""), phrase, objects)
+    return free[min(wanted, len(free) - 1)] if free else 0

@@ -99,7 +99,8 @@ class Region:
         mask: ``height width`` in [0, 1], any size; or the path of a picture whose alpha (else luminance) is the mask, or of a
             map kept as ``.npy``.
         source: Another picture whose attention is the place; with a mask beside it once that attention has been recorded.
-        occurrence: Which occurrence of the phrase in the prompt is meant, from 0.
+        occurrence: Which occurrence of the phrase in the prompt is meant, from 0; when ``None``, the first that no other
+            region's phrase covers (``dog`` beside ``hot dog``).
         token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
         weight: Factor on injected maps and on this region's loss; at 0 no guidance asks for updates on its account either.
 
@@ -114,7 +115,7 @@ class Region:
     blob: Blob | None = None
     mask: Tensor | Path | None = None
     source: MapSource | None = None
-    occurrence: int = 0
+    occurrence: int | None = None
     token_indices: tuple[int, ...] | None = None
     weight: float = 1.0
 
@@ -124,7 +125,7 @@ class Region:
             raise ValueError(f"Region {self.phrase!r} takes one place; got {' and '.join(places)}.")
         if not self.phrase.strip() and self.token_indices is None:
             raise ValueError("Region needs a phrase or token_indices; got neither.")
-        if self.occurrence < 0:
+        if self.occurrence is not None and self.occurrence < 0:
             raise ValueError(f"Region {self.phrase!r}: occurrence counts from 0; got {self.occurrence}.")
         if not _finite(self.weight):
             raise ValueError(f"Region {self.phrase!r}: weight must be finite; got {self.weight}.")

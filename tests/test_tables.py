@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from attnguide.prompt.nested import settle
 from attnguide.rows import check_samples, sample_from_dict, sample_to_dict
 from attnguide.tables import read_samples
 from attnguide.types import Sample
@@ -68,7 +69,7 @@ def test_csv_of_a_layout_benchmark(tmp_path: Path) -> None:
     assert first.regions[0].box == (0.5, 0, 1, 1) and first.regions[1].box == (0, 0, 0.5, 1)
     assert first.method == "inject1+mask_guidance" and first.methods[0].options == {"scale": 2} and first.seed == 5
     assert first.tags == {"category": "two"}
-    assert [region.occurrence for region in second.regions] == [0, 1] and second.methods == ()
+    assert [region.occurrence for region in second.regions] == [None, 1] and second.methods == ()
 
 
 def test_csv_regions_and_tags_as_json(tmp_path: Path) -> None:
@@ -157,3 +158,9 @@ def test_a_table_of_problems_only_is_refused() -> None:
 def test_a_box_that_leaves_the_picture_refuses_the_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 1: Region 'cat': box must be .*got 0,0,1.5,1"):
         read_samples(write(tmp_path, "rows.yaml", "- {prompt: a cat, regions: ['cat=0,0,1.5,1']}\n"))
+
+
+def test_objects_inside_longer_objects_take_their_own_words(tmp_path: Path) -> None:
+    text = 'prompt,obj1,obj2,obj3\n"a hot dog, a dog and a dog",dog,hot dog,dog\n'
+    (row,) = read_samples(write(tmp_path, "rows.csv", text))
+    assert [region.occurrence for region in settle(row.prompt, row.regions)] == [1, 0, 2]

@@ -48,6 +48,8 @@ class AttentionMapsLogger(SamplingCallback):
         ValueError: If ``steps`` is not a range within [0, 1], or ``strip`` is below 1.
     """
 
+    only_shows = True
+
     def __init__(self, sites: SiteSelector | None = None, steps: tuple[float, float] = (0.0, 1.0), strip: int = 8) -> None:
         if not 0 <= steps[0] < steps[1] <= 1:
             raise ValueError(f"steps must be a range within [0, 1]; got {steps}.")

@@ -9,6 +9,7 @@ import lightning as L
 from torch import Tensor
 
 from attnguide.attention.capture import Probe
+from attnguide.sampling.guard import guarded
 from attnguide.sampling.observer import BatchInfo, UpdateEvent
 from attnguide.types import SampleResult, Step
 
@@ -24,7 +25,15 @@ class SamplingCallback(L.Callback):
         class PrintSigma(SamplingCallback):
             def on_denoise_step_end(self, trainer, module, step, latents, noise_pred):
                 print(step.index, step.sigma)
+
+    Attributes:
+        only_shows: Whether the run can do without it: its exceptions become a warning, and the run goes on. A callback that
+            writes results or is there to fail the run leaves it False.
+        failed: Whether it failed in the newest batch; set only where ``only_shows`` is True.
     """
+
+    only_shows: bool = False
+    failed: bool = False
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
         """Called once per batch, before :meth:`on_sample_start`: the readers of attention to attach for it."""
@@ -68,6 +77,7 @@ def row_metrics(trainer: L.Trainer, result: SampleResult) -> dict[str, float]:
     """What all callbacks of a trainer measured about a row of the newest batch, in their order."""
     metrics: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SamplingCallback):
-            metrics.update(callback.row_metrics(result))
+        if isinstance(callback, SamplingCallback) and not callback.failed:
+            with guarded(callback):
+                metrics.update(callback.row_metrics(result))
     return metrics

@@ -18,6 +18,8 @@ class LedgerLog(SamplingCallback):
         total: Sum over this process's rows; the peak memory is the largest.
     """
 
+    only_shows = True
+
     def __init__(self) -> None:
         self.total = Cost(0, 0, 0.0, 0.0)
         self._rows = 0

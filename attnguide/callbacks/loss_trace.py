@@ -23,6 +23,8 @@ class LossTrace(SamplingCallback):
         curves: Rows whose curves go to the loggers; the file has all.
     """
 
+    only_shows = True
+
     def __init__(self, curves: int = 32) -> None:
         self._curved = CurveRows(curves)
         self._ids: tuple[str, ...] = ()

@@ -70,6 +70,8 @@ class MapNorms(SamplingCallback):
         curves: Rows whose curves go to the loggers; the file has all.
     """
 
+    only_shows = True
+
     def __init__(self, sites: SiteSelector | None = None, every: int = 1, curves: int = 32) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1; got {every}.")

@@ -19,6 +19,9 @@ from attnguide.types import SampleResult, Step
 class ProgressBar(RichProgressBar):
     """Lightning's Rich bar over batches, with a second one over denoising steps that shows guidance at work."""
 
+    only_shows = True
+    failed = False
+
     def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._steps: int | None = None
@@ -78,6 +81,8 @@ class LineProgress(SamplingCallback):
     Args:
         stream: Where to; standard error when ``None``.
     """
+
+    only_shows = True
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream

@@ -22,6 +22,8 @@ class TargetMaps(SamplingCallback):
     ``reconstruction_psnr`` (decibels, of the picture) and ``reconstruction_latents_mse`` where a picture was inverted.
     """
 
+    only_shows = True
+
     def __init__(self) -> None:
         self._measured: dict[str, Mapping[str, float]] = {}
 

@@ -26,6 +26,8 @@ class WandbLog(SamplingCallback):
         config: The resolved configuration; the rows of the data module when ``None``.
     """
 
+    only_shows = True
+
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.config = config
         self._records: list[dict[str, Any]] = []

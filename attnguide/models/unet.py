@@ -15,6 +15,7 @@ from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler, scheduler_class
+from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
 
@@ -60,18 +61,24 @@ class StableDiffusion(ModelAdapter):
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         tokenizer = self.pipeline.tokenizer
         length = tokenizer.model_max_length
-        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
+        read = self._as_read(prompt)
+        origin = follow(prompt, read, tokenizer.added_tokens_encoder)
+        encoded = tokenizer(read, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
         ids = encoded["input_ids"]
         # By position, not by number: Stable Diffusion 2 pads with the token of "!", which a prompt may contain.
         end = ids.index(tokenizer.eos_token_id, 1)
         offsets = tuple(
-            (int(span[0]), int(span[1])) if 0 < position < end else None
-            for position, span in enumerate(encoded["offset_mapping"])
+            spread(origin, span) if 0 < position < end else None for position, span in enumerate(encoded["offset_mapping"])
         )
-        read = max((span[1] for span in offsets if span is not None), default=0)
-        whole = len(tokenizer(prompt)["input_ids"])
-        pieces = tuple(tokenizer.convert_ids_to_tokens(ids))
-        return TokenizedPrompt(prompt, pieces, offsets, tuple(ids), prompt[read:].strip() if whole > length else "")
+        whole = tokenizer(read, return_offsets_mapping=True)["offset_mapping"]
+        # The last place is the end token's, so that what stood there is the first piece that is lost.
+        lost = prompt[spread(origin, whole[length - 1])[0] :].strip() if len(whole) > length else ""
+        return TokenizedPrompt(prompt, tuple(tokenizer.convert_ids_to_tokens(ids)), offsets, tuple(ids), lost)
+
+    def _as_read(self, prompt: str) -> str:
+        """The prompt that the pipeline tokenizes: the name of an embedding with several vectors becomes one name for each."""
+        expand = getattr(self.pipeline, "maybe_convert_prompt", None)
+        return prompt if expand is None else str(expand(prompt, self.pipeline.tokenizer))
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Conditioning:

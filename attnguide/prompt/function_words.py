@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from attnguide.prompt.tokens import TokenizedPrompt, positions_of
+from attnguide.prompt.words import find_words
 
 FUNCTION_WORDS = frozenset(
     "a an the this that these those some any each every another both all no my your his her its our their and or nor but "
@@ -19,8 +18,8 @@ FUNCTION_WORDS = frozenset(
 def function_word_positions(prompt: TokenizedPrompt) -> tuple[int, ...]:
     """Positions of the tokens of function words and digits; no grammar is known, so ``left`` is always one."""
     found: list[int] = []
-    for match in re.finditer(r"\w+|'s\b", prompt.text):
-        word = match.group().lower()
+    for first, stop in find_words(prompt.text, parts=True):
+        word = prompt.text[first:stop].lower()
         if word in FUNCTION_WORDS or word.isdigit():
-            found.extend(positions_of(prompt, *match.span()))
+            found.extend(positions_of(prompt, first, stop))
     return tuple(found)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import regex
+
 from attnguide.prompt.tokens import TokenizedPrompt, find_phrase, positions_of
 from attnguide.types import Region
 
@@ -224,7 +226,7 @@ def _runs(prompt: str) -> Iterator[tuple[list[Span], list[str], list[str]]]:
     """Runs of content words, each with the boundary words before and after it in lower case; :data:`_END` after the last."""
     runs: list[list[Span]] = [[]]
     between: list[list[str]] = [[]]  # between[i] stands before runs[i]
-    for match in re.finditer(r"[\w&]+(?:['\u2019-]\w+)*|[^\w\s]", prompt):
+    for match in regex.finditer(r"[\w&]+(?:['\u2019-]\w+)*|[^\w\s]", prompt):
         word = match.group().lower()
         if word in _SILENT:
             continue

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnguide.prompt.tokens import find_phrase
+from attnguide.prompt.words import find_words, occurrences
 from attnguide.types import SOURCE_KINDS, Blob, Box, MapSource, Region
 
 if TYPE_CHECKING:  # torch loads where a tensor is made, so that bad places are reported without waiting for it
@@ -95,9 +96,13 @@ def check_region(region: Region, prompt: str | None = None) -> None:
 
 def prompt_words(prompt: str) -> tuple[Region, ...]:
     """Every word of a prompt as a region without a place, each in its own occurrence."""
-    words = re.findall(r"\w+", prompt)
-    lowered = [word.lower() for word in words]  # phrases are found whatever their case
-    return tuple(Region(word, occurrence=lowered[:index].count(lowered[index])) for index, word in enumerate(words))
+    regions = []
+    for span in find_words(prompt):
+        word = prompt[slice(*span)]
+        found = occurrences(prompt, word)
+        if span in found:  # not so behind a stray accent
+            regions.append(Region(word, occurrence=found.index(span)))
+    return tuple(regions)
 
 
 def source_region(region: Region) -> Region:
@@ -145,7 +150,8 @@ def parse_region(text: str) -> Region:
     phrase, divider, place = (named[1], "=", named[3]) if named else text.rpartition("=")
     if not divider:
         phrase, place = text, ""
-    phrase, place, occurrence = phrase.strip(), place.strip(), 0
+    phrase, place = phrase.strip(), place.strip()
+    occurrence: int | None = None
     if picked := re.fullmatch(r"(.*?)\s*\[(\d+)\]", phrase, re.DOTALL):
         phrase, occurrence = picked[1], int(picked[2])
     if not phrase or (divider and not place):
@@ -196,7 +202,7 @@ def region_to_dict(region: Region) -> dict[str, Any]:
         plain["source"] = {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
     elif region.mask is not None:
         plain["mask"] = str(region.mask)
-    if region.occurrence:
+    if region.occurrence is not None:
         plain["occurrence"] = region.occurrence
     if region.weight != 1:
         plain["weight"] = region.weight

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from attnguide.prompt.drawing import Rule, binary_mask, require_cell
+from attnguide.prompt.nested import settle
 from attnguide.prompt.pairs import TokenGroup, group_tokens, row_groups
 from attnguide.prompt.regions import rasterise
 from attnguide.prompt.tokens import TokenizedPrompt, resolve
@@ -74,14 +75,15 @@ class Targets:
             )
         if len(lengths) > 1:
             raise ValueError(f"tokenized prompts of a batch must have one length; got {sorted(lengths)}.")
-        pairs = list(zip(samples, tokenized, strict=True))
+        settled = [settle(row.prompt, row.regions, prompt) for row, prompt in zip(samples, tokenized, strict=True)]
+        rows = list(zip(samples, tokenized, settled, strict=True))
         return cls(
             regions=tuple(sample.regions for sample in samples),
-            token_indices=tuple(tuple(resolve(prompt, region) for region in sample.regions) for sample, prompt in pairs),
+            token_indices=tuple(tuple(resolve(prompt, region) for region in regions) for _, prompt, regions in rows),
             tokenized=tuple(tokenized),
             device=torch.device(device),
-            groups=tuple(group_tokens(prompt, row_groups(prompt.text, s.groups, s.regions)) for s, prompt in pairs),
-            rows=tuple(range(len(pairs))),
+            groups=tuple(group_tokens(prompt, row_groups(s.prompt, s.groups, regions)) for s, prompt, regions in rows),
+            rows=tuple(range(len(rows))),
             source_prompts=tuple(source_prompts),
         )
 
@@ -130,12 +132,11 @@ class Targets:
             ValueError: If a phrase does not occur in the row's source prompt.
         """
         weights = torch.zeros(self.tokens.shape)
-        chosen = among.tolist()
         for row, (prompt, regions) in enumerate(zip(self.source_prompts, self.regions, strict=True)):
-            for index, region in enumerate(regions):
-                if chosen[row][index]:
-                    positions = resolve(prompt, region)
-                    weights[row, index, list(positions)] = 1 / len(positions)
+            chosen = [index for index in range(len(regions)) if among[row, index]]
+            for index, region in zip(chosen, settle(prompt.text, [regions[i] for i in chosen], prompt), strict=True):
+                positions = resolve(prompt, region)
+                weights[row, index, list(positions)] = 1 / len(positions)
         return weights.to(self.device)
 
     @cached_property

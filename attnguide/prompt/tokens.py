@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
 import unicodedata
 from dataclasses import dataclass
 
+from attnguide.prompt.words import Span, occurrences
 from attnguide.types import Region
-
-_UNSPACED = "\u0e00-\u0eff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
-"""Scripts whose words may touch without a space: Thai, Lao, Han, kana, Hangul with its particles."""
-
-_LETTER = rf"(?:(?![{_UNSPACED}])[\w\u0300-\u036f])"
-"""One character that continues a word of a spaced script; combining accents are not in ``\\w``."""
 
 _END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
 
@@ -25,7 +19,8 @@ class TokenizedPrompt:
     Attributes:
         text: The prompt as the user wrote it, also the part that was cut.
         tokens: Readable pieces, start, end and padding tokens included.
-        offsets: Characters ``[first, last + 1)`` of ``text`` behind each position, ``None`` for start, end and padding.
+        offsets: Characters ``[first, last + 1)`` of ``text`` behind each position, ``None`` for start, end and padding. All
+            vectors of an embedding by textual inversion stand for the characters of its name.
         ids: The tokenizer's numbers.
         truncated: The words that the encoder does not read any more, or ``""``.
 
@@ -58,7 +53,7 @@ class TokenizedPrompt:
         return 0 if self.tokens[0] in _END_TOKENS else 1  # T5-like tokenizers have no start token
 
 
-def find_phrase(prompt: str, phrase: str, occurrence: int = 0) -> tuple[int, int]:
+def find_phrase(prompt: str, phrase: str, occurrence: int | None = None) -> Span:
     """Characters ``[first, last + 1)`` of the prompt where a phrase stands.
 
     Capitals do not matter, any run of spaces equals any other, composed and decomposed accents are equal, and the phrase must
@@ -67,33 +62,34 @@ def find_phrase(prompt: str, phrase: str, occurrence: int = 0) -> tuple[int, int
     Args:
         prompt: The prompt as the user wrote it.
         phrase: Words of it.
-        occurrence: Which one is meant, from 0.
+        occurrence: Which one is meant, from 0; the first when ``None``.
 
     Raises:
         ValueError: If the phrase is empty, does not occur, or occurs too few times.
     """
     if not phrase.strip():
         raise ValueError(f"phrase must contain a word; got {phrase!r}.")
-    if occurrence < 0:
+    wanted = occurrence or 0
+    if wanted < 0:
         raise ValueError(f"occurrence counts from 0; got {occurrence}.")
-    spans = [match.span() for match in _pattern(phrase).finditer(prompt)]
+    spans = occurrences(prompt, phrase)
     if not spans:
         raise ValueError(f"Phrase {phrase!r} does not occur in the prompt {prompt!r}{_nearest(prompt, phrase)}.")
-    if occurrence >= len(spans):
+    if wanted >= len(spans):
         times = "once" if len(spans) == 1 else f"{len(spans)} times"
         raise ValueError(
             f"Phrase {phrase!r} occurs {times} in the prompt {prompt!r}; occurrence counts from 0, got {occurrence}."
         )
-    return spans[occurrence]
+    return spans[wanted]
 
 
-def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int = 0) -> tuple[int, ...]:
+def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | None = None) -> tuple[int, ...]:
     """Positions in the tokenized prompt (start token = 0) whose characters overlap a phrase's.
 
     Args:
         tokenized: The prompt.
         phrase: Words of it, found as by :func:`find_phrase`.
-        occurrence: Which one is meant, from 0.
+        occurrence: Which one is meant, from 0; the first when ``None``.
 
     Raises:
         ValueError: If the phrase does not occur, or if the text encoder does not read all of it.
@@ -140,16 +136,21 @@ def resolve(tokenized: TokenizedPrompt, region: Region) -> tuple[int, ...]:
     return given
 
 
-def _pattern(phrase: str) -> re.Pattern[str]:
-    words = [_either_form(word) for word in unicodedata.normalize("NFC", phrase).split()]
-    before = f"(?<!{_LETTER})" if re.match(_LETTER, phrase.strip()) else ""
-    after = f"(?!{_LETTER})" if re.match(_LETTER, phrase.strip()[-1]) else ""
-    return re.compile(before + r"\s+".join(words) + after, re.IGNORECASE)
+def require_whole(tokenized: TokenizedPrompt, name: str = "prompt") -> None:
+    """Refuse a prompt of which the text encoder reads a part only, be it positive, negative or another picture's.
 
+    Args:
+        tokenized: The prompt.
+        name: What the user calls it.
 
-def _either_form(word: str) -> str:
-    forms = [(char, unicodedata.normalize("NFD", char)) for char in word]
-    return "".join(re.escape(c) if c == d else f"(?:{re.escape(c)}|{re.escape(d)})" for c, d in forms)
+    Raises:
+        ValueError: Naming the words that would be lost.
+    """
+    if tokenized.truncated:
+        raise ValueError(
+            f"{name} {tokenized.text!r} is longer than the text encoder reads ({len(tokenized.tokens)} tokens); "
+            f"lost words: {tokenized.truncated!r}. Shorten it."
+        )
 
 
 def _nearest(prompt: str, phrase: str) -> str:

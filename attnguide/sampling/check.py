@@ -13,6 +13,7 @@ from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.branches import common_source, source_prompts
 from attnguide.sampling.replay import check_replay, pictured_rows
 from attnguide.sampling.source_maps import check_sources
+from attnguide.sampling.texts import read_source, read_whole
 from attnguide.types import Sample
 
 
@@ -31,24 +32,18 @@ def check_rows(model: ModelAdapter, samples: Iterable[Sample]) -> None:
 
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
-    tokenized = model.tokenize(sample.prompt)
-    if tokenized.truncated:
-        raise ValueError(
-            f"prompt {sample.prompt!r} is longer than the text encoder reads ({len(tokenized.tokens)} tokens); "
-            f"lost words: {tokenized.truncated!r}."
-        )
+    tokenized = read_whole(model, sample)
     if sample.scheduler is not None:
         scheduler_class(sample.scheduler)
     guidances, injections = build_methods([sample])
     build_baseline(sample)
     sample = check_sources(model, sample)
-    others = [model.tokenize(prompt) for prompt in source_prompts(common_source([*guidances, *injections]), [sample])]
-    for other in others:
-        if other.truncated:
-            raise ValueError(f"source_prompt {other.text!r} is longer than the text encoder reads.")
+    others = [read_source(model, text) for text in source_prompts(common_source([*guidances, *injections]), [sample])]
     if pictured_rows(common_source([*guidances, *injections]), 1):
         check_replay(model, model.make_scheduler(sample.scheduler, sample.steps), sample.steps)
     targets = Targets.build([sample], [tokenized], "cpu", others)
+    for name, text in [(injection.name, text) for injection in injections for text in injection.negative_prompts(targets)]:
+        read_source(model, text, f"negative prompt of {name}")
     if not guidances and not injections:
         return
     height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]

@@ -26,6 +26,7 @@ from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.replay import Replay, invert_sources, with_sources
+from attnguide.sampling.texts import read_source, read_whole
 from attnguide.sampling.trials import optimise
 from attnguide.sampling.windows import warn_of_idle
 from attnguide.types import Sample, SampleResult, Step
@@ -112,13 +113,9 @@ class Sampler:
     def _targets(self, samples: Sequence[Sample]) -> Targets:
         """Words and places of the rows, and the tokens of the prompts they read beside their own."""
         others = source_prompts(common_source(self._methods()), samples)
-        tokenized = [self.model.tokenize(prompt) for prompt in [*(sample.prompt for sample in samples), *others]]
-        for prompt in tokenized:
-            if prompt.truncated:
-                raise ValueError(
-                    f"Prompt {prompt.text!r} is longer than the text encoder reads; lost words: {prompt.truncated!r}."
-                )
-        targets = Targets.build(samples, tokenized[: len(samples)], self.model.device, tokenized[len(samples) :])
+        tokenized = [read_whole(self.model, sample) for sample in samples]
+        read = [read_source(self.model, prompt) for prompt in others]
+        targets = Targets.build(samples, tokenized, self.model.device, read)
         for method in self._methods():
             if method.needs_regions and not targets.count:
                 raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")

@@ -14,6 +14,7 @@ from torch import Tensor
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
 from attnguide.models.base import ModelAdapter
+from attnguide.prompt.nested import settle
 from attnguide.prompt.regions import open_picture, source_region
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import resolve
@@ -22,6 +23,7 @@ from attnguide.sampling.inversion import encode_pictures, invert, noised
 from attnguide.sampling.observer import BatchInfo, Observer, Observers
 from attnguide.sampling.reconstruction import reconstruct
 from attnguide.sampling.sampler import Sampler
+from attnguide.sampling.texts import read_whole
 from attnguide.sources.record import WordMaps, target_mask
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
 
@@ -98,7 +100,7 @@ def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[Recor
     for sample in samples:
         for region in _pending(sample):
             assert region.source is not None
-            words = source_region(region)
+            words = _words(sample, region)
             job = jobs.setdefault(_key(sample, region.source), _Job(_source_row(sample, region.source), region.source))
             if job.index_of(words) is None:
                 job.words.append(words)
@@ -157,10 +159,8 @@ def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
     """
     for region in _pending(sample):
         assert region.source is not None
-        prompt = model.tokenize(_source_row(sample, region.source).prompt)
-        if prompt.truncated:
-            raise ValueError(f"source prompt {prompt.text!r} is longer than the text encoder reads.")
-        resolve(prompt, source_region(region))
+        row = _source_row(sample, region.source)
+        resolve(read_whole(model, row), _words(sample, region))
     pending = {id(region) for region in _pending(sample)}
     regions = (replace(region, source=None, box=FULL) if id(region) in pending else region for region in sample.regions)
     return replace(sample, regions=tuple(regions)) if pending else sample
@@ -210,6 +210,13 @@ def _pending(sample: Sample) -> list[Region]:
     return [region for region in sample.regions if region.source is not None and region.mask is None]
 
 
+def _words(sample: Sample, region: Region) -> Region:
+    """The words that are wanted of a region's source; in the row's own prompt, those that the region itself means."""
+    if region.source is not None and region.source.prompt is None:
+        region = settle(sample.prompt, sample.regions)[sample.regions.index(region)]
+    return source_region(region)
+
+
 def _source_row(sample: Sample, source: MapSource) -> Sample:
     """The row whose picture a source means, without words."""
     prompt = sample.prompt if source.prompt is None else source.prompt
@@ -242,7 +249,7 @@ def _recorded(sample: Sample, jobs: Mapping[_Key, _Job], made: Mapping[_Key, Sou
             continue
         key = _key(sample, region.source)
         pictures[key] = made[key]
-        index = jobs[key].index_of(source_region(region))
+        index = jobs[key].index_of(_words(sample, region))
         assert index is not None
         try:
             regions[place] = replace(region, mask=mask_of(made[key], index, region.source))

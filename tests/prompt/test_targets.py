@@ -111,9 +111,12 @@ def test_two_regions_of_one_phrase() -> None:
 
 def test_places_of_the_same_words_are_joined() -> None:
     """One word has one map, which should fill all its boxes."""
-    left, right = Region("dog", box=(0.0, 0.0, 0.5, 1.0)), Region("dog", box=(0.5, 0.0, 1.0, 0.5))
+    left, right = (Region("dog", box=box, occurrence=0) for box in ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 0.5)))
     both = build(
-        ("a red dog", (left, Region("red", box=(0.0, 0.0, 1.0, 0.5)), right, Region("red dog", box=(0.0, 0.5, 0.5, 1.0))))
+        (
+            "a red dog",
+            (left, Region("red", box=(0.0, 0.0, 1.0, 0.5), occurrence=0), right, Region("red dog", box=(0.0, 0.5, 0.5, 1.0))),
+        )
     )
     masks, joined = both.masks(4, 4)[0], both.joined_masks(4, 4)[0]
     assert torch.equal(joined[0], torch.maximum(masks[0], masks[2])) and torch.equal(joined[2], joined[0])

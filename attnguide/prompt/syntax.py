@@ -1,0 +1,41 @@
+"""Prompt syntax of other programs (weights, LoRA tags, prompt schedules), which the text encoder reads as letters."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+
+_WEIGH = "write the words alone; a region's weight and a method's options set how strongly words act"
+_LORA = "load it into a diffusers pipeline with load_lora_weights and hand the pipeline over"
+_PARTS = "put the parts into one prompt and say by regions where their words belong"
+_CHOICE = "write a row for each choice"
+
+_KINDS: tuple[tuple[str, str], ...] = (
+    (r"<\w+:[^<>]+>", _LORA),
+    (r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)|\(\([^()]+\)\)|\([^()]+\)(?:\d*\.\d+|\++|--+)", _WEIGH),
+    (r"\[[^\[\]|]+\]", _WEIGH),
+    (r"[{\[][^{}\[\]]*\|[^{}\[\]]*[}\]]", _CHOICE),
+    (r"\{[^{}|]+\}", _WEIGH),
+    (r"(?<!\w)__[\w/*-]+__(?!\w)", _CHOICE),
+    (r"(?<![A-Z]{2} )\b(?:BREAK|AND)\b(?! [A-Z]{2})", _PARTS),
+)
+"""What is syntax, and what to write instead. Words in single round brackets are ordinary text."""
+
+
+def find_syntax(prompt: str) -> list[tuple[str, str]]:
+    """Pieces of a prompt that other programs would not read as letters, each with what to write instead."""
+    shouted = not any(char.islower() for char in prompt)  # among capitals AND is a word
+    kinds = _KINDS[:-1] if shouted else _KINDS
+    return [(match[0], instead) for pattern, instead in kinds for match in re.finditer(pattern, prompt)]
+
+
+def warn_of_syntax(prompts: Iterable[str]) -> None:
+    """Warn once of all such pieces in a run's prompts, naming one of each kind."""
+    found: dict[str, str] = {}
+    for prompt in dict.fromkeys(prompts):
+        for piece, instead in find_syntax(prompt):
+            found.setdefault(instead, piece)
+    if found:
+        told = "; ".join(f"{piece!r}: {instead}" for instead, piece in found.items())
+        warnings.warn(f"Prompts hold syntax of other programs, which is read as letters here. {told}.", stacklevel=2)
