@@ -1,25 +1,24 @@
-"""The files of a run folder: written whole or not at all, row by row. Importing this needs no torch."""
+"""What a run folder says of its rows, a line a row. Importing this needs no torch."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
-import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from filelock import FileLock
-
+from attnguide.files import whole_size
+from attnguide.made_with import full_options, kept_options, read_made_with
 from attnguide.methods import method_info
+from attnguide.models.names import SCHEDULERS
 from attnguide.prompt.pairs import describe_groups, row_groups
 from attnguide.prompt.regions import region_to_dict
-from attnguide.rows import sample_to_dict
+from attnguide.run_tables import cell_text, read_table, without_doubles
 from attnguide.types import Region, Sample, SampleResult
+
+if TYPE_CHECKING:
+    from attnguide.models.base import ModelAdapter
 
 SETTINGS: tuple[str, ...] = (
     "id",
@@ -50,142 +49,51 @@ RECORD_COLUMNS: tuple[str, ...] = SETTINGS + COSTS
 CELL, AXIS = "cell", "axis."
 """Tags that are columns too, after the settings: the name of an ablation's cell, and ``axis.<name>`` for each of its values."""
 
-CONFIG_FILE, RECORDS_FILE, SAMPLES_FOLDER = "config.yaml", "records.csv", "samples"
+RECORDS_FILE, SAMPLES_FOLDER = "records.csv", "samples"
 NORMS_FILE, TRACE_FILE, VALUES_FILE = "map_norms.csv", "loss_trace.csv", "value_invariance.csv"
-ROW_TABLES = (RECORDS_FILE, NORMS_FILE, TRACE_FILE, VALUES_FILE)
-"""A run's tables with lines of rows; what else lies in its folder is not the run's."""
+ROW_TABLES: dict[str, tuple[str, ...]] = {
+    RECORDS_FILE: ("id",),
+    NORMS_FILE: ("id", "step", "stage", "site", "region"),
+    TRACE_FILE: (),
+    VALUES_FILE: ("id", "site"),
+}
+"""A run's tables with lines of rows, and the columns that tell the lines apart (all, where none are named)."""
 
 
-# ---------------------------------------------------------------------------------------------------------- whole files
+@dataclass(frozen=True)
+class Defaults:
+    """What a model makes of settings that a row leaves to it; ``None`` where that is not known.
 
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block ends well it takes that place, else it vanishes.
-
-    Parent folders are made.
+    Attributes:
+        height: Of the pictures in pixels.
+        width: Of the pictures in pixels.
+        scheduler: Name of the model's own noise scheduler, or its class where it has no name.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:60]}-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    height: int | None = None
+    width: int | None = None
+    scheduler: str | None = None
 
 
-def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Several processes of one run write to the same tables."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        yield
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-
-
-def read_table(path: str | Path) -> list[dict[str, str]]:
-    """Lines of a CSV file with a header; none if the file is missing. A last line that was cut off is left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row and None not in row.values()]
-
-
-def append_table(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines to a CSV file, all or none of them; the header is written with the first.
+def model_defaults(model: ModelAdapter, steps: int) -> Defaults:
+    """What a model makes of settings that a row leaves to it.
 
     Args:
-        path: The file; its folder is made.
-        columns: Its header. New columns may join an existing file, where earlier lines are then empty.
-        rows: Values by column.
-
-    Raises:
-        ValueError: If the file has columns that are not in ``columns``' family: not even its first column agrees.
+        model: The adapter.
+        steps: Of any row: some schedulers cannot make few.
     """
-    path, columns = Path(path), list(columns)
-    with _locked(path.parent):
-        header = _header(path)
-        if not header:
-            write_atomic(path, _csv_text([columns, *([_cell(row, c) for c in columns] for row in rows)]))
-            return
-        if header[0] != columns[0]:
-            raise ValueError(f"{path} begins with the column {header[0]!r}, not {columns[0]!r}; it is not of this run.")
-        merged = _merge(header, columns)
-        if merged != header or not _ends_whole(path):
-            _rewrite(path, merged, read_table(path))
-        lines = _csv_text([_cell(row, column) for column in merged] for row in rows)
-        with path.open("ab", buffering=0) as file:
-            file.write(lines.encode())
+    height, width = model.default_size
+    scheduler = model.make_scheduler(None, steps).name
+    return Defaults(height, width, next((name for name, kind in SCHEDULERS.items() if kind == scheduler), scheduler))
 
 
-def keep_rows(path: str | Path, ids: Collection[str]) -> None:
-    """Drop every line of a CSV file whose ``id`` is not among ``ids``; files without such a column are left alone."""
-    path = Path(path)
-    with _locked(path.parent):
-        header = _header(path)
-        if "id" in header:
-            _rewrite(path, header, [row for row in read_table(path) if row["id"] in ids])
-
-
-def _header(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
-def _ends_whole(path: Path) -> bool:
-    return path.read_bytes()[-1:] == b"\n"
-
-
-def _rewrite(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    write_atomic(path, _csv_text([columns, *([_cell(row, column) for column in columns] for row in rows)]))
-
-
-def _merge(header: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """``header`` with what is new in ``columns``, each after its predecessor there."""
-    merged = list(header)
-    for index, column in enumerate(columns):
-        if column not in merged:
-            merged.insert(merged.index(columns[index - 1]) + 1 if index else 0, column)
-    return merged
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-# -------------------------------------------------------------------------------------------------------------- records
-
-
-def settings_of(sample: Sample, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, Any]:
     """The first columns of a row's record.
 
     Args:
         sample: The row.
-        size: ``(height, width)`` of the picture, where the row leaves it to the model.
+        defaults: Of the model, where the row leaves a setting to it.
     """
-    height, width = size or (None, None)
     options = {config.name: dict(config.options) for config in sample.methods if config.options}
     return {
         "id": sample.id,
@@ -195,9 +103,9 @@ def settings_of(sample: Sample, size: tuple[int, int] | None = None) -> dict[str
         "method": sample.method,
         "steps": sample.steps,
         "cfg_scale": float(sample.cfg_scale),
-        "scheduler": sample.scheduler,
-        "height": sample.height or height,
-        "width": sample.width or width,
+        "scheduler": sample.scheduler or defaults.scheduler,
+        "height": sample.height or defaults.height,
+        "width": sample.width or defaults.width,
         "options": _json(options),
         "regions": _json([_region(region) for region in sample.regions]),
         "groups": _groups(sample),
@@ -211,14 +119,16 @@ def is_cell_column(name: str) -> bool:
 
 
 def record_of(
-    result: SampleResult, metrics: Mapping[str, float] | None = None, size: tuple[int, int] | None = None
+    result: SampleResult,
+    metrics: Mapping[str, float] | None = None,
+    defaults: Defaults = Defaults(),
 ) -> dict[str, Any]:
     """A row's line of ``records.csv``: settings, metrics, costs, in this order.
 
     Args:
         result: The finished row.
         metrics: Its numbers; names must not be those of other columns.
-        size: ``(height, width)`` of the picture, where the row leaves it to the model.
+        defaults: Of the model, where the row leaves a setting to it.
     """
     metrics = dict(metrics or {})
     taken = [name for name in metrics if name in RECORD_COLUMNS]
@@ -226,7 +136,7 @@ def record_of(
         raise ValueError(f"Metric {taken[0]!r} has the name of another column of {RECORDS_FILE}; rename it.")
     cost = result.cost
     return {
-        **settings_of(result.sample, size),
+        **settings_of(result.sample, defaults),
         **{name: value for name, value in result.sample.tags.items() if is_cell_column(name)},
         **metrics,
         "unet_forwards": cost.unet_forwards,
@@ -238,7 +148,7 @@ def record_of(
 
 
 def read_records(folder: str | Path) -> list[dict[str, str]]:
-    """Lines of a run folder's ``records.csv``; none if there is none yet.
+    """Lines of a run folder's ``records.csv``, one a row: the last, where two runs wrote one each; none if there is no file.
 
     Raises:
         ValueError: If the file is no table of records.
@@ -247,40 +157,65 @@ def read_records(folder: str | Path) -> list[dict[str, str]]:
     lines = read_table(path)
     if missing := [name for name in ("id", "status") if lines and name not in lines[0]]:
         raise ValueError(f"{path}: expected a column {missing[0]!r}, as records have; got {', '.join(lines[0])}.")
-    return lines
+    return without_doubles(lines, ROW_TABLES[RECORDS_FILE])
 
 
 def finished_ids(folder: str | Path) -> set[str]:
-    """Rows of a run folder whose record says ``ok`` and whose picture is there."""
-    folder = Path(folder)
-    return {
-        record["id"]
-        for record in read_records(folder)
-        if record["status"] == "ok" and (folder / SAMPLES_FOLDER / f"{record['id']}.png").exists()
-    }
+    """Rows of a run folder whose record says ``ok`` and whose picture is there, whole and of the recorded size."""
+    return {record["id"] for record in read_records(folder) if record["status"] == "ok" and _has_picture(folder, record)}
 
 
-def complete_ids(folder: str | Path, samples: Sequence[Sample]) -> set[str]:
+def _has_picture(folder: str | Path, record: Mapping[str, str]) -> bool:
+    size = whole_size(Path(folder) / SAMPLES_FOLDER / f"{record['id']}.png")
+    recorded = (record.get("width"), record.get("height"))
+    return size is not None and (not all(recorded) or tuple(map(str, size)) == recorded)
+
+
+def complete_ids(folder: str | Path, samples: Sequence[Sample], defaults: Defaults = Defaults()) -> set[str]:
     """Rows of a run that :func:`finished_ids` holds already.
 
     Args:
         folder: The run folder.
         samples: The rows of the run.
+        defaults: Of the model, where a row leaves a setting to it; what is not known is not compared.
 
     Raises:
         ValueError: If a finished row was made with other settings than the row of the same id.
     """
     finished = finished_ids(folder)
     records = {record["id"]: record for record in read_records(folder) if record["id"] in finished}
-    done = {sample.id: settings_of(sample) for sample in samples if sample.id in records}
-    for id, settings in done.items():
-        for name in SETTINGS:
-            before, now = records[id].get(name, ""), _cell(settings, name)
-            if settings[name] is not None and before != now:
-                raise ValueError(
-                    f"Row {id!r} in {str(folder)!r} was made with {name} {before!r}, not {now!r}; choose another folder."
-                )
+    kept = kept_options(read_made_with(folder))
+    done = {sample.id: sample for sample in samples if sample.id in records}
+    for id, sample in done.items():
+        if found := _other_setting(sample, records[id], defaults, kept):
+            name, before, now = found
+            raise ValueError(
+                f"Row {id!r} in {str(folder)!r} was made with {name} {before!r}, not {now!r}; choose another folder."
+            )
     return set(done)
+
+
+def _other_setting(
+    sample: Sample, record: Mapping[str, str], defaults: Defaults, kept: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, Any, Any] | None:
+    """The first setting of a row that differs from its record's, with both values."""
+    for name, value in settings_of(sample, defaults).items():
+        before, now = record.get(name, ""), cell_text(value)
+        if name == "options":
+            was, known = full_options(sample, _options_in(before), kept), full_options(sample)
+            if was != known:
+                return name, before if before != now else _json(was), now if before != now else _json(known)
+        elif before != now and value is not None and not (name == "scheduler" and sample.scheduler is None and not before):
+            return name, before, now
+    return None
+
+
+def _options_in(text: str) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _region(region: Region) -> dict[str, Any]:
@@ -305,91 +240,3 @@ def _floats(value: Any) -> Any:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str) if value else ""
-
-
-# ----------------------------------------------------------------------------------------------------------- the folder
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    """A resolved configuration as YAML, in the order given."""
-    plain = json.loads(json.dumps(config, default=str))
-    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
-    return text
-
-
-def config_of(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The configuration of a run that was described by its rows alone; a table file that :mod:`attnguide.tables` reads."""
-    rows = []
-    for sample in samples:
-        try:
-            rows.append(sample_to_dict(sample))
-        except ValueError:  # mask tensors and the like: the record still says what it was
-            rows.append({key: value for key, value in settings_of(sample).items() if value not in (None, "")})
-    return {"samples": rows}
-
-
-def check_run_folder(
-    folder: str | Path, config: Mapping[str, Any] | None = None, *, resume: bool = False, ignore: Collection[str] = ()
-) -> None:
-    """Refuse a folder that a run cannot use; writes nothing.
-
-    Args:
-        folder: May be missing.
-        config: Of the new run; compared with the folder's own when resuming.
-        resume: Whether a run in the folder is to be continued.
-        ignore: Keys of ``config`` that may differ (``resume`` itself, loggers, devices).
-
-    Raises:
-        ValueError: If the folder is a file or not writable, holds another run, or was made with another configuration.
-    """
-    folder = Path(folder)
-    _check_writable(folder)
-    held = [name for name in (CONFIG_FILE, RECORDS_FILE) if (folder / name).exists()]
-    if held and not resume:
-        raise ValueError(f"Folder {str(folder)!r} already holds a run ({held[0]}); resume it or choose another folder.")
-    if resume and config is not None and (folder / CONFIG_FILE).exists():
-        before = _read_config(folder / CONFIG_FILE)
-        now = yaml.safe_load(config_text(config))
-        for key in sorted({*before, *now} - set(ignore)):
-            if before.get(key) != now.get(key):
-                at, old, new = _difference(key, before.get(key), now.get(key))
-                raise ValueError(
-                    f"Folder {str(folder)!r} holds a run with another {at!r} ({_short(old)}, now {_short(new)}); choose "
-                    "another folder."
-                )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is damaged: it is no YAML.") from error
-    if not isinstance(content or {}, dict):
-        raise ValueError(f"{path} is damaged: expected settings as 'name: value'; got {_short(content)}.")
-    return content or {}
-
-
-def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first place inside two values where they differ, and what stands there."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        inner = next(name for name in {**before, **now} if before.get(name) != now.get(name))
-        return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        place = next(index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
-        return _difference(f"{key}[{place}]", before[place], now[place])
-    return key, before, now
-
-
-def _check_writable(folder: Path) -> None:
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise ValueError(f"Folder {str(folder)!r} cannot be made: {str(existing)!r} is a file.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"Folder {str(folder)!r} is not writable.")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from attnguide.records import read_records, read_table
+from attnguide.records import read_records
+from attnguide.run_tables import read_table
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from attnguide.ablation.axes import Axis
 from attnguide.ablation.cells import PLAIN
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
-from attnguide.records import AXIS, CELL, replacing
+from attnguide.files import replacing
+from attnguide.records import AXIS, CELL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

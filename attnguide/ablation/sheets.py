@@ -10,7 +10,7 @@ from PIL import Image
 
 from attnguide.ablation.axes import Axis, Point
 from attnguide.ablation.cells import Row
-from attnguide.records import replacing
+from attnguide.files import replacing
 from attnguide.sheet import Record, record_picture
 from attnguide.visual import contact_sheet
 

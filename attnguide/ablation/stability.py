@@ -12,7 +12,9 @@ from statistics import fmean
 from attnguide.ablation.axes import Axis, Tradeoff
 from attnguide.ablation.plots import plain_of, steered
 from attnguide.ablation.summary import Record, estimate, grouped, seed_std
-from attnguide.records import AXIS, append_table, replacing
+from attnguide.files import replacing
+from attnguide.records import AXIS
+from attnguide.run_tables import append_table
 
 STABILITY_FILE = "stability.csv"
 

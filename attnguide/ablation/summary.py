@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from attnguide.benchmark import bootstrap_interval
-from attnguide.records import AXIS, CELL, COSTS, SETTINGS, append_table, is_cell_column, replacing
+from attnguide.files import replacing
+from attnguide.records import AXIS, CELL, COSTS, SETTINGS, is_cell_column
+from attnguide.run_tables import append_table
 
 SUMMARY_FILE = "summary.csv"
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import CurveRows, log_curves
-from attnguide.records import TRACE_FILE, append_table
+from attnguide.records import TRACE_FILE
+from attnguide.run_tables import append_table
 from attnguide.sampling.observer import BatchInfo, UpdateEvent
 from attnguide.types import SampleResult, Step
 

@@ -16,7 +16,8 @@ from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.log import CurveRows, log_curves
 from attnguide.methods import method_info
 from attnguide.prompt.targets import Targets, region_maps
-from attnguide.records import NORMS_FILE, append_table
+from attnguide.records import NORMS_FILE
+from attnguide.run_tables import append_table
 from attnguide.sampling.observer import BatchInfo
 from attnguide.types import PassContext, SampleResult, Step
 

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
-from attnguide.records import (
-    CONFIG_FILE,
-    RECORDS_FILE,
-    ROW_TABLES,
-    append_table,
-    check_run_folder,
-    config_of,
-    config_text,
-    finished_ids,
-    keep_rows,
-    record_of,
-    replacing,
-    write_atomic,
-)
+from attnguide.files import write_atomic, write_picture
+from attnguide.folder import RunLock, check_run_folder, config_of, config_text, locked_run, tidy
+from attnguide.made_with import CONFIG_FILE
+from attnguide.records import RECORDS_FILE, Defaults, model_defaults, record_of
+from attnguide.run_tables import append_table
 from attnguide.sampling.observer import BatchInfo
 from attnguide.sheet import run_sheet
 from attnguide.types import SampleResult
@@ -34,17 +26,21 @@ class RunFolder(SamplingCallback):
 
     Put it after :class:`~attnguide.callbacks.samples.Samples`, so that a row is on record only when its picture is on disk.
 
+    While the run lasts its folder is locked: another process is refused.
+
     Args:
         config: The resolved configuration; the rows of the data module when ``None``.
-        resume: Go on in a folder that holds a stopped run: lines of unfinished rows are dropped from every table.
+        resume: Go on in a folder that holds a stopped run: temporary files, lines of unfinished rows and doubles are dropped.
         scorer: Numbers about a finished row, which become columns.
         sheet: Whether to draw ``sheet.png``.
+        lock: Of the folder, where the caller holds it already.
 
     Attributes:
         records: Lines written by this process.
 
     Raises:
-        ValueError: When the run begins, if the folder holds another one.
+        ValueError: When the run begins, if the folder holds another one, or another process writes to it.
+        FileNotFoundError: If the folder is removed during the run.
     """
 
     def __init__(
@@ -54,23 +50,25 @@ class RunFolder(SamplingCallback):
         resume: bool = False,
         scorer: Scorer | None = None,
         sheet: bool = True,
+        lock: RunLock | None = None,
     ) -> None:
         self.config = config
         self.resume = resume
         self.scorer = scorer
         self.sheet = sheet
         self.records: list[dict[str, Any]] = []
-        self._size: tuple[int, int] | None = None
+        self._given = self._lock = lock
+        self._held = ExitStack()
+        self._defaults: Defaults | None = None
         self._scores: dict[str, Mapping[str, float]] = {}
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         if trainer.is_global_zero:
+            self._lock = self._given or self._held.enter_context(locked_run(folder))
             check_run_folder(folder, resume=self.resume)
             if self.resume:
-                finished = finished_ids(folder)
-                for table in ROW_TABLES:
-                    keep_rows(folder / table, finished)
+                tidy(folder)
             config = self.config if self.config is not None else self._rows_of(trainer)
             if config is not None and not (self.resume and (folder / CONFIG_FILE).exists()):
                 write_atomic(folder / CONFIG_FILE, config_text(config))
@@ -81,7 +79,8 @@ class RunFolder(SamplingCallback):
         return config_of(samples) if samples else None
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
-        self._size = info.model.default_size
+        if self._defaults is None:
+            self._defaults = model_defaults(info.model, info.samples[0].steps)
         self._scores.clear()
 
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:
@@ -92,8 +91,10 @@ class RunFolder(SamplingCallback):
         return self._scores[result.sample.id]
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        if self._lock is not None:
+            self._lock.check()
         for result in results:
-            record = record_of(result, row_metrics(trainer, result), self._size)
+            record = record_of(result, row_metrics(trainer, result), self._defaults or Defaults())
             append_table(run_folder(trainer) / RECORDS_FILE, tuple(record), [record])
             self.records.append(record)
 
@@ -103,12 +104,17 @@ class RunFolder(SamplingCallback):
             self._draw_sheet(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped still shows what it finished."""
-        if trainer.is_global_zero and self.records:
-            self._draw_sheet(trainer)
+        """A run that is stopped still shows what it finished, where it can."""
+        with suppress(OSError):
+            if trainer.is_global_zero and self.records:
+                self._draw_sheet(trainer)
+        self._held.close()
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Let the next run have the folder."""
+        self._held.close()
 
     def _draw_sheet(self, trainer: L.Trainer) -> None:
         picture = run_sheet(run_folder(trainer)) if self.sheet else None
         if picture is not None:
-            with replacing(run_folder(trainer) / "sheet.png") as temporary:
-                picture.save(temporary)
+            write_picture(run_folder(trainer) / "sheet.png", picture)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
-from attnguide.records import SAMPLES_FOLDER, replacing
+from attnguide.files import write_picture
+from attnguide.records import SAMPLES_FOLDER
 from attnguide.types import SampleResult
 
 
@@ -17,5 +18,4 @@ class Samples(SamplingCallback):
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         for result in results:
             if result.image is not None:
-                with replacing(run_folder(trainer) / SAMPLES_FOLDER / f"{result.sample.id}.png") as temporary:
-                    result.image.save(temporary)
+                write_picture(run_folder(trainer) / SAMPLES_FOLDER / f"{result.sample.id}.png", result.image)

@@ -17,6 +17,7 @@ from attnguide.callbacks.samples import Samples
 from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance
 from attnguide.callbacks.wandb_log import WandbLog
+from attnguide.folder import RunLock
 
 
 def standard_callbacks(
@@ -28,6 +29,7 @@ def standard_callbacks(
     norms: bool = True,
     values: bool = False,
     progress: bool = True,
+    lock: RunLock | None = None,
 ) -> list[L.Callback]:
     """Callbacks in an order that works: what measures, then files, then loggers, then what may fail the run.
 
@@ -39,10 +41,11 @@ def standard_callbacks(
         norms: Measure maps at every site and step.
         values: Compare values over steps.
         progress: Show how far the run is.
+        lock: Of the run folder, where the caller holds it already.
     """
     callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace(), TargetMaps()]
     callbacks += [AttentionMapsLogger()] if maps else []
-    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer), LedgerLog(), WandbLog(config)]
+    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer, lock=lock), LedgerLog(), WandbLog(config)]
     callbacks += [progress_bar()] if progress else []
     callbacks += [ValueInvariance()] if values else []
     return callbacks

@@ -10,8 +10,9 @@ import numpy as np
 
 from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
 from attnguide.callbacks.log import DENOISE_STEP, wandb_run
+from attnguide.folder import config_of
 from attnguide.prompt.drawing import binary_mask
-from attnguide.records import config_of, record_of
+from attnguide.records import Defaults, model_defaults, record_of
 from attnguide.sampling.observer import BatchInfo
 from attnguide.types import Region, SampleResult
 
@@ -31,7 +32,7 @@ class WandbLog(SamplingCallback):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         self.config = config
         self._records: list[dict[str, Any]] = []
-        self._size: tuple[int, int] | None = None
+        self._defaults: Defaults | None = None
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         run = wandb_run(trainer)
@@ -45,14 +46,15 @@ class WandbLog(SamplingCallback):
         run.config.update(dict(config), allow_val_change=True)
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
-        self._size = info.model.default_size
+        if self._defaults is None:
+            self._defaults = model_defaults(info.model, info.samples[0].steps)
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         run = wandb_run(trainer)
         if run is None:
             return
         for result in results:
-            record = record_of(result, row_metrics(trainer, result), self._size)
+            record = record_of(result, row_metrics(trainer, result), self._defaults or Defaults())
             picture = _overlaid(result)
             if picture is not None:
                 run.log({f"sample/{result.sample.method}": picture, "row/index": float(len(self._records))})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import probe
 from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan
-from attnguide.records import RECORDS_FILE, check_run_folder, complete_ids
+from attnguide.folder import RunLock, check_run_folder, locked_run, tidy
+from attnguide.records import RECORDS_FILE, complete_ids
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -59,9 +59,30 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         UsageError: If the folder, the device or the model cannot be used; nothing is written then.
         RunError: If the run stopped; what it finished is kept, and has been told.
     """
+    with ExitStack() as held:
+        return _carried_out(plan, further, tell, _lock(plan, held))
+
+
+def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
+    """The lock of the run folder, which the first process holds for all of them until the stack is closed.
+
+    Raises:
+        UsageError: If it cannot be made or written to, or another run holds it.
+    """
+    if not is_first_process():
+        return None
+    probe(plan.folder, _longest_path(plan))
+    try:
+        return held.enter_context(locked_run(plan.folder))
+    except ValueError as error:
+        raise UsageError(f"out: {error}") from error
+
+
+def _carried_out(
+    plan: Plan, further: Sequence[Callback], tell: Callable[[Plan, Sequence[str]], int], lock: RunLock | None
+) -> int:
+    """See :func:`execute`."""
     first = is_first_process()
-    if first:
-        probe(plan.folder, _longest_path(plan))
     try:
         if first:
             check_run_folder(plan.folder, plan.kept_config, resume=plan.resume, ignore=(*MAY_DIFFER, "dtype"))
@@ -69,12 +90,14 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
     except ValueError as error:
         raise UsageError(f"out: {error}") from error
     if first:
+        if len(done) == len(plan.samples):
+            tidy(plan.folder)
         print(describe(plan, len(done)), flush=True)
     try:
-        interrupted, notes = _sample(plan, done, further) if len(done) < len(plan.samples) else (False, [])
+        interrupted, notes = _sample(plan, done, further, lock) if len(done) < len(plan.samples) else (False, [])
     except RunError:
         if first:
-            with contextlib.suppress(OSError, ValueError):  # a full disk, say, which is told already
+            with suppress(OSError, ValueError):  # a full disk, say, which is told already
                 tell(plan, [])
                 _write_page(plan)
         raise
@@ -102,7 +125,7 @@ def _write_page(plan: Plan) -> None:
         print(f"no report.html: {one_line(error)}")
 
 
-def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bool, list[str]]:
+def _sample(plan: Plan, done: set[str], further: Sequence[Callback], lock: RunLock | None) -> tuple[bool, list[str]]:
     """Sample the rows that are not done: every check first, then the model, then files.
 
     Returns:
@@ -115,7 +138,7 @@ def _sample(plan: Plan, done: set[str], further: Sequence[Callback]) -> tuple[bo
         print(f"loading model {plan.config['model']} ...", flush=True)
     model = loaded(plan.config)
     check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
-    return _predict(plan, config, model, done, further)
+    return _predict(plan, config, model, done, further, lock)
 
 
 def is_first_process() -> bool:
@@ -201,7 +224,12 @@ def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
 
 
 def _predict(
-    plan: Plan, config: Mapping[str, Any], model: ModelAdapter, done: set[str], further: Sequence[Callback]
+    plan: Plan,
+    config: Mapping[str, Any],
+    model: ModelAdapter,
+    done: set[str],
+    further: Sequence[Callback],
+    lock: RunLock | None,
 ) -> tuple[bool, list[str]]:
     """Let Lightning run it; see :func:`_sample` for what is returned."""
     from attnguide.callbacks import ValueInvariance, standard_callbacks
@@ -212,7 +240,7 @@ def _predict(
     from attnguide.sampling.table import fitting_batch_size
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}
-    callbacks = [*standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, **chosen), *further]
+    callbacks = [*standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, lock=lock, **chosen), *further]
     loggers = _loggers(plan)
     trainer = make_trainer(
         plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]

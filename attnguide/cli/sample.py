@@ -152,7 +152,7 @@ def _going_on(argv: Sequence[str]) -> list[str]:
     words = list(argv)
     if "--resume" not in words:
         return words
-    from attnguide.records import CONFIG_FILE
+    from attnguide.made_with import CONFIG_FILE
 
     out = next((after for word, after in itertools.pairwise(words) if word == "--out"), None)
     out = next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), out)

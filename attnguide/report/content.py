@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
-from attnguide.records import CELL, CONFIG_FILE, SAMPLES_FOLDER, read_records
+from attnguide.made_with import CONFIG_FILE
+from attnguide.records import CELL, SAMPLES_FOLDER, read_records
 
 _FIGURES = ("sheet.png", "plots/*.png", "sheets/*.png")
 _VARIANT = ("method", "options", "steps", "cfg_scale", "scheduler", "height", "width", "negative_prompt")

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from attnguide.records import write_atomic
+from attnguide.files import write_atomic
 from attnguide.report.content import Row, places, read_content
 from attnguide.sheet import record_picture
 

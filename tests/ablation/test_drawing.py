@@ -13,7 +13,7 @@ from attnguide.ablation.outputs import places, write_outputs
 from attnguide.ablation.plots import curves, heat, write_plots
 from attnguide.ablation.sheets import sheet_of
 from attnguide.cli import values
-from attnguide.records import append_table
+from attnguide.run_tables import append_table
 from attnguide.types import Region, Sample
 
 from .conftest import Read

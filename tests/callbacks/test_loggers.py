@@ -14,7 +14,7 @@ import yaml
 from attnguide.callbacks import LedgerLog, WandbLog, standard_callbacks
 from attnguide.callbacks.wandb_log import region_overlays
 from attnguide.loggers import LOGGERS, check_loggers, close_loggers, make_loggers, sync_hint, wandb_offline
-from attnguide.records import read_table
+from attnguide.run_tables import read_table
 from attnguide.types import Region
 from tests.callbacks.conftest import REGIONS, Run, row
 

@@ -14,7 +14,8 @@ from PIL import Image
 from attnguide.callbacks import LossTrace, MapNorms, RunFolder, Samples, SamplingCallback
 from attnguide.data import SampleDataModule
 from attnguide.module import GuidanceModule, make_trainer
-from attnguide.records import RECORD_COLUMNS, complete_ids, read_records, read_table
+from attnguide.records import RECORD_COLUMNS, complete_ids, read_records
+from attnguide.run_tables import read_table
 from attnguide.sampling.table import sample_rows
 from attnguide.sheet import run_sheet
 from attnguide.tables import read_samples
@@ -36,7 +37,7 @@ def test_everything_is_there(run: Run, tmp_path: Path) -> None:
     assert [record["id"] for record in records] == ["a-plain", "b", "a"], "batch by batch"
     assert [name for name in records[0] if name != "brightness"] == list(RECORD_COLUMNS)
     assert {record["status"] for record in records} == {"ok"} and records[1]["tags"] == '{"kind": "x"}'
-    assert (records[0]["height"], records[0]["scheduler"], records[0]["unet_forwards"]) == ("32", "", "6")
+    assert (records[0]["height"], records[0]["scheduler"], records[0]["unet_forwards"]) == ("32", "ddim", "6")
     for record, result in zip(records[:2], sample_rows(tiny.model(), [rows[0], rows[2]]), strict=True):
         with Image.open(tmp_path / "samples" / f"{record['id']}.png") as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(result.image))
@@ -46,7 +47,7 @@ def test_everything_is_there(run: Run, tmp_path: Path) -> None:
     assert [sample.id for sample in again] == ["a-plain", "a", "b"]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 256 and sheet.height > 2 * 256
-    assert {path.name for path in tmp_path.rglob(".*")} == {".lock"}, "no temporary file is left"
+    assert {path.name for path in tmp_path.rglob(".*")} == {".lock", ".run.lock"}, "no temporary file is left"
 
 
 def test_a_given_configuration_is_written_as_it_is(run: Run, tmp_path: Path) -> None:

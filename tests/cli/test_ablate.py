@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from attnguide.cli import main
-from attnguide.records import read_records, read_table
+from attnguide.records import read_records
+from attnguide.run_tables import read_table
 from tests import tiny
 
 from .conftest import Command

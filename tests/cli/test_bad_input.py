@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from attnguide.records import check_run_folder
+from attnguide.folder import check_run_folder
 from tests import tiny
 
 from .conftest import Command

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from attnguide.cli import main
-from attnguide.records import append_table, write_atomic
+from attnguide.files import write_atomic
 from attnguide.report.content import places, read_content
 from attnguide.report.page import report_page, write_report
+from attnguide.run_tables import append_table
 
 BASE = {
     "id": "",
