@@ -26,7 +26,8 @@ class SampleDataModule(L.LightningDataModule):
     Args:
         samples: Rows, or a table file that :func:`~attnguide.tables.read_samples` reads.
         batch_size: Most rows in one batch.
-        skip: Ids of rows that need no sampling, say because a stopped run had finished them.
+        skip: Ids of rows that need no results, say because a stopped run had finished them. Batches are those of all rows, so
+            that the others become what they would have been; a batch of skipped rows alone is left out.
         size: ``(height, width)`` in pixels, for a table whose boxes are in pixels.
 
     Raises:
@@ -46,8 +47,10 @@ class SampleDataModule(L.LightningDataModule):
         self.samples = tuple(rows)
         check_samples(self.samples)
         self.batch_size = batch_size
-        self.remaining = tuple(sample for sample in self.samples if sample.id not in set(skip))
-        self.batches = plan_batches(self.remaining, batch_size)
+        skipped = set(skip)
+        self.remaining = tuple(sample for sample in self.samples if sample.id not in skipped)
+        planned = [RowBatch(rows, skipped) for rows in plan_batches(self.samples, batch_size)]
+        self.batches = [batch for batch in planned if batch.wanted]
 
     def predict_dataloader(self) -> DataLoader[list[Sample]]:
         """One item is one batch."""
@@ -62,9 +65,25 @@ class Unopened(list[_T]):
         return self
 
 
+class RowBatch(Unopened[Sample]):
+    """Rows that are sampled together.
+
+    Args:
+        rows: All of them.
+        skip: Ids of rows that take part but whose results nobody needs.
+
+    Attributes:
+        wanted: Numbers of the other rows.
+    """
+
+    def __init__(self, rows: Sequence[Sample], skip: Collection[str] = ()) -> None:
+        super().__init__(rows)
+        self.wanted = tuple(number for number, row in enumerate(rows) if row.id not in skip)
+
+
 class _Batches(Dataset[list[Sample]]):
-    def __init__(self, batches: Sequence[list[Sample]]) -> None:
-        self._batches = [Unopened(batch) for batch in batches]
+    def __init__(self, batches: Sequence[RowBatch]) -> None:
+        self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)

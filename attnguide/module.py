@@ -17,6 +17,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
 from attnguide.sampling.guard import guarded, guarded_probe
 from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
+from attnguide.sampling.some_rows import SomeRows
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Sample, SampleResult, Step
 
@@ -65,14 +66,17 @@ class GuidanceModule(L.LightningModule):
         self.networks.update(self._model.networks)
 
     def predict_step(self, batch: Sequence[Sample], batch_idx: int = 0, dataloader_idx: int = 0) -> list[SampleResult]:
-        """Sample rows that share a batch.
+        """Sample rows that share a batch; the results of those that are wanted, which callbacks see alone.
 
         Raises:
             RuntimeError: If the trainer runs in inference mode, in which guidance has no gradients.
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
-        return Unopened(sample_batch(self.adapter, batch, CallbackObserver(self.trainer, self)))
+        observer, wanted = CallbackObserver(self.trainer, self), getattr(batch, "wanted", range(len(batch)))
+        partly = len(wanted) < len(batch)
+        results = sample_batch(self.adapter, batch, SomeRows(observer, wanted) if partly else observer)
+        return Unopened(results[row] for row in wanted)
 
     def teardown(self, stage: str) -> None:
         for name in list(self.networks):  # Lightning moves what is registered to the CPU next

@@ -30,16 +30,17 @@ def test_injections_share_a_batch_and_guidances_one_with_their_own_options() -> 
         Sample("d", "a cat"),
     ]
     assert ids(SampleDataModule(rows)) == [["a", "b", "c", "d"]]
-    assert ids(SampleDataModule(rows, skip=["b"])) == [["a", "c", "d"]]
+    assert ids(SampleDataModule(rows, skip=["b"])) == [["a", "b", "c", "d"]]
     rows = [steered("a", "mask_guidance", scale=1.0), steered("b", "mask_guidance", stop=0.9), steered("c", "mask_guidance")]
     assert ids(SampleDataModule(rows)) == [["a", "c"], ["b"]]
 
 
-def test_skipped_rows_are_not_sampled() -> None:
-    rows = [Sample(id, "a cat") for id in "abc"]
-    data = SampleDataModule(rows, skip=["b"])
-    assert ids(data) == [["a", "c"]]
-    assert [sample.id for sample in data.samples] == ["a", "b", "c"] and len(data.remaining) == 2
+def test_batches_stay_as_they_were_and_those_that_are_done_are_left_out() -> None:
+    rows = [Sample(id, "a cat") for id in "abcdef"]
+    data = SampleDataModule(rows, 2, skip=["b", "c", "d"])
+    assert ids(data) == [["a", "b"], ["e", "f"]]
+    assert [batch.wanted for batch in data.batches] == [(0,), (0, 1)]
+    assert [sample.id for sample in data.samples] == [*"abcdef"] and [sample.id for sample in data.remaining] == [*"aef"]
 
 
 def test_a_table_file_is_read(tmp_path: Path) -> None:

@@ -41,14 +41,14 @@ class ForRows(Injection):
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         alone = replace(targets.select(self.rows), rows=tuple(range(len(self.rows))))
-        seen = _Part(self.rows)
+        seen = Part(self.rows)
         return [
             (_LatentsEditForRows if isinstance(edit, LatentsEdit) else _EditForRows)(edit, seen)
             for edit in self.injection.edits(alone)
         ]
 
 
-class _Part:
+class Part:
     """Where some rows stand in a pass, and the pass as if there were no others."""
 
     def __init__(self, rows: Sequence[int]) -> None:
@@ -72,7 +72,7 @@ class _Part:
 class _EditForRows(Edit):
     """An edit that sees and changes only the batch elements of some rows."""
 
-    def __init__(self, edit: Edit, part: _Part) -> None:
+    def __init__(self, edit: Edit, part: Part) -> None:
         self.edit, self.part = edit, part
         self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnguide.callbacks import LossTrace, MapNorms, RunFolder, Samples, SamplingCallback
+from attnguide.callbacks import AttentionMapsLogger, LossTrace, MapNorms, RunFolder, Samples, SamplingCallback
 from attnguide.data import SampleDataModule
 from attnguide.module import GuidanceModule, make_trainer
 from attnguide.records import RECORD_COLUMNS, complete_ids, read_records
@@ -118,6 +118,35 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(
     for id in "abc":
         with Image.open(tmp_path / "samples" / f"{id}.png") as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(straight[id].image))
+
+
+def _content(folder: Path) -> dict[str, object]:
+    """Pictures, maps and numbers of a run; its times aside."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".png", ".npy") and path.parent != folder]
+    tables = {name: read_table(folder / name) for name in ("records.csv", "map_norms.csv", "loss_trace.csv")}
+    for line in tables["records.csv"]:
+        line.pop("seconds"), line.pop("peak_memory_mb")
+    ordered = {name: sorted(map(repr, lines)) for name, lines in tables.items()}
+    return {**{str(path.relative_to(folder)): path.read_bytes() for path in files}, **ordered}
+
+
+def test_a_run_that_goes_on_within_a_batch_is_the_run_to_the_bit(run: Run, tmp_path: Path) -> None:
+    rows = [row(id, "mask_guidance", seed=seed) for seed, id in enumerate("abcd")] + [row("e"), row("f", "forward_layout")]
+
+    def callbacks(**options: bool) -> list[L.Callback]:
+        return [MapNorms(), LossTrace(), AttentionMapsLogger(), Samples(), RunFolder(sheet=False, **options)]
+
+    run(callbacks(), rows, 3)
+    whole = _content(tmp_path)
+    for name in ("b", "d", "f"):
+        (tmp_path / "samples" / f"{name}.png").write_bytes(b"")
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("samples/[ace].png")}
+    trainer = make_trainer(tmp_path, callbacks=callbacks(resume=True), device="cpu")
+    data = SampleDataModule(rows, 3, skip=complete_ids(tmp_path, rows))
+    trainer.predict(GuidanceModule(tiny.model()), datamodule=data, return_predictions=False)
+    assert [sample.id for sample in data.remaining] == ["b", "d", "f"]
+    assert _content(tmp_path) == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished rows keep their files"
 
 
 def test_a_row_that_breaks_is_recorded_with_step_and_method(run: Run, tmp_path: Path) -> None:
