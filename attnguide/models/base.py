@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attnguide.attention.sites import Site
+from attnguide.models.locks import exclusive
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import PassContext, Step
@@ -88,6 +89,11 @@ class ModelAdapter(ABC):
     def networks(self) -> Mapping[str, nn.Module]:
         """Its torch modules by name, for a runner that registers or moves them."""
 
+    @property
+    def network(self) -> nn.Module:
+        """The network whose attention is steered; the sites' names are paths in it."""
+        return next(iter(self.networks.values()))
+
     @abstractmethod
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         """Tokens with character offsets; ``truncated`` holds the words past the end of what the text encoder reads."""
@@ -152,36 +158,53 @@ class ModelAdapter(ABC):
         return min(fitting) if fitting else max(site.level for site in cross)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """All modules in evaluation mode, each restored afterwards."""
-        training = [module for network in self.networks.values() for module in network.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
+    def exclusive(self) -> Iterator[None]:
+        """This thread alone runs on the networks, and on the tokenizer, which is no safer; others wait here for their turn."""
+        with exclusive(network for network in self.networks.values() if network is not None):
             yield
-        finally:
-            for module in training:
-                module.training = True
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """All modules in evaluation mode and for this thread alone, each restored afterwards."""
+        with self.exclusive():
+            before, self._walked = self._walked, self._modules()
+            training = [module for module in self._walked if module.training]
+            try:
+                for module in training:
+                    module.training = False
+                yield
+            finally:
+                self._walked = before
+                for module in training:
+                    module.training = True
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """All weights without gradient, each restored afterwards.
+        """All weights without gradient and for this thread alone, each restored afterwards.
 
         For passes with gradients only: torch folds some matrix products differently for weights that require none, so freezing
         more than that would change the last bits of a plain picture. Gradient checkpointing rests meanwhile: what it computes
         again would be computed without probes and edits.
         """
-        parameters = [weight for network in self.networks.values() for weight in network.parameters() if weight.requires_grad]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        modules = [module for network in self.networks.values() for module in network.modules()]
-        checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
-        for module in checkpointing:
-            module.gradient_checkpointing = False  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            for module in checkpointing:
-                module.gradient_checkpointing = True  # type: ignore[assignment]
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+        with self.exclusive():
+            modules = self._modules() if self._walked is None else self._walked
+            own = [weight for module in modules for weight in module._parameters.values()]
+            weights = [weight for weight in own if weight is not None and weight.requires_grad]
+            checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+            try:
+                for weight in weights:
+                    weight.requires_grad = False
+                for module in checkpointing:
+                    module.gradient_checkpointing = False  # type: ignore[assignment]
+                yield
+            finally:
+                for module in checkpointing:
+                    module.gradient_checkpointing = True  # type: ignore[assignment]
+                for weight in weights:
+                    weight.requires_grad = True
+
+    def _modules(self) -> list[nn.Module]:
+        return [module for network in self.networks.values() if network is not None for module in network.modules()]
+
+    _walked: list[nn.Module] | None = None
+    """All modules while a run lasts, which is what finding them anew at every guided step would take too long for."""

@@ -26,7 +26,8 @@ def check_rows(model: ModelAdapter, samples: Iterable[Sample]) -> None:
     """
     for sample in samples:
         try:
-            _check_row(model, sample)
+            with model.exclusive():
+                _check_row(model, sample)
         except ValueError as error:
             raise ValueError(f"Row {sample.id!r}: {error}") from error
 

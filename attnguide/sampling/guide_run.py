@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from attnguide.attention.attach import attach
+from attnguide.attention.attach import Attention, attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
@@ -61,6 +62,10 @@ class GuideRun:
         """The sites a guidance reads."""
         return select(self.modules, guidance.sites_at(self.model.guidance_level))
 
+    def attach(self, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()) -> AbstractContextManager[Attention]:
+        """Probes and edits on the batch's network."""
+        return attach(self.modules, probes, edits, self.model.network)
+
 
 def guide_maps(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: Sequence[int]) -> AttentionMaps:
     """One conditional pass with gradients that stops after the last site the guidance reads."""
@@ -86,8 +91,9 @@ def read_maps(
     own = [Probe("probs", recorder, SiteSelector(where=wanted.__contains__), frozenset({context.kind}))]
     if features:
         own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), frozenset({context.kind})))
-    with attach(run.modules, [*own, *probes], edits) as attention, attention.during(context):
-        run.model.predict_noise(inputs, context.step, states.for_pass(context), until=[*sites, *features])
+    until = [*sites, *features]
+    with run.attach([*own, *probes], edits) as attention, attention.during(context, until):
+        run.model.predict_noise(inputs, context.step, states.for_pass(context), until=until)
     run.ledger.forward(context.rows)
     found = recorder.tensors
     return AttentionMaps(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from attnguide.attention.attach import Attention, attach
+from attnguide.attention.attach import Attention
 from attnguide.attention.capture import Probe
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
@@ -159,7 +159,7 @@ class Sampler:
         for guidance in self.guidances:
             run.sites_of(guidance)
             guidance.start(batch.info.targets)
-        with attach(batch.modules, probes, edits) as attention:
+        with run.attach(probes, edits) as attention:
             self.observer.on_sample_start(batch.info)
             for step in batch.scheduler.steps:
                 self.observer.on_denoise_step_start(step, batch.own(latents))

@@ -329,11 +329,11 @@ def _noised(
         targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
         words = WordMaps(targets, model.guidance_level)
         last = [site for site in model.attention_sites(height, width) if words.sites.matches(site)]
-        with attach(model.attention_modules(height, width), [words.probe("source")], []) as attention:
+        with attach(model.attention_modules(height, width), [words.probe("source")], [], model.network) as attention:
             for step, noisy in zip(path.steps, path.latents, strict=True):
                 context = pass_context(step, "source", range(len(rows)), ("cond",))
                 inputs = (noisy / scheduler.own_scale(step)).to(states.cond.dtype)
-                with attention.during(context):
+                with attention.during(context, last):
                     model.predict_noise(inputs, step, states.for_pass(context), until=last)
                 words.end_step(step)
     return _pictures(words, [None] * len(rows), [len(path.steps)] * len(rows))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from attnguide.attention.attach import Attention, attach
+from attnguide.attention.attach import Attention
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector, select
@@ -80,7 +80,7 @@ class _Trials:
         scheduler = run.scheduler.anew()
         noise = torch.stack([self.noise(row, latents) for row, latents in zip(rows, like, strict=True)])
         sources = [run.sources[row] for row in own]
-        with attach(run.modules, [], run.every_edit) as attention:
+        with run.attach([], run.every_edit) as attention:
             latents = _denoised_to(
                 self.step.index, run, own, scheduler, noise * scheduler.initial_sigma, sources, "denoise", attention
             )
@@ -103,7 +103,7 @@ class _Trials:
                 found = {site: recorder.tensors[site][context.positions("cond")] for site in chosen}
                 see(context.step, AttentionMaps(found))
 
-        with attach(run.modules, [probe]) as attention:
+        with run.attach([probe]) as attention:
             latents = latents / scheduler.input_scale(self.step)
             _denoised_to(end, run, own, scheduler, latents, sources, "source", attention, show)
 

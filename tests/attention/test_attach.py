@@ -1,8 +1,10 @@
 """Interception on a bare attention module of the library, and on the tiny UNet."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention as AttentionModule
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 
 from attnguide.attention.attach import CaptureError, attach, stop_after
 from attnguide.attention.capture import Probe, Quantity, Recorder
@@ -101,10 +104,10 @@ def test_probs_carry_a_gradient() -> None:
 
     def probs(given: Tensor) -> Tensor:
         with attach({SITE: module}, [Probe("probs", recorder)]) as attention, attention.during(_context()):
-            module(given, text)
+            module(given, text[:1])
         return recorder.tensors[SITE]
 
-    assert torch.autograd.gradcheck(probs, (states[:1, :4].clone().requires_grad_(True),))
+    assert torch.autograd.gradcheck(probs, (states[:1].clone().requires_grad_(True),))
 
 
 @pytest.mark.parametrize("kind", ["boolean", "additive"])
@@ -131,21 +134,55 @@ def test_causal_attention_cannot_be_read() -> None:
 
     with attach({SITE: Causal()}, [Probe("probs", Recorder())]) as attention, attention.during(_context()):
         with pytest.raises(CaptureError, match="'attn' uses causal"):
-            Causal.forward(attention._modules[SITE], torch.zeros(1, 1, 2, 2))  # the class's own forward is not intercepted
-            attention._modules[SITE](torch.zeros(1, 1, 2, 2))
+            Causal.forward(attention._modules[SITE], torch.zeros(1, 1, 12, 2))  # the class's own forward is not intercepted
+            attention._modules[SITE](torch.zeros(1, 1, 12, 2))
 
 
-def test_only_the_first_call_of_a_module_is_its_text_attention() -> None:
-    class TwoCalls(nn.Module):
-        def forward(self, query: Tensor, picture: Tensor) -> Tensor:
-            text = F.scaled_dot_product_attention(query, query, query)
-            return text + F.scaled_dot_product_attention(query, picture, picture)
+class _Calls(nn.Module):
+    """Attention calls over so many queries and keys each; the last one's output is given out."""
 
-    module, recorder = TwoCalls(), Recorder()
-    query, picture = torch.randn(1, 1, 12, 4), torch.randn(1, 1, 3, 4)
-    with attach({SITE: module}, [Probe("probs", recorder)], [_Nothing()]) as attention, attention.during(_context()):
-        module(query, picture)
-    assert recorder.tensors[SITE].shape == (1, 1, 12, 12)
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        super().__init__()
+        self.shapes = shapes
+
+    def forward(self, states: Tensor, encoder_hidden_states: Any = None) -> Tensor:
+        for queries, keys in self.shapes:
+            key = torch.ones(1, 2, keys, 4)
+            result = F.scaled_dot_product_attention(torch.ones(1, 2, queries, 4), key, key)
+        return result
+
+
+def _text(tokens: int) -> Tensor:
+    return torch.zeros(1, tokens, 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "text", "served"),
+    [
+        ("cross", [(12, 5), (12, 3)], None, (12, 5)),  # text, then image prompts
+        ("cross", [(12, 3), (12, 5)], _text(5), (12, 5)),
+        ("cross", [(12, 3), (12, 5)], (_text(5), [_text(3)]), (12, 5)),
+        ("self", [(5, 5), (12, 5), (12, 12)], _text(5), (12, 12)),
+        ("joint", [(20, 20), (32, 32)], _text(20), (32, 32)),
+        ("joint", [(20, 20), (12, 32)], _text(20), (12, 32)),
+        ("joint", [(5, 5), (17, 17)], None, (17, 17)),
+    ],
+)
+def test_the_call_of_a_site_is_known_by_its_shape(kind: Any, shapes: Any, text: Any, served: tuple[int, int]) -> None:
+    site, module, recorder = Site("attn", kind, 3, 4, 2), _Calls(*shapes), Recorder()
+    with attach({site: module}, [Probe("probs", recorder)], [_Nothing()]) as attention, attention.during(_context()):
+        module(_text(12), encoder_hidden_states=text)
+    assert recorder.tensors[site].shape[-2:] == served
+
+
+def test_a_module_without_the_call_of_its_site_is_refused() -> None:
+    module = _Calls((20, 20), (12, 20))
+    with attach({SITE: module}, [_probe()]) as attention, attention.during(_context()):
+        said = (
+            r"site 'attn' \(cross\) made attention calls over 20x20, 12x20 .* none is that of a 3x4 map and a text of 7 tokens"
+        )
+        with pytest.raises(CaptureError, match=said):
+            module(_text(12), _text(7))
 
 
 @dataclass
@@ -252,7 +289,7 @@ def test_nothing_matched_raises_before_anything_is_installed() -> None:
 # ------------------------------------------------------------------------------------------------- as it was found
 
 
-class _State:
+class NetworkState:
     """Everything of a network that attaching could leave changed."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -263,7 +300,7 @@ class _State:
         self.requires_grad = {name: p.requires_grad for name, p in network.named_parameters()}
         self.weights = {name: p.detach().clone() for name, p in network.named_parameters()}
 
-    def assert_same(self, other: "_State") -> None:
+    def assert_same(self, other: "NetworkState") -> None:
         assert self.processors.keys() == other.processors.keys()
         assert all(self.processors[name] is other.processors[name] for name in self.processors)
         assert self.instance_attributes == other.instance_attributes
@@ -276,9 +313,9 @@ class _State:
 @pytest.fixture
 def unet() -> Iterator[nn.Module]:
     network = tiny.model().networks["unet"]
-    before = _State(network)
+    before = NetworkState(network)
     yield network
-    before.assert_same(_State(network))
+    before.assert_same(NetworkState(network))
 
 
 def _probe() -> Probe:
@@ -291,51 +328,54 @@ def _forward(unet: nn.Module) -> Tensor:
 
 
 def test_left_as_found(unet: nn.Module) -> None:
-    before = _State(unet)
-    with attach(tiny.model().attention_modules(32, 32), [_probe()], [_Nothing()]):
-        assert any("forward" in vars(module) for module in unet.modules())
-    before.assert_same(_State(unet))
+    before = NetworkState(unet)
+    with attach(tiny.model().attention_modules(32, 32), [_probe()], [_Nothing()]) as attention:
+        before.assert_same(NetworkState(unet))  # nothing is in place between passes
+        with torch.no_grad(), attention.during(pass_context(STEP, "denoise", (0,), ("cond",))):
+            assert sum(len(module._forward_hooks) for module in unet.modules()) == len(attention._modules)
+            _forward(unet)
+    before.assert_same(NetworkState(unet))
 
 
 def test_left_as_found_after_an_exception(unet: nn.Module) -> None:
-    before = _State(unet)
+    before = NetworkState(unet)
     with pytest.raises(KeyError), attach(tiny.model().attention_modules(32, 32), [_probe()]):
         raise KeyError
-    before.assert_same(_State(unet))
+    before.assert_same(NetworkState(unet))
 
 
 def test_left_as_found_after_an_exception_inside_a_pass(unet: nn.Module) -> None:
     def explode(site: Site, tensor: Tensor, context: PassContext) -> None:
         raise ZeroDivisionError
 
-    before = _State(unet)
+    before = NetworkState(unet)
     with pytest.raises(ZeroDivisionError), torch.no_grad():
         with attach(tiny.model().attention_modules(32, 32), [Probe("probs", explode)]) as attention:
             with attention.during(pass_context(STEP, "denoise", (0,), ("cond",))):
                 _forward(unet)
-    before.assert_same(_State(unet))
-    assert attention._context is None
+    before.assert_same(NetworkState(unet))
+    assert attention._latest is None and _get_current_function_mode() is None
 
 
 def test_nested_and_left_as_found(unet: nn.Module) -> None:
-    before = _State(unet)
+    before = NetworkState(unet)
     modules = tiny.model().attention_modules(32, 32)
     outer, inner = Recorder(), Recorder()
     context = pass_context(STEP, "denoise", (0,), ("cond",))
     with pytest.raises(KeyError), ExitStack() as stack, torch.no_grad():
         first = stack.enter_context(attach(modules, [Probe("probs", outer)]))
-        middle = _State(unet)
+        middle = NetworkState(unet)
         with attach(modules, [Probe("probs", inner)]) as second:
             with second.during(context):
                 _forward(unet)
             assert inner.tensors and not outer.tensors
-        middle.assert_same(_State(unet))
+        middle.assert_same(NetworkState(unet))
         with first.during(context):
             _forward(unet)
         assert outer.tensors.keys() == inner.tensors.keys()
         assert all(torch.equal(outer.tensors[site], inner.tensors[site]) for site in outer.tensors)
         raise KeyError
-    before.assert_same(_State(unet))
+    before.assert_same(NetworkState(unet))
 
 
 def test_a_forward_of_the_user_s_own_is_kept() -> None:
@@ -404,11 +444,11 @@ def test_stop_after_lets_other_exceptions_through(unet: nn.Module) -> None:
 def test_scores_of_half_precision_are_formed_wide(dtype: torch.dtype) -> None:
     """A product of queries and keys may exceed what half precision holds before it is scaled."""
     query, key = (torch.full((1, 1, 1, 64), 60.0, dtype=dtype) for _ in range(2))
-    recorder = Recorder()
+    recorder, site = Recorder(), Site("attn", "cross", 1, 1, 1)
     module = _Direct()
-    with attach({SITE: module}, [Probe("scores", recorder)]) as attention, attention.during(_context()):
+    with attach({site: module}, [Probe("scores", recorder)]) as attention, attention.during(_context()):
         module(query, key, key)
-    assert recorder.tensors[SITE].item() == pytest.approx(60.0**2 * 64 / 8)
+    assert recorder.tensors[site].item() == pytest.approx(60.0**2 * 64 / 8)
 
 
 class _Direct(nn.Module):
@@ -416,3 +456,162 @@ class _Direct(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value)
+
+
+# ------------------------------------------------------------------------------------------------------ autocast
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lowered", [torch.bfloat16, torch.float16])
+def test_autocast_lowers_neither_scores_nor_probs(lowered: torch.dtype) -> None:
+    query, key, value = (torch.randn(2, 2, 12, 8, generator=torch.Generator().manual_seed(n)) * 4 for n in range(3))
+    module = _Direct()
+
+    def run(*edits: Edit) -> tuple[Tensor, Tensor]:
+        recorder, site = Recorder(), Site("attn", "self", 3, 4, 2)
+        with attach({site: module}, [Probe("probs", recorder)], edits) as attention, attention.during(_context()):
+            return module(query, key, value), recorder.tensors[site]
+
+    exact = run()[1]
+    with torch.autocast("cpu", lowered):
+        fused = module(query, key, value)
+        (read, probs), (edited, edited_probs) = run(), run(_Nothing())
+    assert probs.dtype == edited_probs.dtype == torch.float32
+    assert torch.equal(probs, exact) and torch.equal(edited_probs, exact)
+    assert read.dtype == edited.dtype == fused.dtype == lowered and torch.equal(read, fused)
+    torch.testing.assert_close(edited.float(), exact @ value, atol=0.05, rtol=0.02)
+
+
+# ------------------------------------------------------------------------------- sites that fired, and what was expected
+
+
+class _Block(nn.Module):
+    """Modules one after the other; a cache or a compiler may pass over some."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(_Calls((12, 12)) for _ in range(count))
+        self.skipped: set[int] = set()
+
+    def forward(self) -> None:
+        for number, part in enumerate(self.parts):
+            if number not in self.skipped:
+                part(_text(12))
+
+
+def _sites(block: _Block) -> dict[Site, nn.Module]:
+    return {Site(f"parts.{number}", "self", 3, 4, 2): part for number, part in enumerate(block.parts)}
+
+
+@pytest.mark.parametrize("skipped", [{0, 1, 2, 3}, {3}, {1, 2}])
+def test_a_site_that_does_not_run_is_an_error(skipped: set[int]) -> None:
+    block = _Block(4)
+    block.skipped = skipped
+    with attach(_sites(block), [], [_Nothing()]) as attention:
+        said = rf"site 'parts.{min(skipped)}'.* did not run in a pass that .*\({4 - len(skipped)} others did\)"
+        with pytest.raises(CaptureError, match=said), attention.during(_context()):
+            block()
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in block.parts)
+
+
+def test_an_idle_edit_expects_nothing() -> None:
+    @dataclass
+    class Idle(_Nothing):
+        def active(self, context: PassContext) -> bool:
+            return False
+
+    block = _Block(2)
+    with attach(_sites(block), [], [Idle()]) as attention, attention.during(_context()):
+        assert not any(part._forward_hooks for part in block.parts)
+
+
+def test_a_pass_that_stops_early_owes_only_what_lies_before() -> None:
+    block = _Block(4)
+    sites = _sites(block)
+    until = [list(sites)[1]]
+
+    def run() -> None:
+        with attach(sites, [], [_Nothing()]) as attention, attention.during(_context(), until):
+            with stop_after([sites[until[0]]]):
+                block()
+
+    run()
+    block.skipped = {0}
+    with pytest.raises(CaptureError, match=r"'parts.0' did not run"):
+        run()
+    block.skipped = {1}  # then nothing stops the pass
+    with pytest.raises(CaptureError, match=r"'parts.1' did not run"):
+        run()
+
+
+# ---------------------------------------------------------------------------------------------- what others install
+
+
+def _wrapped(module: nn.Module) -> Any:
+    """What a library does that wraps ``forward``; the function that it keeps is given back."""
+    old = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return old(*args, **kwargs)
+
+    module.forward = forward
+    return old
+
+
+@pytest.mark.parametrize("leaves", ["inside", "after"])
+def test_wrappers_of_others_that_come_in_between(leaves: str) -> None:
+    module, recorder = _module(), Recorder()
+    states, text = _inputs()
+    plain = module(states, text)
+    with attach({SITE: module}, [Probe("probs", recorder)]) as attention:
+        with attention.during(_context()):
+            old = _wrapped(module)
+            module(states, text)
+            if leaves == "inside":
+                module.forward = old
+        if leaves == "after":
+            module.forward = old
+    assert recorder.tensors and not module._forward_hooks and not module._forward_pre_hooks
+    assert torch.equal(module(states, text), plain)
+
+
+@torch.no_grad()
+def test_passes_that_end_in_another_order_than_they_began() -> None:
+    module, first, second = _module(), Recorder(), Recorder()
+    states, text = _inputs()
+    plain = module(states, text)
+    with attach({SITE: module}, [Probe("probs", first)]) as one, attach({SITE: module}, [Probe("probs", second)]) as two:
+        early, late = one.during(_context()), two.during(_context())
+        early.__enter__()
+        late.__enter__()
+        module(states, text)
+        assert first.tensors and second.tensors
+        early.__exit__(None, None, None)
+        first.clear(), second.clear()
+        module(states, text)
+        assert second.tensors and not first.tensors
+        late.__exit__(None, None, None)
+    assert not module._forward_hooks and not module._forward_pre_hooks
+    assert torch.equal(module(states, text), plain) and _get_current_function_mode() is None
+
+
+def test_an_interrupt_inside_a_module_leaves_nothing() -> None:
+    def interrupted(site: Site, tensor: Tensor, context: PassContext) -> None:
+        raise KeyboardInterrupt
+
+    module = _module()
+    with attach({SITE: module}, [Probe("probs", interrupted)]) as attention:
+        with pytest.raises(KeyboardInterrupt), attention.during(_context()):
+            module(*_inputs())
+    assert _get_current_function_mode() is None and not module._forward_hooks
+
+
+def test_another_thread_s_pass_is_neither_read_nor_stopped() -> None:
+    module, recorder = _module(), Recorder()
+    with attach({SITE: module}, [Probe("probs", recorder)]) as attention, attention.during(_context()), stop_after([module]):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(module, *_inputs()).result() is not None
+        assert not recorder.tensors
+        module(*_inputs())
+        raise AssertionError("the pass went on")
+    assert recorder.tensors

@@ -278,16 +278,16 @@ class _Asked(Observer):
     """How often attention is spelt out, step by step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from attnguide.attention import attach
+        from attnguide.attention import intercept
 
         self.steps: list[set[str]] = []
-        spelt_out = attach._explicit_probs
+        spelt_out = intercept._explicit_probs
 
         def watched(visitors: Any, *args: Any) -> Tensor:
             self.steps[-1].add(visitors.site.kind)
             return spelt_out(visitors, *args)
 
-        monkeypatch.setattr(attach, "_explicit_probs", watched)
+        monkeypatch.setattr(intercept, "_explicit_probs", watched)
 
     def on_denoise_step_start(self, step: Step, latents: Tensor) -> None:
         self.steps.append(set())
