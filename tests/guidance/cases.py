@@ -16,6 +16,7 @@ from attnguide.sampling.observer import Observer, UpdateEvent
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample, SampleResult, Step
 from tests import tiny
+from tests.closeness import assert_close
 
 FLAT = Step(0, 50, 999.0, 10.0)
 
@@ -125,5 +126,5 @@ def batch_equals_rows(
         (alone,), _ = run([samples[number]])
         assert result.status == alone.status == "ok"
         assert result.latents is not None and alone.latents is not None
-        torch.testing.assert_close(result.latents, alone.latents, atol=2e-4, rtol=2e-4)
+        assert_close(result.latents, alone.latents)
         assert result.cost.unet_backwards == alone.cost.unet_backwards

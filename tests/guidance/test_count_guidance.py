@@ -17,6 +17,7 @@ from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import MethodConfig, Region, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.guidance import cases
 from tests.reference import count_guidance as reference
 from tests.reference import words
@@ -156,7 +157,7 @@ def test_the_first_pass_is_the_plain_picture() -> None:
     for result, row in zip(guided, rows, strict=True):
         (alone,), _ = cases.run([row])
         assert result.latents is not None and alone.latents is not None
-        torch.testing.assert_close(result.latents, alone.latents, atol=1e-4, rtol=1e-4)
+        assert_close(result.latents, alone.latents)
 
 
 def test_masks_that_were_found_guide_like_masks_that_were_given() -> None:

@@ -17,6 +17,7 @@ from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Branch, MethodConfig, PassContext, Region, Sample, SampleResult, Step
 from tests import tiny
+from tests.closeness import assert_close
 
 Array = NDArray[np.float64]
 
@@ -63,7 +64,7 @@ def assert_rows_equal_rows_alone(rows: Sequence[Sample]) -> Tensor:
     together = latents_of(rows)
     size = float(together.abs().max())
     for row, latents in zip(rows, together, strict=True):
-        torch.testing.assert_close(latents_of([row])[0], latents, rtol=0, atol=1e-5 * size)
+        assert_close(latents_of([row])[0], latents)
     plain = latents_of([replace(row, methods=()) for row in rows])
     assert ((together - plain).abs().amax((1, 2, 3)) > 1e-3 * size).all()
     return together

@@ -20,6 +20,7 @@ from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window
 from attnguide.types import Branch, MethodConfig, PassContext, Sample, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.injection import common
 
 ARMS: list[tuple[str, Mapping[str, Any]]] = [
@@ -49,7 +50,7 @@ def test_rows_of_many_methods_equal_the_rows_alone() -> None:
     for row, result, other in zip(rows, together, plain, strict=True):
         (alone,) = sample_batch(tiny.model(), [row])
         assert result.latents is not None and alone.latents is not None
-        torch.testing.assert_close(result.latents, alone.latents, rtol=0, atol=1e-5 * size)
+        assert_close(result.latents, alone.latents)
         assert (float((result.latents - other).abs().max()) > 1e-3 * size) == bool(row.methods)
         assert result.cost.unet_forwards == alone.cost.unet_forwards and result.sample is row
 
@@ -59,7 +60,7 @@ def test_several_injections_of_a_row() -> None:
     plain, one, other = common.four_rows("inject3", [{"start": 0.0}])[:3]
     rows = [replace(plain, methods=()), replace(one, methods=both), other]
     for row, latents in zip(rows, common.latents_of(rows), strict=True):
-        torch.testing.assert_close(latents, common.latents_of([row])[0], rtol=0, atol=1e-5 * float(latents.abs().max()))
+        assert_close(latents, common.latents_of([row])[0])
 
 
 def test_half_precision() -> None:
@@ -271,7 +272,7 @@ def test_a_broken_row_stops_alone_under_the_name_of_its_method() -> None:
     assert [result.status for result in results] == ["ok", "latents are not finite after step 2 of inject3", "ok"]
     for result, expected in zip((results[0], results[2]), healthy, strict=True):
         assert result.latents is not None
-        torch.testing.assert_close(result.latents, expected, rtol=0, atol=1e-4)
+        assert_close(result.latents, expected)
 
 
 class _Asked(Observer):

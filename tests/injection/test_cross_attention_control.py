@@ -10,6 +10,7 @@ from attnguide.methods import build_method
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.injection import common
 from tests.reference import cross_attention_control as reference
 
@@ -85,7 +86,7 @@ def test_scale_zero_is_no_method() -> None:
 def test_the_same_prompt_is_no_method() -> None:
     rows = common.four_rows("cross_attention_control")
     plain = common.latents_of([replace(row, methods=()) for row in rows])
-    torch.testing.assert_close(common.latents_of(rows), plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+    assert_close(common.latents_of(rows), plain)
 
 
 @pytest.mark.parametrize(

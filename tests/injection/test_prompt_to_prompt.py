@@ -11,6 +11,7 @@ from attnguide.injection.prompt_to_prompt import PromptToPrompt
 from attnguide.methods import build_method
 from attnguide.types import Sample, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.injection import common
 from tests.reference import prompt_to_prompt as reference
 
@@ -97,14 +98,14 @@ def test_scale_zero_is_no_method_and_costs_nothing() -> None:
 def test_the_same_prompt_is_no_method() -> None:
     rows = common.four_rows("prompt_to_prompt")
     plain = common.latents_of([replace(row, methods=()) for row in rows])
-    torch.testing.assert_close(common.latents_of(rows), plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+    assert_close(common.latents_of(rows), plain)
 
 
 def test_each_prompt_has_its_own_trajectory() -> None:
     """With everything replaced in one step, only the text states differ; with nothing replaced, nothing does."""
     row = replace(_rows(cross_stop=0.0, self_stop=0.0)[0], scheduler="euler_ancestral")
     plain = common.latents_of([replace(row, methods=())])
-    torch.testing.assert_close(common.latents_of([row]), plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+    assert_close(common.latents_of([row]), plain)
 
 
 def test_local_blend_keeps_the_source_outside_the_words() -> None:

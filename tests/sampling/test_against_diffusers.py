@@ -18,6 +18,7 @@ from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import PassContext, Region, Sample
 from tests import tiny
+from tests.closeness import assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
 
@@ -167,7 +168,7 @@ def test_attend_and_excite_is_the_peer_s(thresholds: dict[int, float], level: in
     observer = _ReadsEverything()
     result = Sampler(tiny.model(), [_ours(thresholds, level, 3)], observer=observer).run([_our_row(3)])[0]
     assert result.latents is not None
-    torch.testing.assert_close(result.latents, expected, rtol=0, atol=1e-4)
+    assert_close(result.latents, expected)
     refined = [event.iteration for event in observer.events if event.step.index == 1]
     assert refined == list(range({0.15: 5, 0.9: 21}.get(thresholds.get(1, 0), 1)))
     plain = Sampler(tiny.model()).run([_our_row(3)])[0].latents
@@ -181,4 +182,4 @@ def test_attend_and_excite_rows_of_a_batch_are_the_peer_s_one_by_one() -> None:
     assert {event.rows for event in observer.events} == {(0, 1), (0,)}  # the second needs fewer refinements
     for seed, result in zip((3, 4), results, strict=True):
         assert result.latents is not None
-        torch.testing.assert_close(result.latents, _peer_run(thresholds, (16, 16), seed, most=2), rtol=0, atol=1e-4)
+        assert_close(result.latents, _peer_run(thresholds, (16, 16), seed, most=2))

@@ -2,7 +2,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from attnguide.methods import build_method
@@ -13,6 +12,7 @@ from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject
 from attnguide.types import Cost, MethodConfig, Sample, SampleResult
 from tests import tiny
+from tests.closeness import assert_close
 
 PICTURES = {
     name: render(Scene((SceneObject("circle", color, x, 0.5, 0.15),)))
@@ -70,7 +70,7 @@ def test_on_the_model_it_is_the_best_of_the_plain_pictures() -> None:
         assert result.sample.id == row.id and result.sample.seed == best.sample.seed
         assert result.cost.unet_forwards == 3 * best.cost.unet_forwards
         assert result.latents is not None and best.latents is not None
-        torch.testing.assert_close(result.latents, best.latents, rtol=0, atol=1e-4)
+        assert_close(result.latents, best.latents)
 
 
 def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() -> None:

@@ -19,6 +19,7 @@ from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Branch, MethodConfig, PassContext, Sample, Step
 from tests import tiny
+from tests.closeness import assert_close
 
 STEP = Step(0, 2, 901.0, 8.0)
 OTHERS = ("a dog", "a blue cat")
@@ -116,7 +117,7 @@ def test_a_source_is_the_other_prompt_s_own_picture_and_the_rows_do_not_notice(s
     rows, method, observer = _rows(scheduler=scheduler), _Reads(), _Sizes()
     latents = _latents(rows, [method], observer)
     scale = float(latents.abs().max())
-    torch.testing.assert_close(latents, _latents(rows), rtol=0, atol=1e-5 * scale)
+    assert_close(latents, _latents(rows))
     alone = _latents([replace(row, prompt=other) for row, other in zip(rows, OTHERS, strict=True)])
     torch.testing.assert_close(method.watches.seen[-1].float(), alone, rtol=0, atol=1e-5 * scale)
     assert observer.sizes == {2} and observer.branches == {"uncond", "cond", "source_uncond", "source"}
@@ -126,7 +127,7 @@ def test_a_source_is_the_other_prompt_s_own_picture_and_the_rows_do_not_notice(s
 def test_without_classifier_free_guidance() -> None:
     rows, method, observer = [replace(row, cfg_scale=1.0) for row in _rows()], _Reads(), _Sizes()
     latents = _latents(rows, [method], observer)
-    torch.testing.assert_close(latents, _latents(rows), rtol=0, atol=1e-5 * float(latents.abs().max()))
+    assert_close(latents, _latents(rows))
     assert observer.branches == {"cond", "source"}
 
 

@@ -17,6 +17,7 @@ from attnguide.injection.base import Injection
 from attnguide.prompt.targets import Targets
 from attnguide.types import MethodConfig, PassContext, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.sampling.watch import Watch, latents, run
 
 ROWS = [tiny.row(str(index), seed=3 + index) for index in range(3)]
@@ -62,7 +63,7 @@ def test_a_broken_loss_or_gradient(what: str, word: str) -> None:
     assert watch.of_row(BAD) == [(0, 0, True), (1, 0, True), (2, 0, False)]
     for row in (0, 2):
         assert watch.of_row(row) == healthy.of_row(row)
-        torch.testing.assert_close(latents(results[row]), latents(expected[row]), rtol=0, atol=1e-5)
+        assert_close(latents(results[row]), latents(expected[row]))
 
 
 def test_the_other_rows_equal_a_run_without_the_broken_one() -> None:
@@ -70,7 +71,7 @@ def test_the_other_rows_equal_a_run_without_the_broken_one() -> None:
     results = run(rows, [_Breaks("nan", at=1), MaskGuidance(iterations=2, stop=1.0)])
     expected = run([rows[0], rows[2]], [_Breaks(None), MaskGuidance(iterations=2, stop=1.0)])
     for result, other in zip((results[0], results[2]), expected, strict=True):
-        torch.testing.assert_close(latents(result), latents(other), rtol=0, atol=1e-4)
+        assert_close(latents(result), latents(other))
 
 
 def test_a_row_that_breaks_while_it_is_refined() -> None:

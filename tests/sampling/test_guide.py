@@ -21,6 +21,7 @@ from attnguide.sampling.cfg import pass_context
 from attnguide.schedules import Window, constant
 from attnguide.types import Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.sampling.watch import Watch, final, inputs_of, latents, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
@@ -226,7 +227,7 @@ def test_a_move_survives_a_second_order_scheduler_whole() -> None:
     scheduler = tiny.model().make_scheduler("heun", 4)
     noise = entered[1][:1] / scheduler.input_scale(scheduler.steps[0]) / scheduler.initial_sigma
     started = Sampler(tiny.model()).run([tiny.row(scheduler="heun")], noise)
-    torch.testing.assert_close(latents(guided[0]), latents(started[0]), rtol=0, atol=2e-4)
+    assert_close(latents(guided[0]), latents(started[0]))
     assert (latents(started[0]) - final(scheduler="heun")).abs().max() > 1e-2
 
 

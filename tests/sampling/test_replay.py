@@ -26,6 +26,7 @@ from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, PassContext, Sample, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.injection import common
 
 SOURCE_PROMPT = "a red dog and a blue ball"
@@ -119,7 +120,7 @@ def test_rows_without_strength_start_from_their_own_noise(files: list[str]) -> N
         "masactrl", [{"source_image": one, "scale": float(one == files[0])} for one in files], scheduler="ddim"
     )
     plain = common.latents_of([Sample(**{**vars(row), "methods": ()}) for row in rows])
-    torch.testing.assert_close(common.latents_of(rows)[1:], plain[1:])
+    assert_close(common.latents_of(rows)[1:], plain[1:])
     assert source_unless_idle(None, [0.0, 0.0], files[:2]) is None
 
 

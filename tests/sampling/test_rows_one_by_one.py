@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from attnguide.models.unet import StableDiffusion
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample
 from tests import tiny
+from tests.closeness import SINGLE, assert_close
 from tests.sampling.watch import Watch, latents
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
@@ -79,14 +79,6 @@ def _double() -> StableDiffusion:
     return StableDiffusion(tiny.pipeline().to(torch.float64))
 
 
-SINGLE = 1e-4
-"""What guided steps make of single precision's rounding, as a share of the latents' size; kernels round by the processor."""
-
-
-def _assert_close(found: Tensor, expected: Tensor, share: float) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=share * float(expected.abs().max()))
-
-
 def _assert_rows_equal(model: StableDiffusion, rows: list[Sample], share: float) -> None:
     """Rows of a batch and alone differ by at most ``share`` of the latents' size."""
     together = Watch()
@@ -95,7 +87,7 @@ def _assert_rows_equal(model: StableDiffusion, rows: list[Sample], share: float)
     for index, row in enumerate(rows):
         watch = Watch()
         alone = sample_batch(model, [row], watch)[0]
-        _assert_close(latents(batch[index]), latents(alone), share)
+        assert_close(latents(batch[index]), latents(alone), share)
         moves = [moved for *_, moved in watch.of_row(0)]
         assert [moved for *_, moved in together.of_row(index)] == moves
         halves = 2 if row.cfg_scale > 1 else 1
@@ -145,4 +137,4 @@ def test_a_row_s_place_in_the_batch_does_not_matter() -> None:
     rows = _rows([INJECT, MASK])
     forward = {result.sample.id: latents(result) for result in sample_batch(tiny.model(), rows)}
     for result in sample_batch(tiny.model(), rows[::-1]):
-        _assert_close(latents(result), forward[result.sample.id], SINGLE)
+        assert_close(latents(result), forward[result.sample.id], SINGLE)

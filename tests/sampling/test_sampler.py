@@ -23,6 +23,7 @@ from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import PassContext, Region, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.sampling.watch import Watch, at_step, final, latents, left_as_found, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
@@ -341,7 +342,7 @@ def test_rows_without_regions_beside_rows_with_some() -> None:
     watch = Watch()
     guided = run(rows, [MaskGuidance(), AttendAndExcite(thresholds={})], [_injection()], watch)
     assert all(event.moved == (True, False) for event in watch.events)
-    torch.testing.assert_close(latents(guided[1]), latents(run(rows)[1]), rtol=0, atol=1e-4)
+    assert_close(latents(guided[1]), latents(run(rows)[1]))
 
 
 def test_given_noise_of_another_shape() -> None:

@@ -20,6 +20,7 @@ from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window
 from attnguide.types import MethodConfig, PassContext, Region, Step
 from tests import tiny
+from tests.closeness import assert_close
 
 
 class _Seen(Edit):
@@ -72,7 +73,7 @@ def test_latents_are_replaced_once_in_the_scale_that_the_network_reads(scheduler
     idle, zero = _Replacing(0.0, None), _Replacing(0.5, 0.0)
     kept = Sampler(tiny.model(), [idle]).run([row])[0].latents
     assert plain is not None and kept is not None
-    torch.testing.assert_close(kept, plain, rtol=0, atol=1e-4)  # the edit forms scores, which the fused kernel does not
+    assert_close(kept, plain)  # the edit forms scores, which the fused kernel does not
     watch = _Latents()
     Sampler(tiny.model(), [zero], observer=watch).run([row])
     count = len(watch.before)
@@ -83,7 +84,7 @@ def test_latents_are_replaced_once_in_the_scale_that_the_network_reads(scheduler
     Sampler(tiny.model(), [_Replacing(0.5, 0.0)], observer=other).run([tiny.row(steps=4, scheduler=scheduler, seed=8)])
     index = zero.calls[0][0]
     if scheduler in ("ddim", "euler"):  # nothing of the seed is left in methods that remember no earlier step
-        torch.testing.assert_close(watch.before[index], other.before[index], rtol=0, atol=1e-5)
+        assert_close(watch.before[index], other.before[index])
 
 
 def test_further_noise_is_the_row_s_own() -> None:
@@ -142,7 +143,7 @@ def test_a_row_denoised_anew_is_the_picture_of_its_new_noise(scheduler: str) -> 
     other = tiny.row("1", seed=8, steps=6, scheduler=scheduler)
     for result, expected in zip(found, Sampler(tiny.model(), [_Replacing(0.0, None)]).run([rows[0], other]), strict=True):
         assert result.latents is not None and expected.latents is not None
-        torch.testing.assert_close(result.latents, expected.latents, rtol=0, atol=2e-4 * float(expected.latents.abs().max()))
+        assert_close(result.latents, expected.latents)
     assert found[1].cost.unet_forwards > found[0].cost.unet_forwards
     assert method.seen.kinds == {"denoise"}
 
@@ -159,7 +160,7 @@ def test_no_row_is_denoised_anew_beside_an_edit_that_remembers() -> None:
     for row, result in zip(rows, together, strict=True):
         (alone,) = sample_batch(tiny.model(), [row])
         assert result.latents is not None and alone.latents is not None
-        torch.testing.assert_close(result.latents, alone.latents, rtol=0, atol=1e-4)
+        assert_close(result.latents, alone.latents)
         assert result.cost.unet_forwards == alone.cost.unet_forwards
 
 
