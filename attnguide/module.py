@@ -115,6 +115,8 @@ class CallbackObserver(Observer):
     def __init__(self, trainer: L.Trainer, module: GuidanceModule) -> None:
         self._trainer = trainer
         self._module = module
+        folder = Path(trainer.default_root_dir)
+        self._folder = folder if folder.is_dir() else None
 
     def _hooks(self, name: str) -> Iterator[tuple[L.Callback, Callable[..., Any]]]:
         callbacks: Sequence[L.Callback] = self._trainer.callbacks  # type: ignore[attr-defined]
@@ -154,6 +156,8 @@ class CallbackObserver(Observer):
         self._tell("on_row_stopped", row, reason)
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        if self._folder is not None and not self._folder.is_dir():  # callbacks would make it anew, for the rest of the rows
+            raise FileNotFoundError(f"Folder {str(self._folder)!r} was removed while the run was writing to it")
         self._tell("on_sample_end", results)
 
 

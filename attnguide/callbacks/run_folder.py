@@ -79,6 +79,8 @@ class RunFolder(SamplingCallback):
         return config_of(samples) if samples else None
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
+        if self._lock is not None:
+            self._lock.check()
         if self._defaults is None:
             self._defaults = model_defaults(info.model, info.samples[0].steps)
         self._scores.clear()

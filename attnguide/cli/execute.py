@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import probe
+from attnguide.cli.going_on import check_settings, made_with_model, with_kept
 from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan
-from attnguide.folder import RunLock, check_run_folder, locked_run, tidy
+from attnguide.folder import RunLock, locked_run, tidy
+from attnguide.made_with import MADE_WITH
 from attnguide.records import RECORDS_FILE, complete_ids
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
 
     from attnguide.models.base import ModelAdapter
     from attnguide.types import Sample
-
-MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "norms", "values")
-"""Settings that a resumed run may change."""
 
 NOT_THE_TRAINERS = {
     "precision": "use --dtype",
@@ -83,9 +82,10 @@ def _carried_out(
 ) -> int:
     """See :func:`execute`."""
     first = is_first_process()
+    if first:
+        check_settings(plan, plan.kept_config, "dtype")
+    plan, kept = with_kept(plan)
     try:
-        if first:
-            check_run_folder(plan.folder, plan.kept_config, resume=plan.resume, ignore=(*MAY_DIFFER, "dtype"))
         done = complete_ids(plan.folder, plan.samples) if plan.resume else set()
     except ValueError as error:
         raise UsageError(f"out: {error}") from error
@@ -94,7 +94,7 @@ def _carried_out(
             tidy(plan.folder)
         print(describe(plan, len(done)), flush=True)
     try:
-        interrupted, notes = _sample(plan, done, further, lock) if len(done) < len(plan.samples) else (False, [])
+        interrupted, notes = _sample(plan, kept, done, further, lock) if len(done) < len(plan.samples) else (False, [])
     except RunError:
         if first:
             with suppress(OSError, ValueError):  # a full disk, say, which is told already
@@ -125,7 +125,9 @@ def _write_page(plan: Plan) -> None:
         print(f"no report.html: {one_line(error)}")
 
 
-def _sample(plan: Plan, done: set[str], further: Sequence[Callback], lock: RunLock | None) -> tuple[bool, list[str]]:
+def _sample(
+    plan: Plan, kept: Mapping[str, Any], done: set[str], further: Sequence[Callback], lock: RunLock | None
+) -> tuple[bool, list[str]]:
     """Sample the rows that are not done: every check first, then the model, then files.
 
     Returns:
@@ -133,11 +135,14 @@ def _sample(plan: Plan, done: set[str], further: Sequence[Callback], lock: RunLo
     """
     quiet()
     config = _resolved(plan)
-    _check_trainer(plan)
+    devices = _check_trainer(plan)
+    if plan.resume:
+        check_settings(plan, config)
     if is_first_process():
         print(f"loading model {plan.config['model']} ...", flush=True)
     model = loaded(plan.config)
     check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
+    config[MADE_WITH] = made_with_model(plan, kept, model, devices)
     return _predict(plan, config, model, done, further, lock)
 
 
@@ -173,8 +178,8 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     return {**plan.kept_config, "device": str(device), "dtype": dtype}
 
 
-def _check_trainer(plan: Plan) -> None:
-    """Let Lightning judge the trainer's settings while nothing is loaded or written.
+def _check_trainer(plan: Plan) -> int:
+    """Let Lightning judge the trainer's settings while nothing is loaded or written; how many devices share the rows.
 
     Raises:
         UsageError: With Lightning's complaint, or if several processes would not agree on a folder.
@@ -190,6 +195,7 @@ def _check_trainer(plan: Plan) -> None:
         raise UsageError(f"trainer: {one_line(error)}") from error
     if trainer.world_size > 1 and plan.config["out"] is None:
         raise UsageError(f"out: expected --out with a folder for all {trainer.world_size} processes to write to; got none")
+    return int(trainer.world_size)
 
 
 def loaded(config: Mapping[str, Any]) -> ModelAdapter:
@@ -237,7 +243,6 @@ def _predict(
     from attnguide.loggers import close_loggers, sync_hint
     from attnguide.metrics.scoring import shapes_scores
     from attnguide.module import GuidanceModule, make_trainer
-    from attnguide.sampling.table import fitting_batch_size
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}
     callbacks = [*standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, lock=lock, **chosen), *further]
@@ -245,8 +250,7 @@ def _predict(
     trainer = make_trainer(
         plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
     )
-    batch_size = plan.config["batch_size"] or fitting_batch_size(model, plan.samples, trainer.world_size)
-    data = SampleDataModule(plan.samples, batch_size, skip=done)
+    data = SampleDataModule(plan.samples, config[MADE_WITH]["batch_size"], skip=done)
     try:
         with _ended_like_ctrl_c():
             trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)

@@ -143,6 +143,14 @@ def settings() -> list[Setting]:
         Setting("norms", values.flag, True, "measure no norms of attention maps", option="--no-norms"),
         Setting("values", values.flag, False, "report how much attention values change over steps, seeds and methods"),
         Setting("wandb", values.wandb, {}, "--wandb.project, --wandb.name, --wandb.group, --wandb.tags", metavar="KEYS"),
+        Setting(
+            "made_with",
+            values.mapping,
+            {},
+            "what config.yaml keeps of its run: versions, the model, defaults of methods (which are used, should they have "
+            "changed since)",
+            metavar="KEYS",
+        ),
         Setting("trainer", values.mapping, {}, "arguments of Lightning's Trainer: --trainer.devices 4", metavar="KEYS"),
     ]
 
