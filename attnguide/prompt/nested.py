@@ -26,12 +26,14 @@ def settle(prompt: str, regions: Sequence[Region], tokenized: TokenizedPrompt | 
     Raises:
         ValueError: If a phrase does not occur, or stands only inside another region's phrase and both have a place.
     """
+    for region in regions:
+        if region.token_indices is None:
+            find_phrase(prompt, region.phrase, region.occurrence)
     taken = [(region, _given(prompt, region, tokenized)) for region in regions]
     chosen: dict[str, int] = {}
     waiting = [region for region in regions if region.token_indices is None and region.occurrence is None]
     for region in sorted(waiting, key=lambda region: (-len(region.phrase), region.phrase.lower())):
         if _name(region) not in chosen:
-            find_phrase(prompt, region.phrase)
             chosen[_name(region)] = _choose(prompt, [r for r in waiting if _name(r) == _name(region)], taken)
         taken.append((region, [occurrences(prompt, region.phrase)[chosen[_name(region)]]]))
     return tuple(replace(region, occurrence=chosen[_name(region)]) if region in waiting else region for region in regions)
