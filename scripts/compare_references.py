@@ -3,14 +3,19 @@
     git clone https://github.com/showlab/BoxDiff refs/BoxDiff
     python scripts/compare_references.py --repos refs
     python scripts/compare_references.py --repos refs --methods box_diff syngen --cases
+    python scripts/compare_references.py --repos refs --masks 2000
 
 None of the published code is in this repository: clone what you want to compare, as listed below. The script EXECUTES functions
 out of those clones, so they have to be ones you trust. Only named functions and classes are taken, not their files' imports, so
 none of the repositories' requirements has to be installed, save for the packages listed.
 
-The table holds, for each method, the largest difference over all cases of its loss (or of attention, edited), over the largest
-published value, and of the gradient likewise. A method whose clone, file, function or package is missing has a line that says
-so. What is known of differences is said at the top of the method's file in scripts/references/.
+Boxes are drawn at random, small ones among them. The table holds, for each method, the largest difference over all cases of its
+loss (or of attention, edited), over the largest published value, and of the gradient likewise. A method whose clone, file,
+function or package is missing has a line that says so. What is known of differences is said at the top of the method's file in
+scripts/references/.
+
+With ``--masks``, masks are compared instead, of the methods whose published code draws boxes: how many of them have any cell
+that differs.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from __future__ import annotations
 import argparse
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +41,10 @@ from references import (
     syngen,
 )
 from references.base import Comparison, Reference
+from references.boxes import random_boxes
 from references.foreign import NotFoundError, require_packages, tamed
+
+from attnguide.types import Box
 
 _MODULES = (
     box_diff,
@@ -72,17 +80,25 @@ class Outcome:
 
 def outcome(reference: Reference, repos: Path) -> Outcome:
     """Compare one method with its clone under ``repos``, if it is there."""
+    found: list[Comparison] = []
+    status = _attempt(reference, repos, lambda clone: found.extend(reference.compare(clone)))
+    return Outcome(reference, tuple(found) if status == "ok" else (), status)
+
+
+def _attempt(reference: Reference, repos: Path, compare: Callable[[Path], None]) -> str:
+    """Do something with a clone; ``ok``, or why it could not be done."""
     try:
         clone = repos / reference.folder
         if not clone.is_dir():
             raise NotFoundError(str(clone))
         require_packages(reference.packages)
         with tamed():
-            return Outcome(reference, tuple(reference.compare(clone)))
+            compare(clone)
     except NotFoundError as error:
-        return Outcome(reference, status=f"not found: {error}")
+        return f"not found: {error}"
     except Exception as error:  # another version of the published code may do anything
-        return Outcome(reference, status=_failure(error))
+        return _failure(error)
+    return "ok"
 
 
 def _failure(error: Exception) -> str:
@@ -122,6 +138,44 @@ def _line(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
+@dataclass(frozen=True)
+class MaskOutcome:
+    """One line of the table of masks.
+
+    Attributes:
+        reference: What was compared.
+        compared: Pairs of masks: one for each box, or one for each box and map size.
+        unequal: Pairs that differ in any cell, by more than single precision makes of equal numbers.
+        status: ``ok``, or why it could not be done.
+    """
+
+    reference: Reference
+    compared: int = 0
+    unequal: int = 0
+    status: str = "ok"
+
+
+def mask_outcome(reference: Reference, repos: Path, boxes: Sequence[Box]) -> MaskOutcome:
+    """Compare the masks of one method with those of its clone under ``repos``, if it is there."""
+    equal: list[bool] = []
+
+    def compare(clone: Path) -> None:
+        assert reference.masks is not None
+        pairs = reference.masks(clone, boxes)
+        equal.extend(bool((theirs.double() - ours.double()).abs().max() <= 1e-5) for theirs, ours in pairs)
+
+    status = _attempt(reference, repos, compare)
+    return MaskOutcome(reference, len(equal), equal.count(False), status)
+
+
+def mask_table(outcomes: Sequence[MaskOutcome], boxes: int) -> str:
+    """The methods in Markdown."""
+    lines = [_line("method", "repository", "boxes", "masks", "masks that differ", "status"), _line(*["---"] * 6)]
+    for one in outcomes:
+        lines.append(_line(one.reference.method, one.reference.repository, boxes, one.compared, one.unequal, one.status))
+    return "\n".join(lines)
+
+
 def clones() -> str:
     """For each method, where its clone is expected and what of."""
     lines = ["clones expected under DIR:"]
@@ -129,6 +183,15 @@ def clones() -> str:
         packages = f" (and pip install {' '.join(reference.packages.values())})" if reference.packages else ""
         lines.append(f"  {method:18} DIR/{reference.folder:39} {reference.repository}{packages}")
     return "\n".join(lines)
+
+
+def compared_masks(count: int, methods: Sequence[str], repos: Path) -> str:
+    """The table of masks of so many random boxes."""
+    if count < 1:
+        raise SystemExit(f"--masks: expected a number of at least 1; got {count}")
+    boxes = random_boxes(count, seed=0)
+    drawing = [REFERENCES[name] for name in methods if REFERENCES[name].masks is not None]
+    return mask_table([mask_outcome(reference, repos, boxes) for reference in drawing], count)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -139,6 +202,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--methods", nargs="+", default=list(REFERENCES), metavar="NAME", help="default: all that are listed below"
     )
     parser.add_argument("--cases", action="store_true", help="print every comparison too")
+    parser.add_argument("--masks", type=int, metavar="N", help="compare the masks of N random boxes instead")
     return parser.parse_args(argv)
 
 
@@ -150,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"--methods: expected names among {', '.join(REFERENCES)}; got {', '.join(unknown)}")
     if not args.repos.is_dir():
         raise SystemExit(f"--repos: expected a folder that holds clones; got {args.repos}")
+    if args.masks is not None:
+        print(compared_masks(args.masks, args.methods, args.repos))
+        return
     outcomes = [outcome(REFERENCES[name], args.repos) for name in args.methods]
     print(table(outcomes))
     if args.cases:

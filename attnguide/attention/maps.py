@@ -123,9 +123,23 @@ def gaussian_smooth(maps: Tensor, blur_std: float = 0.5, size: int = 3) -> Tenso
     return flat.reshape(maps.shape)
 
 
+FLAT = 1e-3
+"""Spread of a map, over its largest size, up to which it counts as flat."""
+
+
 def min_max(maps: Tensor) -> Tensor:
-    """Scale each ``... height width`` map to [0, 1]; a flat map becomes 0, without gradient."""
+    """Scale each ``... height width`` map to [0, 1]; a flat map (:func:`is_flat`) becomes 0, without gradient."""
+    flat = is_flat(maps)
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    spread = high - low
-    flat = spread <= 1e-12
-    return torch.where(flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(spread), spread))
+    return torch.where(flat, torch.zeros_like(maps), (maps - low) / torch.where(flat, torch.ones_like(high), high - low))
+
+
+def is_flat(maps: Tensor) -> Tensor:
+    """Which ``... height width`` maps have no place that stands out: bool, ``... 1 1``.
+
+    Their largest and smallest value differ by at most a thousandth of the larger size, which is what half precision leaves of
+    equal numbers: stretched to [0, 1], rounding would become a picture, and its gradient enormous.
+    """
+    fixed = maps.detach()
+    low, high = fixed.amin((-2, -1), keepdim=True), fixed.amax((-2, -1), keepdim=True)
+    return high - low <= (FLAT * torch.maximum(high.abs(), low.abs())).clamp_min(1e-12)

@@ -48,7 +48,9 @@ class InitNO(Guidance):
     The noise is ``eps exp(v / 2) + m``; Adam moves ``v`` and ``m``, which start at 0, on ``cross + own [cross <= 1/2] + clean``
     of one conditional pass at the first step, and further while the mean divergence of N(m, exp v) from N(0, 1) exceeds
     ``kl_limit``. A round ends when ``cross`` and ``own`` are below their limits; otherwise the next begins from fresh noise of
-    the row's own seed, and after the last the best noise is optimised for longer. Then come attend-and-excite's updates on
+    the row's own seed, and after the last the best noise is optimised for longer: the one with the smallest ``cross + own``,
+    where 1 stands for ``own`` if ``cross > 1/2`` (a word without a peak) or if ``own`` is 0, as in the published code. Then
+    come attend-and-excite's updates on
     ``cross``, with refinements at progress 0.2 and 0.4 on ``cross + own + 0.1 clean + 0.1 align``, ``align`` the distance of
     the maps from their running mean. A region's ``weight`` scales its word's part in each of them, so also in what the limits
     are compared with; pairs of words count by the geometric mean of their weights.
@@ -151,9 +153,10 @@ class InitNO(Guidance):
         """Distance of each row's maps from their running mean, which this pass joins; ``batch``."""
         kept = []
         for row, new in zip(targets.rows, words.detach(), strict=True):
-            mean, past = new.clone(), self._seen.get(row, new)
-            shared = min(len(past), len(new))  # passes of fewer rows have a shorter regions axis; what is beyond is padding
-            mean[:shared] = _KEPT * past[:shared] + (1 - _KEPT) * new[:shared]
+            mean, past = new.clone(), self._seen.get(row)
+            if past is not None:  # else rounding would have a sign, and with it a gradient
+                shared = min(len(past), len(new))  # passes of fewer rows have a shorter regions axis; beyond it is padding
+                mean[:shared] = _KEPT * past[:shared] + (1 - _KEPT) * new[:shared]
             self._seen[row] = mean
             kept.append(mean)
         weights = targets.shares(targets.valid) * targets.weights
@@ -161,7 +164,7 @@ class InitNO(Guidance):
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
         scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
-        return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self._judged)
+        return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self.judged)
 
     def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
         if self.optimise_at is None:
@@ -170,14 +173,21 @@ class InitNO(Guidance):
         least = min(1, self.search.iterations)
         return ExpectedCost(least, least, most, most)
 
-    def _judged(self, maps: AttentionMaps, targets: Targets) -> NoiseJudgement:
+    def judged(self, maps: AttentionMaps, targets: Targets) -> NoiseJudgement:
+        """Loss, score and success of every row's noise from the maps of one pass."""
         terms = self.terms(maps, targets)
         pairs = list(zip(terms.cross.tolist(), terms.own.tolist(), strict=True))
         return NoiseJudgement(
             self.opening(terms),
-            [cross + (own if own > 1e-6 else own + 1.0) for cross, own in pairs],
+            [cross + self.compared(cross, own) for cross, own in pairs],
             [cross < self.cross_limit and own < self.own_limit for cross, own in pairs],
         )
+
+    @staticmethod
+    def compared(cross: float, own: float) -> float:
+        """What stands for ``own`` in the score that rounds are compared by: 1 where it is 0 or was left out of the loss."""
+        counted = own if cross <= 0.5 else 0.0
+        return counted if counted > 1e-6 else counted + 1.0
 
     @staticmethod
     def opening(terms: Terms) -> Tensor:

@@ -75,12 +75,15 @@ class LayoutGuidance(Guidance):
         loss = (values * weights).sum(1) / targets.shares(targets.placed).sum(1).clamp_min(1)
         return LossOutput(loss, self._stale(loss, targets) if self.reference else loss.detach())
 
+    def masks(self, targets: Targets, height: int, width: int) -> Tensor:
+        """Soft, or in whole cells as the published code draws them; ``batch regions height width``."""
+        if self.reference:
+            return targets.joined_binary_masks(height, width, "truncated")
+        return targets.joined_masks(height, width)
+
     def _one_site(self, probs: Tensor, targets: Targets, height: int, width: int) -> Tensor:
         """Mean over heads and tokens at one site, ``batch regions``."""
-        if self.reference:
-            masks = targets.joined_binary_masks(height, width, "truncated")
-        else:
-            masks = targets.joined_masks(height, width)
+        masks = self.masks(targets, height, width)
         tokens = targets.tokens.to(probs)
         used = tokens.flatten(0, 1).any(0)  # of the whole batch, so that 77 maps a head need not be kept
         heads = probs[..., used].movedim(-1, 1).unflatten(-1, (height, width)).unsqueeze(1)

@@ -42,7 +42,8 @@ class RegionAndBoundary(Guidance):
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` repeats the published code: the rectangle leaves out its last row and column, box edges are
             truncated to whole cells, a box of the whole picture sets the threshold to 0, the blur is wider by ``sqrt(2)``, and
-            a row whose loss was 0 after progress 0.1 is never guided again.
+            a row whose loss was 0 after progress 0.1 is never guided again. A box that is truncated away is refused, and a flat
+            map has no gradient, where the published code fails.
 
     Raises:
         ValueError: While running, if a place is too small for the latent.

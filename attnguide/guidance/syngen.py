@@ -14,7 +14,7 @@ from attnguide.guidance.base import Guidance, LossOutput, cross_sites
 from attnguide.guidance.groups import require_groups
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
-from attnguide.losses.binding import pairwise_symmetric_kl
+from attnguide.losses.binding import infinite_kl, pairwise_symmetric_kl
 from attnguide.prompt.pairs import TokenGroup
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, constant
@@ -35,9 +35,10 @@ class SynGen(Guidance):
         stop: Progress at which guidance ends.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
-        quirks: ``"reference"`` lets a map that is exactly 0 somewhere make the loss infinite (a row with such a map is given
-            up), as the published code does. Its other slips are not repeated: it keeps the first prompt's groups for later
-            prompts, and returns the last picture of a batch only.
+        quirks: ``"reference"`` leaves cells in which one of two maps is exactly 0 out of their distance, and of a word's pieces
+            takes the first that has such a cell for the farthest: the published loss is infinite or NaN there, and its latents
+            move on along this gradient. Else the logarithm of 0 is that of the type's precision. Other slips are not repeated:
+            the published code keeps the first prompt's groups for later prompts, and returns the last picture of a batch only.
     """
 
     name = "syngen"
@@ -77,22 +78,38 @@ class SynGen(Guidance):
         losses = []
         for prompt, groups, row in zip(targets.tokenized, targets.groups, probs, strict=True):
             positions = list(prompt.word_positions)
-            distances = pairwise_symmetric_kl(row[..., positions].movedim(-1, 0), self.strict)
+            words = row[..., positions].movedim(-1, 0)
+            distances = pairwise_symmetric_kl(words, self.strict)
+            ranks = distances.detach()
+            if self.strict:
+                ranks = ranks.masked_fill(infinite_kl(words), float("inf"))
             place = {position: index for index, position in enumerate(positions)}
-            terms = [self._one_group(distances, group, place) for group in groups if group.modifiers or self.bare_nouns]
+            terms = [self._one_group(distances, ranks, group, place) for group in groups if group.modifiers or self.bare_nouns]
             losses.append(torch.stack(terms).sum() if terms else row.sum() * 0)
         return torch.stack(losses)
 
-    def _one_group(self, distances: Tensor, group: TokenGroup, place: dict[int, int]) -> Tensor:
+    def _one_group(self, distances: Tensor, ranks: Tensor, group: TokenGroup, place: dict[int, int]) -> Tensor:
+        """Loss of one noun and its modifiers.
+
+        Args:
+            distances: Of all words, ``words words``.
+            ranks: By which the farthest of several pieces is chosen, likewise.
+            group: The noun and its modifiers.
+            place: Token position to its place among the words.
+        """
         noun = [place[position] for position in group.noun]
         outside = [place[position] for position in place if position not in group.positions]
 
         def away(word: list[int]) -> Tensor:
             """Mean distance of a word's farthest piece to each token outside."""
-            return distances[word][:, outside].amax(0).mean() if outside else distances.new_zeros(())
+            if not outside:
+                return distances.new_zeros(())
+            farthest = ranks[word][:, outside].argmax(0, keepdim=True)
+            return distances[word][:, outside].gather(0, farthest).mean()
 
         total = distances.new_zeros(()) if group.modifiers else -away(noun)
         for pieces in group.modifiers:
             modifier = [place[position] for position in pieces]
-            total = total + distances[modifier][:, noun].amax() - (away(noun) + away(modifier)) / 2
+            near = distances[modifier][:, noun].flatten()[ranks[modifier][:, noun].argmax()]
+            total = total + near - (away(noun) + away(modifier)) / 2
         return total

@@ -10,7 +10,8 @@ from torch import Tensor
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import WindowEdit
-from attnguide.prompt.tokens import TokenizedPrompt, token_indices
+from attnguide.prompt.named import named_positions
+from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Window
 from attnguide.types import PassContext, Step
 
@@ -64,11 +65,16 @@ class AlignedCrossAttention(WindowEdit):
 def token_spans(given: Mapping[str, Sequence[float]] | None, otherwise: Span, prompt: TokenizedPrompt) -> list[Span]:
     """Window of every token of a prompt: the one given for its phrase, ``otherwise`` for the rest.
 
+    Args:
+        given: Phrase of the prompt -> window; ``phrase[1]`` means the second occurrence alone.
+        otherwise: Window of the tokens of no phrase.
+        prompt: As the model reads it.
+
     Raises:
         ValueError: If a phrase does not occur in the prompt.
     """
     spans = [otherwise] * len(prompt.ids)
     for phrase, (start, stop) in (given or {}).items():
-        for position in token_indices(prompt, phrase):
+        for position in named_positions(prompt, phrase):
             spans[position] = (float(start), float(stop))
     return spans

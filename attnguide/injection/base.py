@@ -14,8 +14,9 @@ from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.prompt.named import named_positions
 from attnguide.prompt.targets import Targets
-from attnguide.prompt.tokens import TokenizedPrompt, token_indices
+from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Window
 from attnguide.types import Branch, PassContext, Step
 
@@ -136,7 +137,7 @@ def finite(name: str, value: PerRow) -> None:
 
 
 Factors = Mapping[str, float] | None
-"""Phrase of the prompt -> factor."""
+"""Phrase of the prompt -> factor; ``phrase[1]`` means the second occurrence alone."""
 
 
 def token_factors(given: Factors, prompt: TokenizedPrompt) -> Tensor:
@@ -148,18 +149,18 @@ def token_factors(given: Factors, prompt: TokenizedPrompt) -> Tensor:
     factors = torch.ones(len(prompt.ids))
     for phrase, factor in (given or {}).items():
         finite(f"factor of {phrase!r}", factor)
-        factors[list(token_indices(prompt, phrase))] = float(factor)
+        factors[list(named_positions(prompt, phrase))] = float(factor)
     return factors
 
 
 def phrase_positions(phrases: str | None, prompt: TokenizedPrompt) -> tuple[int, ...]:
-    """Positions of the tokens of phrases that are separated by commas.
+    """Positions of the tokens of phrases that are separated by commas, of every occurrence (``phrase[1]``: of the second).
 
     Raises:
         ValueError: If a phrase does not occur in the prompt.
     """
     named = [phrase for phrase in (phrases or "").split(",") if phrase.strip()]
-    return tuple(position for phrase in named for position in token_indices(prompt, phrase))
+    return tuple(position for phrase in named for position in named_positions(prompt, phrase))
 
 
 class LatentsEdit(Edit):

@@ -38,7 +38,8 @@ class PromptToPrompt(Injection):
     The source is denoised beside the row from the same noise (https://arxiv.org/abs/2208.01626). In the conditional half and
     within the window, ``P_j`` becomes ``c_j (sum_i P_src,i M_ij + P_j k_j)``: ``M`` aligns the tokens of the two prompts
     (:mod:`attnguide.prompt.alignment`), ``k`` is 1 for tokens without a source, ``c`` the factor of a reweighted word. Probs
-    are not renormalised. The same prompt twice with factors is the paper's reweighting.
+    are not renormalised. The same prompt twice with factors is the paper's reweighting. A phrase of the prompt means every
+    place where it occurs; ``phrase[1]`` is its second occurrence alone.
 
     Args:
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
@@ -49,7 +50,9 @@ class PromptToPrompt(Injection):
         reweight: Phrase of the prompt -> factor, which may be negative; one mapping, or one per row.
         cross_stop: Progress at which cross-attention is left alone again.
         self_stop: The same for self-attention.
-        word_windows: Phrase of the prompt -> ``(start, stop)`` in progress, instead of ``(0, cross_stop)``; one mapping, or one
+        cross_start: Progress from which cross-attention is edited: all tokens have the window ``(cross_start, cross_stop)``.
+        self_start: The same for self-attention.
+        word_windows: Phrase of the prompt -> ``(start, stop)`` in progress, instead of that of all tokens; one mapping, or one
             per row.
         self_cells: Largest self-attention maps that are replaced, in cells.
         blend: Phrases of the prompt, separated by commas: outside of where they and ``blend_source`` attend, latents become
@@ -79,6 +82,8 @@ class PromptToPrompt(Injection):
         reweight: Factors | Sequence[Factors] = None,
         cross_stop: float = 0.8,
         self_stop: float = 0.4,
+        cross_start: float = 0.0,
+        self_start: float = 0.0,
         word_windows: Spans | Sequence[Spans] = None,
         self_cells: int = 256,
         blend: Words | Sequence[Words] = None,
@@ -91,12 +96,15 @@ class PromptToPrompt(Injection):
         one_of("edit", edit, ("replace", "refine"))
         one_of("quirks", quirks, ("none", "reference"))
         finite("scale", scale)
-        for name, value in (("cross_stop", cross_stop), ("self_stop", self_stop), ("blend_start", blend_start)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
+        if not 0 <= blend_start <= 1:
+            raise ValueError(f"blend_start must lie in [0, 1]; got {blend_start}.")
+        self.cross_window = _window("cross_start and cross_stop", (cross_start, cross_stop))
+        self.self_window = _window("self_start and self_stop", (self_start, self_stop))
+        for mapping in [word_windows] if isinstance(word_windows, Mapping) else word_windows or ():
+            for phrase, window in (mapping or {}).items():
+                _window(f"window of {phrase!r}", window)
         self.edit, self.reweight, self.word_windows, self.quirks, self.scale = edit, reweight, word_windows, quirks, scale
-        self.cross_stop, self.self_stop, self.self_cells = cross_stop, self_stop, self_cells
-        self.blend, self.blend_source = blend, blend_source
+        self.self_cells, self.blend, self.blend_source = self_cells, blend, blend_source
         self.blend_threshold, self.blend_start = blend_threshold, blend_start
         self.source = source_unless_idle(source_prompt, scale, source_image, source_iterations)
 
@@ -115,7 +123,7 @@ class PromptToPrompt(Injection):
         edits: list[Edit] = [self._cross_attention(targets)]
         if blend.blends:  # the first to come sees the prompt's own maps
             edits.insert(1 if self.quirks == "reference" else 0, blend)
-        return [*edits, _SelfAttention(self, targets)] if self.self_stop > 0 else edits
+        return [*edits, _SelfAttention(self, targets)] if self.self_window[0] < self.self_window[1] else edits
 
     def _cross_attention(self, targets: Targets) -> AlignedCrossAttention:
         pairs = list(zip(targets.source_prompts, targets.tokenized, strict=True))
@@ -125,7 +133,7 @@ class PromptToPrompt(Injection):
             self.scale,
             torch.stack([_alignment(self, *pair) for pair in pairs]).to(targets.device),
             torch.stack([token_factors(given, new) for given, (_, new) in zip(reweight, pairs, strict=True)]),
-            [token_spans(given, (0.0, self.cross_stop), new) for given, (_, new) in zip(windows, pairs, strict=True)],
+            [token_spans(given, self.cross_window, new) for given, (_, new) in zip(windows, pairs, strict=True)],
             self.covers,
             keeps=not (self.edit == "replace" and self.quirks == "reference"),
         )
@@ -134,6 +142,18 @@ class PromptToPrompt(Injection):
         """Whether a word's window of progress includes a step."""
         rows = step.count + 1 if self.quirks == "reference" else step.count
         return _within(step.index, rows, start, stop)
+
+
+def _window(name: str, given: Sequence[float]) -> tuple[float, float]:
+    """A window of progress that an option gives.
+
+    Raises:
+        ValueError: If it is not two numbers in order within [0, 1].
+    """
+    numbers = [number for number in given if isinstance(number, int | float)] if isinstance(given, list | tuple) else []
+    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1] <= 1:
+        raise ValueError(f"{name} must be start <= stop, both in [0, 1]; got {given!r}.")
+    return float(numbers[0]), float(numbers[1])
 
 
 def _within(index: int, count: int, start: float, stop: float) -> bool:
@@ -147,10 +167,10 @@ class _SelfAttention(WindowEdit):
     def __init__(self, method: PromptToPrompt, targets: Targets) -> None:
         small = SiteSelector(kind="self", where=lambda site: site.height * site.width <= method.self_cells)
         super().__init__(small, ("probs",), Window(), method.scale, len(targets.regions))
-        self.stop = method.self_stop
+        self.span = method.self_window
 
     def active(self, context: PassContext) -> bool:
-        return super().active(context) and _within(context.step.index, context.step.count, 0.0, self.stop)
+        return super().active(context) and _within(context.step.index, context.step.count, *self.span)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         return from_source(probs, self.gate(probs, context), context, CONDITIONAL)

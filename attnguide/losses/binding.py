@@ -15,8 +15,8 @@ def pairwise_symmetric_kl(maps: Tensor, strict: bool = False) -> Tensor:
 
     Args:
         maps: ``... words height width``, at least 0.
-        strict: Infinite where one map is exactly 0 and the other is not, as the divergence is by definition; else logarithms
-            stop at the precision of the type.
+        strict: Leave out cells where one of the two maps is exactly 0: where the divergence is infinite by definition, this is
+            what still has a gradient. Else such cells count, and logarithms stop at the precision of the type.
 
     Returns:
         ``... words words``.
@@ -24,14 +24,28 @@ def pairwise_symmetric_kl(maps: Tensor, strict: bool = False) -> Tensor:
     flat = maps.flatten(-2)
     probs = flat / flat.sum(-1, keepdim=True).clamp_min(_TINY)
     logs = probs.clamp_min(torch.finfo(probs.dtype).eps).log()
-    cross = probs @ logs.transpose(-1, -2)
-    one_way = cross.diagonal(dim1=-2, dim2=-1)[..., None] - cross
-    both = (one_way + one_way.transpose(-1, -2)) / 2
     if strict:
-        empty = (probs == 0).to(probs.dtype)
-        missed = (1 - empty) @ empty.transpose(-1, -2) > 0
-        both = both.masked_fill(missed | missed.transpose(-1, -2), float("inf"))
-    return both
+        filled = (probs > 0).to(probs.dtype)
+        used = probs * filled
+        one_way = (used * logs) @ filled.transpose(-1, -2) - used @ (logs * filled).transpose(-1, -2)
+    else:
+        cross = probs @ logs.transpose(-1, -2)
+        one_way = cross.diagonal(dim1=-2, dim2=-1)[..., None] - cross
+    return (one_way + one_way.transpose(-1, -2)) / 2
+
+
+def infinite_kl(maps: Tensor) -> Tensor:
+    """Which pairs of maps have an infinite symmetric divergence: one of the two is exactly 0 where the other is not.
+
+    Args:
+        maps: ``... words height width``, at least 0.
+
+    Returns:
+        bool, ``... words words``.
+    """
+    empty = (maps.flatten(-2) == 0).float()
+    missed = (1 - empty) @ empty.transpose(-1, -2) > 0
+    return missed | missed.transpose(-1, -2)
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnguide.attention.maps import min_max
+from attnguide.attention.maps import is_flat, min_max
 
 _TINY = 1e-12
 _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
@@ -119,7 +119,7 @@ def edge_misfit(maps: Tensor, masks: Tensor, iou: Tensor) -> Tensor:
     """``1 - (1 - u)`` times the share of a map's edges that lies inside the mask; in [0, 1], 0 is best.
 
     The boundary-aware loss of R&B (https://arxiv.org/abs/2310.08872), with edges by the Sobel operator on all but the outermost
-    cells.
+    cells; a flat map has none, and no gradient.
 
     Args:
         maps: ``... height width``, at least 0, smoothed.
@@ -132,7 +132,8 @@ def edge_misfit(maps: Tensor, masks: Tensor, iou: Tensor) -> Tensor:
     # The square root has no slope at 0, where a map is flat.
     edges = squared.clamp_min(1e-20).sqrt().view(*maps.shape[:-2], maps.shape[-2] - 2, maps.shape[-1] - 2)
     inside = (edges * masks[..., 1:-1, 1:-1]).sum((-2, -1))
-    return 1 - (1 - iou) * inside / edges.sum((-2, -1))
+    share = inside / edges.sum((-2, -1))
+    return 1 - (1 - iou) * torch.where(is_flat(maps)[..., 0, 0], torch.zeros_like(share), share)
 
 
 def soft_shape(maps: Tensor, sharpness: float = 10.0) -> Tensor:

@@ -351,7 +351,8 @@ def _read_map(path: Path) -> _Cells:
             f"Map file '{path}' must hold finite numbers with axes height width or steps height width; got {values.shape}."
         )
     low, high = cells.min(), cells.max()
-    return (cells - low) / (high - low) if high > low else np.ones_like(cells)
+    flat = high - low <= 1e-6 * max(abs(high), abs(low))  # but for single precision
+    return np.ones_like(cells) if flat else (cells - low) / (high - low)
 
 
 def _read_mask(path: Path) -> _Cells:

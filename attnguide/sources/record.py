@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnguide.attention.capture import Probe
-from attnguide.attention.maps import min_max
+from attnguide.attention.maps import is_flat, min_max
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.types import PassContext, PassKind, Step
@@ -84,5 +84,5 @@ def target_mask(
     chosen = [index for index, at in enumerate(progress) if start <= at < stop]
     chosen = chosen or [min(range(len(progress)), key=lambda index: abs(progress[index] - start))]
     mean = maps[chosen].float().mean(0)
-    mask = min_max(mean) if float(mean.amax() - mean.amin()) > 1e-12 else torch.ones_like(mean)
+    mask = torch.ones_like(mean) if bool(is_flat(mean)) else min_max(mean)
     return mask if threshold is None else (mask >= threshold).to(mask.dtype)

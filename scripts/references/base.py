@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attnguide.types import Box
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -25,6 +27,9 @@ class Comparison:
     gradient: float | None = None
 
 
+Masks = Callable[[Path, Sequence[Box]], Iterable[tuple[Tensor, Tensor]]]
+
+
 @dataclass(frozen=True)
 class Reference:
     """A method of attnguide and the code that was published with its paper.
@@ -33,12 +38,15 @@ class Reference:
         method: Name of the method.
         repository: Of the code on GitHub, ``owner/name``.
         compare: From the folder of its clone to comparisons; may raise :class:`~references.foreign.NotFoundError`.
+        masks: From the folder of its clone and boxes to pairs of masks, published and attnguide's; ``None`` where the method
+            draws none.
         packages: Module -> name to install it by, of what the published code cannot do without.
     """
 
     method: str
     repository: str
     compare: Callable[[Path], Iterable[Comparison]]
+    masks: Masks | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -20,8 +20,9 @@ from attnguide.injection.dense_diffusion import DenseDiffusion
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.cfg import pass_context
-from attnguide.types import Region, Step
+from attnguide.types import Box, Region, Step
 from references.base import Comparison, Reference, compared
+from references.boxes import random_boxes
 from references.foreign import load
 from references.tensors import HEADS, PROMPT, TOKENS, apart, targets, tokenized, unit_values
 
@@ -29,7 +30,7 @@ SIDE = 16
 """Of the latent."""
 
 CHANNELS, SCALE = 8 * HEADS, 0.5
-REGIONS = (Region("red cat", box=(0, 0, 0.5, 1)), Region("blue ball", box=(0.5, 0.25, 1, 1)))
+PHRASES = ("red cat", "blue ball")
 TIMESTEPS = (901.0, 801.0, 701.0)
 CALLS = 32
 """Attention calls a step, by which the published code knows its step."""
@@ -57,7 +58,7 @@ class _Pipeline:
     def __init__(self) -> None:
         self.tokenizer, self.tokenize = _Tokenizer(), tokenized
         source = torch.Generator().manual_seed(0)
-        texts = (PROMPT, *(region.phrase for region in REGIONS), "")
+        texts = (PROMPT, *PHRASES, "")
         self.states = {tokenized(text).ids: torch.randn(TOKENS, CHANNELS, generator=source) for text in texts}
 
     def __call__(self, *_: object, **__: object) -> SimpleNamespace:
@@ -68,6 +69,12 @@ class _Pipeline:
 
     def encode_prompt(self, prompts: Sequence[str], negative: None) -> Conditioning:
         return Conditioning(self.text_encoder(self.tokenizer(prompts).input_ids)[0])
+
+
+def _apart(seed: int) -> tuple[Box, Box]:
+    """Two boxes that do not meet, on either side of the middle; the published code expects segments that are apart."""
+    (a, b, c, d), (e, f, g, h) = random_boxes(2, seed)
+    return (a / 2, b, c / 2, d), (0.5 + e / 2, f, 0.5 + g / 2, h)
 
 
 def _prepared(clone: Path, pipeline: _Pipeline, aim: Targets, strength: float) -> dict[str, Any]:
@@ -81,8 +88,7 @@ def _prepared(clone: Path, pipeline: _Pipeline, aim: Targets, strength: float) -
     }
     scope = load(clone / "gradio_app.py", ["mod_forward", "process_generation"], known)
     drawn = [np.asarray(mask) for mask in aim.masks(SIDE, SIDE)[0]]
-    phrases = [region.phrase for region in REGIONS]
-    scope["process_generation"](drawn, 0, strength, 0.3 * strength, 1.0, 1, PROMPT, *phrases)
+    scope["process_generation"](drawn, 0, strength, 0.3 * strength, 1.0, 1, PROMPT, *PHRASES)
     return scope
 
 
@@ -102,14 +108,15 @@ def _attention() -> SimpleNamespace:
 
 def compare(clone: Path) -> Iterator[Comparison]:
     """Three sizes of both kinds of attention, at the published strength and where it is large enough to overshoot."""
-    pipeline, aim, source = _Pipeline(), targets(REGIONS), torch.Generator().manual_seed(0)
+    pipeline, source = _Pipeline(), torch.Generator().manual_seed(0)
     model = cast(ModelAdapter, pipeline)
     kinds: tuple[SiteKind, ...] = ("cross", "self")
-    for strength in (1.0, 3.0):
+    for strength, seed in itertools.product((1.0, 3.0), range(3)):
+        aim = targets([Region(phrase, box=box) for phrase, box in zip(PHRASES, _apart(seed), strict=True)])
         scope, ours = _prepared(clone, pipeline, aim, strength), DenseDiffusion(scale=strength, quirks="reference")
         text = scope["text_cond"]
         states = ours.condition(model.encode_prompt([PROMPT], None), aim, model).cond
-        yield compared(f"text states, strength {strength:g}", text[1:], states)
+        yield compared(f"text states, strength {strength:g}, boxes {seed}", text[1:], states)
         for level, kind, index in itertools.product(range(3), kinds, range(len(TIMESTEPS))):
             side = SIDE >> level
             latents = torch.randn(2, side * side, CHANNELS, generator=source).requires_grad_(True)
@@ -119,7 +126,7 @@ def compare(clone: Path) -> Iterator[Comparison]:
             context = pass_context(Step(index, 50, TIMESTEPS[index], 5.0), "denoise", [0], ("uncond", "cond"))
             site = Site("attn", kind, side, side, HEADS, "up", level)
             found = ours.edits(aim)[0].scores(scores.unflatten(0, (2, HEADS)), site, context).softmax(-1)
-            case = f"{kind}, {side} x {side}, step {index}, strength {strength:g}"
+            case = f"{kind}, {side} x {side}, step {index}, strength {strength:g}, boxes {seed}"
             yield compared(case, theirs, found, [latents])
 
 

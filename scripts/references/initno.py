@@ -5,6 +5,7 @@ Its blur kernel is computed in float32, and it adds 1e-6 to a sum of 2 before it
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ from references.foreign import load
 from references.tensors import CROSS_16, HEADS, mean_map, random_maps, step, targets
 
 MAPS = ("fn_get_topk", "fn_smoothing_func", "fn_get_otsu_mask", "fn_clean_mask")
-LOSSES = ("fn_compute_loss", "fn_augmented_compute_losss", "fn_calc_kld_loss_func")  # as published
+ROUND = "fn_initno"
+LOSSES = (ROUND, "fn_compute_loss", "fn_augmented_compute_losss", "fn_calc_kld_loss_func")  # as published
 SITES = (*CROSS_16, *(Site(f"{place}.attn1", "self", 16, 16, HEADS, place, 2) for place in ("down", "up")))
 
 
@@ -32,6 +34,7 @@ def compare(clone: Path) -> Iterator[Comparison]:
     """Maps of six sharpnesses, in two passes, of which the second reads the running mean of the maps."""
     blur = load(clone / "utils/gaussian_smoothing.py", ["GaussianSmoothing"])
     helpers = load(clone / "utils/attn_utils.py", MAPS, {**blur, "cv2": importlib.import_module("cv2")})
+    helpers.update(tqdm=iter, Adam=torch.optim.Adam)
     theirs = load(clone / "initno/pipelines/pipeline_sd_initno.py", LOSSES, helpers)
     aim = targets([Region("cat"), Region("ball")])
     for seed, sharpness in enumerate((0.5, 1, 2, 3, 4, 5)):
@@ -49,8 +52,31 @@ def compare(clone: Path) -> Iterator[Comparison]:
             yield compared(f"loss of a refinement, {case}", refining, found.refining, leaves)
             yield compared(f"loss, {case}", cross, found.loss, leaves)
             yield compared(f"loss of the noise, {case}", opening, ours.opening(ours.terms(maps, aim)), leaves)
+            yield compared(f"score of a round, {case}", *_scores(theirs, pipeline, ours, maps))
     for seed in range(3):
         yield _optimised(theirs, seed)
+
+
+def _scores(theirs: dict[str, Any], pipeline: Any, ours: InitNO, maps: AttentionMaps) -> tuple[Tensor, Tensor]:
+    """What rounds are compared by, of a round of one pass; published, and attnguide's."""
+    pipeline.fn_compute_loss = functools.partial(theirs["fn_compute_loss"], pipeline)
+    pipeline.fn_calc_kld_loss_func = functools.partial(theirs["fn_calc_kld_loss_func"], pipeline)
+    pipeline.prepare_extra_step_kwargs = lambda *_: {}
+    pipeline.scheduler = SimpleNamespace(set_timesteps=lambda *_, **__: None, timesteps=[999])
+    pipeline.unet = _Network()
+    latents = torch.zeros(1, 4, 8, 8)
+    *_, score = theirs[ROUND](pipeline, latents=latents, indices=[3, 7], text_embeddings=torch.zeros(2, 1), max_step=1)
+    return score.detach(), torch.tensor(ours.judged(maps, targets([Region("cat"), Region("ball")])).scores)
+
+
+class _Network:
+    """Stands for the network: the maps of its pass are in the store already."""
+
+    def __call__(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(sample=None)
+
+    def zero_grad(self) -> None:
+        return
 
 
 class _Store:

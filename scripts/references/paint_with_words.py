@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +18,19 @@ from torch import Tensor
 from attnguide.attention.sites import Site
 from attnguide.injection.paint_with_words import PaintWithWords
 from attnguide.sampling.cfg import pass_context
-from attnguide.types import Region, Step
+from attnguide.types import Box, Region, Step
 from references.base import Comparison, Reference, compared
+from references.boxes import painted as painted_box
+from references.boxes import random_boxes
 from references.foreign import load
 from references.tensors import HEADS, TOKENS, apart, targets, tokenized, unit_values
 
+FILE = "paint_with_words/paint_with_words.py"
 PROMPT = "a red cat and a blue ball and a cat"
-REGIONS = (
-    Region("red cat", box=(0.0, 0.125, 0.5, 0.875), weight=1.5),
-    Region("ball", box=(0.25, 0.25, 1.0, 1.0), weight=0.4),
-    Region("cat", box=(0.75, 0.0, 1.0, 0.25), occurrence=1),
-)
 SIDE, CHANNELS, SCALE = 128, 8 * HEADS, 0.5
 """Of the picture, of the states, and of the attention."""
+
+NAMES = ("always_round", "_img_importance_flatten", "_tokens_img_attention_weight", "inj_forward")
 
 STEP = Step(2, 30, 801.0, 5.13)
 STRENGTH = 0.4
@@ -45,20 +45,15 @@ FUNCTIONS: Mapping[Literal["max", "std", "std_squared"], Weight] = {
 
 def compare(clone: Path) -> Iterator[Comparison]:
     """Three sizes; a word that occurs twice."""
-    names = ("always_round", "_img_importance_flatten", "_tokens_img_attention_weight", "inj_forward")
-    theirs = load(clone / "paint_with_words/paint_with_words.py", names)
-    aim, source = targets(REGIONS, prompt=PROMPT), torch.Generator().manual_seed(0)
-    drawn = [
-        (list(tokenized(region.phrase).ids[1 : len(region.phrase.split()) + 1]), region.weight * mask)
-        for region, mask in zip(REGIONS, aim.masks(SIDE, SIDE)[0], strict=True)
-    ]
-    prompt = {"input_ids": torch.tensor([tokenized(PROMPT).ids])}
-    for level, (name, function), seed in itertools.product(range(3), FUNCTIONS.items(), range(2)):
+    theirs, source = load(clone / FILE, NAMES), torch.Generator().manual_seed(0)
+    for level, (name, function), seed in itertools.product(range(3), FUNCTIONS.items(), range(4)):
         side = (SIDE // 8) >> level
         latents, text = (
             torch.randn(1, length, CHANNELS, generator=source).requires_grad_(True) for length in (side * side, TOKENS)
         )
-        painted = theirs["_tokens_img_attention_weight"](drawn, prompt, ratio=8 << level).double()
+        regions = _regions(random_boxes(3, seed))
+        aim = targets(regions, prompt=PROMPT)
+        painted = _weights(theirs, regions, SIDE, 8 << level).double()
         context = {"CONTEXT_TENSOR": text, "WEIGHT_FUNCTION": function, "SIGMA": STEP.sigma}
         published = theirs["inj_forward"](_attention(), latents, {**context, f"CROSS_ATTENTION_WEIGHT_{side * side}": painted})
         scores = (apart(latents) @ apart(text).transpose(1, 2) * SCALE)[None]
@@ -66,6 +61,41 @@ def compare(clone: Path) -> Iterator[Comparison]:
         site = Site("attn2", "cross", side, side, HEADS, "up", level)
         found = ours.scores(scores, site, pass_context(STEP, "denoise", [0], ("cond",)))
         yield compared(f"{name}, {side} x {side}, draw {seed}", published, found.softmax(-1), [latents, text])
+
+
+def _regions(boxes: Sequence[Box]) -> list[Region]:
+    """One box each for the cat that is red, the ball, and the other cat."""
+    red, ball, other = boxes
+    return [
+        Region("red cat", box=red, weight=1.5),
+        Region("ball", box=ball, weight=0.4),
+        Region("cat", box=other, occurrence=1),
+    ]
+
+
+def _weights(theirs: dict[str, Any], regions: Sequence[Region], side: int, ratio: int) -> Tensor:
+    """Published weights of a map ``ratio`` times as small as the picture, ``cells tokens``."""
+    drawn = []
+    for region in regions:
+        assert region.box is not None
+        words = len(region.phrase.split())
+        drawn.append((list(tokenized(region.phrase).ids[1 : words + 1]), region.weight * painted_box(region.box, side)))
+    prompt = {"input_ids": torch.tensor([tokenized(PROMPT).ids])}
+    weights: Tensor = theirs["_tokens_img_attention_weight"](drawn, prompt, ratio=ratio)
+    return weights
+
+
+def masks(clone: Path, boxes: Sequence[Box]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of one box each, painted on a picture of 512 x 512 pixels; on maps of 64 x 64 to 8 x 8 cells, one size a box."""
+    theirs = load(clone / FILE, NAMES)
+    for number, box in enumerate(boxes):
+        level, regions = number % 4, [Region("ball", box=box)]
+        side = 64 >> level
+        ours = PaintWithWords(quirks="reference").edits(targets(regions, prompt=PROMPT))[0]
+        site, flat = Site("attn2", "cross", side, side, 1, "up", level), torch.ones(1, 1, side * side, TOKENS)
+        raised = ours.scores(flat, site, pass_context(STEP, "denoise", [0], ("cond",))) - flat
+        weights = raised[0, 0] / (0.1 * math.log(STEP.sigma + 1))
+        yield _weights(theirs, regions, 512, 8 << level), weights
 
 
 def _attention() -> SimpleNamespace:
@@ -78,4 +108,4 @@ def _attention() -> SimpleNamespace:
     return SimpleNamespace(scale=SCALE, to_q=same, to_k=same, to_v=unit_values, to_out=(same, same), **heads)
 
 
-REFERENCE = Reference("paint_with_words", "cloneofsimo/paint-with-words-sd", compare)
+REFERENCE = Reference("paint_with_words", "cloneofsimo/paint-with-words-sd", compare, masks)

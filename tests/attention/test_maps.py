@@ -112,6 +112,11 @@ def test_min_max() -> None:
     scaled = min_max(_random(2, 4, 6))
     assert scaled.amin((1, 2)).tolist() == [0, 0] and scaled.amax((1, 2)).tolist() == [1, 1]
     assert min_max(torch.full((2, 2), 0.7)).tolist() == [[0, 0], [0, 0]]
+    nearly = torch.tensor([[0.0130, 0.0130 + 1e-9], [0.0130, 0.0130 - 1e-9]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(min_max(nearly).sum(), nearly)
+    assert not min_max(nearly).any() and not gradient.any()
+    assert min_max(torch.tensor([[1.0, 1.002]])).tolist() == [[0, 1]]
+    assert min_max(torch.tensor([[-1e-6, 1e-6]])).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize(

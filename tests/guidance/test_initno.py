@@ -64,6 +64,34 @@ def test_own_attention_counts_once_words_are_attended_to() -> None:
     torch.testing.assert_close(opening, torch.tensor([0.8, 0.7]))
 
 
+def test_the_first_pass_has_no_drift_and_no_gradient_of_it() -> None:
+    maps = cases.random_maps(SITES, 1)
+    read = torch.autograd.grad(_refining(maps, drift=True), list(maps.probs.values()))
+    without = torch.autograd.grad(_refining(maps, drift=False), list(maps.probs.values()))
+    assert all(torch.equal(one, other) for one, other in zip(read, without, strict=True))
+
+
+def _refining(maps: AttentionMaps, drift: bool) -> Tensor:
+    method = cases.guidance("initno")
+    if not drift:
+        method._drift = lambda words, targets: 0.0  # type: ignore[attr-defined]
+    refining = method.loss(maps, TARGETS, cases.FLAT).refining
+    assert refining is not None
+    return refining.sum()
+
+
+@pytest.mark.parametrize("quirks", ["none", "reference"])
+def test_rounds_are_compared_as_published(quirks: str) -> None:
+    """A missing word (cross .55) leaves its overlap of .05 out, for which 1 stands: 1.55 loses to .35 + .32."""
+    judged = []
+    for cross, own in ((0.55, 0.05), (0.35, 0.32), (0.35, 0.0), (0.5, 0.1)):
+        method, values = cases.guidance("initno", quirks=quirks), torch.tensor([cross, own, 0.0])
+        terms = Terms(values[:1], values[1:2], values[2:], values)
+        method.terms = lambda *_, terms=terms: terms  # type: ignore[attr-defined]
+        judged += method.judged(None, None).scores  # type: ignore[attr-defined, arg-type]
+    assert judged == pytest.approx([1.55, 0.67, 1.35, 0.6])
+
+
 class _Scripted:
     """Trials whose terms are told in advance, by row and by how often the row was tried."""
 

@@ -78,6 +78,26 @@ def test_a_finished_row_is_guided_again_unless_published() -> None:
     assert asks("reference", 3)
 
 
+@pytest.mark.parametrize("quirks", ["none", "reference"])
+@pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-6])
+def test_maps_that_are_flat_up_to_rounding_move_nothing(quirks: str, noise: float) -> None:
+    """One of the two words is flat; the other's gradient is what it would be beside any map that cannot be told."""
+    maps = cases.random_maps(SITES, 1)
+    leaves = []
+    for seed, probs in enumerate(maps.probs.values()):
+        flat = probs.detach().clone()
+        jitter = torch.rand(flat.shape[:-1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for token in (2, 3):
+            flat[..., token] = 0.013 + noise * jitter
+        leaves.append(flat.requires_grad_(True))
+    method = cases.guidance("r_and_b", quirks=quirks)
+    loss = method.loss(AttentionMaps(dict(zip(maps.probs, leaves, strict=True))), TARGETS, cases.FLAT).loss
+    gradients = torch.autograd.grad(loss.sum(), leaves)
+    assert torch.isfinite(loss).all()
+    assert all(torch.isfinite(gradient).all() and not gradient[..., 2:4].any() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+
+
 def test_sites_that_are_read() -> None:
     method = cases.guidance("r_and_b")
     kinds = (("down", 0), ("down", 1), ("down", 2), ("mid", 3), ("up", 2), ("up", 1), ("up", 0))

@@ -104,4 +104,4 @@ def token_positions(row: Sample, region: Region) -> list[int]:
     """Positions of the region's words, for prompts whose words are one token each."""
     words, wanted = row.prompt.split(), region.phrase.split()
     starts = [at for at in range(len(words)) if words[at : at + len(wanted)] == wanted]
-    return [starts[region.occurrence] + 1 + offset for offset in range(len(wanted))]
+    return [starts[region.occurrence or 0] + 1 + offset for offset in range(len(wanted))]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnguide.attention.sites import Site
+from attnguide.injection.aligned_attention import AlignedCrossAttention
 from attnguide.injection.local_blend import LocalBlend
 from attnguide.injection.prompt_to_prompt import PromptToPrompt
 from attnguide.methods import build_method
@@ -85,6 +86,43 @@ def test_windows() -> None:
     assert sum(more.active(context) for context in contexts) == 3  # 0.3 of ten, not of nine
 
 
+def _shares(method: PromptToPrompt, prompt: str, step: Step) -> list[bool]:
+    """Which of the prompt's tokens are edited in a step."""
+    (edit, *_) = method.edits(common.targets_of([tiny.row(prompt=prompt, regions=())], [prompt]))
+    assert isinstance(edit, AlignedCrossAttention)
+    return [edit.covers(step, *span) for span in edit.spans[0]]
+
+
+@pytest.mark.parametrize("quirks", ["none", "reference"])
+def test_windows_have_a_start_for_all_tokens_and_for_words_wherever_they_occur(quirks: Any) -> None:
+    """The published schedule: rows of a table of one step more, 1 from ``int(start * rows)`` to ``int(stop * rows)``."""
+    prompt = "a cat and a dog and a cat"
+    method = PromptToPrompt(cross_start=0.2, cross_stop=0.7, word_windows={"cat": (0.5, 0.9), "dog": (0.0, 0.3)}, quirks=quirks)
+    rows = 11 if quirks == "reference" else 10
+    words = {2: (0.5, 0.9), 8: (0.5, 0.9), 5: (0.0, 0.3)}
+    for index in range(10):
+        found = _shares(method, prompt, Step(index, 10, 500.0, 1.0))
+        for position in range(tiny.LENGTH):
+            start, stop = words.get(position, (0.2, 0.7))
+            assert found[position] == (int(start * rows) <= index < int(stop * rows)), (index, position)
+    own = PromptToPrompt(self_start=0.2, self_stop=0.5).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))[-1]
+    active = [own.active(common.context_of(1, ALL, Step(index, 10, 500.0, 1.0))) for index in range(10)]
+    assert active == [2 <= index < 5 for index in range(10)]
+    assert len(PromptToPrompt(self_start=0.4, self_stop=0.4).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))) == 1
+
+
+def test_a_word_means_all_its_occurrences_unless_one_is_named() -> None:
+    prompt = "a cat and a dog and a cat"
+    targets = common.targets_of([tiny.row(prompt=prompt, regions=())], [prompt])
+    for phrase, positions in (("cat", {2, 8}), ("cat[1]", {8}), ("cat [0]", {2}), ("a cat", {1, 2, 7, 8})):
+        edit: Any = PromptToPrompt(reweight={phrase: -2.0}).edits(targets)[0]
+        assert {position for position, factor in enumerate(edit.factors[0].tolist()) if factor == -2.0} == positions
+        blend: Any = PromptToPrompt(blend=f"dog,{phrase}").edits(targets)[0]
+        assert set(blend.words[0][0]) == positions | {5}
+    with pytest.raises(ValueError, match=r"occurs 2 times in the prompt .*, got 2"):
+        PromptToPrompt(reweight={"cat[2]": 2.0}).edits(targets)
+
+
 def test_rows_of_a_batch_equal_rows_alone() -> None:
     extra: list[dict[str, Any]] = [{"reweight": {"cat": 3.0}}, {"scale": 0.5}, {"blend": "dog"}, {}]
     options = [{"source_prompt": source, **more} for source, more in zip(SOURCES, extra, strict=True)]
@@ -156,7 +194,10 @@ def test_blending_changes_the_picture_s_rest_only() -> None:
     ("options", "message"),
     [
         ({"edit": "swap"}, "edit must be one of replace, refine; got 'swap'"),
-        ({"cross_stop": 1.5}, r"cross_stop must lie in \[0, 1\]; got 1.5"),
+        ({"cross_stop": 1.5}, r"cross_start and cross_stop must be start <= stop, both in \[0, 1\]; got \(0.0, 1.5\)"),
+        ({"self_start": 0.5}, r"self_start and self_stop must be start <= stop, both in \[0, 1\]; got \(0.5, 0.4\)"),
+        ({"word_windows": {"cat": [0.9, 0.5]}}, r"window of 'cat' must be start <= stop, both in \[0, 1\]; got \[0.9, 0.5\]"),
+        ({"blend_start": 2.0}, r"blend_start must lie in \[0, 1\]; got 2.0"),
         ({"scale": float("inf")}, "scale must be finite; got inf"),
     ],
 )

@@ -29,7 +29,22 @@ def test_divergence_where_a_map_is_zero() -> None:
     loose.sum().backward()
     assert torch.isfinite(loose).all() and maps.grad is not None and torch.isfinite(maps.grad).all()
     strict = binding.pairwise_symmetric_kl(maps.detach(), strict=True)
-    assert strict[0, 1].isinf() and strict.diagonal().abs().max() == 0
+    assert strict[0, 1].item() == pytest.approx(math.log(2) / 4)  # log(2) of one way, log(1/2) / 2 of the other
+    assert strict.diagonal().abs().max() == 0
+    assert torch.equal(binding.infinite_kl(maps.detach()), ~torch.eye(3, dtype=torch.bool))
+
+
+def test_without_the_infinite_cells_the_gradient_is_that_of_torch() -> None:
+    maps = _random(1, 2, 3, 4)
+    maps[0, 1, 1:3] = maps[1, 2, 0] = 0
+    maps.requires_grad_(True)
+    first, second = (torch.distributions.Categorical(probs=one.flatten()) for one in maps)
+    divergence = torch.distributions.kl_divergence
+    infinite = (divergence(first, second) + divergence(second, first)) / 2
+    (expected,) = torch.autograd.grad(infinite, maps)
+    (found,) = torch.autograd.grad(binding.pairwise_symmetric_kl(maps, strict=True)[0, 1], maps)
+    assert infinite.isinf() and expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_jensen_shannon_by_hand() -> None:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import compare_references
 from compare_references import REFERENCES
 from references.base import Comparison, Reference, compared
+from references.boxes import random_boxes
 from references.foreign import NotFoundError, load, tamed
 from references.tensors import PROMPT, targets, tokenized
 
@@ -131,7 +132,7 @@ def fake(method: str = "fake", packages: dict[str, str] | None = None) -> Refere
         yield compared("squares", theirs(values), values.square().sum(), [values])
         yield compared("sizes", theirs(values.detach()), values.square().sum())
 
-    return Reference(method, "somebody/published-code", compare, packages or {})
+    return Reference(method, "somebody/published-code", compare, packages=packages or {})
 
 
 def test_one_reference_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +162,46 @@ def test_one_method_of_ours_end_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     assert float(value) < 1e-12 and float(gradient) < 1e-12
 
 
+def test_masks_that_published_code_writes_into_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A function that rounds upwards and then fails, in the place of layout guidance's, and one that draws as published."""
+    clone = tmp_path / "layout-guidance"
+    clone.mkdir()
+    body = (
+        "def compute_ca_loss(middle, up, boxes, words):\n"
+        "    for maps in (middle[0], up[0][0]):\n"
+        "        side = int(math.sqrt(maps.shape[1]))\n"
+        "        mask = torch.zeros(size=(side, side)).cuda()\n"
+        "        x0, y0, x1, y1 = (ROUND(edge * side) for edge in boxes[0][0])\n"
+        "        mask[y0:y1, x0:x1] = 1\n"
+        "    return torch.ones(2)[5]\n"
+    )
+    counts = []
+    for whole in ("math.ceil", "math.floor"):
+        (clone / "utils.py").write_text(body.replace("ROUND", whole))
+        compare_references.main(["--repos", str(tmp_path), "--masks", "30", "--methods", "layout_guidance", "syngen"])
+        ((method, _, boxes, masks, unequal, status),) = lines(capsys.readouterr().out)
+        assert (method, boxes, masks, status) == ("layout_guidance", "30", "60", "ok")
+        counts.append(int(unequal))
+    assert counts[0] > 10 and counts[1] == 0
+    compare_references.main(["--repos", str(tmp_path), "--masks", "3"])
+    assert [line[0] for line in lines(capsys.readouterr().out)] == [
+        "box_diff",
+        "layout_guidance",
+        "r_and_b",
+        "bounded_attention",
+        "paint_with_words",
+    ]
+
+
+def test_random_boxes_lie_anywhere_and_some_are_small() -> None:
+    boxes = random_boxes(300, seed=0)
+    assert boxes == random_boxes(300, seed=0) != random_boxes(300, seed=1)
+    assert all(0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 for x0, y0, x1, y1 in boxes)
+    assert sum(x1 - x0 < 1 / 16 and y1 - y0 < 1 / 16 for x0, y0, x1, y1 in boxes) > 60
+    assert sum(all((32 * edge).is_integer() for edge in box) for box in boxes) > 40
+    assert all(x0 > 0.5 for x0, *_ in random_boxes(5, 0, lambda box: box[0] > 0.5))
+
+
 def test_what_is_missing_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, reference in enumerate(REFERENCES.values()):
         if number % 2:
@@ -188,6 +229,7 @@ def test_a_missing_package_and_a_failure_are_lines(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--methods", "box_diff", "syn_gen"], r"^--methods: expected names among box_diff, .*; got syn_gen$"),
+        (["--masks", "0"], r"^--masks: expected a number of at least 1; got 0$"),
         (["--repos", "gone"], r"^--repos: expected a folder that holds clones; got gone$"),
     ],
 )
