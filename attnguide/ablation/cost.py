@@ -11,7 +11,8 @@ import torch
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import build_methods, method_info, method_options
-from attnguide.models.schedulers import NoiseScheduler, scheduler_class
+from attnguide.models.base import halves
+from attnguide.models.schedulers import NoiseScheduler, named_scheduler
 from attnguide.sampling.replay import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
@@ -33,9 +34,9 @@ def expected_cost(sample: Sample) -> ExpectedCost:
     """
     steps = list(_steps(sample.steps)) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
     guidances, injections = build_methods([sample])
-    halves = 2 if sample.cfg_scale > 1 else 1
-    forwards = sum(halves + _further(injections, step, halves) for step in steps)
-    cost = total([ExpectedCost(forwards, 0, forwards, 0), *(_guided(guidance, steps, halves) for guidance in guidances)])
+    branches = len(halves(sample.cfg_scale))
+    forwards = sum(branches + _further(injections, step, branches) for step in steps)
+    cost = total([ExpectedCost(forwards, 0, forwards, 0), *(_guided(guidance, steps, branches) for guidance in guidances)])
     sources = expected_forwards(sample) if sample.methods else 0  # a plain picture needs no map
     sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
     sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
@@ -59,19 +60,19 @@ def _steps(count: int) -> Iterable[Step]:
 def _steps_of(scheduler: str, count: int) -> tuple[Step, ...]:
     """The evaluations of a scheduler that is set up as Stable Diffusion's noise, and else by default."""
     config = {"beta_start": _BETA_START, "beta_end": _BETA_END, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    made = scheduler_class(scheduler).from_config({**config, "num_train_timesteps": _TRAINED})
+    made = named_scheduler(scheduler, {**config, "num_train_timesteps": _TRAINED})
     return NoiseScheduler(made, count, torch.device("cpu")).steps
 
 
-def _further(injections: Sequence[Injection], step: Step, halves: int) -> int:
+def _further(injections: Sequence[Injection], step: Step, branches: int) -> int:
     """Branches beside the row's own halves, once however many injections read them."""
     named = {branch for injection in injections for branch in injection.branches(step)}
     own = any(injection.source is not None and injection.source.trajectory == "own" for injection in injections)
-    return len(named) + (halves if own else 0)
+    return len(named) + (branches if own else 0)
 
 
-def _guided(guidance: Guidance, steps: Sequence[Step], halves: int) -> ExpectedCost:
-    update, cost = guidance.update, guidance.trials_cost(len(steps), halves)
+def _guided(guidance: Guidance, steps: Sequence[Step], branches: int) -> ExpectedCost:
+    update, cost = guidance.update, guidance.trials_cost(len(steps), branches)
     for step in steps:
         if not guidance.acts(step):
             continue

@@ -15,7 +15,30 @@ from attnguide.attention.sites import Site
 from attnguide.models.locks import exclusive
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.tokens import TokenizedPrompt
-from attnguide.types import PassContext, Step
+from attnguide.types import Branch, PassContext, Sample, Step
+
+
+def halves(cfg_scale: float, *, distilled: bool = False) -> tuple[Branch, ...]:
+    """The branches of a plain denoising pass: both halves of classifier-free guidance, or the conditional one alone.
+
+    Args:
+        cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
+        distilled: Whether the network reads the weight as a condition instead.
+    """
+    return ("cond",) if distilled or not cfg_scale > 1 else ("uncond", "cond")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What latents were decoded to.
+
+    Attributes:
+        image: The picture, or ``None`` if there is none to show.
+        status: ``"ok"``, or why there is none.
+    """
+
+    image: Image.Image | None
+    status: str = "ok"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +121,39 @@ class ModelAdapter(ABC):
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         """Tokens with character offsets; ``truncated`` holds the words past the end of what the text encoder reads."""
 
+    @property
+    def guidance_distilled(self) -> bool:
+        """Whether the network reads the guidance weight as a condition and needs no unconditional half."""
+        return False
+
+    def halves(self, cfg_scale: float) -> tuple[Branch, ...]:
+        """The branches of a plain denoising pass of a row with this ``cfg_scale``."""
+        return halves(cfg_scale, distilled=self.guidance_distilled)
+
+    def check_row(self, sample: Sample) -> None:
+        """Refuse a row that asks for what the model cannot do.
+
+        Raises:
+            ValueError: If the picture's size does not divide evenly, or nothing would read the negative prompt.
+        """
+        self.latent_shape(sample.height or self.default_size[0], sample.width or self.default_size[1])
+        if self.guidance_distilled and sample.negative_prompt:
+            raise ValueError(
+                f"negative_prompt: {self.name} is distilled for guidance and has no unconditional half to read it; "
+                f"got {sample.negative_prompt!r}."
+            )
+
     @abstractmethod
-    def encode_prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Conditioning:
-        """Text states; ``negative_prompts`` is ``None`` when no row uses classifier-free guidance."""
+    def encode_prompt(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+    ) -> Conditioning:
+        """Text states of prompts, and of negative prompts where any row has an unconditional half.
+
+        Args:
+            prompts: One per row.
+            negative_prompts: Likewise; ``None`` when no row has an unconditional half.
+            cfg_scales: Likewise, for a network that reads the guidance weight as a condition; 1 each when ``None``.
+        """
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -136,12 +189,16 @@ class ModelAdapter(ABC):
         """A fresh noise scheduler of this name (the model's own when ``None``), set to ``steps``."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> list[Image.Image]:
+    def decode(self, latents: Tensor) -> list[Picture]:
         """Latents ``batch channels height width`` to pictures."""
 
     @abstractmethod
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures of one size to latents ``batch channels height width`` (the posterior's mean)."""
+        """Pictures of one size to latents ``batch channels height width`` (the posterior's mean).
+
+        Raises:
+            ValueError: If the latents are not finite.
+        """
 
     def attention_sites(self, height: int, width: int) -> tuple[Site, ...]:
         """Sites of a picture of this size in pixels."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from attnguide.models.base import ModelAdapter
+from attnguide.models.folder import UnsupportedModelError, check_class, check_folder
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -54,24 +55,20 @@ def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
     """The adapter of a diffusers pipeline the user already holds.
 
     Raises:
-        TypeError: If no adapter knows the pipeline's parts.
+        UnsupportedModelError: If the pipeline is not supported, naming its class or the part, and what would work.
     """
+    from attnguide.models.support import check_pipeline
     from attnguide.models.unet import StableDiffusion
 
-    label = name or type(pipeline).__name__
-    unet, second = getattr(pipeline, "unet", None), getattr(pipeline, "text_encoder_2", None)
-    if type(unet).__name__ == "UNet2DConditionModel" and second is None:
-        return StableDiffusion(pipeline, label)
-    raise TypeError(
-        f"No adapter for {type(pipeline).__name__}; supported are pipelines with a UNet2DConditionModel and one text encoder."
-    )
+    check_pipeline(pipeline)
+    return StableDiffusion(pipeline, name or type(pipeline).__name__)
 
 
-def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """Precision by name; by default fp16 on a GPU and fp32 elsewhere."""
     if name is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    return DTYPES[check_dtype(name)]
+    return DTYPES[check_dtype(str(name))]
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -92,7 +89,12 @@ def resolve_device(name: str | None) -> torch.device:
 
 
 def load_model(
-    name: str = DEFAULT_MODEL, *, device: str | None = None, dtype: str | None = None, config: str | None = None
+    name: str = DEFAULT_MODEL,
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    config: str | None = None,
+    variant: str | None = None,
 ) -> ModelAdapter:
     """Load a model.
 
@@ -100,14 +102,15 @@ def load_model(
         name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or
             a hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
-        dtype: ``fp32``, ``fp16`` or ``bf16``; fp16 on a GPU and fp32 elsewhere by default.
+        dtype: ``fp32``, ``fp16`` or ``bf16``, by any of torch's names too; fp16 on a GPU and fp32 elsewhere by default.
         config: For a single checkpoint, which holds weights alone: a folder in diffusers format with the configuration of such
             a model and its tokenizer; weights in it are not read. From the hub's cache or the hub when ``None``.
+        variant: Of the weights of a folder or on the hub, such as ``fp16``; found by itself where there is only one.
 
     Raises:
-        ModelNotFoundError: If there is no such folder or file, or the hub cannot be reached.
-        TypeError: If the pipeline's family is not supported.
-        ValueError: If device or dtype is unknown, or ``config`` is given for what is no single checkpoint.
+        ModelNotFoundError: If there is no such folder or file, it is incomplete or broken, or the hub cannot be reached.
+        UnsupportedModelError: If the pipeline's family is not supported.
+        ValueError: If device or dtype is unknown, or ``config`` or ``variant`` is given for what it is not for.
 
     Weights are read from safetensors only.
     """
@@ -117,14 +120,21 @@ def load_model(
     if len(name) > _LONGEST:
         raise ModelNotFoundError(f"Model {name[:40]!r}... not found: a name of {len(name)} characters is no file's.")
     if path.is_file():
-        return adapt(_from_file(path, precision, config).to(where), name)
-    if config is not None:
+        if variant is not None:
+            raise ValueError(f"variant is for a model's folder or a hub id; got {variant!r} for the file {name!r}.")
+        pipeline = _from_file(path, where, precision, config)
+    elif config is not None:
         raise ValueError(f"config is for a single .safetensors file; got {config!r} for the model {name!r}.")
-    if path.is_dir():
-        return adapt(_from_pretrained(str(path), name, precision).to(where), name)
-    if name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    elif path.is_dir():
+        pipeline = _from_folder(path, name, where, precision, variant)
+    elif name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelNotFoundError(f"Model {name!r} not found: no such file or folder, and not a hub id (owner/name).")
-    return adapt(_from_pretrained(name, name, precision).to(where), name)
+    else:
+        pipeline = _from_hub(name, where, precision, variant)
+    if where.type == "cpu" and precision != torch.float32:
+        short = next(known for known, value in DTYPES.items() if value is precision)
+        warnings.warn(f"{short} on a CPU is slower than fp32 and less exact; it saves memory only.", stacklevel=2)
+    return adapt(pipeline, name)
 
 
 @contextmanager
@@ -135,14 +145,15 @@ def _old_names() -> Iterator[None]:
         yield
 
 
-def _from_file(path: Path, dtype: torch.dtype, config: str | None) -> Any:
+def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str | None) -> Any:
     from diffusers import StableDiffusionPipeline
 
     if path.suffix != ".safetensors":
         raise ModelNotFoundError(f"Model file {str(path)!r} must be a .safetensors file; pickled checkpoints are not read.")
     try:
         with _old_names(), _configuration(config) as folder:
-            return StableDiffusionPipeline.from_single_file(str(path), config=folder, torch_dtype=dtype, safety_checker=None)
+            loaded = StableDiffusionPipeline.from_single_file(str(path), config=folder, torch_dtype=dtype, safety_checker=None)
+            return loaded.to(device, dtype)
     except Exception as error:  # a foreign file fails in many places of the library, each in its own way
         hint = (
             "the configuration comes from the hub; offline, give a folder with it: --model-config, or config= in Python"
@@ -171,19 +182,42 @@ def _configuration(config: str | None) -> Iterator[str | None]:
         yield folder
 
 
-def _from_pretrained(source: str, name: str, dtype: torch.dtype) -> Any:
+def _from_folder(path: Path, name: str, device: torch.device, dtype: torch.dtype, variant: str | None) -> Any:
+    try:
+        return _from_pretrained(str(path), device, dtype, check_folder(path, variant))
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"Model {name!r}: {_first_line(error)}") from error
+    except Exception as error:  # a foreign folder may be wrong in many ways, each found elsewhere in the libraries
+        raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}") from error
+
+
+def _from_hub(name: str, device: torch.device, dtype: torch.dtype, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        with _old_names():
-            return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, AttributeError, TypeError, ImportError) as error:  # as a folder may be wrong in many ways
-        hint = (
-            ""
-            if Path(source).exists()
-            else "; offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
-        )
-        raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}{hint}") from error
+        check_class(DiffusionPipeline.load_config(name))  # before gigabytes are fetched
+        try:
+            return _from_pretrained(name, device, dtype, variant)
+        except OSError as error:
+            if variant is not None:
+                raise
+            try:
+                return _from_pretrained(name, device, dtype, "fp16")  # all that some models have
+            except OSError:
+                raise error from None
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"Model {name!r}: {_first_line(error)}") from error
+    except Exception as error:
+        hint = "offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
+        raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}; {hint}") from error
+
+
+def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype, variant: str | None) -> Any:
+    from diffusers import DiffusionPipeline
+
+    with _old_names():
+        loaded = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, variant=variant)
+    return loaded.to(device, dtype)
 
 
 def _first_line(error: BaseException) -> str:

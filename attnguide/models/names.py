@@ -4,28 +4,150 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 DEFAULT_MODEL = "shapes"
 
+PIPELINES: tuple[str, ...] = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+"""Pipelines of diffusers that are supported: exactly these, since what a derived class adds would be dropped silently."""
+
 DTYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
+
+_DTYPES: dict[str, str] = {
+    **{name: name for name in DTYPE_NAMES},
+    **{"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"},
+}
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "pndm": "PNDMScheduler",
+    "plms": "PNDMScheduler",
     "lms": "LMSDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_3m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde_heun": "DPMSolverMultistepScheduler",
+    "dpmpp_3m_sde": "DPMSolverMultistepScheduler",
+    "dpmpp_sde": "DPMSolverSDEScheduler",
     "dpm_single": "DPMSolverSinglestepScheduler",
     "kdpm2": "KDPM2DiscreteScheduler",
     "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "deis": "DEISMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "sa_solver": "SASolverScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
 }
 """Scheduler names and the diffusers class behind each."""
+
+SPACINGS: dict[str, str] = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+    "trailing": "timestep_spacing",
+}
+"""Endings of a scheduler's name that choose its noise levels, and the option of the diffusers class that each one sets."""
+
+NEEDS: dict[str, str] = {"DPMSolverSDEScheduler": "torchsde"}
+"""Scheduler classes that diffusers offers only where a further package is installed, and that package."""
+
+_MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "solver_order": 2}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "plms": {"skip_prk_steps": True},
+    "dpmpp_2m": _MULTISTEP,
+    "dpmpp_3m": {**_MULTISTEP, "solver_order": 3},
+    "dpmpp_2m_sde": {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"},
+    "dpmpp_2m_sde_heun": {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+    "dpmpp_3m_sde": {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+    "dpm_single": _MULTISTEP,
+    "deis": {"algorithm_type": "deis", "solver_type": "logrho"},
+    "sa_solver": {"algorithm_type": "data_prediction"},
+}
+"""What a name means beyond its class, whatever the model's own scheduler was set to."""
+
+_FIXED_LEVELS = ("ddim", "ddpm", "pndm", "plms", "euler_ancestral", "lcm", "tcd")
+"""Schedulers whose noise levels are those of training timesteps."""
+
+_OWN_SPACING = ("dpm_single", "lcm", "tcd")
+"""Schedulers without a choice of where the timesteps lie."""
+
+_ALIASES: dict[str, str] = {
+    "euler_a": "euler_ancestral",
+    "k_euler": "euler",
+    "k_euler_a": "euler_ancestral",
+    "k_euler_ancestral": "euler_ancestral",
+    "k_lms": "lms",
+    "k_heun": "heun",
+    "dpm2": "kdpm2",
+    "dpm_2": "kdpm2",
+    "kdpm_2": "kdpm2",
+    "dpm2_a": "kdpm2_ancestral",
+    "dpm_2_ancestral": "kdpm2_ancestral",
+    "kdpm2_a": "kdpm2_ancestral",
+    "kdpm_2_a": "kdpm2_ancestral",
+    "dpmpp_2s": "dpm_single",
+    "dpm_multi": "dpmpp_2m",
+    "dpmsolver++": "dpmpp_2m",
+    "uni_pc": "unipc",
+    "sasolver": "sa_solver",
+}
+"""What web UIs and other tools call the schedulers, written as :func:`_plain` writes names."""
+
+_UNFIT: dict[str, str] = {
+    "ipndm": "its noise levels are those of another kind of model (Dance Diffusion); use 'pndm' or 'deis'",
+    "edm_euler": "it is for networks trained with EDM's scaling of inputs (Playground 2.5); use 'euler_karras'",
+    "edm_dpmpp_2m": "it is for networks trained with EDM's scaling of inputs (Playground 2.5); use 'dpmpp_2m_karras'",
+    "flow_match_euler": "it is for flow-matching models; use 'euler'",
+    "flow_match_heun": "it is for flow-matching models; use 'heun'",
+    "ddim_inverse": "it makes noise of pictures; to invert one, use source_image or a region's source",
+    "dpmpp_2s_a": "diffusers has no such scheduler; the nearest are 'dpmpp_2s' and 'dpmpp_sde'",
+    "dpmpp_2s_ancestral": "diffusers has no such scheduler; the nearest are 'dpmpp_2s' and 'dpmpp_sde'",
+    "dpm_fast": "diffusers has no such scheduler; the nearest is 'dpmpp_2s'",
+    "dpm_adaptive": "its number of steps is not known in advance; the nearest is 'dpmpp_3m'",
+    "restart": "diffusers has no such scheduler; the nearest is 'heun'",
+}
+"""Schedulers that people know and that cannot be used here, with the reason."""
+
+
+@dataclass(frozen=True)
+class SchedulerChoice:
+    """A scheduler by name.
+
+    Attributes:
+        name: As this package spells it.
+        class_name: Of diffusers.
+        options: Of that class, where they differ from the model's own.
+    """
+
+    name: str
+    class_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _with_spacings(base: str) -> dict[str, SchedulerChoice]:
+    """A scheduler and its variants with other noise levels, by name."""
+    own = _OPTIONS.get(base, {})
+    fits = [ending for ending in SPACINGS if base not in (_OWN_SPACING if ending == "trailing" else _FIXED_LEVELS)]
+    # A model's own scheduler may have chosen other noise levels, which the plain name must not take over.
+    levels = {SPACINGS[ending]: False for ending in fits if ending != "trailing"}
+    found = {base: SchedulerChoice(base, SCHEDULERS[base], {**levels, **own})}
+    for ending in fits:
+        chosen = {SPACINGS[ending]: "trailing" if ending == "trailing" else True}
+        name = f"{base}_{ending}"
+        found[name] = SchedulerChoice(name, SCHEDULERS[base], {**levels, **own, **chosen})
+    return found
+
+
+SCHEDULER_CHOICES: dict[str, SchedulerChoice] = {
+    name: choice for base in SCHEDULERS for name, choice in _with_spacings(base).items()
+}
+"""Every scheduler by its full name."""
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -34,26 +156,58 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def check_scheduler(name: str) -> str:
-    """The name itself.
+def _plain(name: str) -> str:
+    """A scheduler's name in lower case with underscores: ``DPM++ 2M Karras`` is ``dpmpp_2m_karras``."""
+    spelt = re.sub(r"[\s\-]+", "_", name.strip().lower().replace("++", "pp"))
+    return re.sub(r"_(k|sgm_uniform|simple)$", lambda found: "_karras" if found[1] == "k" else "_trailing", spelt)
+
+
+def scheduler_choice(name: str) -> SchedulerChoice:
+    """The scheduler that a name means, also as web UIs and diffusers' classes are spelt: ``DPM++ 2M Karras``, ``Euler a``.
 
     Raises:
-        ValueError: If it is unknown; the message lists what exists.
+        ValueError: If it is unknown, or no scheduler for these models; the message lists what exists.
     """
-    if name in SCHEDULERS:
-        return name
-    raise ValueError(f"Unknown scheduler {name!r}{nearest(name, SCHEDULERS)}; choose from {', '.join(SCHEDULERS)}.")
+    classes = {class_name.lower(): base for base, class_name in reversed(SCHEDULERS.items())}
+    plain = classes.get(name.lower(), _plain(name))
+    base, _, ending = plain.rpartition("_")
+    if ending in SPACINGS and base in _ALIASES:
+        plain = f"{_ALIASES[base]}_{ending}"
+    plain = _ALIASES.get(plain, plain)
+    if plain in SCHEDULER_CHOICES:
+        return SCHEDULER_CHOICES[plain]
+    base, _, ending = plain.rpartition("_")
+    if ending in SPACINGS and base in SCHEDULERS:
+        raise ValueError(f"Scheduler {name!r}: {base!r} has no {ending} noise levels.")
+    for unfit in (plain, base):
+        if unfit in _UNFIT:
+            raise ValueError(f"Scheduler {name!r} cannot be used: {_UNFIT[unfit]}.")
+    endings = ", ".join(f"_{ending}" for ending in SPACINGS)
+    known = [*SCHEDULER_CHOICES, *_ALIASES]
+    raise ValueError(
+        f"Unknown scheduler {name!r}{nearest(plain, known)}; choose from {', '.join(SCHEDULERS)}; most also with {endings}."
+    )
+
+
+def check_scheduler(name: str) -> str:
+    """The name as this package spells it.
+
+    Raises:
+        ValueError: As for :func:`scheduler_choice`.
+    """
+    return scheduler_choice(name).name
 
 
 def check_dtype(name: str) -> str:
-    """The name itself.
+    """``fp32``, ``fp16`` or ``bf16`` for any of their names: ``float32``, ``half``, ``torch.bfloat16``.
 
     Raises:
         ValueError: If it is unknown; the message lists what exists.
     """
-    if name in DTYPE_NAMES:
-        return name
-    raise ValueError(f"Unknown dtype {name!r}{nearest(name, DTYPE_NAMES)}; choose from {', '.join(DTYPE_NAMES)}.")
+    plain = str(name).strip().lower().removeprefix("torch.")
+    if plain in _DTYPES:
+        return _DTYPES[plain]
+    raise ValueError(f"Unknown dtype {name!r}{nearest(plain, _DTYPES)}; choose from {', '.join(DTYPE_NAMES)}.")
 
 
 def check_device(name: str) -> str:

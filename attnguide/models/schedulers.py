@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnguide.models.names import SCHEDULERS, check_scheduler
+from attnguide.models.names import NEEDS, SCHEDULERS, scheduler_choice
 from attnguide.types import Step
+
+_KNOWN = frozenset({*SCHEDULERS.values(), "DDIMParallelScheduler", "DDPMParallelScheduler"})
+"""Classes of diffusers of which it is known where a denoising step begins and where their noise comes from."""
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+_OTHER_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_ROUNDING = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "SASolverScheduler",
+)
+"""Classes that tell the network the nearest whole timestep of a noise level between two."""
 
 
 class NoiseScheduler:
-    """A private copy of a diffusers scheduler, set to a number of steps.
+    """A diffusers scheduler, set to a number of steps.
 
     Args:
-        scheduler: Any scheduler with ``alphas_cumprod``; it is copied by its config and never touched.
+        scheduler: A new one of diffusers, for a network that predicts noise; it is taken over.
         steps: Denoising steps.
         device: Where latents live.
 
@@ -27,33 +45,42 @@ class NoiseScheduler:
         steps: One entry per network evaluation.
 
     Raises:
-        ValueError: If the scheduler has no ``alphas_cumprod``, or cannot make so few steps.
+        ValueError: If the scheduler is of a class or for a network that is not supported, or cannot make this many steps.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
-        if not hasattr(scheduler, "alphas_cumprod"):
-            raise ValueError(
-                f"Scheduler {type(scheduler).__name__} has no table alphas_cumprod; choose from {', '.join(SCHEDULERS)}."
-            )
-        self._scheduler = type(scheduler).from_config(scheduler.config)
-        self._asked = steps, device
-        try:
-            self._scheduler.set_timesteps(steps, device=device)
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"steps must be more for {type(scheduler).__name__}; got {steps} ({error}).") from error
+        _check_kind(scheduler)
+        self._scheduler = scheduler
+        self._asked = steps
+        self._set_timesteps(steps, device)
+        self._fresh = copy.deepcopy(self._scheduler)
         self._timesteps: Tensor = self._scheduler.timesteps
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
+        self._brownian = _BrownianNoise() if self.name == "DPMSolverSDEScheduler" else None
         count = len(self._timesteps)
         begins = [self._begins(index) for index in range(count)]
         numbers = [number - 1 for number in itertools.accumulate(begins)]
         self.steps: tuple[Step, ...] = tuple(
-            Step(index, count, float(t), self.sigma_at(float(t)), begins[index], max(numbers[index], 0))
+            Step(index, count, float(t), self._sigma(index, float(t)), begins[index], max(numbers[index], 0))
             for index, t in enumerate(self._timesteps)
         )
 
+    def _set_timesteps(self, steps: int, device: torch.device) -> None:
+        trained = self._scheduler.config.num_train_timesteps
+        if steps > trained:
+            raise ValueError(f"steps must be at most {trained}, with which the network was trained; got {steps}.")
+        try:
+            self._scheduler.set_timesteps(steps, device=device)
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            wanted = "fewer" if re.search(r"(larger|smaller) than", str(error)) else "more"
+            raise ValueError(f"steps must be {wanted} for {self.name}; got {steps} ({error}).") from error
+
     def anew(self) -> NoiseScheduler:
         """The same scheduler before its first step."""
-        return NoiseScheduler(self._scheduler, *self._asked)
+        other = copy.copy(self)
+        other._scheduler = copy.deepcopy(self._fresh)
+        other._brownian = None if self._brownian is None else _BrownianNoise()
+        return other
 
     @property
     def name(self) -> str:
@@ -77,6 +104,27 @@ class NoiseScheduler:
         high = min(low + 1, len(alphas) - 1)
         logs = [0.5 * math.log((1 - float(alphas[i])) / max(float(alphas[i]), 1e-12)) for i in (low, high)]
         return math.exp(logs[0] + (logs[1] - logs[0]) * min(max(timestep - low, 0.0), 1.0))
+
+    def _sigma(self, index: int, timestep: float) -> float:
+        """Noise level of an evaluation; of the scheduler itself where the timestep is rounded."""
+        if self.name in _ROUNDING and any(self._scheduler.config.get(name) for name in _OTHER_LEVELS):
+            return float(self._scheduler.sigmas[index])
+        return self.sigma_at(timestep)
+
+    def check(self) -> None:
+        """Make one step on blank latents, so that a scheduler that does not fit the network is found before a run.
+
+        Raises:
+            ValueError: Naming the scheduler and what the network predicts.
+        """
+        trial, blank = self.anew(), torch.zeros(1, 1, 2, 2, device=self._timesteps.device)
+        try:
+            trial.scale_model_input(blank, trial.steps[0])
+            moved = trial.step(blank, trial.steps[0], blank, [torch.Generator().manual_seed(0)])
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"{self.name} does not work for a network that predicts {self.prediction_type!r} ({error}).") from error
+        if not bool(torch.isfinite(moved).all()) or not all(math.isfinite(step.sigma) for step in self.steps):
+            raise ValueError(f"steps must be more for {self.name}; got {self._asked} (its noise levels are not finite).")
 
     def _begins(self, index: int) -> bool:
         """Second-order schedulers keep the latents of the step's first evaluation; a change at a later one would be lost."""
@@ -112,16 +160,20 @@ class NoiseScheduler:
     def latents_moved(self, change: Tensor, step: Step) -> None:
         """Say that guidance added ``change`` to the latents at ``step``, for schedulers that would otherwise undo it.
 
-        UniPC's corrector recomputes each step's starting point from that of the step before, of which it is a linear
-        function; the change is carried back through that function, so that the corrected point moves by exactly the change
+        The correctors of UniPC and SA-Solver recompute each step's starting point from that of the step before, of which it is
+        a linear function; the change is carried back through that function, so that the corrected point moves by exactly the change
         (and a row that did not move stays as it was).
         """
         inner = self._scheduler
-        if self.name != "UniPCMultistepScheduler" or getattr(inner, "last_sample", None) is None:
+        if self.name not in ("UniPCMultistepScheduler", "SASolverScheduler") or getattr(inner, "last_sample", None) is None:
             return
         before, now = (inner._sigma_to_alpha_sigma_t(inner.sigmas[index]) for index in (step.index - 1, step.index))
         part = 1 if inner.predict_x0 else 0
-        inner.last_sample = inner.last_sample + change * float(before[part] / now[part])
+        keeps = float(now[part] / before[part])
+        if self.name == "SASolverScheduler" and inner.predict_x0:
+            rise = math.log(float(now[0] * before[1]) / float(now[1] * before[0]))
+            keeps *= math.exp(-(float(inner.tau_func(inner.timestep_list[-1])) ** 2) * rise)
+        inner.last_sample = inner.last_sample + change / keeps
 
     def adopt(self, other: NoiseScheduler, rows: Sequence[int], places: Sequence[int]) -> None:
         """Take over what another copy, which stands at the same step, remembers of the past of some rows.
@@ -141,6 +193,9 @@ class NoiseScheduler:
             options["eta"] = 0.0
         if "generator" in self._accepts:
             options["generator"] = list(generators)
+        if self._brownian is not None:
+            self._brownian.serve(latents, generators)
+            self._scheduler.noise_sampler = self._brownian
         moved: Tensor = self._scheduler.step(noise_pred, self._timesteps[step.index], latents, **options)[0]
         return moved
 
@@ -171,6 +226,34 @@ class NoiseScheduler:
         return math.sqrt(1 + step.sigma**2) if self.initial_sigma > 1 else 1.0
 
 
+class _BrownianNoise:
+    """Unit noise of DPM++ SDE, each row's from its own generator (the library's would be one stream for the whole batch).
+
+    The second evaluation of a denoising step asks for the noise of an interval whose first part the first evaluation has
+    already been given: both are increments of one Brownian motion over the noise level.
+    """
+
+    def __init__(self) -> None:
+        self._latents = torch.empty(0)
+        self._generators: Sequence[torch.Generator] = ()
+        self._first: tuple[float, float, Tensor] | None = None
+
+    def serve(self, latents: Tensor, generators: Sequence[torch.Generator]) -> None:
+        """Draw for these latents ``batch channels height width`` from now on."""
+        self._latents, self._generators = latents, generators
+
+    def __call__(self, start: Tensor, end: Tensor) -> Tensor:
+        shape, dtype = (1, *self._latents.shape[1:]), self._latents.dtype
+        drawn = [torch.randn(shape, generator=source, dtype=dtype) for source in self._generators]
+        noise, first = torch.cat(drawn).to(self._latents.device), self._first
+        if first is None or first[0] != float(start):
+            self._first = (float(start), float(end), noise)
+            return noise
+        self._first = None
+        seen, rest = abs(first[1] - first[0]), abs(float(end) - first[1])
+        return (first[2] * math.sqrt(seen) + noise * math.sqrt(rest)) / math.sqrt(seen + rest)
+
+
 def _with_rows(mine: Any, theirs: Any, rows: list[int], places: list[int]) -> Any:
     """What a scheduler remembers, with some rows from elsewhere; only what has the four axes of latents is of rows."""
     if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
@@ -182,12 +265,55 @@ def _with_rows(mine: Any, theirs: Any, rows: list[int], places: list[int]) -> An
     return merged
 
 
+def _check_kind(scheduler: Any) -> None:
+    """Refuse a scheduler that the loop would drive wrongly.
+
+    Raises:
+        ValueError: Naming its class, and the setting that does not fit.
+    """
+    name = type(scheduler).__name__
+    choose = f"choose another by name: {', '.join(SCHEDULERS)}"
+    if name not in _KNOWN:
+        raise ValueError(f"Scheduler {name} is not supported; {choose}.")
+    config = scheduler.config
+    if config.prediction_type not in _PREDICTIONS:
+        expected = ", ".join(_PREDICTIONS)
+        raise ValueError(f"prediction_type of {name} must be one of {expected}; got {config.prediction_type!r}.")
+    if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
+        raise ValueError(f"Scheduler {name} is set up for another kind of network (flow matching or EDM); {choose}.")
+
+
+def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """A scheduler of diffusers by name, for a model whose own scheduler has this configuration.
+
+    Raises:
+        ValueError: If the name is unknown, a package that it needs is not installed, or the configuration does not say with
+            which noise the network was trained.
+    """
+    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
+        raise ValueError(f"Scheduler {name!r} cannot be set up: the pipeline's own does not say which noise the network knows.")
+    # A scheduler that never clips does not say so in its configuration; latents must not be clipped to [-1, 1].
+    options = scheduler_choice(name).options
+    # The library lets values go that another class had by default, among them those that the name means.
+    defaults = [key for key in config.get("_use_default_values", ()) if key not in options]
+    written = {"clip_sample": False, **config, **options, "_use_default_values": defaults}
+    return scheduler_class(name).from_config(written)
+
+
 def scheduler_class(name: str) -> Any:
     """The diffusers class of a scheduler name.
 
     Raises:
-        ValueError: If the name is unknown; the message lists what exists.
+        ValueError: If the name is unknown (the message lists what exists), or a package that it needs is not installed.
     """
     import diffusers
 
-    return getattr(diffusers, SCHEDULERS[check_scheduler(name)])
+    class_name = scheduler_choice(name).class_name
+    if class_name not in NEEDS:
+        return getattr(diffusers, class_name)
+    try:
+        module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    except ImportError as error:
+        needed = NEEDS[class_name]
+        raise ValueError(f"Scheduler {name!r} needs the package {needed}: pip install {needed}.") from error
+    return getattr(module, class_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +15,18 @@ from torch import Tensor, nn
 
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind
-from attnguide.models.base import Conditioning, ModelAdapter
-from attnguide.models.schedulers import NoiseScheduler, scheduler_class
+from attnguide.models.base import Conditioning, ModelAdapter, Picture
+from attnguide.models.schedulers import NoiseScheduler, named_scheduler
+from attnguide.models.support import plain_module
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
 
 
 class StableDiffusion(ModelAdapter):
-    """Adapter for ``StableDiffusionPipeline`` and whatever shares its parts.
+    """Adapter for ``StableDiffusionPipeline``, and for ``LatentConsistencyModelPipeline`` with the same parts.
+
+    Parts in different precisions work together: text states are cast to the UNet's, latents to the autoencoder's.
 
     Args:
         pipeline: The user's pipeline; it is read and run, never changed.
@@ -31,18 +36,21 @@ class StableDiffusion(ModelAdapter):
     def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
         self.pipeline = pipeline
         self.name = name
-        self._unet = pipeline.unet
-        self._vae = pipeline.vae
+        self._unet, self._vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
+        if self._unet is not pipeline.unet:
+            warnings.warn(f"{name}: the UNet runs as it is, not compiled, so that its attention can be read.", stacklevel=3)
 
     @property
     def device(self) -> torch.device:
-        parameter: Tensor = next(self._unet.parameters())
-        return parameter.device
+        device: torch.device = next(self._unet.parameters()).device
+        if device.type == "meta" or hasattr(self._unet, "_hf_hook"):  # weights that are moved in when they are needed
+            device = self.pipeline._execution_device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        parameter: Tensor = next(self._unet.parameters())
-        return parameter.dtype
+        dtype: torch.dtype = self._unet.dtype
+        return dtype
 
     @property
     def _factor(self) -> int:
@@ -56,7 +64,9 @@ class StableDiffusion(ModelAdapter):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"unet": self._unet, "vae": self._vae, "text_encoder": self.pipeline.text_encoder}
+        parts = {"unet": self._unet, "vae": self._vae, "text_encoder": self.pipeline.text_encoder}
+        checker = self.pipeline.safety_checker
+        return {**parts, "safety_checker": checker} if isinstance(checker, nn.Module) else parts
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         tokenizer = self.pipeline.tokenizer
@@ -80,11 +90,23 @@ class StableDiffusion(ModelAdapter):
         expand = getattr(self.pipeline, "maybe_convert_prompt", None)
         return prompt if expand is None else str(expand(prompt, self.pipeline.tokenizer))
 
+    @property
+    def guidance_distilled(self) -> bool:
+        return self._unet.config.time_cond_proj_dim is not None
+
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Conditioning:
+    def encode_prompt(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+    ) -> Conditioning:
         negative = None if negative_prompts is None else list(negative_prompts)
         cond, uncond = self.pipeline.encode_prompt(list(prompts), self.device, 1, negative is not None, negative)
-        return Conditioning(cond, uncond if negative is not None else None)
+        extra: dict[str, tuple[Tensor, Tensor | None]] = {}
+        if self.guidance_distilled:
+            weights = torch.tensor([1.0] * len(prompts) if cfg_scales is None else list(cfg_scales))
+            # As the papers count: no guidance is a weight of 0.
+            states = self.pipeline.get_guidance_scale_embedding(weights - 1, self._unet.config.time_cond_proj_dim)
+            extra["timestep_cond"] = (states.to(self.device, self.dtype), None)
+        return Conditioning(cond.to(self.dtype), None if negative is None else uncond.to(self.dtype), extra)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self._factor
@@ -130,27 +152,68 @@ class StableDiffusion(ModelAdapter):
         return None
 
     def _extra(self, conditioning: Conditioning) -> dict[str, Any]:
-        """Further arguments of the UNet; a family that has some overrides this."""
-        return {}
+        """Further arguments of the UNet."""
+        return {name: states for name, (states, _) in conditioning.extra.items()}
 
     def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
         own = self.pipeline.scheduler
-        if name is None:
-            return NoiseScheduler(own, steps, self.device)
-        # A scheduler that never clips does not say so in its configuration; latents must not be clipped to [-1, 1].
-        config = {"clip_sample": False, **own.config}
-        chosen = scheduler_class(name).from_config(config)
-        return NoiseScheduler(chosen, steps, self.device)
+        chosen = type(own).from_config(own.config) if name is None else named_scheduler(name, own.config)
+        made = NoiseScheduler(chosen, steps, self.device)
+        made.check()
+        return made
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
-        pixels = self._vae.decode(scaled, return_dict=False)[0]
-        pictures: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
-        return pictures
+    def decode(self, latents: Tensor) -> list[Picture]:
+        scaled = latents / self._vae.config.scaling_factor
+        pixels = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
+        shown = self._finite_pictures(range(len(latents)), pixels)
+        if again := [row for row in range(len(latents)) if row not in shown]:
+            shown |= self._finite_pictures(again, self._wide_vae().decode(scaled[again].float(), return_dict=False)[0])
+        none = Picture(None, "the autoencoder's picture is not finite, in float32 neither")
+        return [shown.get(row, none) for row in range(len(latents))]
+
+    def _finite_pictures(self, rows: Sequence[int], pixels: Tensor) -> dict[int, Picture]:
+        """Pictures of the rows whose pixels are finite."""
+        finite = [place for place, fine in enumerate(_finite_rows(pixels)) if fine]
+        return {rows[place]: picture for place, picture in zip(finite, self._pictures(pixels[finite]), strict=True)}
+
+    def _pictures(self, pixels: Tensor) -> list[Picture]:
+        """Pixels ``batch 3 height width`` in [-1, 1] as pictures that the pipeline's safety checker, if any, lets pass."""
+        if not len(pixels):
+            return []
+        unsafe = self._unsafe(pixels)
+        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels.detach(), output_type="pil")
+        refused = Picture(None, "the pipeline's safety checker holds the picture back")
+        return [refused if blocked else Picture(image) for image, blocked in zip(images, unsafe, strict=True)]
+
+    def _unsafe(self, pixels: Tensor) -> list[bool]:
+        checker = self.pipeline.safety_checker
+        if checker is None:
+            return [False] * len(pixels)
+        # It blackens what it is handed.
+        _, found = self.pipeline.run_safety_checker(pixels.clone(), self.device, getattr(checker, "dtype", self.dtype))
+        return [bool(flag) for flag in found] if isinstance(found, Sequence) else [bool(found)] * len(pixels)
+
+    def _wide_vae(self) -> Any:
+        """A copy of the autoencoder in float32, for values that overflow half precision."""
+        return copy.deepcopy(self._vae).float()
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, self._vae.dtype)
-        latents: Tensor = self._vae.encode(pixels).latent_dist.mode() * self._vae.config.scaling_factor
+        latents = self._encoded(self._vae, pixels)
+        if not all(_finite_rows(latents)):
+            latents = self._encoded(self._wide_vae(), pixels.float())
+        if not all(_finite_rows(latents)):
+            raise ValueError("The autoencoder's latents of a picture are not finite, in float32 neither.")
         return latents
+
+    def _encoded(self, vae: Any, pixels: Tensor) -> Tensor:
+        answer = vae.encode(pixels)
+        latents: Tensor = answer.latent_dist.mode() if hasattr(answer, "latent_dist") else answer.latents
+        return latents * self._vae.config.scaling_factor
+
+
+def _finite_rows(values: Tensor) -> list[bool]:
+    finite: list[bool] = torch.isfinite(values).flatten(1).all(1).tolist()
+    return finite

@@ -34,6 +34,7 @@ def check_rows(model: ModelAdapter, samples: Iterable[Sample]) -> None:
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
     tokenized = read_whole(model, sample)
+    model.check_row(sample)
     if sample.scheduler is not None:
         scheduler_class(sample.scheduler)
     guidances, injections = build_methods([sample])

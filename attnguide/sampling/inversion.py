@@ -95,10 +95,10 @@ def invert(
     negative = list(negative_prompts) if negative_prompts is not None else [""] * rows
     if len(prompts) != rows or len(negative) != rows:
         raise ValueError(f"prompts must be one per picture; got {len(prompts)} and {len(negative)} negative for {rows}.")
-    uses_cfg = cfg_scale > 1
+    branches = model.halves(cfg_scale)
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         scheduler = model.make_scheduler(SCHEDULER, steps)
-        states = model.encode_prompt(list(prompts), negative if uses_cfg else None)
+        states = model.encode_prompt(list(prompts), negative if "uncond" in branches else None, [cfg_scale] * rows)
         clean = latents.to(model.device, torch.float32)
         now, found = clean, []
         for step in reversed(scheduler.steps):
@@ -110,7 +110,7 @@ def invert(
 
             now = _fixed_point(residual, now, iterations)
             found.append(now)
-    forwards = len(found) * (iterations + 1) * (2 if uses_cfg else 1)
+    forwards = len(found) * (iterations + 1) * len(branches)
     return Trajectory(scheduler.steps, torch.stack(found[::-1]), clean, forwards)
 
 

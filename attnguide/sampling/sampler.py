@@ -80,15 +80,18 @@ class Sampler:
         ledger = Ledger(len(samples), model.device)
         height, width = first.height or model.default_size[0], first.width or model.default_size[1]
         targets = self._targets(samples)
-        uses_cfg = any(sample.cfg_scale > 1 for sample in samples)
+        for sample in samples:
+            model.check_row(sample)
+        scales = [sample.cfg_scale for sample in samples]
+        uses_cfg = any("uncond" in model.halves(scale) for scale in scales)
         negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
-        conditioning = model.encode_prompt([sample.prompt for sample in samples], negative)
+        conditioning = model.encode_prompt([sample.prompt for sample in samples], negative, scales)
         for injection in self.injections:
             conditioning = injection.condition(conditioning, targets, model)
         others = [prompt.text for prompt in targets.source_prompts]
-        source_states = model.encode_prompt(others, negative) if others else None
+        source_states = model.encode_prompt(others, negative, scales) if others else None
         negatives = [list(found) for injection in self.injections if (found := injection.negative_prompts(targets))]
-        negative_states = model.encode_prompt(negatives[0], None) if negatives else None
+        negative_states = model.encode_prompt(negatives[0], None, scales) if negatives else None
         source = common_source(self._methods())
         branches = Branches.build(len(samples), conditioning, source, source_states, negative_states)
         scheduler = model.make_scheduler(first.scheduler, first.steps)
@@ -208,6 +211,9 @@ class Sampler:
 
     def _finish(self, batch: _Batch, latents: Tensor) -> list[SampleResult]:
         pictures = self.model.decode(latents)
+        for row, picture in enumerate(pictures):
+            if picture.image is None and row in batch.alive:
+                batch.stop_row(row, picture.status)
         costs = batch.ledger.close()
         results = []
         for row, sample in enumerate(batch.info.samples):
@@ -215,7 +221,7 @@ class Sampler:
             results.append(
                 SampleResult(
                     sample,
-                    None if reason else pictures[row],
+                    None if reason else pictures[row].image,
                     None if reason else latents[row].float().cpu(),
                     costs[row],
                     reason or "ok",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
-from attnguide.models.base import ModelAdapter
+from attnguide.models.base import ModelAdapter, halves
 from attnguide.prompt.nested import settle
 from attnguide.prompt.regions import open_picture, source_region
 from attnguide.prompt.targets import Targets
@@ -143,8 +143,8 @@ def expected_forwards(sample: Sample) -> int:
     """Network evaluations that recording a row's sources will take, for a scheduler with one evaluation a step."""
     total = 0
     for source in {_key(sample, region.source): region.source for region in _pending(sample) if region.source}.values():
-        halves = 2 if _source_row(sample, source).cfg_scale > 1 and source.kind != "noise" else 1
-        total += sample.steps * halves * (source.iterations + 2 if source.kind == "invert" else 1)
+        passes = 1 if source.kind == "noise" else len(halves(_source_row(sample, source).cfg_scale))
+        total += sample.steps * passes * (source.iterations + 2 if source.kind == "invert" else 1)
     return total
 
 
@@ -325,7 +325,7 @@ def _noised(
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         scheduler = model.make_scheduler(first.scheduler, first.steps)
         path = noised(model, latents, [row.seed for row in rows], steps=first.steps, scheduler=first.scheduler)
-        states = model.encode_prompt([row.prompt for row in rows], None)
+        states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
         targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
         words = WordMaps(targets, model.guidance_level)
         last = [site for site in model.attention_sites(height, width) if words.sites.matches(site)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Hashable, Iterator, Sequence
 
 from attnguide.methods import batch_key, build_methods, check_methods, mixes, picture_key
-from attnguide.models.base import ModelAdapter
+from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
@@ -27,14 +27,14 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     alike: dict[Hashable, list[Sample]] = {}
     for sample in samples:
-        alike.setdefault((batch_key(sample), sample.cfg_scale > 1), []).append(sample)
+        alike.setdefault((batch_key(sample), len(halves(sample.cfg_scale))), []).append(sample)
     lines: list[list[Sample]] = []  # each is cut into batches
     left: dict[Hashable, list[Sample]] = {}
     for key, rows in alike.items():
         whole = len(rows) // batch_size * batch_size
         lines.append(rows[:whole])
         if rest := rows[whole:]:
-            group: Hashable = (picture_key(rest[0]), rest[0].cfg_scale > 1) if mixes(rest) else key
+            group: Hashable = (picture_key(rest[0]), len(halves(rest[0].cfg_scale))) if mixes(rest) else key
             if group not in left:
                 left[group] = []
                 lines.append(left[group])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from attnguide.models.folder import _weights
 from attnguide.models.load import ModelNotFoundError, load_model, resolve_device, resolve_dtype
 from tests import tiny
 from tests.models import ldm
@@ -183,3 +184,129 @@ def test_names_of_devices_and_precisions() -> None:
         resolve_device("gpu")
     with pytest.raises(ValueError, match="Unknown dtype 'fp8'; choose from fp32, fp16, bf16"):
         resolve_dtype("fp8", torch.device("cpu"))
+
+
+# ------------------------------------------------------------------------------------------------------------ broken folders
+
+
+def _copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+def _refused(path: Path, **options: str) -> str:
+    with pytest.raises(ModelNotFoundError) as error:
+        load_model(str(path), device="cpu", **options)
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"Model {str(path)!r} could not be loaded: ")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model_index.json", "{}", "model_index.json is empty"),
+        ("model_index.json", "not JSON", "model_index.json cannot be read"),
+        ("model_index.json", '{"a": 1}', "does not say which pipeline"),
+        ("model_index.json", "[" * 100_000, "model_index.json cannot be read"),
+        ("unet/config.json", "{}", "unet/config.json is empty"),
+        ("unet/config.json", "[1]", "unet/config.json is empty; expected a JSON object with settings"),
+        ("text_encoder/config.json", "\x00", "text_encoder/config.json cannot be read"),
+        ("scheduler/scheduler_config.json", "", "scheduler/scheduler_config.json cannot be read"),
+        ("tokenizer/tokenizer.json", "{}", "tokenizer/tokenizer.json is empty"),
+        ("text_encoder/model.safetensors", "", "text_encoder/model.safetensors is empty (0 bytes)"),
+        ("vae/diffusion_pytorch_model.safetensors", "cut off", ""),
+        ("tokenizer/tokenizer.json", '{"model": 1}', ""),
+    ],
+)
+def test_a_broken_file_of_a_folder(folder: Path, tmp_path: Path, file: str, text: str, message: str) -> None:
+    copied = _copied(folder, tmp_path)
+    (copied / file).write_text(text)
+    assert message in _refused(copied)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_missing_part_of_a_folder(folder: Path, tmp_path: Path, part: str) -> None:
+    copied = _copied(folder, tmp_path)
+    shutil.rmtree(copied / part)
+    assert _refused(copied) == f"the folder lacks its part '{part}'"
+
+
+def test_a_safety_checker_that_is_named_but_missing(folder: Path, tmp_path: Path) -> None:
+    copied = _copied(folder, tmp_path)
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({**index, "safety_checker": ["stable_diffusion", "X"]}))
+    assert "to do without it, let its entry in model_index.json be [null, null]" in _refused(copied)
+
+
+def test_pickled_weights_tell_the_way(folder: Path, tmp_path: Path) -> None:
+    copied = _copied(folder, tmp_path)
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    assert "pickled weights only (diffusion_pytorch_model.bin), which may run code and are not read; where" in _refused(copied)
+
+
+def test_a_folder_of_another_family_is_refused_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    copied = _copied(folder, tmp_path)
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
+    (copied / "unet" / "config.json").unlink()
+    with pytest.raises(TypeError, match=r"No adapter for StableDiffusionXLPipeline; supported are StableDiffusionPipeline and"):
+        load_model(str(copied), device="cpu")
+
+
+def test_a_wrong_prediction_type_is_found_when_the_scheduler_is_made(folder: Path, tmp_path: Path) -> None:
+    copied = _copied(folder, tmp_path)
+    path = copied / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "nonsense"}))
+    with pytest.raises(ValueError, match="prediction_type of DDIMScheduler must be one of epsilon, v_prediction, sample; got"):
+        load_model(str(copied), device="cpu").make_scheduler(None, 4)
+
+
+def _renamed(folder: Path, *variants: str, parts: tuple[str, ...] = ("unet", "vae", "text_encoder")) -> None:
+    for part in parts:
+        (weights,) = (folder / part).glob("*.safetensors")
+        for variant in variants:
+            shutil.copyfile(weights, weights.with_suffix(f".{variant}.safetensors"))
+        weights.unlink()
+
+
+def test_variants_are_found_by_themselves_where_there_is_one(folder: Path, tmp_path: Path) -> None:
+    for parts in (("unet", "vae", "text_encoder"), ("unet",)):
+        copied = _copied(folder, tmp_path)
+        _renamed(copied, "fp16", parts=parts)
+        model = load_model(str(copied), device="cpu")
+        assert torch.equal(next(model.networks["unet"].parameters()), next(tiny.model().networks["unet"].parameters()))
+        assert "fp16" in _refused(copied, variant="ema")
+        shutil.rmtree(copied)
+
+
+def test_a_variant_is_chosen_among_several(folder: Path, tmp_path: Path) -> None:
+    copied = _copied(folder, tmp_path)
+    _renamed(copied, "fp16", "ema")
+    assert _refused(copied).endswith("has several variants (ema, fp16); choose one: --variant, or variant= in Python")
+    assert load_model(str(copied), device="cpu", variant="ema").dtype == torch.float32
+
+
+def test_a_variant_is_not_for_a_single_file(single: Path) -> None:
+    with pytest.raises(ValueError, match="variant is for a model's folder or a hub id; got 'fp16' for the file"):
+        load_model(str(single), device="cpu", variant="fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("model.safetensors", None),
+        ("diffusion_pytorch_model.fp16.safetensors", "fp16"),
+        ("model-00001-of-00002.safetensors", None),
+        ("diffusion_pytorch_model-00001-of-00002.fp16.safetensors", "fp16"),
+        ("model.fp16-00001-of-00002.safetensors", "fp16"),
+        ("diffusion_pytorch_model.non_ema.safetensors", "non_ema"),
+    ],
+)
+def test_names_of_weights(tmp_path: Path, name: str, variant: str | None) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert _weights(tmp_path) == {variant}
+
+
+def test_half_precision_on_a_cpu_is_said_to_be_slow(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="bf16 on a CPU is slower than fp32"):
+        assert load_model(str(folder), device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+import sys
+import types
+from collections.abc import Sequence
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, IPNDMScheduler, PNDMScheduler
 from torch import Tensor
 
-from attnguide.models.schedulers import SCHEDULERS, NoiseScheduler, scheduler_class
+from attnguide.models.names import SCHEDULER_CHOICES, SCHEDULERS
+from attnguide.models.schedulers import NoiseScheduler, named_scheduler, scheduler_class
 from attnguide.models.unet import StableDiffusion
 from attnguide.sampling.noise import generators
 from attnguide.types import Step
@@ -19,13 +23,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library 
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _torchsde(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's noise is never drawn, hence it need not be there."""
+    monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+
+
 def _make(name: str, steps: int = 6) -> NoiseScheduler:
     return tiny.model().make_scheduler(name, steps)
 
 
-def _run(scheduler: NoiseScheduler, at: int | None = None, amount: float = 1.0, seed: int = 0) -> Tensor:
+def _run(scheduler: NoiseScheduler, at: int | None = None, amount: float = 1.0, seeds: Sequence[int] = (0, 1)) -> Tensor:
     """Final latents; ``amount`` is added before the evaluation ``at``."""
-    random = generators([seed, seed + 1])
+    random = generators(seeds)
     latents = torch.cat([torch.randn(1, 4, 2, 2, generator=source) for source in random]) * scheduler.initial_sigma
     for step in scheduler.steps:
         if step.index == at:
@@ -45,11 +55,11 @@ def test_steps(name: str) -> None:
     assert {step.count for step in scheduler.steps} == {len(scheduler.steps)}
     assert sum(scheduler.span(step) for step in scheduler.steps if step.begins) == len(scheduler.steps)
     assert scheduler.steps[0].begins and scheduler.steps[0].timestep > 800 and scheduler.steps[-1].timestep < 300
-    sigmas = [step.sigma for step in scheduler.steps]
+    sigmas = [step.sigma for step in scheduler.steps if step.begins]
     assert sigmas == sorted(sigmas, reverse=True)
 
 
-EVALUATIONS = {"heun": 11, "kdpm2": 11, "kdpm2_ancestral": 11, "pndm": 15}
+EVALUATIONS = {"heun": 11, "kdpm2": 11, "kdpm2_ancestral": 11, "dpmpp_sde": 11, "pndm": 15, "plms": 7}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -63,11 +73,11 @@ def test_a_change_survives_exactly_where_a_step_begins(name: str) -> None:
     plain = _run(scheduler)
     for step in scheduler.steps:
         whole = 1.0 if scheduler.initial_sigma > 2 else 1 / math.sqrt(step.alpha_bar)
-        survived = (_run(_make(name, 4), step.index) - plain).mean().item() / whole
+        survived = (_run(scheduler.anew(), step.index) - plain).mean().item() / whole
         if step.begins:
             assert survived > 0.98, step
         else:
-            assert survived < 0.9, step
+            assert abs(survived - 1) > 1e-4, step
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -76,7 +86,7 @@ def test_a_change_of_nothing_changes_no_bit(name: str) -> None:
     plain = _run(scheduler)
     for step in scheduler.steps:
         if step.begins:
-            assert torch.equal(_run(_make(name, 4), step.index, amount=0.0), plain)
+            assert torch.equal(_run(scheduler.anew(), step.index, amount=0.0), plain)
 
 
 @pytest.mark.parametrize("predict_x0", [True, False])
@@ -103,13 +113,79 @@ def test_unipc_s_corrector_keeps_the_change_whole(predict_x0: bool) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_runs_are_independent(name: str) -> None:
-    assert torch.equal(_run(_make(name)), _run(_make(name)))
+    scheduler = _make(name)
+    assert torch.equal(_run(scheduler.anew()), _run(scheduler.anew()))
 
 
-@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral", "kdpm2_ancestral"])
+STOCHASTIC = ("ddpm", "euler_ancestral", "kdpm2_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde", "sa_solver", "lcm")
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
 def test_added_noise_depends_on_the_row_s_seed_alone(name: str) -> None:
-    a, b = _run(_make(name), seed=0), _run(_make(name), seed=1)
+    a, b = _run(_make(name), seeds=(0, 1)), _run(_make(name), seeds=(1, 2))
     assert torch.equal(a[1], b[0]) and not torch.equal(a[0], b[0])
+
+
+@pytest.mark.parametrize("name", SCHEDULER_CHOICES)
+def test_every_name_gives_a_row_the_same_alone_and_in_a_batch(name: str) -> None:
+    scheduler = _make(name, 5)
+    together, again = _run(scheduler), _run(scheduler.anew())
+    assert torch.isfinite(together).all() and torch.equal(again, together)
+    assert torch.equal(_run(scheduler.anew(), seeds=(1,)), together[1:])
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "unipc", "heun"])
+def test_endings_choose_other_noise_levels(name: str) -> None:
+    levels = [[step.sigma for step in _make(name + ending, 5).steps] for ending in ("", "_karras", "_exponential", "_beta")]
+    assert all(one != other for one, other in itertools.combinations(levels, 2))
+
+
+def test_levels_of_names_do_not_depend_on_the_model_s_own_scheduler() -> None:
+    own = {**tiny.shared_pipeline().scheduler.config, "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}
+    assert not named_scheduler("euler", own).config.use_karras_sigmas
+    assert named_scheduler("euler_beta", own).config.use_beta_sigmas
+    assert named_scheduler("dpmpp_2m", own).config.algorithm_type == "dpmsolver++"
+    multistep = scheduler_class("dpmpp_2m").from_config(tiny.shared_pipeline().scheduler.config)
+    assert named_scheduler("dpmpp_2m_sde_karras", multistep.config).config.algorithm_type == "sde-dpmsolver++"
+    assert named_scheduler("dpmpp_2m_sde_karras", multistep.config).config.use_karras_sigmas
+    assert named_scheduler("ddim_trailing", tiny.shared_pipeline().scheduler.config).config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_karras", "unipc_beta", "sa_solver_karras", "deis_exponential"])
+def test_noise_levels_between_two_timesteps_are_the_scheduler_s_own(name: str) -> None:
+    """Such schedulers tell the network the nearest whole timestep."""
+    scheduler = _make(name)
+    for step in scheduler.steps:
+        assert step.sigma == pytest.approx(float(scheduler._scheduler.sigmas[step.index]))
+        assert step.sigma == pytest.approx(scheduler.sigma_at(step.timestep), rel=0.2)
+
+
+def test_noise_of_dpmpp_sde_is_one_brownian_motion_a_step() -> None:
+    """The noise of a whole step holds that of its first part: with the variances a quarter and three, half correlates."""
+    scheduler = _make("dpmpp_sde")
+    noise, latents = scheduler._brownian, torch.zeros(1, 4, 100, 100)
+    assert noise is not None
+    noise.serve(latents, generators([0]))
+    part, whole = noise(torch.tensor(4.0), torch.tensor(3.0)), noise(torch.tensor(4.0), torch.tensor(0.0))
+    assert float(part.std()) == pytest.approx(1, abs=0.02) and float(whole.std()) == pytest.approx(1, abs=0.02)
+    assert float((part * whole).mean()) == pytest.approx(0.5, abs=0.02)
+    other = noise(torch.tensor(3.0), torch.tensor(2.0))
+    assert float((whole * other).mean()) == pytest.approx(0, abs=0.02)
+
+
+def test_dpmpp_sde_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    monkeypatch.delitem(sys.modules, "diffusers.schedulers.scheduling_dpmsolver_sde", raising=False)
+    with pytest.raises(ValueError, match="Scheduler 'DPM\\+\\+ SDE' needs the package torchsde: pip install torchsde"):
+        scheduler_class("DPM++ SDE")
+
+
+def test_a_held_dpmpp_sde_draws_each_row_s_noise_too() -> None:
+    pipeline = tiny.pipeline()
+    pipeline.scheduler = named_scheduler("dpmpp_sde", pipeline.scheduler.config)
+    model = StableDiffusion(pipeline)
+    together = _run(model.make_scheduler(None, 4))
+    assert torch.equal(_run(model.make_scheduler(None, 4), seeds=(1,)), together[1:])
 
 
 def test_the_user_s_scheduler_is_never_touched() -> None:
@@ -182,15 +258,63 @@ def test_unknown_scheduler_says_what_exists() -> None:
         scheduler_class("eular")
 
 
-def test_scheduler_without_a_noise_table() -> None:
-    with pytest.raises(ValueError, match="EDMEulerScheduler has no table alphas_cumprod; choose from ddim"):
-        NoiseScheduler(EDMEulerScheduler(), 4, CPU)
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler(), IPNDMScheduler()])
+def test_a_scheduler_of_another_kind_of_network(scheduler: object) -> None:
+    with pytest.raises(ValueError, match=f"{type(scheduler).__name__} is not supported; choose another by name: ddim, ddpm"):
+        NoiseScheduler(scheduler, 4, CPU)
+    pipeline = tiny.pipeline()
+    pipeline.scheduler = scheduler
+    with pytest.raises(ValueError, match="'euler' cannot be set up: the pipeline's own does not say which noise"):
+        StableDiffusion(pipeline).make_scheduler("euler", 4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (DDIMScheduler(prediction_type="flow_prediction"), "prediction_type of DDIMScheduler must be one of epsilon, v_pred"),
+        (EulerDiscreteScheduler(timestep_type="continuous"), "EulerDiscreteScheduler is set up for another kind of network"),
+        (scheduler_class("unipc")(use_flow_sigmas=True), "UniPCMultistepScheduler is set up for another kind of network"),
+    ],
+)
+def test_a_scheduler_set_up_for_another_kind_of_network(scheduler: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NoiseScheduler(scheduler, 4, CPU)
+
+
+def test_a_scheduler_that_does_not_know_what_the_network_predicts() -> None:
+    pipeline = tiny.pipeline()
+    pipeline.scheduler = DDIMScheduler(prediction_type="sample")
+    with pytest.raises(ValueError, match="KDPM2DiscreteScheduler does not work for a network that predicts 'sample'"):
+        StableDiffusion(pipeline).make_scheduler("kdpm2", 4)
+
+
+@pytest.mark.parametrize("name", ["unipc", "sa_solver"])
+def test_a_corrector_moves_by_exactly_the_change_where_the_denoised_picture_stays(name: str) -> None:
+    config = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
+    results = []
+    for amount in (0.0, 1.0):
+        scheduler = NoiseScheduler(named_scheduler(name, config), 5, CPU)
+        latents, random = torch.ones(1, 4, 2, 2), generators([0])
+        for step in scheduler.steps[:4]:
+            if step.index == 3:
+                latents = latents + amount
+                scheduler.latents_moved(torch.full_like(latents, amount), step)
+            latents = scheduler.step(torch.full_like(latents, 0.3), step, latents, random)
+        results.append(scheduler._scheduler.last_sample)
+    torch.testing.assert_close(results[1] - results[0], torch.ones_like(results[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_too_few_steps() -> None:
     """The Runge-Kutta start of PNDM takes four."""
     with pytest.raises(ValueError, match="steps must be more for PNDMScheduler; got 3"):
         _make("pndm", 3)
+
+
+def test_too_many_steps() -> None:
+    with pytest.raises(ValueError, match="steps must be fewer for LCMScheduler; got 60"):
+        _make("lcm", 60)
+    with pytest.raises(ValueError, match="steps must be at most 1000, with which the network was trained; got 1001"):
+        _make("euler", 1001)
 
 
 def test_progress_of_steps() -> None:

@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -121,7 +119,7 @@ def test_fractional_timesteps_are_not_rounded() -> None:
 def test_pictures_and_latents() -> None:
     model = tiny.model()
     latents = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
-    pictures = model.decode(latents)
+    pictures = [picture.image for picture in model.decode(latents) if picture.image is not None]
     assert [picture.size for picture in pictures] == [(24, 16)] * 2
     assert not np.array_equal(np.asarray(pictures[0]), np.asarray(pictures[1]))
     encoded = model.encode_image(pictures)
@@ -159,12 +157,3 @@ def test_frozen_and_evaluating_restore_what_they_found() -> None:
         assert not any(state()[0]) and not any(state()[1])
         raise KeyError
     assert state() == before
-
-
-def test_adapt_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(TypeError, match="No adapter for object; supported are pipelines with a UNet2DConditionModel"):
-        adapt(object())
-    two = copy.copy(tiny.shared_pipeline())
-    two.text_encoder_2 = object()
-    with pytest.raises(TypeError, match="one text encoder"):
-        adapt(two)

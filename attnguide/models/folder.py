@@ -1,0 +1,135 @@
+"""What a folder in diffusers format holds, read before anything is loaded. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from attnguide.models.names import PIPELINES
+
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<late>[\w-]+))?"
+    r"\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?"
+)
+"""Files of weights, whole or in shards; a variant stands before or behind the shard's number."""
+
+_PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+
+
+class UnsupportedModelError(TypeError):
+    """A model of a kind that there is no adapter for."""
+
+
+def check_class(index: Any) -> None:
+    """Refuse the configuration of a pipeline that is not supported.
+
+    Raises:
+        ValueError: If it is no pipeline's configuration.
+        UnsupportedModelError: Naming the pipeline's class.
+    """
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(name, str):
+        raise ValueError("model_index.json does not say which pipeline it is of (_class_name)")
+    if name not in PIPELINES:
+        raise UnsupportedModelError(f"No adapter for {name}; supported are {' and '.join(PIPELINES)}.")
+
+
+def check_folder(folder: Path, variant: str | None) -> str | None:
+    """Find what is missing in a model's folder, and which of its weights to load.
+
+    Args:
+        folder: In diffusers format.
+        variant: Of the weights, such as ``fp16``, as the user asked for.
+
+    Returns:
+        The variant to load: the one that was asked for, else the only one of a part that has no weights without.
+
+    Raises:
+        ValueError: Naming the part, and what would work.
+        UnsupportedModelError: If the pipeline's class is not supported.
+    """
+    index = _read_json(folder / "model_index.json")
+    check_class(index)
+    named = {part: entry for part, entry in index.items() if isinstance(entry, list) and any(entry)}
+    missing = [part for part in (*_PARTS, *named) if part not in named or not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(f"the folder lacks its part {missing[0]!r}{_without(missing[0])}")
+    _check_configurations(folder)
+    found = {part: chosen for part in named if (chosen := _weights(folder / part)) is not None}
+    if variant is not None:
+        if not any(variant in names for names in found.values()):
+            every = sorted({name for names in found.values() for name in names if name})
+            raise ValueError(f"variant {variant!r} is not there; the folder has {', '.join(every) if every else 'none'}")
+        return variant
+    return _only_variant({part: names for part, names in found.items() if None not in names})
+
+
+def _without(part: str) -> str:
+    return "" if part in _PARTS else "; to do without it, let its entry in model_index.json be [null, null]"
+
+
+def _check_configurations(folder: Path) -> None:
+    """Every part's settings must be there and say something."""
+    for part in ("unet", "vae", "text_encoder"):
+        _read_json(folder / part / "config.json")
+    _read_json(folder / "scheduler" / "scheduler_config.json")
+    words = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
+    there = [path for path in words if path.is_file()]
+    if not there:
+        raise ValueError("the part 'tokenizer' has neither tokenizer.json nor vocab.json")
+    _read_json(there[0])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    place = "/".join(path.parts[-2:]) if path.name != "model_index.json" else path.name
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"the folder has no {place}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{place} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{place} is empty; expected a JSON object with settings")
+    return values
+
+
+def _weights(folder: Path) -> set[str | None] | None:
+    """Variants of a part's weights, ``None`` for those without a name; ``None`` instead of a set where the part has none.
+
+    Raises:
+        ValueError: If a file is empty, or all are pickled.
+    """
+    files = [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)]
+    for path in files:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{folder.name}/{path.name} is empty (0 bytes)")
+    if files:
+        matches = [_WEIGHTS.fullmatch(path.name) for path in files]
+        return {match["variant"] or match["late"] for match in matches if match}
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise ValueError(
+            f"the part {folder.name!r} has pickled weights only ({pickled[0]}), which may run code and are not read; where you "
+            "trust them: StableDiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(OTHER)"
+        )
+    if folder.name in ("unet", "vae", "text_encoder"):
+        raise ValueError(f"the part {folder.name!r} has no weights (.safetensors)")
+    return None
+
+
+def _only_variant(parts: dict[str, set[str | None]]) -> str | None:
+    """The variant that all parts without plain weights share; ``None`` if there are no such parts."""
+    if not parts:
+        return None
+    shared = set.intersection(*parts.values())
+    if len(shared) == 1:
+        return shared.pop()
+    names: Iterable[str] = sorted({name for found in parts.values() for name in found if name})
+    raise ValueError(
+        f"the part {next(iter(parts))!r} has several variants ({', '.join(names)}); choose one: --variant, or variant= in Python"
+    )
