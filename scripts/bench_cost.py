@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnguide.guidance.attend_and_excite import AttendAndExcite
-from attnguide.models.base import Conditioning
+from attnguide.models.base import Conditioning, Picture
 from attnguide.models.load import DTYPES
 from attnguide.models.unet import StableDiffusion
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -119,11 +119,13 @@ class BareModel(StableDiffusion):
         tokens = ("<|startoftext|>", *words, *["<|endoftext|>"] * padding)
         return TokenizedPrompt(prompt, tokens, (None, *spans, *[None] * padding), tuple(range(TOKENS)))
 
-    def encode_prompt(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> Conditioning:
+    def encode_prompt(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+    ) -> Conditioning:
         return self.states
 
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        return [Image.new("RGB", (1, 1))] * len(latents)
+    def decode(self, latents: Tensor) -> list[Picture]:
+        return [Picture(Image.new("RGB", (1, 1)))] * len(latents)
 
 
 class Bench:

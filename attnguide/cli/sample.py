@@ -14,7 +14,7 @@ from attnguide.cli.errors import UsageError
 from attnguide.cli.folders import local_path
 from attnguide.cli.values import Setting
 from attnguide.loggers import LOGGERS
-from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS
+from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS, SPACINGS
 
 DESCRIPTION = """\
 Make pictures of a prompt: plain, and steered by methods, with the same seeds. Without a prompt: a demonstration on the
@@ -109,9 +109,23 @@ def settings() -> list[Setting]:
             "such a model; weights in it are not read",
             metavar="FOLDER",
         ),
+        Setting(
+            "variant",
+            values.words,
+            None,
+            "of the model's weights, such as fp16, for a folder or a hub id; found by itself where there is only one",
+            metavar="NAME",
+        ),
         Setting("device", values.device, None, "cpu, cuda, cuda:N, mps; the best there is by default"),
-        Setting("dtype", values.dtype, None, f"{', '.join(DTYPE_NAMES)}; fp16 on a GPU, else fp32"),
-        Setting("scheduler", values.scheduler, None, f"{', '.join(SCHEDULERS)}; the model's own by default", metavar="NAME"),
+        Setting("dtype", values.dtype, None, f"{', '.join(DTYPE_NAMES)}, or as torch calls them; fp16 on a GPU, else fp32"),
+        Setting(
+            "scheduler",
+            values.scheduler,
+            None,
+            f"{', '.join(SCHEDULERS)}, most of them also with {', '.join('_' + ending for ending in SPACINGS)} behind, or as "
+            "web UIs spell them ('DPM++ 2M Karras'); the model's own by default",
+            metavar="NAME",
+        ),
         Setting("steps", values.whole(1), 30, "denoising steps", metavar="N"),
         Setting("cfg_scale", values.number, 5.0, "classifier-free guidance weight; 1 switches it off", metavar="X"),
         Setting("negative_prompt", values.text, "", "what the unconditional half reads", metavar="TEXT"),

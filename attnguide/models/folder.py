@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,6 @@ def _only_variant(parts: dict[str, set[str | None]]) -> str | None:
     shared = set.intersection(*parts.values())
     if len(shared) == 1:
         return shared.pop()
-    names: Iterable[str] = sorted({name for found in parts.values() for name in found if name})
-    raise ValueError(
-        f"the part {next(iter(parts))!r} has several variants ({', '.join(names)}); choose one: --variant, or variant= in Python"
-    )
+    names = ", ".join(sorted({name for found in parts.values() for name in found if name}))
+    part = next(iter(parts))
+    raise ValueError(f"the part {part!r} has several variants ({names}); choose one: --variant, or variant= in Python")

@@ -122,7 +122,9 @@ class NoiseScheduler:
             trial.scale_model_input(blank, trial.steps[0])
             moved = trial.step(blank, trial.steps[0], blank, [torch.Generator().manual_seed(0)])
         except (ValueError, NotImplementedError) as error:
-            raise ValueError(f"{self.name} does not work for a network that predicts {self.prediction_type!r} ({error}).") from error
+            raise ValueError(
+                f"{self.name} does not work for a network that predicts {self.prediction_type!r} ({error})."
+            ) from error
         if not bool(torch.isfinite(moved).all()) or not all(math.isfinite(step.sigma) for step in self.steps):
             raise ValueError(f"steps must be more for {self.name}; got {self._asked} (its noise levels are not finite).")
 
@@ -161,8 +163,8 @@ class NoiseScheduler:
         """Say that guidance added ``change`` to the latents at ``step``, for schedulers that would otherwise undo it.
 
         The correctors of UniPC and SA-Solver recompute each step's starting point from that of the step before, of which it is
-        a linear function; the change is carried back through that function, so that the corrected point moves by exactly the change
-        (and a row that did not move stays as it was).
+        a linear function; the change is carried back through that function, so that the corrected point moves by exactly the
+        change (and a row that did not move stays as it was).
         """
         inner = self._scheduler
         if self.name not in ("UniPCMultistepScheduler", "SASolverScheduler") or getattr(inner, "last_sample", None) is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from attnguide.models.folder import UnsupportedModelError
@@ -36,6 +36,8 @@ _CONDITIONS = {
 }
 """Settings of a UNet that asks for more than latents, a timestep and text."""
 
+_UNLOAD = " Call pipeline.unload_ip_adapter() first."
+
 
 def plain_module(module: Any) -> Any:
     """The network behind ``torch.compile``'s wrapper, or the network itself."""
@@ -60,23 +62,14 @@ def check_parts(pipeline: Any) -> None:
     Raises:
         UnsupportedModelError: Naming the part.
     """
-    name = type(pipeline).__name__
-    missing = [part for part in _PARTS if getattr(pipeline, part, None) is None]
-    if missing:
-        raise UnsupportedModelError(f"{name} lacks its {' and '.join(missing)}.")
-    _check_unet(plain_module(pipeline.unet), plain_module(pipeline.vae))
-    _check_text(pipeline.tokenizer, pipeline.text_encoder)
-    if getattr(pipeline, "safety_checker", None) is not None and getattr(pipeline, "feature_extractor", None) is None:
-        raise UnsupportedModelError(f"{name} has a safety_checker without the feature_extractor that it needs; set both, or neither.")
+    problem = next(_problems(pipeline), None)
+    if problem is not None:
+        raise UnsupportedModelError(problem)
 
 
 def _way(pipeline: Any) -> str:
     """How plain text-to-image works with the parts of an unsupported pipeline, if it does."""
-    if getattr(pipeline, "text_encoder_2", None) is not None:
-        return ""
-    try:
-        check_parts(pipeline)
-    except UnsupportedModelError:
+    if getattr(pipeline, "text_encoder_2", None) is not None or next(_problems(pipeline), None) is not None:
         return ""
     return (
         f" What {type(pipeline).__name__} adds would be dropped; for plain text-to-image with its parts, hand over "
@@ -84,50 +77,64 @@ def _way(pipeline: Any) -> str:
     )
 
 
-def _check_unet(unet: Any, vae: Any) -> None:
+def _problems(pipeline: Any) -> Iterator[str]:
+    """Everything about a pipeline's parts that is not supported; later ones suppose that there are no earlier ones."""
+    name = type(pipeline).__name__
+    missing = [part for part in _PARTS if getattr(pipeline, part, None) is None]
+    if missing:
+        yield f"{name} lacks its {' and '.join(missing)}."
+    unet, vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
     if type(unet) is not UNet2DConditionModel:
-        raise UnsupportedModelError(f"unet must be a UNet2DConditionModel; got {type(unet).__name__}.")
+        yield f"unet must be a UNet2DConditionModel; got {type(unet).__name__}."
     if type(vae) not in _DECODERS:
-        raise UnsupportedModelError(f"vae must be {' or '.join(kind.__name__ for kind in _DECODERS)}; got {type(vae).__name__}.")
-    config, channels = unet.config, vae.config.latent_channels
-    if config.in_channels != channels or config.out_channels != channels:
-        what = _CHANNELS.get(config.in_channels, "something else")
-        raise UnsupportedModelError(
-            f"unet must read and predict the vae's {channels} latent channels; it reads {config.in_channels} and predicts "
-            f"{config.out_channels}"
-            + (f": such a UNet reads {what}, which is not supported." if config.in_channels != channels else ".")
-        )
+        yield f"vae must be {' or '.join(kind.__name__ for kind in _DECODERS)}; got {type(vae).__name__}."
+    yield from _channel_problems(unet.config, vae.config.latent_channels)
+    yield from _unet_problems(unet)
+    yield from _text_problems(pipeline.tokenizer, pipeline.text_encoder)
+    if getattr(pipeline, "safety_checker", None) is not None and getattr(pipeline, "feature_extractor", None) is None:
+        yield f"{name} has a safety_checker without the feature_extractor that it needs; set both, or neither."
+
+
+def _channel_problems(config: Any, channels: int) -> Iterator[str]:
+    if config.in_channels == config.out_channels == channels:
+        return
+    what = _CHANNELS.get(config.in_channels, "something else")
+    reads = f": such a UNet reads {what}, which is not supported." if config.in_channels != channels else "."
+    yield (
+        f"unet must read and predict the vae's {channels} latent channels; it reads {config.in_channels} and predicts "
+        f"{config.out_channels}{reads}"
+    )
+
+
+def _unet_problems(unet: Any) -> Iterator[str]:
+    config = unet.config
     for setting, what in _CONDITIONS.items():
         if config.get(setting) is not None:
-            raise UnsupportedModelError(f"unet reads {what}, which are not supported ({setting}={config[setting]!r}).{_unload(setting)}")
+            way = _UNLOAD if setting == "encoder_hid_dim_type" else ""
+            yield f"unet reads {what}, which are not supported ({setting}={config[setting]!r}).{way}"
     if getattr(unet, "encoder_hid_proj", None) is not None:
-        raise UnsupportedModelError("unet reads its text states through a projection (encoder_hid_proj), which is not supported.")
+        yield "unet reads its text states through a projection (encoder_hid_proj), which is not supported."
     kind = config.get("attention_type", "default")
     if kind != "default":
-        raise UnsupportedModelError(f"unet has attention of the type {kind!r} (GLIGEN), which is not supported.")
+        yield f"unet has attention of the type {kind!r} (GLIGEN), which is not supported."
     others = {*config.down_block_types, config.mid_block_type, *config.up_block_types} - _BLOCKS - {None}
     if others:
-        raise UnsupportedModelError(f"unet has blocks that are not supported: {', '.join(sorted(others))}.")
+        yield f"unet has blocks that are not supported: {', '.join(sorted(others))}."
     adapters = {type(one).__name__ for one in unet.attn_processors.values() if "IPAdapter" in type(one).__name__}
     if adapters:
-        raise UnsupportedModelError(f"unet has a loaded IP-Adapter ({', '.join(sorted(adapters))}).{_unload('encoder_hid_dim_type')}")
+        yield f"unet has a loaded IP-Adapter ({', '.join(sorted(adapters))}).{_UNLOAD}"
 
 
-def _unload(setting: str) -> str:
-    return " Call pipeline.unload_ip_adapter() first." if setting == "encoder_hid_dim_type" else ""
-
-
-def _check_text(tokenizer: Any, encoder: Any) -> None:
+def _text_problems(tokenizer: Any, encoder: Any) -> Iterator[str]:
     """The tokenizer's numbers and lengths must be the text encoder's."""
-    table: torch.nn.Module = encoder.get_input_embeddings()
-    words = int(table.weight.shape[0])  # type: ignore[arg-type, union-attr]
+    words = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
-        raise UnsupportedModelError(f"tokenizer has {len(tokenizer)} tokens, but the text encoder knows {words}.")
+        yield f"tokenizer has {len(tokenizer)} tokens, but the text encoder knows {words}."
     if tokenizer.eos_token_id is None or len(tokenizer) < 2:
-        raise UnsupportedModelError("tokenizer has no vocabulary with an end token; its files are missing or empty.")
+        yield "tokenizer has no vocabulary with an end token; its files are missing or empty."
     reads = getattr(encoder.config, "max_position_embeddings", None)
     if reads is not None and tokenizer.model_max_length > reads:
-        raise UnsupportedModelError(
+        yield (
             f"tokenizer's model_max_length must be at most {reads}, which the text encoder reads; got "
             f"{tokenizer.model_max_length:.6g}."
         )
