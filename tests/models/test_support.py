@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -219,7 +220,8 @@ def test_an_overflow_of_the_decoder_is_decoded_again_in_float32(monkeypatch: pyt
     low, high = adapt(held).decode(latents)
     wide = adapt(tiny.pipeline().to(torch.float16).to(torch.float32)).decode(latents.float())
     assert low.status == high.status == "ok" and low.image is not None and high.image is not None
-    assert high.image.tobytes() == wide[1].image.tobytes()  # type: ignore[union-attr]
+    values, others = (np.asarray(picture.image, dtype=int) for picture in (high, wide[1]))
+    assert np.abs(values - others).max() <= 1 and values.std() > 5  # decoded alone, and in a batch
     assert held.vae.dtype == torch.float16
 
 
