@@ -25,7 +25,7 @@ from attnguide.sampling.table import sample_rows
 from attnguide.shapes.expectation import expectation_from_layout
 from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout
-from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult
+from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult, verdict
 
 FIELDS = (
     "id",
@@ -178,7 +178,7 @@ def values_of(records: Iterable[Mapping[str, str]], metric: str) -> list[float]:
         scores = json.loads(record["scores"])
         if metric in scores:
             values.append(float(scores[metric]))
-        elif record["status"] != "ok":
+        elif verdict(record["status"]) != "ok":
             values.append(0.0)
     return values
 

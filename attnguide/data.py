@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from attnguide.rows import check_samples
+from attnguide.rows import checked_samples
 from attnguide.sampling.table import plan_batches
 from attnguide.tables import read_samples
 from attnguide.types import Sample
@@ -21,7 +21,8 @@ _T = TypeVar("_T")
 class SampleDataModule(L.LightningDataModule):
     """Rows, grouped into batches of rows that can be sampled together.
 
-    With several devices every batch is sampled whole by one of them.
+    With several devices every batch is sampled whole by one of them. A row that cannot be made (a word that its prompt lacks, a
+    method without the regions it needs) ends alone, with the reason as its status.
 
     Args:
         samples: Rows, or a table file that :func:`~attnguide.tables.read_samples` reads.
@@ -31,7 +32,8 @@ class SampleDataModule(L.LightningDataModule):
         size: ``(height, width)`` in pixels, for a table whose boxes are in pixels.
 
     Raises:
-        ValueError: If the table or a row is malformed, two rows have the same id, or ``batch_size`` is below 1.
+        ValueError: If the table or a row is malformed, two rows have the same id, no row can be made, or ``batch_size`` is
+            below 1.
     """
 
     def __init__(
@@ -45,11 +47,11 @@ class SampleDataModule(L.LightningDataModule):
         super().__init__()
         rows = read_samples(samples, size=size) if isinstance(samples, str | Path) else samples
         self.samples = tuple(rows)
-        check_samples(self.samples)
+        checked = checked_samples(self.samples)
         self.batch_size = batch_size
         skipped = set(skip)
-        self.remaining = tuple(sample for sample in self.samples if sample.id not in skipped)
-        planned = [RowBatch(rows, skipped) for rows in plan_batches(self.samples, batch_size)]
+        self.remaining = tuple(sample for sample in checked if sample.id not in skipped)
+        planned = [RowBatch(rows, skipped) for rows in plan_batches(checked, batch_size)]
         self.batches = [batch for batch in planned if batch.wanted]
 
     def predict_dataloader(self) -> DataLoader[list[Sample]]:

@@ -17,8 +17,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
 from attnguide.sampling.guard import guarded, guarded_probe
 from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
-from attnguide.sampling.some_rows import SomeRows
-from attnguide.sampling.table import sample_batch
+from attnguide.sampling.table import sample_each
 from attnguide.types import Sample, SampleResult, Step
 
 
@@ -68,15 +67,15 @@ class GuidanceModule(L.LightningModule):
     def predict_step(self, batch: Sequence[Sample], batch_idx: int = 0, dataloader_idx: int = 0) -> list[SampleResult]:
         """Sample rows that share a batch; the results of those that are wanted, which callbacks see alone.
 
+        A row that cannot be made ends alone, with the reason as its status.
+
         Raises:
             RuntimeError: If the trainer runs in inference mode, in which guidance has no gradients.
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
-        observer, wanted = CallbackObserver(self.trainer, self), getattr(batch, "wanted", range(len(batch)))
-        partly = len(wanted) < len(batch)
-        results = sample_batch(self.adapter, batch, SomeRows(observer, wanted) if partly else observer)
-        return Unopened(results[row] for row in wanted)
+        wanted = getattr(batch, "wanted", None)
+        return Unopened(sample_each(self.adapter, batch, CallbackObserver(self.trainer, self), wanted=wanted))
 
     def teardown(self, stage: str) -> None:
         for name in list(self.networks):  # Lightning moves what is registered to the CPU next
@@ -95,6 +94,7 @@ class CallbackObserver(Observer):
         on_predict_start
         for batch in batches:
             on_predict_batch_start
+            on_rows_given_up             # if rows are refused, or after the steps if the batch was lost
             probes
             on_sample_start
             for step in steps:
@@ -159,6 +159,9 @@ class CallbackObserver(Observer):
         if self._folder is not None and not self._folder.is_dir():  # callbacks would make it anew, for the rest of the rows
             raise FileNotFoundError(f"Folder {str(self._folder)!r} was removed while the run was writing to it")
         self._tell("on_sample_end", results)
+
+    def on_rows_given_up(self, results: Sequence[SampleResult]) -> None:
+        self._tell("on_rows_given_up", results)
 
 
 def make_trainer(

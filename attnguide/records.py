@@ -15,7 +15,7 @@ from attnguide.models.names import SCHEDULERS
 from attnguide.prompt.pairs import describe_groups, row_groups
 from attnguide.prompt.regions import region_to_dict
 from attnguide.run_tables import cell_text, read_table, without_doubles
-from attnguide.types import Region, Sample, SampleResult
+from attnguide.types import Region, Sample, SampleResult, verdict
 
 if TYPE_CHECKING:
     from attnguide.models.base import ModelAdapter
@@ -161,8 +161,12 @@ def read_records(folder: str | Path) -> list[dict[str, str]]:
 
 
 def finished_ids(folder: str | Path) -> set[str]:
-    """Rows of a run folder whose record says ``ok`` and whose picture is there, whole and of the recorded size."""
-    return {record["id"] for record in read_records(folder) if record["status"] == "ok" and _has_picture(folder, record)}
+    """Rows of a run folder whose record says ``ok``, with a remark or without, and whose picture is there.
+
+    It must be whole, and of the recorded size.
+    """
+    records = [record for record in read_records(folder) if verdict(record["status"]) == "ok"]
+    return {record["id"] for record in records if _has_picture(folder, record)}
 
 
 def _has_picture(folder: str | Path, record: Mapping[str, str]) -> bool:

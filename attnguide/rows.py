@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attnguide.methods import check_methods, check_options
+from attnguide.methods import baseline_of, check_methods, check_options, method_info
 from attnguide.prompt.nested import settle
 from attnguide.prompt.pairs import explicit_groups
 from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
 from attnguide.prompt.syntax import warn_of_syntax
+from attnguide.sampling.problems import naming_row, require_rows, with_problem
 from attnguide.types import MethodConfig, PlaceError, Region, Sample
 
 ROW_KEYS: tuple[str, ...] = (
@@ -155,43 +155,66 @@ def check_ids(samples: Sequence[Sample]) -> None:
 
 
 def check_samples(samples: Sequence[Sample]) -> None:
-    """Find what is wrong with rows before any model is loaded: ids, phrases, places, mask files, methods and their options.
-
-    Options are judged by the methods themselves, last and once each, since that loads torch. Of a row that has a
-    :attr:`~attnguide.types.Sample.problem` only the id is checked.
+    """Refuse rows if anything is wrong with any of them; see :func:`checked_samples`.
 
     Raises:
-        ValueError: With the row's id where there are several; if no row is without a problem, the first one's.
+        ValueError: With the row's id where there are several.
+    """
+    checked_samples(samples, strict=True)
+
+
+def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[Sample]:
+    """Find what is wrong with rows before any model is loaded: ids, phrases, places, mask files, methods and their options.
+
+    What one row says impossibly of itself becomes its :attr:`~attnguide.types.Sample.problem`, with which it will end alone.
+    Ids, names of methods and options are mistakes in the table as a whole. Options are judged by the methods themselves, last
+    and once each, since that loads torch.
+
+    Args:
+        samples: The rows.
+        strict: Refuse all rows on account of one row's problem.
+
+    Returns:
+        The same rows.
+
+    Raises:
+        ValueError: With the row's id where there are several; also if no row is without a problem.
     """
     check_ids(samples)
-    sound = [sample for sample in samples if sample.problem is None]
-    if samples and not sound:
-        with _naming(samples[0], samples):
-            raise ValueError(samples[0].problem)
-    samples = sound
-    warn_of_syntax(text for sample in samples for text in (sample.prompt, sample.negative_prompt))
+    marked: list[Sample] = []
     for sample in samples:
-        with _naming(sample, samples):
-            check_methods(sample)
-            for region in sample.regions:
-                check_region(region, sample.prompt)
-            settle(sample.prompt, sample.regions)
-            explicit_groups(sample.prompt, sample.groups)
+        with naming_row(sample, samples):
+            marked.append(checked_row(sample))
+    require_rows(marked, strict=strict)
+    sound = [sample for sample in marked if sample.problem is None]
+    warn_of_syntax(text for sample in sound for text in (sample.prompt, sample.negative_prompt))
     judged: set[str] = set()
-    for sample in samples:
+    for sample in marked:
         if sample.methods and repr(sample.methods) not in judged:
             judged.add(repr(sample.methods))
-            with _naming(sample, samples):
+            with naming_row(sample, samples):
                 check_options(sample.methods)
+    return marked
 
 
-@contextmanager
-def _naming(sample: Sample, samples: Sequence[Sample]) -> Iterator[None]:
-    """Tell errors with the row's id where there are several."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"Row {sample.id!r}: {error}" if len(samples) > 1 else str(error)) from error
+def checked_row(sample: Sample) -> Sample:
+    """One row of :func:`checked_samples`, its methods' options not judged yet.
+
+    Raises:
+        ValueError: If a method does not exist, or several baselines are named.
+    """
+    for config in sample.methods:
+        method_info(config.name)
+    baseline_of(sample)
+    return with_problem(sample, _check_row)
+
+
+def _check_row(sample: Sample) -> None:
+    check_methods(sample)
+    for region in sample.regions:
+        check_region(region, sample.prompt)
+    settle(sample.prompt, sample.regions)
+    explicit_groups(sample.prompt, sample.groups)
 
 
 # ------------------------------------------------------------------------------------------------------------- one value

@@ -350,7 +350,8 @@ class SampleResult:
         image: The picture, or ``None`` if the row stopped.
         latents: Final latents, ``channels height width`` on the CPU.
         cost: What it took.
-        status: ``"ok"``, or why the row stopped, with step and method.
+        status: ``"ok"``; ``"ok: ..."`` with a remark about a picture that was made; ``"refused: ..."`` with the reason if the
+            row was not sampled at all; else why it stopped, with step and method. :func:`verdict` tells these apart.
     """
 
     sample: Sample
@@ -358,3 +359,15 @@ class SampleResult:
     latents: Tensor | None
     cost: Cost
     status: str = "ok"
+
+
+Verdict = Literal["ok", "refused", "failed"]
+
+
+def verdict(status: str) -> Verdict:
+    """A row's status in one word.
+
+    ``ok`` if there is a picture, with a remark or without; ``refused`` if the row was not sampled at all; else ``failed``.
+    """
+    word = status.partition(":")[0]
+    return word if word in ("ok", "refused") else "failed"  # type: ignore[return-value]

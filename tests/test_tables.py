@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attnguide.prompt.nested import settle
-from attnguide.rows import check_samples, sample_from_dict, sample_to_dict
+from attnguide.rows import checked_samples, sample_from_dict, sample_to_dict
 from attnguide.tables import read_samples
 from attnguide.types import Sample
 
@@ -140,7 +140,7 @@ def test_a_row_whose_box_has_no_area_is_read_with_its_problem(tmp_path: Path, na
     assert narrow.problem is not None and "Region 'dog': box must be" in narrow.problem
     assert "got 0.5,0.125,0.5,0.25, which has no area" in narrow.problem and narrow.regions == ()
     assert upside_down.problem is not None and "'cow'" in upside_down.problem
-    check_samples([good, narrow, upside_down])
+    checked_samples([good, narrow, upside_down])
     assert sample_from_dict(sample_to_dict(narrow)).problem == narrow.problem
 
 
@@ -152,7 +152,7 @@ def test_a_row_whose_phrase_is_missing_is_read_with_its_problem(tmp_path: Path) 
 
 def test_a_table_of_problems_only_is_refused() -> None:
     with pytest.raises(ValueError, match="Row 'a': too thin"):
-        check_samples([Sample("a", "a cat", problem="too thin"), Sample("b", "a cat", problem="too far")])
+        checked_samples([Sample("a", "a cat", problem="too thin"), Sample("b", "a cat", problem="too far")])
 
 
 def test_a_box_that_leaves_the_picture_refuses_the_table(tmp_path: Path) -> None:

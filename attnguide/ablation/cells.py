@@ -9,9 +9,10 @@ from typing import Any
 
 from attnguide.ablation.axes import Ablation, Cell
 from attnguide.ablation.file import named_methods
+from attnguide.methods import check_options
 from attnguide.prompt.regions import absolute_region
 from attnguide.records import AXIS, CELL
-from attnguide.rows import check_samples, sample_from_dict, sample_to_dict
+from attnguide.rows import check_ids, checked_row, sample_from_dict, sample_to_dict
 from attnguide.types import Sample
 
 MethodReader = Callable[[Any], list[dict[str, Any]]]
@@ -44,6 +45,7 @@ def expand(
     read: MethodReader,
     *,
     plain: bool,
+    strict: bool = True,
 ) -> list[Row]:
     """Every cell for every prompt and seed.
 
@@ -53,6 +55,7 @@ def expand(
         base_methods: For cells that name no method.
         read: Checks methods and options.
         plain: Whether pictures without any method are made too, one for each that the cells' pictures can be compared with.
+        strict: Refuse the ablation on account of a row that its methods cannot take; else the row keeps the reason.
 
     Raises:
         ValueError: With file and line, if a cell cannot be.
@@ -62,7 +65,7 @@ def expand(
     for cell in ablation.cells:
         methods = _methods(ablation, cell, base_methods, read)
         for subject in subjects:
-            sample = _sample(ablation, cell, subject, methods, used)
+            sample = _sample(ablation, cell, subject, methods, used, strict)
             rows.append(Row(sample, subject.id, cell))
     return _with_plain(rows, used) if plain else rows
 
@@ -101,7 +104,14 @@ def _index(ablation: Ablation, cell: Cell, key: str, name: str, methods: Sequenc
     raise _refusal(ablation, cell, f"{key}: expected {wanted} in cell {cell.name!r}; it has {told}", key)
 
 
-def _sample(ablation: Ablation, cell: Cell, subject: Sample, methods: Sequence[Mapping[str, Any]], used: set[str]) -> Sample:
+def _sample(
+    ablation: Ablation,
+    cell: Cell,
+    subject: Sample,
+    methods: Sequence[Mapping[str, Any]],
+    used: set[str],
+    strict: bool,
+) -> Sample:
     own = {key: value for key, value in cell.changes.items() if "." not in key and key not in _METHOD_KEYS}
     configs = [
         {"name": method["name"], "options": {key: value for key, value in method.items() if key != "name"}}
@@ -111,8 +121,11 @@ def _sample(ablation: Ablation, cell: Cell, subject: Sample, methods: Sequence[M
     tags = {CELL: cell.name, **{AXIS + name: value for name, value in cell.values.items()}}
     try:
         sample = sample_from_dict({**values, "tags": {**subject.tags, **tags}})
-        if sample.problem is None:
-            check_samples([sample])
+        check_ids([sample])
+        sample = checked_row(sample)
+        if strict and sample.problem is not None:
+            raise ValueError(sample.problem)
+        check_options(sample.methods)
     except ValueError as error:
         keys = [*_options_named(cell, error), *own, *_METHOD_KEYS, *cell.changes]
         raise _refusal(ablation, cell, f"cell {cell.name!r}: {error}", *keys) from error

@@ -15,6 +15,7 @@ from attnguide.ablation.summary import Record, estimate, grouped, seed_std
 from attnguide.files import replacing
 from attnguide.records import AXIS
 from attnguide.run_tables import append_table
+from attnguide.types import verdict
 
 STABILITY_FILE = "stability.csv"
 
@@ -66,7 +67,7 @@ class Range:
 
 def counted(records: Iterable[Record], metrics: Sequence[str]) -> list[Record]:
     """Records in which a row that gave no picture has 0 in these metrics, instead of being left out."""
-    return [record if record["status"] == "ok" else {**record, **dict.fromkeys(metrics, "0")} for record in records]
+    return [record if verdict(record["status"]) == "ok" else {**record, **dict.fromkeys(metrics, "0")} for record in records]
 
 
 def climbs(records: Sequence[Record], axes: Sequence[Axis], strength: str) -> list[Climb]:

@@ -11,6 +11,7 @@ from attnguide.benchmark import bootstrap_interval
 from attnguide.files import replacing
 from attnguide.records import AXIS, CELL, COSTS, SETTINGS, is_cell_column
 from attnguide.run_tables import append_table
+from attnguide.types import verdict
 
 SUMMARY_FILE = "summary.csv"
 
@@ -49,7 +50,7 @@ def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
 
 def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
     """Mean of a metric with its interval; ``None`` where no row has it."""
-    values = [float(record[metric]) for record in records if record.get(metric)]
+    values = [float(record[metric]) for record in records if record.get(metric) and not _costless(record, metric)]
     if not values:
         return None
     mean = fmean(values)
@@ -57,6 +58,11 @@ def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
         return Estimate(mean, mean, mean, len(values))
     low, high = bootstrap_interval(values)
     return Estimate(mean, low, high, len(values))
+
+
+def _costless(record: Record, metric: str) -> bool:
+    """Whether the number says only that a row was refused."""
+    return metric in COSTS and verdict(record.get("status", "ok")) == "refused"
 
 
 def seed_std(records: Iterable[Record], metric: str) -> float | None:
@@ -92,7 +98,7 @@ def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for rows in grouped(records, [CELL, *axes]).values():
         place = {name: rows[0].get(name, "") for name in (CELL, *axes)}
-        marked = [{**row, "failed": "0" if row["status"] == "ok" else "1"} for row in rows]
+        marked = [{**row, "failed": "0" if verdict(row["status"]) == "ok" else "1"} for row in rows]
         for metric in [*metrics_of(rows), "failed"]:
             found = estimate(marked, metric)
             if found is not None:

@@ -59,6 +59,9 @@ class SamplingCallback(L.Callback):
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         """Called with the finished rows of a batch."""
 
+    def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        """Called with rows that end without :meth:`on_sample_end`: refused before their batch began, or lost with it."""
+
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:
         """Numbers about a row of the newest batch, for its record.
 

@@ -54,10 +54,17 @@ class ProgressBar(RichProgressBar):
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         """End the bar over steps, and tell how many rows are left; the bar over batches tells the time left."""
+        self._end_rows(trainer, len(results))
+
+    def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        """Count the rows, and end the bar over steps of a batch that was lost."""
+        self._end_rows(trainer, len(results))
+
+    def _end_rows(self, trainer: L.Trainer, count: int) -> None:
         if self._steps is not None:
             self._update(self._steps, self._count, visible=False)  # type: ignore[arg-type]
         self._steps = None
-        self._done += len(results)
+        self._done += count
         total = _rows_of_run(trainer)
         if total is not None and self.progress is not None and self.predict_progress_bar_id is not None:
             text = f"{self.predict_description}, {total - self._done} of {total} rows left"
@@ -87,23 +94,33 @@ class LineProgress(SamplingCallback):
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream
         self._done = 0
+        self._made = 0
         self._began = 0.0
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._done, self._began = 0, time.monotonic()
+        self._done, self._made, self._began = 0, 0, time.monotonic()
+
+    def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        for result in results:
+            self._tell(trainer, f"{result.sample.id}: {result.sample.method}, {result.status}")
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         total = _rows_of_run(trainer)
-        each = (time.monotonic() - self._began) / (self._done + len(results))
+        self._made += len(results)
+        each = (time.monotonic() - self._began) / self._made  # rows that were given up took no time
         for result in results:
-            self._done += 1
-            left = 0 if total is None else total - self._done
+            left = 0 if total is None else total - self._done - 1
             waiting = f"{left} rows and about {_minutes(left * each)} left, " if left > 0 else ""
             row, cost = result.sample, result.cost
             passes = f"{cost.unet_forwards} forwards, {cost.unet_backwards} backwards"
             line = f"{row.id}: {row.method}, seed {row.seed}, {passes}, {cost.seconds:.1f} s, {waiting}{result.status}"
-            (self.stream or sys.stderr).write(f"[{self._done}{'' if total is None else f'/{total}'}] {line}\n")
-        (self.stream or sys.stderr).flush()
+            self._tell(trainer, line)
+
+    def _tell(self, trainer: L.Trainer, line: str) -> None:
+        total, stream = _rows_of_run(trainer), self.stream or sys.stderr
+        self._done += 1
+        stream.write(f"[{self._done}{'' if total is None else f'/{total}'}] {line}\n")
+        stream.flush()
 
 
 def _minutes(seconds: float) -> str:

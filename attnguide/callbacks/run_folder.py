@@ -96,9 +96,18 @@ class RunFolder(SamplingCallback):
         if self._lock is not None:
             self._lock.check()
         for result in results:
-            record = record_of(result, row_metrics(trainer, result), self._defaults or Defaults())
-            append_table(run_folder(trainer) / RECORDS_FILE, tuple(record), [record])
-            self.records.append(record)
+            self._record(trainer, record_of(result, row_metrics(trainer, result), self._defaults or Defaults()))
+
+    def _record(self, trainer: L.Trainer, record: dict[str, Any]) -> None:
+        append_table(run_folder(trainer) / RECORDS_FILE, tuple(record), [record])
+        self.records.append(record)
+
+    def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        """A row without a picture is on record, too, with the reason."""
+        if self._lock is not None:
+            self._lock.check()
+        for result in results:
+            self._record(trainer, record_of(result))
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         trainer.strategy.barrier()

@@ -60,6 +60,10 @@ class WandbLog(SamplingCallback):
                 run.log({f"sample/{result.sample.method}": picture, "row/index": float(len(self._records))})
             self._records.append({**record, "picture": _plain_picture(result)})
 
+    def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        if wandb_run(trainer) is not None:
+            self._records += [{**record_of(result), "picture": None} for result in results]
+
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         run = wandb_run(trainer)
         if run is None or not self._records:

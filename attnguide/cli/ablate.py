@@ -17,11 +17,12 @@ from attnguide.ablation.file import read_ablation
 from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
-from attnguide.cli.plan import Plan, make_plan
+from attnguide.cli.plan import Plan, is_strict, make_plan
 from attnguide.cli.values import Setting
 from attnguide.methods import check_options
 from attnguide.models.names import DEFAULT_MODEL
 from attnguide.rows import sample_to_dict
+from attnguide.sampling.problems import require_rows
 from attnguide.types import ExpectedCost, MethodConfig, Sample
 
 if TYPE_CHECKING:
@@ -220,7 +221,9 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     config = _with_layouts(ablation, config)
     plan, subjects = _subjects(ablation, config)
     _check_base_methods(ablation, config)
-    rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"])
+    strict = is_strict(config)
+    rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"], strict=strict)
+    require_rows([row.sample for row in rows], strict=strict)
     folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)
     own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": None, "plain": False}
     named = {key: value for key, value in (("project", ablation.project), ("group", ablation.name)) if value}
@@ -228,6 +231,7 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
         **plan.config,
         **own,
         "rows": [sample_to_dict(row.sample) for row in rows],
+        "strict": strict,
         "wandb": {**named, **config["wandb"]},
     }
     return Plan(kept, tuple(row.sample for row in rows), folder), rows
@@ -376,19 +380,16 @@ def _tell(plan: Plan, log: AblationLog, notes: Sequence[str]) -> int:
     from attnguide.ablation.plots import can_plot
     from attnguide.ablation.stability import stability, stability_table
     from attnguide.ablation.summary import cell_table
+    from attnguide.cli.outcome import endings
 
     if not log.written:
         list(write_outputs(plan.folder, log.axes, log.rows, log.tradeoff))
     records = list(records_of(plan.folder, log.rows).values())
-    failed = [record for record in records if record["status"] != "ok"]
     lines = ["", cell_table(records)] if records else [""]
     if log.tradeoff is not None and (found := stability(records, log.axes, log.tradeoff)):
         lines += ["", stability_table(found, log.tradeoff)]
-    lines += [f"failed   {record['id']}: {record['status']}" for record in failed]
-    missing = len(plan.samples) - len(records)
-    if missing:
-        lines.append(f"missing  {missing} of {len(plan.samples)} rows; go on with --resume --out {plan.folder}")
-    lines += ["", *(f"{path}  {what}" for path, what in places(plan.folder))]
+    told, status = endings(records, plan)
+    lines += [*told, "", *(f"{path}  {what}" for path, what in places(plan.folder))]
     lines += [] if can_plot() else ["curves and heat maps need matplotlib: pip install 'attnguide[plots]'"]
     print("\n".join([*lines, *notes]))
-    return 1 if failed or missing else 0
+    return status

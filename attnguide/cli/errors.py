@@ -41,7 +41,8 @@ def reason(error: BaseException) -> str:
         return one_line(f"{place}{error.strerror}")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         said = one_line(error)
-        return "out of memory" + (f": {said}" if said != "MemoryError" else "") + "; try a smaller --batch-size or size"
+        advice = "" if "what helps" in said else "; try a smaller --batch-size or size"
+        return "out of memory" + (f": {said}" if said != "MemoryError" else "") + advice
     if isinstance(error, RecursionError):
         return "nested too deeply to be read"
     if isinstance(error, UnicodeError):

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import probe
 from attnguide.cli.going_on import check_settings, made_with_model, with_kept
 from attnguide.cli.outcome import describe, report
-from attnguide.cli.plan import Plan
+from attnguide.cli.plan import Plan, is_strict
 from attnguide.folder import RunLock, locked_run, tidy
 from attnguide.made_with import MADE_WITH
 from attnguide.records import RECORDS_FILE, complete_ids
@@ -141,7 +142,10 @@ def _sample(
     if is_first_process():
         print(f"loading model {plan.config['model']} ...", flush=True)
     model = loaded(plan.config)
-    check_on_model(model, [sample for sample in plan.samples if sample.id not in done])
+    left = [sample for sample in plan.samples if sample.id not in done]
+    waiting = check_on_model(model, left, strict=is_strict(plan.config), going_on=bool(done))
+    known = {sample.id: sample for sample in waiting}
+    plan = replace(plan, samples=tuple(known.get(sample.id, sample) for sample in plan.samples))
     config[MADE_WITH] = made_with_model(plan, kept, model, devices)
     return _predict(plan, config, model, done, further, lock)
 
@@ -213,20 +217,32 @@ def loaded(config: Mapping[str, Any]) -> ModelAdapter:
         raise UsageError(f"model: {one_line(error)}") from error
 
 
-def check_on_model(model: ModelAdapter, samples: Sequence[Sample]) -> None:
-    """Find what only the loaded model can tell: prompts too long, places too small for its maps, too few steps.
+def check_on_model(
+    model: ModelAdapter, samples: Sequence[Sample], *, strict: bool = True, going_on: bool = False
+) -> list[Sample]:
+    """Find what only the loaded model can tell: prompts too long, words without a token, methods without a site, too few steps.
+
+    Args:
+        model: Loaded.
+        samples: The rows that are not done.
+        strict: Refuse all rows on account of one.
+        going_on: Whether there are finished rows beside these.
+
+    Returns:
+        The rows, those that cannot be made with the reason.
 
     Raises:
-        UsageError: With the row's id.
+        UsageError: With the row's id, if there is nothing to make or the rows' common settings are at fault.
     """
-    from attnguide.sampling.check import check_rows
+    from attnguide.sampling.check import mark_rows, sampleable
 
     try:
-        check_rows(model, samples)
+        marked = mark_rows(model, samples) if going_on and not strict else sampleable(model, samples, strict=strict)
         for name, steps in dict.fromkeys((sample.scheduler, sample.steps) for sample in samples):
             model.make_scheduler(name, steps)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return marked
 
 
 def _predict(

@@ -16,7 +16,7 @@ from attnguide.records import complete_ids, model_defaults
 if TYPE_CHECKING:
     from attnguide.models.base import ModelAdapter
 
-MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "norms", "values")
+MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "norms", "values", "strict")
 """Settings that a resumed run may change."""
 
 

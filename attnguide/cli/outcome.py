@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from attnguide.cli.plan import Plan
 from attnguide.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
+from attnguide.types import verdict
 
 SHOWN_SETTINGS = ("id", "seed", "method")
 MANY = 24
 """Rows from which on the table shows the mean of each method."""
+
+MOST_TOLD = 10
+"""Rows of one ending that are told one by one."""
 
 
 def describe(plan: Plan, done: int) -> str:
@@ -54,21 +58,46 @@ def report(plan: Plan, notes: Sequence[str] = ()) -> int:
     records = [record for record in read_records(plan.folder) if record["id"] in ids]
     order = {sample.id: index for index, sample in enumerate(plan.samples)}
     records.sort(key=lambda record: order[record["id"]])
-    failed = [record for record in records if record["status"] != "ok"]
     print()
     if records:
         print(table(records if len(records) <= MANY else means(records)))
-    for record in failed:
-        print(f"failed   {record['id']}: {record['status']}")
-    missing = len(ids) - len(records)
-    if missing:
-        print(f"missing  {missing} of {len(ids)} rows; go on with --resume --out {plan.folder}")
+    lines, status = endings(records, plan)
+    for line in lines:
+        print(line)
     print()
     for name, what in _places(plan):
         print(f"{plan.folder / name}  {what}")
     for note in notes:
         print(note)
-    return 1 if failed or missing else 0
+    return status
+
+
+def endings(records: Sequence[Mapping[str, str]], plan: Plan) -> tuple[list[str], int]:
+    """How the rows ended: those that are not simply ``ok`` one by one, as far as there is room, and their count.
+
+    Args:
+        records: Of the rows that ended.
+        plan: What was to be done.
+
+    Returns:
+        Lines, the last of which counts the rows, and the exit status: 1 if a row was refused, failed or is missing, else 0.
+    """
+    lines, counts = [], Counter(verdict(record["status"]) for record in records)
+    told = {"failed": "failed", "refused": "refused", "ok": "note"}
+    for kind, word in told.items():
+        ended = [r for r in records if verdict(r["status"]) == kind and r["status"] != "ok"]
+        texts = [(record["id"], record["status"].removeprefix(f"{kind}: ")) for record in ended]
+        lines += [f"{word:<8} {id}: {text}" for id, text in texts[:MOST_TOLD]]
+        if more := len(texts) - MOST_TOLD:
+            lines += [f"{word:<8} and {more} more rows; {RECORDS_FILE} has the status of each"] if more > 0 else []
+    missing = len(plan.samples) - len(records)
+    if missing:
+        lines.append(f"missing  {missing} of {len(plan.samples)} rows; go on with --resume --out {plan.folder}")
+    idle = sum(record["status"].startswith("ok: ") for record in records)
+    parts = [f"{counts['ok']} ok" + (f" ({idle} with a note)" if idle else "")]
+    parts += [f"{counts[kind]} {kind}" for kind in ("refused", "failed") if counts[kind]]
+    parts += [f"{missing} missing"] if missing else []
+    return [*lines, f"rows     {', '.join(parts)}"], int(len(parts) > 1)
 
 
 def _places(plan: Plan) -> list[tuple[str, str]]:
@@ -91,7 +120,7 @@ def means(records: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     for method, rows in groups.items():
         line = {"method": method, "rows": str(len(rows))}
         for column in _numbers(records):
-            values = [float(row[column]) for row in rows if row.get(column)]
+            values = [float(row[column]) for row in rows if row.get(column) and verdict(row["status"]) == "ok"]
             line[column] = str(sum(values) / len(values)) if values else ""
         lines.append(line)
     return lines
@@ -117,7 +146,7 @@ def table(records: Sequence[Mapping[str, str]]) -> str:
 
 def _cell(name: str, text: str) -> str:
     if name == "status":
-        return text if text == "ok" else "failed"
+        return verdict(text) + (" *" if text.startswith("ok: ") else "")
     if name in ("id", "method"):
         return text
     try:

@@ -58,7 +58,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: If the settings contradict each other or a row is wrong.
     """
-    from attnguide.rows import check_samples, sample_to_dict
+    from attnguide.rows import checked_samples, sample_to_dict
 
     config = _filled(settings)
     if config["resume"] and config["out"] is None:
@@ -67,13 +67,18 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
         own = _own_rows(config)
         samples = [sample for row in own for sample in _arms(row, config)]
         samples = _with_twins(samples) if config["plain"] else samples
-        check_samples(samples)
+        samples = checked_samples(samples, strict=is_strict(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if config["rows"] is not None:
         config |= {"rows": [sample_to_dict(sample) for sample in own], "seed": None, "box_size": None}
     folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     return Plan(config, tuple(samples), folder)
+
+
+def is_strict(config: Mapping[str, Any]) -> bool:
+    """Whether one row that cannot be made refuses all: always, where a prompt was typed."""
+    return bool(config["strict"]) or config["rows"] is None
 
 
 def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:

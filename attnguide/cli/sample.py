@@ -138,6 +138,12 @@ def settings() -> list[Setting]:
             "most rows sampled together; 8, or up to 16 of small pictures, by default",
             metavar="N",
         ),
+        Setting(
+            "strict",
+            values.flag,
+            False,
+            "refuse a table with a row that its method cannot take; by default such a row ends alone, with the reason",
+        ),
         Setting("out", local_path, None, "folder of the run; runs/<date and time> by default", metavar="DIR"),
         Setting(
             "resume",

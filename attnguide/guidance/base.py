@@ -203,10 +203,14 @@ class Guidance(ABC):
         """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:  # noqa: B027 - most guidances can use any place
-        """Refuse places that the maps of ``sites`` are too coarse for; called before anything is sampled.
+        """Refuse rows that it cannot take; called before anything is sampled, with one row.
+
+        Args:
+            targets: The row's words and places.
+            sites: Those that the guidance reads.
 
         Raises:
-            ValueError: Naming region and map size.
+            ValueError: With the reason, which becomes the row's status.
         """
 
     @abstractmethod

@@ -106,6 +106,13 @@ class BoundedAttention(Guidance):
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         require_cells(targets, sites, self.rule)
+        sizes = list(dict.fromkeys((site.height, site.width) for site in sites))
+        if self.rule == "half" and all(bool(targets.binary_masks(*size).any(1).all()) for size in sizes):
+            maps = ", ".join(f"{height}x{width}" for height, width in sizes)
+            raise ValueError(
+                f"Method {self.name!r} has no background left: the regions take every cell of the maps ({maps}), where its "
+                "loss is 0 whatever words look at; leave room beside them, or use another method."
+            )
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         if not self.mask:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.edits import Edit, Stage
-from attnguide.attention.sites import SiteSelector
+from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.named import named_positions
@@ -65,8 +65,20 @@ class Injection(ABC):
         They can where :meth:`edits` is all that it overrides, since an edit can be given some rows of a pass. A source and
         every other hook are for the batch as a whole.
         """
-        hooks = [name for name, found in vars(Injection).items() if callable(found) and name[0] != "_" and name != "edits"]
+        alone = ("edits", "check")  # one row's affair
+        hooks = [name for name, found in vars(Injection).items() if callable(found) and name[0] != "_" and name not in alone]
         return self.source is None and all(getattr(type(self), name) is getattr(Injection, name) for name in hooks)
+
+    def check(self, targets: Targets, sites: Sequence[Site]) -> None:  # noqa: B027 - most injections can use any place
+        """Refuse rows that it cannot take; called before anything is sampled, with one row.
+
+        Args:
+            targets: The row's words and places.
+            sites: Every attention site of the network at the row's picture size.
+
+        Raises:
+            ValueError: With the reason, which becomes the row's status.
+        """
 
     @abstractmethod
     def edits(self, targets: Targets) -> Sequence[Edit]:

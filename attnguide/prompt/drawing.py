@@ -25,6 +25,23 @@ _SLACK = 1e-6
 """A cell that is covered to a share exactly must count, whatever single precision makes of the share."""
 
 
+def soft_mask(region: Region, height: int, width: int) -> Float[Tensor, "height width"]:
+    """A region's share of each cell, in [0, 1], as :func:`~attnguide.prompt.regions.rasterise` has it.
+
+    A box, polygon or blob that covers no cell by half is grown until its fullest cell is covered whole: attention is wanted in
+    that cell, and a share of it that no map can reach would be asked for in vain. Masks say themselves how strong they are.
+
+    Args:
+        region: With a place.
+        height: Rows of the map.
+        width: Columns of the map.
+    """
+    cells = rasterise(region, height, width)
+    fullest = float(cells.max())
+    is_shape = any(place is not None for place in (region.box, region.polygon, region.blob))
+    return cells / fullest if is_shape and 0 < fullest < 0.5 - _SLACK else cells
+
+
 def binary_mask(region: Region, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "height width"]:
     """Cells that a region takes.
 

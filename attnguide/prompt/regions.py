@@ -384,13 +384,18 @@ def place_name(region: Region) -> str:
 def describe_place(region: Region) -> str:
     """A region's place in a few words, for messages."""
     if region.box is not None or region.blob is not None:
-        return f"{place_name(region)} ({', '.join(f'{value:.2f}' for value in region.box or region.blob or ())})"
+        return f"{place_name(region)} ({', '.join(map(_digits, region.box or region.blob or ()))})"
     if region.polygon is not None:
-        corners = " ".join(f"({x:.2f}, {y:.2f})" for x, y in region.polygon[:4])
+        corners = " ".join(f"({_digits(x)}, {_digits(y)})" for x, y in region.polygon[:4])
         return f"polygon {corners}{' ...' if region.polygon[4:] else ''}"
     if isinstance(region.mask, str | Path):
         return f"mask '{region.mask}'"
     return f"mask of shape {tuple(getattr(region.mask, 'shape', ()))}"
+
+
+def _digits(value: float) -> str:
+    """Two decimals, or as many as keep the edges of a narrow place apart."""
+    return f"{value:.2f}" if abs(value - round(value, 2)) < 1e-9 else f"{value:.5g}"
 
 
 def _number(text: str) -> float | None:

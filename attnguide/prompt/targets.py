@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from attnguide.prompt.drawing import Rule, binary_mask, require_cell
+from attnguide.prompt.drawing import Rule, binary_mask, require_cell, soft_mask
 from attnguide.prompt.nested import settle
 from attnguide.prompt.pairs import TokenGroup, group_tokens, row_groups
-from attnguide.prompt.regions import rasterise
 from attnguide.prompt.tokens import TokenizedPrompt, resolve
 from attnguide.types import Region, Sample
 
@@ -165,7 +164,7 @@ class Targets:
         return torch.tensor([prompt.end for prompt in self.tokenized], dtype=torch.int64, device=self.device)
 
     def masks(self, height: int, width: int) -> Float[Tensor, "batch regions height width"]:
-        """Soft masks in [0, 1] at a map's size, as :func:`~attnguide.prompt.regions.rasterise` draws them; 0 where not placed.
+        """Soft masks in [0, 1] at a map's size, as :func:`~attnguide.prompt.drawing.soft_mask` draws them; 0 where not placed.
 
         Drawn once per size. The tensor is shared: do not write into it.
         """
@@ -239,7 +238,7 @@ class Targets:
     def _raster(self, region: Region, height: int, width: int, rule: Rule | None) -> Tensor:
         key = (region, height, width, rule)
         if key not in self._rasters:
-            drawn = rasterise(region, height, width) if rule is None else binary_mask(region, height, width, rule)
+            drawn = soft_mask(region, height, width) if rule is None else binary_mask(region, height, width, rule)
             self._rasters[key] = drawn
         return self._rasters[key]
 

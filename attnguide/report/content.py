@@ -10,6 +10,7 @@ from pathlib import Path
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
 from attnguide.made_with import CONFIG_FILE
 from attnguide.records import CELL, SAMPLES_FOLDER, read_records
+from attnguide.types import verdict
 
 _FIGURES = ("sheet.png", "plots/*.png", "sheets/*.png")
 _VARIANT = ("method", "options", "steps", "cfg_scale", "scheduler", "height", "width", "negative_prompt")
@@ -117,7 +118,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
     return Content(
         name=folder.resolve().name,
         rows=len(records),
-        failed=sum(record["status"] != "ok" for record in records),
+        failed=sum(verdict(record["status"]) != "ok" for record in records),
         common={name: records[0][name] for name in (*_SUBJECT, *_VARIANT) if _shared(records, name) and records[0].get(name)},
         metrics=metrics,
         means=[Means(text, len(rows), [estimate(rows, metric) for metric in metrics]) for text, rows in groups.items()],

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
-from attnguide.attention.sites import select
-from attnguide.methods import build_methods
+from attnguide.attention.sites import Site, select
+from attnguide.guidance.base import Guidance
+from attnguide.injection.base import Injection
+from attnguide.methods import build_methods, check_methods
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.branches import common_source, source_prompts
+from attnguide.sampling.problems import require_rows, with_problem
 from attnguide.sampling.replay import check_replay, pictured_rows
 from attnguide.sampling.source_maps import check_sources
 from attnguide.sampling.texts import read_source, read_whole
@@ -18,27 +22,60 @@ from attnguide.types import Sample
 
 
 def check_rows(model: ModelAdapter, samples: Iterable[Sample]) -> None:
-    """Refuse rows that a model cannot sample.
+    """Refuse rows if a model cannot sample one of them.
 
     Raises:
         ValueError: With the row's id, if a prompt is longer than the text encoder reads, a phrase has no token, a method finds
             no attention site, or a region is too small for the maps its method reads.
     """
     for sample in samples:
+        (marked,) = mark_rows(model, [sample])
+        if marked.problem is not None:
+            raise ValueError(f"Row {sample.id!r}: {marked.problem}")
+
+
+def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
+    """The rows, each that a model cannot sample with the reason as its :attr:`~attnguide.types.Sample.problem`.
+
+    Raises:
+        ValueError: With the row's id, if a method, an option or a scheduler does not exist, which is no row's own affair.
+    """
+    marked = []
+    for sample in samples:
         try:
-            with model.exclusive():
-                _check_row(model, sample)
+            if sample.scheduler is not None:
+                scheduler_class(sample.scheduler)
+            build_methods([sample])
+            build_baseline(sample)
         except ValueError as error:
             raise ValueError(f"Row {sample.id!r}: {error}") from error
+        with model.exclusive():
+            marked.append(with_problem(sample, partial(_check_row, model)))
+    return marked
+
+
+def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool = False) -> list[Sample]:
+    """:func:`mark_rows`, refusing rows of which nothing would come.
+
+    Args:
+        model: The adapter.
+        samples: The rows.
+        strict: Refuse all rows on account of one.
+
+    Raises:
+        ValueError: As :func:`mark_rows`; with the first problem if every row has one, or ``strict`` is set.
+    """
+    marked = mark_rows(model, samples)
+    require_rows(marked, strict=strict)
+    return marked
 
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
+    check_methods(sample)
     tokenized = read_whole(model, sample)
     model.check_row(sample)
-    if sample.scheduler is not None:
-        scheduler_class(sample.scheduler)
+    height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     guidances, injections = build_methods([sample])
-    build_baseline(sample)
     sample = check_sources(model, sample)
     others = [read_source(model, text) for text in source_prompts(common_source([*guidances, *injections]), [sample])]
     if pictured_rows(common_source([*guidances, *injections]), 1):
@@ -48,14 +85,25 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         read_source(model, text, f"negative prompt of {name}")
     if not guidances and not injections:
         return
-    height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     sites = model.attention_modules(height, width)
     every = {**sites, **model.feature_modules(height, width)}
     for guidance in guidances:
-        guidance.check(targets, select(sites, guidance.sites_at(model.guidance_level)))
+        read = select(sites, guidance.sites_at(model.guidance_level))
+        guidance.check(targets, read)
+        _check_places(guidance, targets, read)
         if guidance.features is not None:
             select(every, guidance.features)
-    edits = [edit for injection in injections for edit in injection.edits(targets)]
-    edits += [edit for guidance in guidances for edit in guidance.edits(targets, model.guidance_level)]
-    for edit in edits:
-        select(every, edit.sites)
+    for injection in injections:
+        injection.check(targets, tuple(sites))
+        edited = [select(every, edit.sites) for edit in injection.edits(targets)]
+        _check_places(injection, targets, [site for sites in edited for site in sites])
+    for guidance in guidances:
+        for edit in guidance.edits(targets, model.guidance_level):
+            select(every, edit.sites)
+
+
+def _check_places(method: Guidance | Injection, targets: Targets, sites: Sequence[Site]) -> None:
+    """Refuse a region that vanishes at the largest of the maps at which a method uses places."""
+    sizes = [(site.height, site.width) for site in sites if site.kind != "feature"]
+    if method.needs_regions == "place" and sizes:
+        targets.require_cells(*max(sizes))

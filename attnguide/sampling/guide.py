@@ -12,6 +12,7 @@ from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.update import Refinement, per_row
 from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.guide_run import GuideRun, guide_maps, read_maps
+from attnguide.sampling.judging import check_output, row_gradient
 from attnguide.sampling.observer import UpdateEvent
 from attnguide.types import Step
 
@@ -100,15 +101,16 @@ def _update_once(
     output = _judge(run, guidance, inputs, step, rows)
     with torch.enable_grad():
         loss = wanted(output)
-    moving = asks(output) & _finite_rows(run, guidance, loss, rows, step, "loss") & (loss.detach() != 0)
-    norms = [0.0] * len(rows)
+    finite = _finite_rows(run, guidance, loss, rows, step, "loss") & _numbers(run, guidance, output.indicator, rows, step)
+    moving = asks(output) & finite & (loss.detach() != 0)
+    norms = shares = [0.0] * len(rows)
     if bool(moving.any()):
-        gradient = torch.autograd.grad(loss, inputs, torch.ones_like(loss))[0]
+        gradient = row_gradient(guidance.name, loss, inputs)
         run.ledger.backward([row for row, moves in zip(rows, moving.tolist(), strict=True) if moves])
         moving = moving & _finite_rows(run, guidance, gradient, rows, step, "gradient")
         gradient = torch.where(moving.view(-1, 1, 1, 1), gradient, torch.zeros_like(gradient))
-        norms = gradient.float().flatten(1).norm(dim=1).tolist()
         move = guidance.update.move(gradient, inputs.detach(), step, rows)
+        norms, shares = torch.stack([_norms(gradient), _norms(move) / _norms(inputs).clamp_min(1e-12)]).tolist()
         if shift is None:
             change = torch.zeros_like(latents)
             change[list(rows)] = (-move / run.scheduler.input_scale(step)).to(latents.dtype)
@@ -117,13 +119,17 @@ def _update_once(
         else:
             shift = shift.clone()
             shift[list(rows)] += (move * (1 - step.alpha_bar) ** 0.5).to(shift.dtype)
+    losses = loss.detach().float().tolist()
+    if run.effects is not None:
+        strong = guidance.update.step_size(step) != 0
+        run.effects.judged(guidance, rows, losses, (moving & strong).tolist(), shares)
     run.observer.on_guidance_update(
         UpdateEvent(
             step,
             guidance.name,
             iteration,
             tuple(rows),
-            tuple(loss.detach().float().tolist()),
+            tuple(losses),
             tuple(output.indicator.detach().float().tolist()),
             tuple(moving.tolist()),
             tuple(norms),
@@ -136,7 +142,14 @@ def _judge(run: GuideRun, guidance: Guidance, inputs: Tensor, step: Step, rows: 
     """One guide pass and its loss."""
     maps = guide_maps(run, guidance, inputs, step, rows)
     with torch.enable_grad():
-        return guidance.loss(maps, run.targets.select(rows), step)
+        output = guidance.loss(maps, run.targets.select(rows), step)
+    check_output(guidance.name, output, len(rows))
+    return output
+
+
+def _norms(values: Tensor) -> Tensor:
+    """Euclidean norm of each row, float32."""
+    return values.detach().float().flatten(1).norm(dim=1)
 
 
 def _source_maps(run: GuideRun, guidance: Guidance, latents: Tensor, step: Step) -> AttentionMaps | None:
@@ -155,3 +168,12 @@ def _finite_rows(run: GuideRun, guidance: Guidance, values: Tensor, rows: Sequen
         if not fine and row in run.alive:
             run.stop_row(row, f"{what} of {guidance.name} is not finite at step {step.index}")
     return finite
+
+
+def _numbers(run: GuideRun, guidance: Guidance, indicator: Tensor, rows: Sequence[int], step: Step) -> Tensor:
+    """Which rows' indicators are numbers, of any size; the other rows are given up, as no limit can be compared with NaN."""
+    known = ~torch.isnan(indicator.detach())
+    for row, fine in zip(rows, known.tolist(), strict=True):
+        if not fine and row in run.alive:
+            run.stop_row(row, f"indicator of {guidance.name} is NaN at step {step.index}")
+    return known

@@ -20,6 +20,7 @@ from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches
 from attnguide.sampling.cfg import pass_context
+from attnguide.sampling.effects import Effects
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.observer import Observer
 from attnguide.types import PassContext, Step
@@ -38,6 +39,7 @@ class GuideRun:
         cfg_scales: One per row.
         branches: Of the denoising passes.
         every_edit: Of all methods, if edits without memory are all that they do in a denoising pass; else ``None``.
+        effects: What the methods did to each row.
         beside: What the source showed in the step that is being guided, of all rows.
     """
 
@@ -57,6 +59,7 @@ class GuideRun:
     branches: Branches | None = None
     every_edit: Sequence[Edit] | None = None
     beside: AttentionMaps | None = None
+    effects: Effects | None = None
 
     def sites_of(self, guidance: Guidance) -> tuple[Site, ...]:
         """The sites a guidance reads."""

@@ -79,7 +79,7 @@ class Observer:
 
     ``on_row_stopped(row, reason)`` comes the moment a row is given up: before the ``on_guidance_update`` of the update that
     found a loss or gradient not finite, or before the ``on_denoise_step_end`` of a step whose latents are not. When no row is
-    left the remaining steps are not run.
+    left the remaining steps are not run. ``on_rows_given_up(results)`` stands outside of all this.
     """
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
@@ -103,6 +103,9 @@ class Observer:
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
         """Called with the finished rows."""
+
+    def on_rows_given_up(self, results: Sequence[SampleResult]) -> None:
+        """Called with rows that end without :meth:`on_sample_end`: refused before their batch began, or lost with it."""
 
 
 class Observers(Observer):
@@ -137,3 +140,7 @@ class Observers(Observer):
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
         for observer in self.observers:
             observer.on_sample_end(results)
+
+    def on_rows_given_up(self, results: Sequence[SampleResult]) -> None:
+        for observer in self.observers:
+            observer.on_rows_given_up(results)

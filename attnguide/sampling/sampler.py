@@ -20,6 +20,7 @@ from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches, common_source, source_prompts
 from attnguide.sampling.cfg import combine, pass_context
+from attnguide.sampling.effects import Effects
 from attnguide.sampling.guide import guide
 from attnguide.sampling.guide_run import GuideRun
 from attnguide.sampling.ledger import Ledger
@@ -85,30 +86,32 @@ class Sampler:
         scales = [sample.cfg_scale for sample in samples]
         uses_cfg = any("uncond" in model.halves(scale) for scale in scales)
         negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
+        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        effects = Effects(self._methods(), samples, targets, scheduler.steps)
         conditioning = model.encode_prompt([sample.prompt for sample in samples], negative, scales)
         for injection in self.injections:
-            conditioning = injection.condition(conditioning, targets, model)
+            before, conditioning = conditioning, injection.condition(conditioning, targets, model)
+            effects.conditioned(injection, before, conditioning)
         others = [prompt.text for prompt in targets.source_prompts]
         source_states = model.encode_prompt(others, negative, scales) if others else None
         negatives = [list(found) for injection in self.injections if (found := injection.negative_prompts(targets))]
         negative_states = model.encode_prompt(negatives[0], None, scales) if negatives else None
         source = common_source(self._methods())
         branches = Branches.build(len(samples), conditioning, source, source_states, negative_states)
-        scheduler = model.make_scheduler(first.scheduler, first.steps)
         warn_of_idle(self._methods(), scheduler.steps)
         shape, dtype = model.latent_shape(height, width), conditioning.cond.dtype
         replay = invert_sources(model, source, others, scheduler, first.steps, (height, width))
         if replay is not None:
             ledger.forward(replay.rows * replay.path.forwards)
-        noise, sources = self._noise(targets, samples, shape, dtype, initial_latents, replay)
+        noise, sources = self._noise(targets, samples, shape, dtype, initial_latents, replay, effects)
         if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
-            twin, twin_sources = self._noise(targets, samples, shape, dtype, initial_latents, replay)
+            twin, twin_sources = self._noise(targets, samples, shape, dtype, initial_latents, replay, effects)
             noise, sources = torch.cat([noise, twin]), sources + twin_sources
         modules = model.attention_modules(height, width)
         every = {**modules, **model.feature_modules(height, width)}
         info = BatchInfo(tuple(samples), targets, tuple(modules), scheduler.steps, model)
         latents = with_sources(replay, noise * scheduler.initial_sigma, len(samples), 0)
-        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, every, replay)
+        return _Batch(info, conditioning, branches, scheduler, sources, latents, ledger, self.observer, every, effects, replay)
 
     def _methods(self) -> list[Guidance | Injection]:
         return [*self.guidances, *self.injections]
@@ -134,6 +137,7 @@ class Sampler:
         dtype: torch.dtype,
         given: Tensor | None,
         replay: Replay | None,
+        effects: Effects,
     ) -> tuple[Tensor, list[torch.Generator]]:
         """Unit noise of every row, ``batch channels height width``, and the generators it was drawn from."""
         sources = generators([sample.seed for sample in samples])
@@ -145,23 +149,25 @@ class Sampler:
         elif replay is not None:
             noise = replay.noise(noise)
         for injection in self.injections:
-            noise = injection.initial_noise(noise, targets)
+            before, noise = noise, injection.initial_noise(noise, targets)
+            effects.changed(injection, before, noise)
         return noise, sources
 
     def _loop(self, batch: _Batch) -> Tensor:
         latents = batch.latents
         probes = list(self.observer.probes(batch.info))
         level = self.model.guidance_level if self.guidances else 0
-        own = {guidance: guidance.edits(batch.info.targets, level) for guidance in self.guidances}
+        targets, watched = batch.info.targets, batch.effects.watched
+        own = {guidance: watched(guidance, guidance.edits(targets, level)) for guidance in self.guidances}
         run = batch.guide_run([probe for probe in probes if "guide" in probe.kinds], own)
-        edits = [edit for injection in self.injections for edit in injection.edits(batch.info.targets)]
+        edits = [edit for injection in self.injections for edit in watched(injection, injection.edits(targets))]
         edits += [edit for guidance in self.guidances for edit in own[guidance]]
         only_edits = all(injection.mixes for injection in self.injections) and not batch.branches.own_source
         if only_edits and not any(edit.remembers for edit in edits):
             run.every_edit = edits
         for guidance in self.guidances:
             run.sites_of(guidance)
-            guidance.start(batch.info.targets)
+            guidance.start(targets)
         with run.attach(probes, edits) as attention:
             self.observer.on_sample_start(batch.info)
             for step in batch.scheduler.steps:
@@ -170,7 +176,8 @@ class Sampler:
                 for guidance in self.guidances:
                     if step.begins and batch.alive:
                         with self.model.frozen():
-                            latents = optimise(run, guidance, latents, step)
+                            before, latents = latents, optimise(run, guidance, latents, step)
+                        batch.effects.changed(guidance, before, latents)
                     if guidance.acts(step) and batch.alive:
                         with self.model.frozen():
                             latents, moved = guide(run, guidance, latents, step)
@@ -217,14 +224,14 @@ class Sampler:
         costs = batch.ledger.close()
         results = []
         for row, sample in enumerate(batch.info.samples):
-            reason = batch.stopped.get(row)
+            reason, note = batch.stopped.get(row), batch.effects.note(row)
             results.append(
                 SampleResult(
                     sample,
                     None if reason else pictures[row].image,
                     None if reason else latents[row].float().cpu(),
                     costs[row],
-                    reason or "ok",
+                    reason or (f"ok: {note}" if note else "ok"),
                 )
             )
         self.observer.on_sample_end(results)
@@ -244,6 +251,7 @@ class _Batch:
     ledger: Ledger
     observer: Observer
     modules: dict[Site, nn.Module]
+    effects: Effects
     replay: Replay | None = None
     stopped: dict[int, str] = field(default_factory=dict)
 
@@ -266,6 +274,7 @@ class _Batch:
             self.sources,
             [sample.cfg_scale for sample in self.info.samples],
             self.branches,
+            effects=self.effects,
         )
 
     def stop_row(self, row: int, reason: str) -> None:

@@ -346,7 +346,7 @@ def _pictures(
     measured: Sequence[Mapping[str, float]] | None = None,
 ) -> list[SourcePicture]:
     for result in results:
-        if result is not None and result.status != "ok":
+        if result is not None and result.image is None:
             raise ValueError(f"The picture that a map should be taken from could not be made: {result.status}.")
     numbers = measured or [{}] * len(results)
     return [

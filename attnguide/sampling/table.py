@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from typing import Any
 
-from attnguide.methods import batch_key, build_methods, check_methods, mixes, picture_key
+import torch
+
+from attnguide.methods import batch_key, build_methods, mixes, picture_key
 from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.best_of_k import build_baseline
-from attnguide.sampling.observer import Observer
+from attnguide.sampling.check import mark_rows, sampleable
+from attnguide.sampling.observer import Observer, Observers
 from attnguide.sampling.sampler import Sampler
+from attnguide.sampling.some_rows import SomeRows
 from attnguide.sampling.source_maps import Sourced, record_sources, with_cost
-from attnguide.types import Sample, SampleResult
+from attnguide.types import Cost, Sample, SampleResult
+
+_LOG = logging.getLogger(__name__)
 
 
 def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
     """Group rows that can share a batch, in the order their first rows come, at most ``batch_size`` together.
 
     Rows with the same methods fill whole batches. What is left over of methods that mix, and of plain rows, is sampled
-    together. Rows with and without an unconditional half keep apart, as a batch costs every row the same.
+    together. Rows with and without an unconditional half keep apart, as a batch costs every row the same. Rows with a
+    :attr:`~attnguide.types.Sample.problem`, which will not be sampled, come first and among themselves.
 
     Raises:
         ValueError: If ``batch_size`` is below 1, or an option's value is out of range.
@@ -26,9 +35,9 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     alike: dict[Hashable, list[Sample]] = {}
-    for sample in samples:
+    for sample in (sample for sample in samples if sample.problem is None):
         alike.setdefault((batch_key(sample), len(halves(sample.cfg_scale))), []).append(sample)
-    lines: list[list[Sample]] = []  # each is cut into batches
+    lines: list[list[Sample]] = [[sample for sample in samples if sample.problem is not None]]  # each is cut into batches
     left: dict[Hashable, list[Sample]] = {}
     for key, rows in alike.items():
         whole = len(rows) // batch_size * batch_size
@@ -57,14 +66,18 @@ def fitting_batch_size(model: ModelAdapter, samples: Collection[Sample], devices
         ValueError: If a picture's size does not fit the model.
     """
     height, width = model.default_size
-    sizes = {(sample.height or height, sample.width or width) for sample in samples}
+    sizes = {(sample.height or height, sample.width or width) for sample in samples if sample.problem is None}
     cells = max((rows * columns for _, rows, columns in (model.latent_shape(*size) for size in sizes)), default=1)
     most = max(8, min(16, 8 * 64 * 64 // cells))
     return most if devices == 1 else min(most, max(1, math.ceil(len(samples) / devices)))
 
 
 def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None = None) -> list[SampleResult]:
-    """Sample rows that share a batch, after the pictures that their places come from."""
+    """Sample rows that share a batch, after the pictures that their places come from.
+
+    Raises:
+        ValueError: If one of the rows cannot be sampled; see :func:`sample_each` for rows that should not stop each other.
+    """
     recorded = record_sources(model, samples)
     samples = [row.sample for row in recorded]
     watching = Observer() if observer is None else Sourced(observer, recorded)
@@ -78,21 +91,136 @@ def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Obser
     return with_cost(results, recorded)
 
 
+def sample_each(
+    model: ModelAdapter,
+    samples: Sequence[Sample],
+    observer: Observer | None = None,
+    *,
+    wanted: Collection[int] | None = None,
+) -> list[SampleResult]:
+    """Sample rows that share a batch; a row that cannot be made ends alone.
+
+    A row that the model or a method cannot take is not sampled; its status is ``refused: `` and the reason. If sampling raises
+    an error nevertheless, the rows are sampled one by one, and a row that raises it again ends as ``failed: `` and the error.
+    Errors of the observer, a lack of memory and interrupts end everything.
+
+    Args:
+        model: The adapter.
+        samples: Rows that share a batch.
+        observer: Told of everything, as if there were no other rows than the wanted ones.
+        wanted: Numbers of rows that are not finished; the others take part because rows of a batch depend on each other in
+            their last bits. All when ``None``.
+
+    Returns:
+        One result per wanted row, in order.
+
+    Raises:
+        ValueError: If a method, an option or a scheduler does not exist.
+    """
+    return _sample_marked(model, mark_rows(model, samples), observer, wanted)
+
+
 def sample_rows(
-    model: ModelAdapter, samples: Sequence[Sample], *, batch_size: int | None = None, observer: Observer | None = None
+    model: ModelAdapter,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int | None = None,
+    observer: Observer | None = None,
+    strict: bool = False,
 ) -> Iterator[SampleResult]:
-    """Sample any rows; results come batch by batch.
+    """Sample any rows; results come batch by batch, after those of rows that cannot be sampled.
+
+    A row that the model or a method cannot take, or whose sampling raises an error, ends alone, without a picture and with the
+    reason as its status (see :func:`sample_each`).
 
     Args:
         model: The adapter.
         samples: Rows; those that can share a batch are sampled together.
         batch_size: Most rows in one batch; as many as suit the pictures' size when ``None``.
         observer: Told of everything.
+        strict: Refuse all rows, before anything is sampled, if one of them cannot be.
 
     Raises:
-        ValueError: If a row asks for what cannot be done; before anything is sampled where possible.
+        ValueError: Before anything is sampled, if a method, an option or a scheduler does not exist, no row can be sampled, or
+            ``strict`` is set and one cannot.
     """
-    for sample in samples:
-        check_methods(sample)
-    for rows in plan_batches(samples, fitting_batch_size(model, samples) if batch_size is None else batch_size):
-        yield from sample_batch(model, rows, observer)
+    rows = sampleable(model, samples, strict=strict)
+    if batch_size is None:
+        batch_size = fitting_batch_size(model, rows)
+    for batch in plan_batches(rows, batch_size):
+        yield from _sample_marked(model, batch, observer)
+
+
+def _sample_marked(
+    model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None, wanted: Collection[int] | None = None
+) -> list[SampleResult]:
+    """What :func:`sample_each` does, with rows whose problems are known."""
+    asked = [sample for row, sample in enumerate(samples) if wanted is None or row in wanted]
+    refused = [_unmade(sample, f"refused: {sample.problem}") for sample in asked if sample.problem is not None]
+    if refused and observer is not None:
+        observer.on_rows_given_up(refused)
+    good = [sample for sample in samples if sample.problem is None]
+    ids = {sample.id for sample in asked}
+    numbers = [number for number, sample in enumerate(good) if sample.id in ids]
+    made = _sample_guarded(model, good, numbers, observer) if numbers else []
+    found = {result.sample.id: result for result in [*refused, *made]}
+    return [found[sample.id] for sample in asked]
+
+
+def _sample_guarded(
+    model: ModelAdapter, samples: Sequence[Sample], wanted: Sequence[int], observer: Observer | None
+) -> list[SampleResult]:
+    """Results of a batch's wanted rows, sampled one by one where sampling them together raises an error."""
+    witness = None if observer is None or type(observer) is Observer else _Witness(observer)
+    partly = witness is not None and len(wanted) < len(samples)
+    try:
+        results = sample_batch(model, samples, SomeRows(witness, wanted) if witness is not None and partly else witness)
+        return [results[row] for row in wanted]
+    except Exception as error:  # whatever a method, a scheduler or the network raises
+        if witness is not None and witness.error is error:
+            raise
+        if (lack := _lack_of_memory(error, len(samples))) is not None:
+            raise lack from error
+        _LOG.debug("rows %s", ", ".join(sample.id for sample in samples), exc_info=True)
+        if len(samples) > 1:
+            return [result for row in wanted for result in _sample_guarded(model, [samples[row]], [0], observer)]
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        failed = [_unmade(samples[0], f"failed: {kind}{' '.join(str(error).split())}")]
+        if observer is not None:
+            observer.on_rows_given_up(failed)
+        return failed
+
+
+def _lack_of_memory(error: Exception, rows: int) -> Exception | None:
+    """The error to raise instead, with advice, if it says that memory is short."""
+    if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    said = (str(error).splitlines() or [""])[0] or "out of memory"
+    fewer = f"a batch size below {rows}, " if rows > 1 else ""
+    kind = type(error) if isinstance(error, torch.cuda.OutOfMemoryError) else MemoryError
+    return kind(f"{said.rstrip('.')}; what helps: {fewer}smaller pictures, or a dtype of half precision.")
+
+
+def _unmade(sample: Sample, status: str) -> SampleResult:
+    """The result of a row that was given up without any cost."""
+    return SampleResult(sample, None, None, Cost(0, 0, 0.0, 0.0), status)
+
+
+class _Witness(Observers):
+    """Passes everything on, and remembers the error that the observer raised, if it raised one."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__([observer])
+        self.error: Exception | None = None
+        for name in (name for name, found in vars(Observer).items() if callable(found) and name[0] != "_"):
+            setattr(self, name, self._guarded(getattr(observer, name)))
+
+    def _guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def told(*arguments: Any) -> Any:
+            try:
+                return hook(*arguments)
+            except Exception as error:
+                self.error = error
+                raise
+
+        return told

@@ -15,6 +15,7 @@ from attnguide.guidance.base import Attempt, Guidance, Judgement, Seen
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.guide_run import GuideRun, guide_maps, read_maps
+from attnguide.sampling.judging import check_values, row_gradient
 from attnguide.types import Branch, PassContext, PassKind, Step
 
 
@@ -57,8 +58,9 @@ class _Trials:
         maps = guide_maps(self._run, self._guidance, inputs, self.step, own)
         with torch.enable_grad():
             loss = judge(maps, self.targets.select(rows))
+        check_values(self._guidance.name, "loss", loss, len(rows))
         self._run.ledger.backward(own)
-        return torch.autograd.grad(loss, inputs, torch.ones_like(loss))[0]
+        return row_gradient(self._guidance.name, loss, inputs)
 
     def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
         own = [self._rows[row] for row in rows]

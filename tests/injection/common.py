@@ -15,7 +15,7 @@ from attnguide.attention.sites import Site
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.table import sample_batch
-from attnguide.types import Branch, MethodConfig, PassContext, Region, Sample, SampleResult, Step
+from attnguide.types import Branch, MethodConfig, PassContext, Region, Sample, SampleResult, Step, verdict
 from tests import tiny
 from tests.closeness import assert_close
 
@@ -55,7 +55,7 @@ def four_rows(name: str, options: Sequence[Mapping[str, Any]] = ({},), **setting
 def latents_of(rows: Sequence[Sample]) -> Tensor:
     """Final latents on the tiny model, ``batch channels height width``."""
     results: list[SampleResult] = sample_batch(tiny.model(), rows)
-    assert [result.status for result in results] == ["ok"] * len(rows)
+    assert [verdict(result.status) for result in results] == ["ok"] * len(rows)
     return torch.stack([result.latents for result in results if result.latents is not None])
 
 

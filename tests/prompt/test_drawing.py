@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnguide.prompt.drawing import Rule, binary_mask, cell_edges, require_cell, sampled_mask
+from attnguide.prompt.drawing import Rule, binary_mask, cell_edges, require_cell, sampled_mask, soft_mask
 from attnguide.prompt.regions import rasterise
 from attnguide.types import Box, Region
 from tests.reference import masks as reference
@@ -99,7 +99,7 @@ def test_an_unknown_rule_is_named() -> None:
         ),
         (
             {"polygon": tuple((x / 2, y / 2) for x, y in POLYGON)},
-            "Region 'cat' covers no cell of the 8x8 map (polygon (0.00, 0.00) (0.03, 0.00) (0.03, 0.03) (0.00, 0.03) ...); "
+            "Region 'cat' covers no cell of the 8x8 map (polygon (0.00, 0.00) (0.025, 0.00) (0.025, 0.025) (0.00, 0.025) ...); "
             "use a larger polygon or a finer site.",
         ),
         (
@@ -117,7 +117,7 @@ def test_a_box_that_a_published_rule_leaves_without_cells_is_named() -> None:
     ordinary = Region("cat", box=(0.375, 0.25, 0.625, 0.75))
     require_cell(ordinary, 4, 4)
     with pytest.raises(
-        ValueError, match=re.escape("no cell of the 4x4 map with its edges rounded, as the published code draws it (box (0.38")
+        ValueError, match=re.escape("no cell of the 4x4 map with its edges rounded, as the published code draws it (box (0.375")
     ):
         require_cell(ordinary, 4, 4, "rounded")
 
@@ -129,3 +129,28 @@ def test_a_painting_read_at_points() -> None:
         np.testing.assert_allclose(sampled_mask(Region("cat", box=box), 8, 8, 8, "corners"), expected, atol=1e-5)
         every_eighth = {(y // 8, x // 8) for y, x in painted if y % 8 == x % 8 == 0}
         assert cells_of(sampled_mask(Region("cat", box=box), 8, 8, 8, "nearest")) == every_eighth
+
+
+@pytest.mark.parametrize(
+    ("box", "fullest"),
+    [((0.5, 0.5, 0.503, 0.6), 1.0), ((0.1, 0.1, 0.12, 0.12), 1.0), ((0.02, 0.0, 0.09, 1.0), 0.5), ((0.0, 0.0, 0.5, 1.0), 1.0)],
+)
+def test_a_soft_box_below_half_a_cell_is_grown_to_its_fullest_cell(
+    box: tuple[float, float, float, float], fullest: float
+) -> None:
+    region = Region("cat", box=box)
+    soft, cells = soft_mask(region, 8, 8), rasterise(region, 8, 8)
+    assert float(soft.max()) >= fullest and float(soft.max()) <= 1
+    assert torch.equal(soft >= 0.5 - 1e-6, binary_mask(region, 8, 8))
+    if float(cells.max()) >= 0.5:
+        assert torch.equal(soft, cells)
+
+
+def test_a_soft_mask_says_itself_how_strong_it_is() -> None:
+    region = Region("cat", mask=torch.full((8, 8), 0.25))
+    assert torch.equal(soft_mask(region, 8, 8), rasterise(region, 8, 8))
+
+
+def test_messages_keep_the_edges_of_a_narrow_box_apart() -> None:
+    with pytest.raises(ValueError, match=r"\(box \(0\.50, 0\.50, 0\.5003, 0\.60\)\)"):
+        require_cell(Region("cat", box=(0.5, 0.5, 0.5003, 0.6)), 8, 8)

@@ -71,7 +71,7 @@ def test_masks_are_drawn_once_per_size(targets: Targets, monkeypatch: pytest.Mon
         drawn.append((region.phrase, height, width))
         return rasterise(region, height, width)
 
-    monkeypatch.setattr("attnguide.prompt.targets.rasterise", counted)
+    monkeypatch.setattr("attnguide.prompt.targets.soft_mask", counted)
     first = targets.masks(4, 4)
     assert targets.masks(4, 4) is first
     assert torch.equal(targets.select([2, 0]).masks(4, 4)[1], first[0])

@@ -1,11 +1,13 @@
 import pytest
 
-from attnguide.sampling.check import check_rows
+from attnguide.losses.containment import mass_outside
+from attnguide.prompt.targets import Targets
+from attnguide.sampling.check import check_rows, mark_rows
 from attnguide.types import MethodConfig, Region
 from tests import tiny
 
 GUIDED = (MethodConfig("mask_guidance"),)
-SMALL = Region("red cat", box=(0.40, 0.40, 0.42, 0.42))
+SMALL = Region("red cat", box=(0.40, 0.40, 0.412, 0.412))
 
 
 def test_good_rows_pass() -> None:
@@ -34,9 +36,39 @@ def test_refusals(settings: dict, message: str) -> None:  # type: ignore[type-ar
 
 
 def test_a_soft_term_takes_a_small_region() -> None:
-    check_rows(tiny.model(), [tiny.row(regions=(SMALL,), methods=GUIDED)])
+    check_rows(tiny.model(), [tiny.row(regions=(Region("red cat", box=(0.40, 0.40, 0.42, 0.42)),), methods=GUIDED)])
 
 
 def test_the_row_is_named() -> None:
     with pytest.raises(ValueError, match="Row 'second'"):
         check_rows(tiny.model(), [tiny.row("first"), tiny.row("second", scheduler="x")])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["layout_guidance", "mask_guidance", "dense_diffusion", "forward_layout", "stable", "box_diff", "inject5", "r_and_b"],
+)
+def test_one_rule_for_places_far_smaller_than_a_cell(name: str) -> None:
+    narrow, tiny_one = (Region("red cat", box=(0.5, 0.25, 0.5 + width, 0.75)) for width in (0.01, 0.001))
+    methods = (MethodConfig(name),)
+    good, bad = mark_rows(
+        tiny.model(), [tiny.row("0", regions=(narrow,), methods=methods), tiny.row("1", regions=(tiny_one,), methods=methods)]
+    )
+    assert good.problem is None
+    assert bad.problem is not None and "covers no cell of the" in bad.problem and "(0.50, 0.25, 0.501, 0.75)" in bad.problem
+
+
+def test_a_narrow_box_can_be_reached() -> None:
+    """What layout guidance asks of the cell that a narrow box lies in can be met, so that updates end."""
+    (sample,) = mark_rows(tiny.model(), [tiny.row(regions=(Region("red cat", box=(0.5, 0.25, 0.51, 0.75)),))])
+    targets = Targets.build([sample], [tiny.model().tokenize(sample.prompt)], "cpu")
+    masks = targets.joined_masks(16, 16)
+    assert float(mass_outside(masks, masks).max()) < 0.2
+
+
+def test_no_background_left() -> None:
+    halves = (Region("red cat", box=(0, 0, 0.5, 1)), Region("blue ball", box=(0.5, 0, 1, 1)))
+    for options, problem in (({}, "has no background left"), ({"quirks": "reference"}, None)):
+        row = tiny.row(regions=halves, methods=(MethodConfig("bounded_attention", options),))
+        (marked,) = mark_rows(tiny.model(), [row])
+        assert (marked.problem is None) if problem is None else (problem in str(marked.problem))

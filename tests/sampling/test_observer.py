@@ -26,6 +26,7 @@ HOOKS = (
     "on_denoise_step_end",
     "on_row_stopped",
     "on_sample_end",
+    "on_rows_given_up",
 )
 LAST = SiteSelector(names=("up_blocks.1.attentions.1.*.attn2",))
 

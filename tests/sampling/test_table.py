@@ -96,11 +96,11 @@ def test_results_come_batch_by_batch() -> None:
     assert observer.rows == [["a", "c"], ["b"]]
 
 
-def test_bad_rows_are_refused_before_anything_is_sampled() -> None:
+def test_strict_refuses_all_rows_before_anything_is_sampled() -> None:
     observer = _Batches()
     rows = [tiny.row("a"), tiny.row("b", methods=INJECT, regions=(Region("red cat"),))]
-    with pytest.raises(ValueError, match="'inject5' needs a region with a place; row 'b'"):
-        next(sample_rows(tiny.model(), rows, observer=observer))
+    with pytest.raises(ValueError, match="Row 'b': Method 'inject5' needs a region with a place"):
+        next(sample_rows(tiny.model(), rows, observer=observer, strict=True))
     assert observer.rows == []
 
 

@@ -13,7 +13,7 @@ from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.sampling.observer import Observer, UpdateEvent
 from attnguide.sampling.sampler import Sampler
-from attnguide.types import Sample, SampleResult, Step
+from attnguide.types import Sample, SampleResult, Step, verdict
 from tests import tiny
 
 
@@ -57,7 +57,7 @@ def run(
 
 def latents(result: SampleResult) -> Tensor:
     """Final latents of a row that was not stopped."""
-    assert result.status == "ok" and result.image is not None and result.latents is not None
+    assert verdict(result.status) == "ok" and result.image is not None and result.latents is not None
     return result.latents
 
 

@@ -1,0 +1,172 @@
+"""What each method did to each row, so that one that did nothing is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance
+from attnguide.guidance.update import per_row
+from attnguide.injection.base import Injection, LatentsEdit
+from attnguide.models.base import Conditioning
+from attnguide.prompt.targets import Targets
+from attnguide.schedules import Window
+from attnguide.types import PassContext, Sample, Step
+
+Method = Guidance | Injection
+
+NOTHING = 1e-6
+"""Moves that are shorter than this share of the latents change no picture; rounding makes such moves out of a zero loss."""
+
+
+@dataclass
+class _Row:
+    """One method on one row."""
+
+    acted: bool = False
+    asked: bool = False
+    judged: bool = False
+    largest_loss: float = 0.0
+
+
+class Effects:
+    """Follows the methods of one batch.
+
+    Args:
+        methods: Guidances and injections. Nothing is said of an injection that a row does not name: it was handed to the
+            sampler and may be meant for other rows.
+        samples: All rows of the batch.
+        targets: Their words and places.
+        steps: Of the scheduler.
+    """
+
+    def __init__(self, methods: Sequence[Method], samples: Sequence[Sample], targets: Targets, steps: Sequence[Step]) -> None:
+        self._steps = steps
+        self._named = [{config.name for config in sample.methods} for sample in samples]
+        self._rows = {method: {row: _Row() for row in _wanted(method, targets)} for method in methods}
+        self._edits: set[Method] = {method for method in methods if isinstance(method, Injection)}
+
+    def watched(self, method: Method, edits: Sequence[Edit]) -> list[Edit]:
+        """A method's edits, told apart by whether they change anything; each row is compared until a change was seen."""
+        rows = self._rows[method]
+        self._edits |= {method} if edits else set()
+        return [(_WatchedLatents if isinstance(edit, LatentsEdit) else _Watched)(edit, rows) for edit in edits]
+
+    def changed(self, method: Method, before: Tensor | None, after: Tensor | None) -> None:
+        """Compare what a method was given of every row with what it returned, ``batch ...``."""
+        if before is None or after is None or before is after:
+            return
+        same_shape = before.shape == after.shape
+        for row, known in self._rows[method].items():
+            known.acted = known.acted or not same_shape or not torch.equal(before[row], after[row])
+
+    def conditioned(self, method: Method, before: Conditioning, after: Conditioning) -> None:
+        """Likewise, for what the network reads as text."""
+        self.changed(method, before.cond, after.cond)
+        self.changed(method, before.uncond, after.uncond)
+
+    def judged(
+        self, guidance: Guidance, rows: Sequence[int], losses: Sequence[float], moving: Sequence[bool], shares: Sequence[float]
+    ) -> None:
+        """Note one guide pass.
+
+        Args:
+            guidance: Which.
+            rows: That were judged.
+            losses: One per row.
+            moving: Whether the row asked for an update and got one.
+            shares: Length of each row's move as a share of its latents' own.
+        """
+        for row, loss, moves, share in zip(rows, losses, moving, shares, strict=True):
+            if (known := self._rows[guidance].get(row)) is not None:
+                known.judged, known.asked = True, known.asked or moves
+                known.largest_loss = max(known.largest_loss, abs(loss))
+                known.acted = known.acted or share > NOTHING
+
+    def note(self, row: int) -> str | None:
+        """What to say of a row: its methods that did nothing, each with the reason; ``None`` if there is none."""
+        meant = [
+            (method, rows[row])
+            for method, rows in self._rows.items()
+            if row in rows and (isinstance(method, Guidance) or method.name in self._named[row])
+        ]
+        found = [(method.name, self._reason(method, known)) for method, known in meant]
+        return "; ".join(f"{name} did nothing ({reason})" for name, reason in found if reason) or None
+
+    def _reason(self, method: Method, known: _Row) -> str | None:
+        if known.acted or _acts_unseen(method):
+            return None
+        window = getattr(method, "window", None)
+        chosen = isinstance(window, Window) and window.unit == "progress" and window.start == window.stop
+        if isinstance(window, Window) and not chosen and not any(window.active(step) for step in self._steps):
+            return "no step is in its window"
+        if known.judged:
+            if known.largest_loss < NOTHING:
+                return "its loss is 0 at every step"
+            return "its gradient is 0 at every step" if known.asked else None  # else the row was where it should be
+        return "it changed no attention" if method in self._edits and not chosen else None
+
+
+def _wanted(method: Method, targets: Targets) -> list[int]:
+    """Rows that a method is meant to act on: its own, with a strength that is not 0, and no region that is to count for 0."""
+    inner = getattr(method, "injection", method)
+    rows = list(getattr(method, "rows", range(len(targets.regions))))
+    scale: Any = inner.update.scale if isinstance(inner, Guidance) else getattr(inner, "scale", 1.0)
+    scales = per_row(1.0 if scale is None else scale, range(len(rows)), targets.weights).tolist()
+    counts = [not regions or any(region.weight != 0 for region in regions) for regions in targets.regions]
+    return [row for row, strength in zip(rows, scales, strict=True) if strength != 0 and counts[row]]
+
+
+def _acts_unseen(method: Method) -> bool:
+    """Whether a method acts where nobody compares: on further branches, or on the prediction."""
+    hooks = ("branches", "negative_prompts", "unconditional", "correct")
+    return isinstance(method, Injection) and any(getattr(type(method), hook) is not getattr(Injection, hook) for hook in hooks)
+
+
+class _Watched(Edit):
+    """An edit as it is, and a look at whether it changed anything of each row."""
+
+    def __init__(self, edit: Edit, rows: dict[int, _Row]) -> None:
+        self.edit = edit
+        self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
+        self._unseen = {row: known for row, known in rows.items() if not known.acted}
+
+    def active(self, context: PassContext) -> bool:
+        return self.edit.active(context)
+
+    def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.edit.qkv(query, key, value, site, context)
+        for before, after in zip((query, key, value), found, strict=True):
+            self._look(before, after, context.rows)
+        return found
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        return self._look(scores, self.edit.scores(scores, site, context), context.rows)
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        return self._look(probs, self.edit.probs(probs, site, context), context.rows)
+
+    def output(self, output: Tensor, site: Site, context: PassContext) -> Tensor:
+        return self._look(output, self.edit.output(output, site, context), context.rows)
+
+    def _look(self, before: Tensor, after: Tensor, rows: Sequence[int]) -> Tensor:
+        if self._unseen and after is not before:
+            for position, row in enumerate(rows):
+                if row in self._unseen and not torch.equal(before[position], after[position]):
+                    self._unseen.pop(row).acted = True
+        return after
+
+
+class _WatchedLatents(_Watched, LatentsEdit):
+    """The same for an edit that also changes latents."""
+
+    edit: LatentsEdit
+
+    def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
+        return self._look(latents, self.edit.after_step(latents, source, step), range(len(latents)))

@@ -1,0 +1,47 @@
+"""What is wrong with single rows, so that each may end alone. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from attnguide.types import Sample
+
+
+def with_problem(sample: Sample, check: Callable[[Sample], None]) -> Sample:
+    """The row, with what a check complains of as its problem; one that has a problem already is not checked."""
+    if sample.problem is not None:
+        return sample
+    try:
+        check(sample)
+    except ValueError as error:
+        return replace(sample, problem=" ".join(str(error).split()))
+    return sample
+
+
+def require_rows(samples: Sequence[Sample], *, strict: bool = False) -> None:
+    """Refuse rows of which nothing would come: every one has a problem, but for the plain twins of those that have.
+
+    Args:
+        samples: Whose problems are known.
+        strict: One problem is enough.
+
+    Raises:
+        ValueError: With the first problem, and the row's id where there are several.
+    """
+    bad = [sample for sample in samples if sample.problem is not None]
+    asked = [sample for sample in samples if sample.methods or not sample.id.endswith("-plain")] or list(samples)
+    none_left = bool(bad) and all(sample.problem is not None for sample in asked)
+    if bad and (strict or none_left):
+        with naming_row(bad[0], samples):
+            raise ValueError(bad[0].problem)
+
+
+@contextmanager
+def naming_row(sample: Sample, samples: Sequence[Sample]) -> Iterator[None]:
+    """Tell errors with the row's id where there are several rows."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Row {sample.id!r}: {error}" if len(samples) > 1 else str(error)) from error
