@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -33,6 +34,13 @@ class Edit:
     def active(self, context: PassContext) -> bool:
         """Whether it acts in this pass at all; where nothing acts, the library's fused kernel runs."""
         return True
+
+    def touches(self, context: PassContext) -> Sequence[int] | None:
+        """Positions in the batch that its scores and probs change, each from itself alone; any when ``None``.
+
+        The others keep the fused kernel, and scores and probs are shown to the edit without them.
+        """
+        return None
 
     def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
         """Change query, key and value, each ``batch heads tokens head_dim``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,18 @@ class Visitors:
     def editing(self, stage: Stage) -> list[Edit]:
         """The edits that act at a stage."""
         return [edit for edit in self.edits if stage in edit.stages]
+
+    def touched(self) -> list[int] | None:
+        """Positions in the batch whose scores or probs are changed; all of them when ``None``."""
+        found = [edit.touches(self.context) for edit in self.edits if edit.stages & {"scores", "probs"}]
+        positions = {position for part in found if part is not None for position in part}
+        return None if None in found or len(positions) == len(self.context.rows) else sorted(positions)
+
+    def at(self, positions: Sequence[int]) -> Visitors:
+        """The edits of a part of the batch, and nobody who reads."""
+        rows = tuple(self.context.rows[position] for position in positions)
+        branches = tuple(self.context.branches[position] for position in positions)
+        return replace(self, context=replace(self.context, rows=rows, branches=branches), probes=())
 
     def given_out(self, output: Tensor) -> Tensor:
         """What a site gives out, changed and read."""
@@ -143,18 +155,60 @@ def attend(
     for edit in visitors.editing("qkv"):
         query, key, value = edit.qkv(query, key, value, site, context)
     edited = bool(visitors.editing("scores") or visitors.editing("probs"))
-    explicit = edited or any(probe.quantity in EXPLICIT for probe in visitors.probes)
-    output = None
-    if explicit:
-        given_out = _fused_dtype(value)
-        # Autocast would round the product of queries and keys, and what edits and records compute, to half precision.
-        with torch.autocast(query.device.type, enabled=False):
-            probs = _explicit_probs(visitors, query, key, attn_mask, scale)
-            if edited or torch.is_grad_enabled():
-                output = probs.to(given_out) @ value.to(given_out)
-    if output is None:  # reading alone must not change a bit of the picture
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
+    read = any(probe.quantity in EXPLICIT for probe in visitors.probes)
+
+    def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
+
+    part = visitors.touched() if edited and not read and attn_mask is None else None
+    if part is not None:
+        output = _in_part(visitors.at(part), part, query, key, value, scale, fused)
+    elif edited or (read and torch.is_grad_enabled()):
+        output = _explicit(visitors, query, key, value, attn_mask, scale)
+    else:  # reading alone must not change a bit of the picture
+        if read:
+            _explicit(visitors, query, key, None, attn_mask, scale)
+        output = fused(query, key, value)
     return visitors.given_out(output)
+
+
+def _in_part(
+    visitors: Visitors,
+    part: list[int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    fused: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Explicit attention in a part of the batch, and fused attention in the rest."""
+    rest = sorted(set(range(len(query))) - set(part))
+    batch, heads, cells, _ = query.shape
+    # The memory layout in which the module goes on: cells before heads.
+    output = value.new_empty(batch, cells, heads, value.shape[-1], dtype=_fused_dtype(value)).transpose(1, 2)
+    for positions in (part, rest):
+        if positions:
+            at = _run(positions)
+            q, k, v = query[at], key[at], value[at]
+            output[at] = _explicit(visitors, q, k, v, None, scale) if positions is part else fused(q, k, v)
+    return output
+
+
+def _run(positions: list[int]) -> slice | list[int]:
+    """Positions without a gap as a slice, which copies nothing."""
+    first, last = positions[0], positions[-1]
+    return slice(first, last + 1) if last - first + 1 == len(positions) else positions
+
+
+def _explicit(
+    visitors: Visitors, query: Tensor, key: Tensor, value: Tensor | None, attn_mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention over probabilities that are formed, shown and edited; probabilities themselves where no value is given."""
+    given_out = None if value is None else _fused_dtype(value)
+    # Autocast would round the product of queries and keys, and what edits and records compute, to half precision.
+    with torch.autocast(query.device.type, enabled=False):
+        probs = _explicit_probs(visitors, query, key, attn_mask, scale)
+        return probs if value is None else probs.to(given_out) @ value.to(given_out)
 
 
 def _fused_dtype(value: Tensor) -> torch.dtype:
@@ -168,7 +222,7 @@ def _fused_dtype(value: Tensor) -> torch.dtype:
 def _explicit_probs(visitors: Visitors, query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:
     """Scores, softmax, and what edits make of both: ``batch heads query key``."""
     site, context = visitors.site, visitors.context
-    scores = (_wide(query) @ _wide(key).transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (_wide(query) * (query.shape[-1] ** -0.5 if scale is None else scale)) @ _wide(key).transpose(-1, -2)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
     visitors.read("scores", scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -208,6 +208,7 @@ class WindowEdit(Edit):
     def __init__(self, sites: SiteSelector, stages: tuple[Stage, ...], window: Window, scale: PerRow, rows: int) -> None:
         self.sites, self.stages, self.window = sites, frozenset(stages), window
         self.scales = [float(number) for number in per_row_items("scale", scale, rows)]
+        self._gates: dict[Hashable, Tensor] = {}
 
     def active(self, context: PassContext) -> bool:
         return (
@@ -221,7 +222,26 @@ class WindowEdit(Edit):
 
         A perturbed branch is the conditional one but for its perturbation, hence edited like it.
         """
-        strengths = [
-            self.scales[row] if branch in branches else 0.0 for row, branch in zip(context.rows, context.branches, strict=True)
-        ]
-        return torch.tensor(strengths, device=values.device, dtype=values.dtype).view(-1, 1, 1, 1)
+        key = (context.rows, context.branches, branches, values.dtype, values.device)
+        if key not in self._gates:
+            elements = zip(context.rows, context.branches, strict=True)
+            strengths = [self.scales[row] if branch in branches else 0.0 for row, branch in elements]
+            self._gates[key] = torch.tensor(strengths, device=values.device, dtype=values.dtype).view(-1, 1, 1, 1)
+        return self._gates[key]
+
+    def gated(self, context: PassContext, branches: tuple[Branch, ...] = ("cond", "perturbed")) -> list[int]:
+        """Positions in the batch where :meth:`gate` is not 0; what :meth:`touches` says of an edit without a source."""
+        elements = enumerate(zip(context.rows, context.branches, strict=True))
+        return [position for position, (row, branch) in elements if branch in branches and self.scales[row] != 0]
+
+
+def in_columns(values: Tensor, columns: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """A copy of ``batch heads query key`` values with some tokens' columns changed.
+
+    Args:
+        values: Scores or probabilities.
+        columns: Positions of the tokens.
+        change: From the columns ``batch heads query columns`` to new ones.
+    """
+    changed = values.clone()
+    return changed.index_copy_(-1, columns, change(values.index_select(-1, columns)))

@@ -80,6 +80,11 @@ class _EditForRows(Edit):
         positions, own = self.part.of(context)
         return bool(positions) and self.edit.active(own)
 
+    def touches(self, context: PassContext) -> Sequence[int] | None:
+        positions, own = self.part.of(context)
+        touched = self.edit.touches(own)
+        return positions if touched is None else [positions[number] for number in touched]
+
     def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
         at, own = self.part.of(context)
         found = self.edit.qkv(query[at], key[at], value[at], site, own)

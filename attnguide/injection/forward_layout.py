@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite
+from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, in_columns
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext
@@ -71,11 +71,30 @@ class _Move(WindowEdit):
     def __init__(self, method: ForwardLayout, targets: Targets) -> None:
         super().__init__(method.sites, ("probs",), method.window, method.scale, len(targets.regions))
         self.method, self.targets = method, targets
+        self._drawn: dict[Hashable, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def touches(self, context: PassContext) -> Sequence[int]:
+        return self.gated(context)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        key = (site.height, site.width, context.rows, probs.dtype, probs.device)
+        if key not in self._drawn:
+            self._drawn[key] = self._columns(site, context, probs)
+        columns, window, weight = self._drawn[key]
+        gate = self.gate(probs, context)
+
+        def move(words: Tensor) -> Tensor:
+            return words + gate * (window * words.sum(2, keepdim=True) - weight * words)
+
+        return in_columns(probs, columns, move)
+
+    def _columns(self, site: Site, context: PassContext, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The words' positions, and for them windows ``batch 1 query columns`` and weights ``batch 1 1 columns``."""
+        window, weight = self._windows(site)
+        columns = (weight != 0).any(0).any(0).nonzero()[:, 0]
         rows = list(context.rows)
-        window, weight = (part[rows].unsqueeze(1).to(probs) for part in self._windows(site))
-        return probs + self.gate(probs, context) * (window * probs.sum(2, keepdim=True) - weight * probs)
+        window, weight = (part[rows][..., columns].unsqueeze(1).to(like) for part in (window, weight))
+        return columns.to(like.device), window, weight
 
     def _windows(self, site: Site) -> tuple[Tensor, Tensor]:
         """Every token's window times its weight, ``batch query key``, and the weight, ``batch 1 key``.

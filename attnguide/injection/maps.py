@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from attnguide.attention.edits import MASS_POLICIES, Edit, MassPolicy, apply_mass_policy
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection
+from attnguide.injection.base import Injection, in_columns
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
-from attnguide.types import PassContext
+from attnguide.types import Branch, PassContext
 
 Operation = Literal["add", "replace", "interpolate"]
 Reference = Literal["absolute", "mean", "max", "std", "norm"]
@@ -106,6 +106,7 @@ class _MapEdit(Edit):
         self.injection, self.targets = injection, targets
         self.sites = injection.sites
         self.stages = frozenset({injection.stage})
+        self._kept: dict[Hashable, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
         scale = injection.scale
         rows = len(targets.regions)
         self.scales = [float(scale)] * rows if isinstance(scale, (int, float)) else [float(s) for s in scale]
@@ -127,13 +128,13 @@ class _MapEdit(Edit):
 
     def _write(self, values: Tensor, site: Site, context: PassContext) -> Tensor:
         """``values`` is ``batch heads query key``."""
-        rows = list(context.rows)
-        drawn, touched = (part[rows].unsqueeze(1).to(values.device) for part in self._drawn(site))
-        scale = torch.tensor([self.scales[row] for row in rows], device=values.device, dtype=values.dtype).view(-1, 1, 1, 1)
-        branches = ("cond", "perturbed", *(("uncond",) if self.injection.branch == "both" else ()))
-        edited = torch.tensor([b in branches for b in context.branches], device=values.device)
-        written = touched & edited.view(-1, 1, 1, 1) & (scale != 0)
-        goal = drawn.to(values.dtype) * self._unit(values)
+        drawn, written, scale, columns = self._fitted(site, context, values)
+        if columns is None:
+            return self._changed(values, drawn, written, scale)
+        return in_columns(values, columns, lambda words: self._changed(words, drawn, written, scale))
+
+    def _changed(self, values: Tensor, drawn: Tensor, written: Tensor, scale: Tensor) -> Tensor:
+        goal = drawn * self._unit(values)
         if self.injection.operation == "add":
             changed = values + scale * goal
         elif self.injection.operation == "replace":
@@ -141,6 +142,37 @@ class _MapEdit(Edit):
         else:
             changed = values + scale * (goal - values)
         return torch.where(written, changed, values)
+
+    def touches(self, context: PassContext) -> Sequence[int]:
+        elements = enumerate(zip(context.rows, context.branches, strict=True))
+        return [position for position, (row, branch) in elements if branch in self._branches and self.scales[row] != 0]
+
+    def _fitted(self, site: Site, context: PassContext, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What is drawn for a pass's batch elements, drawn once for all passes alike but for pairs of cells, which are large.
+
+        Returns:
+            The map ``batch 1 query columns``, whether it is written, the scale, and the positions of the columns; all columns
+            when ``None``.
+        """
+        key = (site.height, site.width, context.rows, context.branches, like.dtype, like.device)
+        if key in self._kept:
+            return self._kept[key]
+        rows = list(context.rows)
+        drawn, touched = self._drawn(site)
+        columns = touched.any(0).any(0).nonzero()[:, 0] if site.kind == "cross" else None
+        if columns is not None:
+            drawn, touched = drawn[..., columns], touched[..., columns]
+        drawn, touched = (part[rows].unsqueeze(1).to(like.device) for part in (drawn, touched))
+        scale = torch.tensor([self.scales[row] for row in rows], device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
+        edited = torch.tensor([branch in self._branches for branch in context.branches], device=like.device)
+        fitted = drawn.to(like.dtype), touched & edited.view(-1, 1, 1, 1) & (scale != 0), scale, columns
+        if columns is not None:
+            self._kept[key] = fitted
+        return fitted
+
+    @property
+    def _branches(self) -> tuple[Branch, ...]:
+        return ("cond", "perturbed", "uncond") if self.injection.branch == "both" else ("cond", "perturbed")
 
     def _drawn(self, site: Site) -> tuple[Tensor, Tensor]:
         """Map to write and whether a column is written at all: ``batch query key`` and a shape that broadcasts to it."""

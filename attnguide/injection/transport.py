@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ def transport(
     strength: Float[Tensor, "batch key"],
     room: float = 1.0,
     surplus: Surplus = "first",
+    columns: Int64[Tensor, "columns"] | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
     """Interpolate the columns of some tokens towards goals; every row keeps its sum.
 
@@ -46,23 +48,31 @@ def transport(
         strength: In [0, 1]; 0 for tokens that stay, the first one among them.
         room: Largest share of what is free in a cell that tokens may take, in (0, 1].
         surplus: ``first`` or ``others``; also ``first`` where a cell held none of the others.
+        columns: Positions of the tokens that are steered in any row, where they are known.
 
     Returns:
         Probabilities at least 0 with the row sums of ``probs``.
     """
-    steered = (strength > 0).unsqueeze(1)[:, None]  # batch 1 1 key
-    moved = strength[:, None, None] * steered
-    kept = (1 - moved) * probs * steered
-    coming = moved * probs.sum(2, keepdim=True) * goals[:, None]
-    free = (probs.sum(-1, keepdim=True) - kept.sum(-1, keepdim=True)).clamp_min(0)
+    if columns is None:
+        columns = (strength > 0).any(0).nonzero()[:, 0]
+    others = (strength <= 0).to(probs)[:, None, :, None]  # batch 1 key 1
+    moved = strength.index_select(-1, columns)[:, None, None]  # batch 1 1 columns
+    steered, found = moved > 0, probs.index_select(-1, columns)
+    words = found * steered
+    kept = (1 - moved) * words
+    coming = moved * words.sum(2, keepdim=True) * goals.index_select(-1, columns)[:, None]
+    held = probs @ others
+    free = (held + (words - kept).sum(-1, keepdim=True)).clamp_min(0)
     wanted = coming.sum(-1, keepdim=True)
     share = (room * free / wanted.clamp_min(_TINY)).clamp_max(1)
-    others = probs.masked_fill(steered, 0)
-    left, held = (free - share * wanted).clamp_min(0), others.sum(-1, keepdim=True)
+    left = (free - share * wanted).clamp_min(0)
     most = 1.0 if surplus == "first" else float("inf")
-    others = others * torch.where(held > _TINY, left / held.clamp_min(_TINY), 0.0).clamp_max(most)
-    others[..., :1] += (left - others.sum(-1, keepdim=True)).clamp_min(0)
-    return torch.where(steered, kept + share * coming, torch.where(moved.sum(-1, keepdim=True) > 0, others, probs))
+    factor = torch.where(held > _TINY, left / held.clamp_min(_TINY), 0.0).clamp_max(most)
+    factor = torch.where(steered.any(-1, keepdim=True), factor, 1.0)
+    result = probs * factor
+    result.index_copy_(-1, columns, torch.where(steered, kept + share * coming, found * factor))
+    result[..., :1] += (left - factor * held).clamp_min(0) * steered.any(-1, keepdim=True)
+    return result
 
 
 def hush_later(
@@ -90,10 +100,9 @@ def hush_later(
     steered, positions = strength > 0, torch.arange(strength.shape[-1], device=strength.device)
     last = (positions * steered).amax(-1) if ends is None else ends - 1
     later = ((positions > last[:, None]) & steered.any(-1, keepdim=True))[:, None, None]
-    outside = (goals.sum(-1) == 0)[:, None, :, None]
-    taken = probs * strength.amax(-1)[:, None, None, None] * (later & outside)
-    hushed = probs - taken
-    hushed[..., 0] += taken.sum(-1)
+    outside = (goals.sum(-1) == 0)[:, None, :, None] * strength.amax(-1)[:, None, None, None]  # share taken, batch 1 query 1
+    hushed = probs * (1 - outside * later)
+    hushed[..., :1] += (probs @ later.to(probs).transpose(-1, -2)) * outside
     return hushed
 
 
@@ -143,17 +152,28 @@ class Transport(WindowEdit):
         super().__init__(sites, ("probs",), window, scale, len(targets.regions))
         self.fade, self.targets, self.room, self.surplus, self.later = fade, targets, room, surplus, later
         self._goals: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._drawn: dict[Hashable, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def touches(self, context: PassContext) -> Sequence[int]:
+        return self.gated(context)
 
     def active(self, context: PassContext) -> bool:
         return super().active(context) and self.fade(context.step) > 0
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        rows, size = list(context.rows), (site.height, site.width)
+        key = (site.height, site.width, context.rows, probs.dtype, probs.device)
+        if key not in self._drawn:
+            self._drawn[key] = self._fitted(site, context, probs)
+        goals, factors, columns, ends = self._drawn[key]
+        strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * factors
+        moved = transport(probs, goals, strength, self.room, self.surplus, columns)
+        return moved if self.later == "keep" else hush_later(moved, goals, strength, ends if self.later == "end" else None)
+
+    def _fitted(self, site: Site, context: PassContext, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Goals and strength factors of a pass's batch elements, the columns of all rows' words, and the end tokens."""
+        size, rows = (site.height, site.width), list(context.rows)
         if size not in self._goals:
             self._goals[size] = even_goals(self.targets, *size)
-        goals, factors = (part[rows].to(probs) for part in self._goals[size])
-        strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * factors
-        moved = transport(probs, goals, strength, self.room, self.surplus)
-        if self.later == "keep":
-            return moved
-        return hush_later(moved, goals, strength, self.targets.end[rows] if self.later == "end" else None)
+        goals, factors = self._goals[size]
+        columns = (factors > 0).any(0).nonzero()[:, 0].to(like.device)
+        return goals[rows].to(like), factors[rows].to(like), columns, self.targets.end[rows]

@@ -47,6 +47,7 @@ class Targets:
     source_prompts: tuple[TokenizedPrompt, ...] = ()
     _rasters: _Rasters = field(default_factory=dict, repr=False)
     _stacks: dict[tuple[int, int, Rule | None], Tensor] = field(default_factory=dict, repr=False, init=False)
+    _parts: dict[tuple[int, ...], Targets] = field(default_factory=dict, repr=False, init=False)
 
     @classmethod
     def build(
@@ -87,7 +88,15 @@ class Targets:
         )
 
     def select(self, rows: Sequence[int]) -> Targets:
-        """Some rows, in the order given; masks drawn so far are shared, not drawn again."""
+        """Some rows, in the order given; made once for each choice of rows, with the masks drawn so far."""
+        chosen = tuple(rows)
+        if chosen == tuple(range(len(self.regions))):
+            return self
+        if chosen not in self._parts:
+            self._parts[chosen] = self._part(chosen)
+        return self._parts[chosen]
+
+    def _part(self, rows: tuple[int, ...]) -> Targets:
         return Targets(
             regions=tuple(self.regions[row] for row in rows),
             token_indices=tuple(self.token_indices[row] for row in rows),

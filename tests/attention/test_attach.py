@@ -458,6 +458,55 @@ class _Direct(nn.Module):
         return F.scaled_dot_product_attention(query, key, value)
 
 
+# --------------------------------------------------------------------------------------------- a part of the batch
+
+
+@dataclass
+class _PlusOne(_Nothing):
+    """Adds 1 to the scores of the first token of some batch elements, and says which."""
+
+    at: tuple[int, ...] = ()
+    stages: frozenset[Stage] = frozenset({"scores"})
+    seen: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+
+    def touches(self, context: PassContext) -> list[int]:
+        return [position for position, row in enumerate(context.rows) if row in self.at]
+
+    def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
+        self.seen.append((context.rows, len(scores)))
+        changed = scores.clone()
+        changed[self.touches(context), :, :, 0] += 1
+        return changed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parts", [[(1, 2)], [(0, 3)], [(1,), (3,)], [()], [(0, 1, 2, 3)]])
+def test_elements_that_nobody_changes_keep_the_fused_kernel(parts: list[tuple[int, ...]]) -> None:
+    module, site = _Direct(), Site("attn", "cross", 3, 4, 2)
+    query, key = (torch.randn(4, 2, cells, 8, generator=torch.Generator().manual_seed(cells)) for cells in (12, 5))
+    context = pass_context(STEP, "denoise", (0, 1, 2, 3), ("cond",))
+    edits = [_PlusOne(at=part) for part in parts]
+    with attach({site: module}, [], edits) as attention, attention.during(context):
+        edited = module(query, key, key)
+    plain = module(query, key, key)
+    touched = sorted({row for part in parts for row in part})
+    rest = [row for row in range(4) if row not in touched]
+    assert torch.equal(edited[rest], plain[rest])
+    bias = torch.zeros(4, 1, 1, 5)
+    bias[touched, :, :, 0] = 1
+    torch.testing.assert_close(edited, F.scaled_dot_product_attention(query, key, key, attn_mask=bias))
+    assert all(edit.seen == ([(tuple(touched), len(touched))] if touched else []) for edit in edits)
+
+
+@torch.no_grad()
+def test_a_reader_of_probs_sees_the_whole_batch() -> None:
+    module, recorder = _module(), Recorder()
+    edit = _PlusOne(at=(1,))
+    with attach({SITE: module}, [Probe("probs", recorder)], [edit]) as attention, attention.during(_context()):
+        module(*_inputs())
+    assert len(recorder.tensors[SITE]) == 2 and edit.seen == [((0, 1), 2)]
+
+
 # ------------------------------------------------------------------------------------------------------ autocast
 
 
