@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +15,21 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site
 from attnguide.types import PassContext
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
+
 
 @contextmanager
 def guarded(watcher: Any) -> Iterator[None]:
     """Turn an exception of a watcher that declares ``only_shows`` into one warning; everyone else's passes through.
 
-    A watcher that failed has ``failed`` set to True, so that it can be left alone until the next batch.
+    A watcher that failed has ``failed`` set to True, so that it can be left alone until the next batch. What a full or closed
+    disk refuses is no failure of the watcher: it passes through, as a row may be on record as finished only when all of its
+    files are written.
     """
     try:
         yield
     except Exception as error:
-        if not getattr(watcher, "only_shows", False):
+        if not getattr(watcher, "only_shows", False) or getattr(error, "errno", None) in _OF_THE_DISK:
             raise
         watcher.failed = True
         warnings.warn(

@@ -1,7 +1,10 @@
 """A watcher that only shows never ends a run; any other's exception does."""
 
+import errno
+import os
 import warnings
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -53,6 +56,14 @@ def test_other_callbacks_end_the_run(tmp_path: Any) -> None:
     broken = Broken("on_sample_start")
     broken.only_shows = False
     with pytest.raises(RuntimeError, match="out of paint"):
+        run(broken, tmp_path)
+
+
+def test_a_full_disk_ends_the_run_whoever_meets_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Broken("")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(broken, "on_sample_end", Mock(side_effect=full))
+    with pytest.raises(OSError, match="No space left"):
         run(broken, tmp_path)
 
 
