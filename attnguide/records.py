@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnguide.files import whole_size
 from attnguide.made_with import full_options, kept_options, read_made_with
 from attnguide.methods import method_info
+from attnguide.models.names import SCHEDULERS
 from attnguide.prompt.pairs import describe_groups, row_groups
 from attnguide.prompt.regions import region_to_dict
 from attnguide.run_tables import cell_text, read_table, without_doubles
@@ -66,7 +67,7 @@ class Defaults:
     Attributes:
         height: Of the pictures in pixels.
         width: Of the pictures in pixels.
-        scheduler: Class of the model's own noise scheduler.
+        scheduler: Name of the model's own noise scheduler, or its class where it has no name.
     """
 
     height: int | None = None
@@ -82,7 +83,8 @@ def model_defaults(model: ModelAdapter, steps: int) -> Defaults:
         steps: Of any row: some schedulers cannot make few.
     """
     height, width = model.default_size
-    return Defaults(height, width, model.make_scheduler(None, steps).name)
+    scheduler = model.make_scheduler(None, steps).name
+    return Defaults(height, width, next((name for name, kind in SCHEDULERS.items() if kind == scheduler), scheduler))
 
 
 def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, Any]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -39,7 +43,18 @@ def tokenizer(words: tuple[str, ...] = WORDS, length: int = LENGTH) -> CLIPToken
             vocabulary.setdefault(left, len(vocabulary))
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    return from_vocabulary(vocabulary, merges, length)
+
+
+def from_vocabulary(vocabulary: dict[str, int], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:
+    """CLIP's tokenizer; under transformers 4 the one in plain Python, as pipelines hold it there."""
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    with tempfile.TemporaryDirectory() as folder:
+        names, pairs = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        names.write_text(json.dumps(vocabulary))
+        pairs.write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]))
+        return CLIPTokenizer(str(names), str(pairs), model_max_length=length)
 
 
 def _text_encoder(reader: CLIPTokenizer, length: int) -> CLIPTextModel:

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPTokenizerFast
 
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind
@@ -39,6 +40,7 @@ class StableDiffusion(ModelAdapter):
         self._unet, self._vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
         if self._unet is not pipeline.unet:
             warnings.warn(f"{name}: the UNet runs as it is, not compiled, so that its attention can be read.", stacklevel=3)
+        self._fast: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -73,17 +75,34 @@ class StableDiffusion(ModelAdapter):
         length = tokenizer.model_max_length
         read = self._as_read(prompt)
         origin = follow(prompt, read, tokenizer.added_tokens_encoder)
-        encoded = tokenizer(read, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
+        reader = self._reader()
+        encoded = reader(read, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
         ids = encoded["input_ids"]
+        if reader is not tokenizer and ids != tokenizer(read, padding="max_length", truncation=True)["input_ids"]:
+            raise ValueError(
+                f"The tokenizer {type(tokenizer).__name__} cannot tell which tokens stand for which words of {prompt!r}."
+            )
         # By position, not by number: Stable Diffusion 2 pads with the token of "!", which a prompt may contain.
         end = ids.index(tokenizer.eos_token_id, 1)
         offsets = tuple(
             spread(origin, span) if 0 < position < end else None for position, span in enumerate(encoded["offset_mapping"])
         )
-        whole = tokenizer(read, return_offsets_mapping=True)["offset_mapping"]
+        whole = reader(read, return_offsets_mapping=True)["offset_mapping"]
         # The last place is the end token's, so that what stood there is the first piece that is lost.
         lost = prompt[spread(origin, whole[length - 1])[0] :].strip() if len(whole) > length else ""
         return TokenizedPrompt(prompt, tuple(tokenizer.convert_ids_to_tokens(ids)), offsets, tuple(ids), lost)
+
+    def _reader(self) -> Any:
+        """The pipeline's tokenizer; where it is one of transformers 4 in plain Python, a copy that knows offsets."""
+        tokenizer = self.pipeline.tokenizer
+        if tokenizer.is_fast:
+            return tokenizer
+        if self._fast is None or len(self._fast) != len(tokenizer):  # names of embeddings may have been added
+            self._fast = CLIPTokenizerFast(**{"__slow_tokenizer": tokenizer})
+            added = sorted(tokenizer.added_tokens_decoder.items())
+            self._fast.add_tokens([token for number, token in added if number >= len(self._fast)])
+        self._fast.pad_token = tokenizer.pad_token
+        return self._fast
 
     def _as_read(self, prompt: str) -> str:
         """The prompt that the pipeline tokenizes: the name of an embedding with several vectors becomes one name for each."""

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from attnguide.shapes.training.architecture import build_pipeline, build_tokenizer
@@ -137,6 +138,7 @@ def export(args: argparse.Namespace) -> Path:
     target: Path = args.export or args.out / "pipeline"
     pipeline.save_pretrained(target, safe_serialization=True)
     _forget_paths(target)
+    _readable_by_older_versions(target)
     return target
 
 
@@ -146,6 +148,18 @@ def _forget_paths(folder: Path) -> None:
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _readable_by_older_versions(folder: Path) -> None:
+    """Names that transformers 4 and 5 both know: a tokenizer in one file, text encoder weights behind ``text_model.``.
+
+    The older one would look for other tokenizer files, and put random numbers where it misses a weight's name.
+    """
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace('"CLIPTokenizer"', '"CLIPTokenizerFast"'))
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})
 
 
 def main(argv: list[str] | None = None) -> None:
