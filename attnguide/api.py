@@ -13,6 +13,8 @@ from attnguide.rows import check_samples
 from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult
 
 if TYPE_CHECKING:
+    import torch
+
     from attnguide.models.base import ModelAdapter
     from attnguide.sampling.observer import Observer
 
@@ -37,7 +39,7 @@ def sample(
     width: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     observer: Observer | None = None,
     **options: Any,
 ) -> list[SampleResult]:
@@ -64,7 +66,7 @@ def sample(
         width: Likewise.
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
         device: For a model given by name.
-        dtype: For a model given by name.
+        dtype: For a model given by name: ``fp32``, ``fp16``, ``bf16``, or one of torch's.
         observer: Told of everything.
         options: Of the method, if it is given by name and alone.
 
@@ -115,7 +117,7 @@ def _sample(
     return [found[row.id] for row in rows]
 
 
-def _adapter(model: Any, device: str | None, dtype: str | None) -> ModelAdapter:
+def _adapter(model: Any, device: str | None, dtype: str | torch.dtype | None) -> ModelAdapter:
     from attnguide.models.base import ModelAdapter
     from attnguide.models.load import adapt, load_model
 

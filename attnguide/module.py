@@ -26,7 +26,8 @@ class GuidanceModule(L.LightningModule):
 
     Args:
         model: An adapter, or what :func:`~attnguide.models.load.load_model` takes, loaded when a run begins.
-        dtype: ``fp32``, ``fp16`` or ``bf16``, for a model given by name; fp16 on a GPU and fp32 elsewhere by default.
+        dtype: ``fp32``, ``fp16``, ``bf16`` or one of torch's, for a model given by name; fp16 on a GPU and else fp32 by
+            default.
 
     Example::
 
@@ -37,7 +38,7 @@ class GuidanceModule(L.LightningModule):
     that was handed over is back on its device.
     """
 
-    def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | None = None) -> None:
+    def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | torch.dtype | None = None) -> None:
         super().__init__()
         self._model = model
         self._dtype_name = dtype

@@ -26,18 +26,22 @@ def total(costs: Iterable[ExpectedCost]) -> ExpectedCost:
     return sum(costs, ExpectedCost())
 
 
-def expected_cost(sample: Sample) -> ExpectedCost:
+def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     """Passes of one row; where it names no scheduler, for one with one evaluation a step.
+
+    Args:
+        sample: The row.
+        distilled: Whether the network reads the guidance weight as a condition, and has no unconditional half.
 
     Raises:
         ValueError: If a method's option is out of range, or the scheduler cannot make so few steps.
     """
     steps = list(_steps(sample.steps)) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
     guidances, injections = build_methods([sample])
-    branches = len(halves(sample.cfg_scale))
+    branches = len(halves(sample.cfg_scale, distilled=distilled))
     forwards = sum(branches + _further(injections, step, branches) for step in steps)
     cost = total([ExpectedCost(forwards, 0, forwards, 0), *(_guided(guidance, steps, branches) for guidance in guidances)])
-    sources = expected_forwards(sample) if sample.methods else 0  # a plain picture needs no map
+    sources = expected_forwards(sample, distilled=distilled) if sample.methods else 0  # a plain picture needs no map
     sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
     sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
     return ExpectedCost(sources, 0, sources, 0) + cost * _tries(sample)

@@ -103,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
         ablation = _with_other_subjects(ablation, words)
         asked = parse("attnguide ablate", words, _with_base(known, ablation.base), description=DESCRIPTION, examples=EXAMPLES)
         plan, rows = _plan(ablation, _merged(asked, known, ablation.base))
-        costs = _costs(rows)
+        costs = _costs(rows, plan.config["model"])
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     from attnguide.cli.execute import execute, is_first_process
@@ -323,11 +323,13 @@ def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- the cost
 
 
-def _costs(rows: Sequence[Row]) -> list[ExpectedCost]:
-    """What every row costs."""
+def _costs(rows: Sequence[Row], model: str) -> list[ExpectedCost]:
+    """What every row costs on a model."""
     from attnguide.ablation.cost import expected_cost
+    from attnguide.models.folder import is_distilled
 
-    return [expected_cost(row.sample) for row in rows]
+    distilled = is_distilled(model)
+    return [expected_cost(row.sample, distilled=distilled) for row in rows]
 
 
 def _headline(ablation: Ablation, rows: Sequence[Row]) -> str:

@@ -38,6 +38,14 @@ def check_class(index: Any) -> None:
         raise UnsupportedModelError(f"No adapter for {name}; supported are {' and '.join(PIPELINES)}.")
 
 
+def is_distilled(name: str) -> bool:
+    """Whether the network of a local folder reads the guidance weight as a condition; False where it cannot be told yet."""
+    try:
+        return _read_json(Path(name, "unet", "config.json")).get("time_cond_proj_dim") is not None
+    except ValueError:
+        return False
+
+
 def check_folder(folder: Path, variant: str | None) -> str | None:
     """Find what is missing in a model's folder, and which of its weights to load.
 

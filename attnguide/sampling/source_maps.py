@@ -139,11 +139,17 @@ def record_pictures(
     return (_inverted if source.kind == "invert" else _noised)(model, rows, source, pictures, latents)
 
 
-def expected_forwards(sample: Sample) -> int:
-    """Network evaluations that recording a row's sources will take, for a scheduler with one evaluation a step."""
+def expected_forwards(sample: Sample, *, distilled: bool = False) -> int:
+    """Network evaluations that recording a row's sources will take, for a scheduler with one evaluation a step.
+
+    Args:
+        sample: The row.
+        distilled: Whether the network reads the guidance weight as a condition.
+    """
     total = 0
     for source in {_key(sample, region.source): region.source for region in _pending(sample) if region.source}.values():
-        passes = 1 if source.kind == "noise" else len(halves(_source_row(sample, source).cfg_scale))
+        branches = halves(_source_row(sample, source).cfg_scale, distilled=distilled)
+        passes = 1 if source.kind == "noise" else len(branches)
         total += sample.steps * passes * (source.iterations + 2 if source.kind == "invert" else 1)
     return total
 

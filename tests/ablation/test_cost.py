@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attnguide.ablation.cost import expected_cost
+from attnguide.models.folder import is_distilled
 from attnguide.sampling.table import sample_batch
 from attnguide.types import ExpectedCost, MapSource, MethodConfig, Region, Sample
 from tests import tiny
@@ -76,3 +79,13 @@ def test_schedulers_with_several_evaluations_a_step(scheduler: str, name: str) -
     row = tiny.row(methods=(MethodConfig(name, {}),), scheduler=scheduler, steps=6)
     cost, expected = sample_batch(tiny.model(), [row])[0].cost, expected_cost(row)
     assert (expected.forwards, expected.backwards) == (cost.unet_forwards, cost.unet_backwards)
+
+
+def test_a_network_distilled_for_guidance_runs_once_a_step(tmp_path: Path) -> None:
+    row = Sample("0", "a cat", steps=4, cfg_scale=8.0)
+    assert expected_cost(row).forwards == 8 and expected_cost(row, distilled=True).forwards == 4
+    (tmp_path / "unet").mkdir()
+    for value, expected in ((256, True), (None, False)):
+        (tmp_path / "unet" / "config.json").write_text(json.dumps({"time_cond_proj_dim": value}))
+        assert is_distilled(str(tmp_path)) is expected
+    assert not is_distilled("shapes") and not is_distilled(str(tmp_path / "gone"))
