@@ -38,7 +38,8 @@ class AttendAndExcite(Guidance):
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` repeats two slips of the published code: the blur's effective deviation is ``sqrt(2)`` times
-            the stated one, and refinement goes on for one update after the threshold is met.
+            the stated one, which leaves .33 instead of .62 of a lone cell, so that the same thresholds ask for more; and
+            refinement goes on for one update after the threshold is met.
     """
 
     name = "attend_and_excite"

@@ -51,21 +51,26 @@ class SelfGuidance(Guidance):
     channels and feature sites. With ``pin``, regions that name words but no place are those that should stay: all four
     properties are pulled to the source's, by ``pinned_weights``.
 
-    The formulas follow two independent ports; the paper published no code, and the schedule is from memory of its text. So are
-    the features' place in the network and that shapes are stretched to their size.
+    The paper published no code. The formulas are those of two ports up to factors: all terms are means here, so that weights mean
+    the same at every map size; forever22777/comfyui-self-guidance sums shapes over cells and appearances over channels, and
+    Sainzerjj/Free-Guidance-Diffusion takes signed or squared differences. Equal weights are therefore not equal strengths.
+    The former reads the middle block and the decoder below its last level, here it is one level unless ``levels`` says more.
+    The schedule is from memory of the paper's text, and so are the features' place in the network and that shapes are stretched
+    to their size.
 
     Args:
-        step_size: Factor on the gradient, ``v``; the ports use 0.5 and call their weights very sensitive.
-        stop: Progress at which guidance ends.
-        alternate: Progress from which it acts in every second step only.
+        step_size: Factor on the gradient, ``v``; 0.5 in one port, 10 in the other, which calls its weights very sensitive.
+        stop: Progress at which guidance ends; 31/32 in a port.
+        alternate: Progress from which it acts in every second step only; 3/16 in that port under DDIM.
         centre_weight: See above.
         size_weight: See above.
         shape_weight: See above.
-        appearance_weight: See above; the ports use 0.2. Above 0, passes go on to the last feature.
+        appearance_weight: See above. Above 0, passes go on to the last feature.
         sharpness: Of the soft shape; ports use 10 to 30.
         pin: See above.
         pinned_weights: Property (``centre``, ``size``, ``shape``, ``appearance``) -> weight of words without a place; those
-            not named weigh nothing. The default is the ports', which leave the centre to the shape.
+            not named weigh nothing. The default has the numbers of the first port, which leaves the centre to the shape, and
+            in fact the size, too.
         source_prompt: Of the source, one for all rows, or one per row; the row's own when ``None``.
         source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
             source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.

@@ -33,7 +33,8 @@ class PlugAndPlay(Injection):
     """Queries and keys of decoder self-attention, and a residual block's features, become the source's.
 
     Half by half (https://arxiv.org/abs/2211.12572). The source is denoised beside the row from the same noise, as the paper
-    does for generated pictures.
+    does for generated pictures; with the row's own ``cfg_scale``, where the published settings have 5 for the source and 7.5
+    for the row. A picture is inverted along the row's own steps; the published code inverts it in 999.
 
     With a ``negative_alpha`` below 1, or a schedule that lowers it, classifier-free guidance leads away from
     ``a e + (1 - a) n`` instead of ``e``, the answer under the row's own negative prompt: ``n`` is the answer under
