@@ -51,9 +51,9 @@ class SelfGuidance(Guidance):
     channels and feature sites. With ``pin``, regions that name words but no place are those that should stay: all four
     properties are pulled to the source's, by ``pinned_weights``.
 
-    The paper published no code. The formulas are those of two ports up to factors: all terms are means here, so that weights mean
-    the same at every map size; forever22777/comfyui-self-guidance sums shapes over cells and appearances over channels, and
-    Sainzerjj/Free-Guidance-Diffusion takes signed or squared differences. Equal weights are therefore not equal strengths.
+    The paper published no code. The formulas are those of two ports up to factors: all terms are means here, so that weights
+    mean the same at every map size; forever22777/comfyui-self-guidance sums shapes over cells and appearances over channels,
+    and Sainzerjj/Free-Guidance-Diffusion takes signed or squared differences. Equal weights are not equal strengths, therefore.
     The former reads the middle block and the decoder below its last level, here it is one level unless ``levels`` says more.
     The schedule is from memory of the paper's text, and so are the features' place in the network and that shapes are stretched
     to their size.
