@@ -6,11 +6,15 @@ import importlib.util
 import logging
 import netrc
 import os
-import socket
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -20,6 +24,9 @@ LOGGERS: tuple[str, ...] = ("wandb", "csv", "tensorboard", "none")
 
 _NEEDS = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}
 _WANDB_SERVER = "https://api.wandb.ai"
+_ANSWER, _PATIENCE = 3, 7
+"""Seconds in which W&B's server must answer at all, and begin a run."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,8 +55,8 @@ def make_loggers(
 ) -> list[Logger]:
     """Loggers that write below a run folder.
 
-    Weights & Biases runs offline where there is no key or its server cannot be reached; :func:`sync_hint` says how to upload
-    later. Its staged tables are kept in the run folder too.
+    Weights & Biases runs offline where there is no key or its server does not answer; a warning of this module's logger says
+    why, and :func:`sync_hint` how to upload later. Its staged tables are kept in the run folder too.
 
     Args:
         names: Of :data:`LOGGERS`; ``none`` adds nothing.
@@ -96,7 +103,10 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
     """
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger" and getattr(logger, "_experiment", None) is not None:
-            logger.experiment.finish()  # type: ignore[attr-defined]
+            try:
+                logger.experiment.finish()  # type: ignore[attr-defined]
+            except Exception as error:  # of many kinds; what the run has written is whole without it
+                _log.warning("W&B could not end its run (%s).", " ".join(str(error).split())[:200])
 
 
 def _csv(folder: Path) -> CSVLogger:
@@ -112,42 +122,112 @@ def _tensorboard(folder: Path) -> TensorBoardLogger:
 
 
 def _wandb(folder: Path, project: str, name: str, group: str | None, tags: Sequence[str]) -> WandbLogger:
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
     offline = wandb_offline()
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb-data").resolve())  # read by the library each time it stages a table
     folder.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"name": name, "save_dir": folder, "project": project, "group": group, "tags": list(tags)}
+    logger = _wandb_logger(options, offline)
+    if offline and _settings_problem() is None:
+        return logger  # begins when it is first written to
+    if not offline:
+        try:
+            logger.experiment  # noqa: B018 begins the run
+            return logger
+        except Exception as error:  # the library's own, and those of the network below it
+            _log.warning("W&B could not begin a run (%s); the run is kept offline.", " ".join(str(error).split())[:200])
+            logger = _wandb_logger(options, offline=True)
+    with _harmless_settings():
+        logger.experiment  # noqa: B018
+    return logger
+
+
+def _wandb_logger(options: dict[str, Any], offline: bool) -> WandbLogger:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
     # Not WandbLogger's own offline=True: it would set WANDB_MODE for the rest of the process. The terminal is not recorded.
-    quiet = wandb.Settings(silent=offline, console="off")
-    options: dict[str, Any] = {"mode": "offline" if offline else None, "settings": quiet, "job_type": "sample"}
-    logger = WandbLogger(name=name, save_dir=folder, project=project, group=group, tags=list(tags), **options)
+    quiet = wandb.Settings(silent=offline, console="off", init_timeout=_PATIENCE)
+    logger = WandbLogger(**options, mode="offline" if offline else None, settings=quiet, job_type="sample")
     getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # W&B warns of this argument, which Lightning always gives
     return logger
 
 
-def wandb_offline() -> bool:
-    """Whether W&B has to run offline: told so by ``WANDB_MODE``, no key, or no way to its server."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode is not None:
-        return mode in ("offline", "dryrun")
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", _WANDB_SERVER))
-    host = server.hostname or ""
-    if not os.environ.get("WANDB_API_KEY") and not _has_netrc_entry(host):
-        _log.info("W&B has no key; the run is kept offline.")
-        return True
-    port = server.port or (80 if server.scheme == "http" else 443)
+@contextmanager
+def _harmless_settings() -> Iterator[None]:
+    """Take settings from the environment that the library would refuse, also offline, out of it for a while."""
+    before = {name: os.environ.pop(name, None) for name in ("WANDB_MODE", "WANDB_BASE_URL")}
+    os.environ["WANDB_MODE"] = "offline"
     try:
-        socket.create_connection((host, port), timeout=3).close()
-    except OSError as error:
-        _log.warning("W&B at %s cannot be reached (%s); the run is kept offline.", host, error)
+        yield
+    finally:
+        del os.environ["WANDB_MODE"]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def wandb_offline() -> bool:
+    """Whether W&B has to run offline: told so by ``WANDB_MODE``, or nothing that it is told leads to a server that answers."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("offline", "dryrun", "disabled"):
+        return mode != "disabled"
+    problem = _settings_problem()
+    if problem is None and not _has_key():
+        if mode is None:
+            _log.info("W&B has no key; the run is kept offline.")
+            return True
+        problem = "there is no key; wandb login asks for it"
+    problem = problem or _silence()
+    if problem is not None:
+        _log.warning("W&B: %s; the run is kept offline.", problem)
+    return problem is not None
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", _WANDB_SERVER).rstrip("/")
+
+
+def _settings_problem() -> str | None:
+    """What the library would refuse of the environment, also offline."""
+    import wandb
+
+    for name, setting in (("WANDB_MODE", "mode"), ("WANDB_BASE_URL", "base_url")):
+        value = os.environ.get(name)
+        given: dict[str, Any] = {setting: value}
+        try:
+            if value is not None:
+                wandb.Settings(**given)
+                urlsplit(value).port  # noqa: B018 a port that is no number
+        except ValueError:
+            return f"{name} is {value!r}, which it does not take"
+    return None
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
         return True
-    return False
-
-
-def _has_netrc_entry(host: str) -> bool:
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+        return netrc.netrc(path).authenticators(urlsplit(_server()).hostname or "") is not None
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
+
+
+def _silence() -> str | None:
+    """Why the server gives no answer to a request as a run makes it; asked through a proxy where one is set."""
+    said: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            question = Request(f"{_server()}/graphql", b"{}", {"Content-Type": "application/json"})
+            with urlopen(question, timeout=_ANSWER):
+                said.append(None)
+        except HTTPError as error:  # of 400 or 401, since nothing is asked by nobody
+            said.append(f"HTTP {error.code}" if error.code >= 500 else None)
+        except (OSError, HTTPException, ValueError) as error:
+            said.append(str(getattr(error, "reason", None) or error))
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name knows no time limit of ours
+    asking.start()
+    asking.join(_ANSWER + 1)
+    if said and said[0] is None:
+        return None
+    return f"{_server()} cannot be reached ({said[0] if said else 'no answer'})"

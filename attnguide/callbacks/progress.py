@@ -17,13 +17,19 @@ from attnguide.types import SampleResult, Step
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's Rich bar over batches, with a second one over denoising steps that shows guidance at work."""
+    """Lightning's Rich bar over batches, with a second one over denoising steps that shows guidance at work.
+
+    Args:
+        refresh_rate: As Lightning has it.
+        leave: Likewise.
+        stream: The terminal; standard output when ``None``.
+    """
 
     only_shows = True
     failed = False
 
-    def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
+    def __init__(self, refresh_rate: int = 1, leave: bool = False, stream: TextIO | None = None) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=leave, console_kwargs={"file": stream} if stream else None)
         self._steps: int | None = None
         self._count = 0
         self._done = 0
@@ -74,6 +80,12 @@ class ProgressBar(RichProgressBar):
         if self._steps is not None and self.progress is not None:
             self.progress.update(self._steps, description=text)  # type: ignore[arg-type]
             self.refresh()
+
+    def _init_progress(self, trainer: L.Trainer) -> None:
+        printed = sys.stdout
+        super()._init_progress(trainer)
+        if not terminal(printed):
+            sys.stdout = printed  # what is printed goes to its file, not above the bar
 
 
 def _rows_of_run(trainer: L.Trainer) -> int | None:
@@ -128,10 +140,17 @@ def _minutes(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
 
 
+def terminal(stream: TextIO | None = None) -> TextIO | None:
+    """The stream to draw to: the first of standard error and output, or the one given, that is a terminal."""
+    streams = (sys.stderr, sys.stdout) if stream is None else (stream,)
+    return next((found for found in streams if found is not None and found.isatty()), None)
+
+
 def progress_bar(stream: TextIO | None = None) -> L.Callback:
     """A :class:`ProgressBar` in a terminal, a :class:`LineProgress` elsewhere.
 
     Args:
-        stream: Standard error when ``None``.
+        stream: Standard error, or standard output if only that is a terminal, when ``None``.
     """
-    return ProgressBar() if (stream or sys.stderr).isatty() else LineProgress(stream)
+    drawn = terminal(stream)
+    return ProgressBar(stream=drawn) if drawn is not None else LineProgress(stream)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -141,21 +144,69 @@ def test_logger_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_loggers(["csv", "wandb"])
 
 
-def test_offline_without_a_key_or_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    assert not wandb_offline()
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+class _Server(BaseHTTPRequestHandler):
+    status = 400
+
+    def do_POST(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return monkeypatch
+
+
+def test_offline_without_a_key_or_a_server(no_settings: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    no_settings.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     assert wandb_offline(), "no key"
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
     assert wandb_offline(), "a key, but nobody listens"
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        no_settings.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         assert not wandb_offline()
+        no_settings.setattr(_Server, "status", 503)
+        assert wandb_offline(), "a server that is out of order"
+        server.shutdown()
+
+
+def test_a_server_that_never_answers(no_settings: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    no_settings.setenv("WANDB_API_KEY", "a" * 40)
+    no_settings.setattr("attnguide.loggers._ANSWER", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        no_settings.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert wandb_offline()
+    (record,) = caplog.records
+    assert "cannot be reached" in record.getMessage() and record.getMessage().endswith("the run is kept offline.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("WANDB_MODE", "online", "there is no key"),
+        ("WANDB_MODE", "nonsense", "WANDB_MODE is 'nonsense'"),
+        ("WANDB_BASE_URL", "nonsense", "WANDB_BASE_URL is 'nonsense'"),
+        ("WANDB_BASE_URL", "http://x:99999999", "WANDB_BASE_URL is"),
+    ],
+)
+def test_settings_that_cannot_work_are_said_and_the_run_is_offline(
+    name: str, value: str, says: str, no_settings: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_settings.setenv(name, value)
+    loggers = make_loggers(["wandb"], tmp_path)
+    loggers[0].experiment.log({"x": 1})  # type: ignore[attr-defined]
+    close_loggers(loggers)
+    assert list(tmp_path.glob("wandb/offline-run-*")) and os.environ[name] == value
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"W&B: {says}") and record.levelname == "WARNING"
 
 
 def test_overlays_name_every_phrase() -> None:

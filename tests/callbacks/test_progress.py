@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from attnguide.callbacks import LineProgress, ProgressBar, progress_bar
 from attnguide.callbacks.base import SamplingCallback
+from attnguide.callbacks.progress import terminal
 from tests.callbacks.conftest import Run, row
 
 
@@ -22,13 +24,35 @@ def test_a_line_per_finished_row(run: Run) -> None:
     assert second.startswith("[2/2] p: plain, seed 4, 6 forwards, 0 backwards, ")
 
 
-def test_terminals_get_the_bar() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_terminals_get_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(progress_bar(Terminal()), ProgressBar)
     assert isinstance(progress_bar(io.StringIO()), LineProgress)
+    for out, err, drawn in ((Terminal(), io.StringIO(), 0), (io.StringIO(), Terminal(), 1), (Terminal(), Terminal(), 1)):
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", err)
+        assert terminal() is (out, err)[drawn] and isinstance(progress_bar(), ProgressBar)
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert terminal() is None and isinstance(progress_bar(), LineProgress)
+
+
+def test_the_bar_is_drawn_where_the_terminal_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), Terminal()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    class Talk(SamplingCallback):
+        def on_denoise_step_end(self, *_: object) -> None:
+            print("a line")
+
+    run([progress_bar(), Talk()], [row("a", steps=1)])
+    assert out.getvalue() == "a line\n" and "Batches" in err.getvalue()
+    assert sys.stdout is out
 
 
 def test_the_bar_shows_steps_and_inner_updates(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
