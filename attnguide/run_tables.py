@@ -25,13 +25,30 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """Lines of a CSV file with a header; none if the file is missing. A last line that was cut off is left out."""
+    """Lines of a CSV file with a header; none if the file is missing. A last line that was cut off is left out.
+
+    Raises:
+        ValueError: If the file is no text or no CSV.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file, _fields_of_any_length():
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
     return [row for row in rows if None not in row and None not in row.values()]
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """The library refuses fields of more than 131072 characters, which prompts and polygons may have."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def append_table(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

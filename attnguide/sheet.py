@@ -78,8 +78,14 @@ def _recorded(folder: Path, record: Record, regions: Sequence[Region]) -> list[R
 
 
 def record_regions(record: Record) -> list[Region]:
-    """Regions of a record that can be read back; mask tensors cannot."""
+    """Regions of a record that can be read back; mask tensors cannot.
+
+    Raises:
+        ValueError: If the cell holds something else.
+    """
     plain = json.loads(record["regions"]) if record["regions"] else []
+    if not isinstance(plain, list) or not all(isinstance(region, dict) for region in plain):
+        raise ValueError(f"regions: expected a list of mappings; got {record['regions'][:60]!r}.")
     return [region_from_dict(region) for region in plain if not str(region.get("mask", "")).startswith("tensor (")]
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 from attnguide.ablation.axes import Axis, Tradeoff
 from attnguide.ablation.plots import plain_of, steered
 from attnguide.ablation.summary import Record, estimate, grouped, seed_std
+from attnguide.aligned import aligned
 from attnguide.files import replacing
 from attnguide.records import AXIS
 from attnguide.run_tables import append_table
@@ -268,10 +269,8 @@ def stability_table(lines: Sequence[Mapping[str, object]], tradeoff: Tradeoff) -
         f"{tradeoff.quality} at most {QUALITY_LOSS:g} below plain"
     )
     columns = ("curve", "octaves", "low", "high", "from", "to", "open", "best_control", "kept_control", "control_seed_std")
-    cells = [list(columns), *([_text(line[column]) for column in columns] for line in lines)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-    told = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
-    return "\n".join([title, *told])
+    told, _ = aligned(columns, [[_text(line[column]) for column in columns] for line in lines], kept=4)
+    return f"{title}\n{told}"
 
 
 def _text(value: object) -> str:

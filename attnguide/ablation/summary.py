@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
 
+from attnguide.aligned import aligned
 from attnguide.benchmark import bootstrap_interval
 from attnguide.files import replacing
 from attnguide.records import AXIS, CELL, COSTS, SETTINGS, is_cell_column
@@ -128,13 +129,10 @@ def cell_table(records: Sequence[Record], limit: int = 60) -> str:
     for (name,), rows in list(cells.items())[:limit]:
         means = [estimate(rows, metric) for metric in metrics]
         lines.append([name, str(len(rows)), *("" if mean is None else _number(mean.mean) for mean in means)])
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    told = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
+    text, left_out = aligned(lines[0], lines[1:], kept=2)
     more = len(cells) - limit
-    return "\n".join([*(line.rstrip() for line in told), *([f"and {more} more cells, see {SUMMARY_FILE}"] if more > 0 else [])])
+    notes = [f"and {more} more cells, see {SUMMARY_FILE}"] if more > 0 else []
+    return "\n".join([text, *notes, *([f"all numbers are in {SUMMARY_FILE}"] if left_out and not notes else [])])
 
 
 def _number(value: float) -> str:

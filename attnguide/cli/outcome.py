@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from attnguide.aligned import aligned
 from attnguide.cli.plan import Plan
 from attnguide.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
 from attnguide.types import verdict
 
 SHOWN_SETTINGS = ("id", "seed", "method")
+_ALWAYS = ("id", "status", "rows")
 MANY = 24
 """Rows from which on the table shows the mean of each method."""
 
@@ -130,18 +132,35 @@ def _numbers(records: Sequence[Mapping[str, str]]) -> list[str]:
     return [name for name in records[0] if name not in SETTINGS and name != "status" and not is_cell_column(name)]
 
 
-def table(records: Sequence[Mapping[str, str]]) -> str:
-    """Records as aligned columns; those that are empty everywhere are left out."""
+def table(records: Sequence[Mapping[str, str]], width: int | None = None) -> str:
+    """Records as aligned columns within a width: status where a row failed, then what differs between rows as far as it fits.
+
+    Args:
+        records: Lines of ``records.csv``, or of :func:`means`.
+        width: Characters of a line; the terminal's when ``None``.
+    """
     hidden = set(SETTINGS) - set(SHOWN_SETTINGS)
     columns = [name for name in records[0] if name not in hidden and any(record.get(name) for record in records)]
     columns = [name for name in columns if name != "status" or any(record[name] != "ok" for record in records)]
-    heads = {name: name.replace("unet_", "") for name in columns}
-    cells = [[_cell(name, record.get(name, "")) for name in columns] for record in records]
-    widths = [max(len(heads[name]), *(len(row[index]) for row in cells)) for index, name in enumerate(columns)]
-    lines = [[heads[name] for name in columns], *cells]
-    return "\n".join(
-        "  ".join(_aligned(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    columns.sort(key=lambda name: 0 if name == "id" else 1 if name == "status" else 2)
+    cells = {name: [_cell(name, record.get(name, "")) for record in records] for name in columns}
+    shown = [name for name in columns if name in _ALWAYS or len(records) == 1 or len(set(cells[name])) > 1] or columns[:1]
+    text, left_out = _laid_out(shown, cells, width)
+    if left_out and all(_says_itself(record) for record in records):  # room for more numbers
+        text, _ = _laid_out([name for name in shown if name not in ("seed", "method")], cells, width)
+    return text + (f"\nall columns are in {RECORDS_FILE}" if left_out or len(shown) < len(columns) else "")
+
+
+def _laid_out(columns: Sequence[str], cells: Mapping[str, Sequence[str]], width: int | None) -> tuple[str, int]:
+    heads = [name.replace("unet_", "") for name in columns]
+    lines = list(zip(*(cells[name] for name in columns), strict=True))
+    return aligned(heads, lines, width=width, kept=2 if "status" in columns else 1)
+
+
+def _says_itself(record: Mapping[str, str]) -> bool:
+    """Whether a row's id names its seed and method."""
+    id = record.get("id", "")
+    return f"seed{record.get('seed')}" in id and record.get("method", "").replace("+", "_") in id
 
 
 def _cell(name: str, text: str) -> str:
@@ -156,8 +175,3 @@ def _cell(name: str, text: str) -> str:
     if name in COSTS or name == "seed":
         return f"{number:.1f}" if name in ("seconds", "peak_memory_mb") else f"{number:g}"
     return f"{number:.3f}" if name != "rows" else text
-
-
-def _aligned(cell: str, width: int) -> str:
-    number = cell.replace(".", "", 1).replace("-", "", 1).isdigit()
-    return cell.rjust(width) if number else cell.ljust(width)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class Content:
         subjects: The rows, up to the limit.
         hidden: Rows beyond it.
         config: The run's configuration as YAML; empty if there is none.
+        problems: Cells of the records that could not be read, and are left out.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Content:
     subjects: Sequence[Subject]
     hidden: int
     config: str
+    problems: Sequence[str] = ()
 
 
 def read_content(folder: str | Path, *, limit: int = 200) -> Content:
@@ -109,6 +112,8 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
     records = read_records(folder)
     if not records:
         raise ValueError(f"Folder {str(folder)!r} holds no run: no row is on record in it.")
+    problems = list(_unreadable(records))
+    records = [_without(record, {name for at, name, _ in problems if at == record["id"]}) for record in records]
     metrics = metrics_of(records)
     label = _labeller(records)
     groups: dict[str, list[Record]] = {}
@@ -128,8 +133,33 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
             for (prompt, seed, _), rows in grouped(records[:limit], _SUBJECT).items()
         ],
         hidden=max(0, len(records) - limit),
-        config=config.read_text(encoding="utf-8") if config.exists() else "",
+        config=config.read_text(encoding="utf-8", errors="backslashreplace") if config.is_file() else "",
+        problems=[f"row {id!r}: {name}: {why}" for id, name, why in problems],
     )
+
+
+def _unreadable(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
+    """The row, the column and what is wrong, of cells that are no numbers or no regions."""
+    metrics = metrics_of(records)
+    for record in records:
+        for name in metrics:
+            if record.get(name) and not _is_number(record[name]):
+                yield record["id"], name, f"expected a finite number; got {record[name][:40]!r}"
+        try:
+            places(record)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            yield record["id"], "regions", f"expected regions as JSON; got {record['regions'][:40]!r}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _without(record: Record, names: Set[str]) -> dict[str, str]:
+    return {name: "" if name in names else text for name, text in record.items()}
 
 
 def _labeller(records: Sequence[Record]) -> Callable[[Record], str]:
@@ -157,7 +187,7 @@ def _row(folder: Path, record: Record, label: str, metrics: Sequence[str]) -> Ro
     numbers = {name: _number(record[name]) for name in metrics if record.get(name)}
     failed = "" if record["status"] == "ok" else record["status"]
     maps = dict(_word_maps(folder / "maps" / record["id"]))
-    return Row(record["id"], label, picture if picture.exists() else None, record, maps, numbers, failed)
+    return Row(record["id"], label, picture if picture.is_file() else None, record, maps, numbers, failed)
 
 
 def _word_maps(folder: Path) -> Iterator[tuple[str, Path]]:

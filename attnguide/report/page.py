@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,12 +13,14 @@ from PIL import Image
 
 from attnguide.files import write_atomic
 from attnguide.report.content import Row, places, read_content
+from attnguide.report.target import REPORT_FILE, check_target
 from attnguide.sheet import record_picture
-
-REPORT_FILE = "report.html"
 
 _LARGE = 200_000
 """Bytes from which on a figure is embedded as JPEG."""
+
+_TOLD = 5
+"""Warnings of what could not be read; all of it stands on the page."""
 
 
 def write_report(folder: str | Path, path: str | Path | None = None, *, limit: int = 200) -> Path:
@@ -31,9 +35,12 @@ def write_report(folder: str | Path, path: str | Path | None = None, *, limit: i
         Where it was written.
 
     Raises:
-        ValueError: If the folder holds no run.
+        ValueError: If the folder holds no run, or something else than an earlier page lies at ``path``.
+
+    What cannot be read is named on the page, and in a warning each.
     """
     path = Path(folder) / REPORT_FILE if path is None else Path(path)
+    check_target(path)
     write_atomic(path, report_page(folder, limit=limit))
     return path
 
@@ -48,19 +55,53 @@ def report_page(folder: str | Path, *, limit: int = 200) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html.jinja")
-    return template.render(
-        content=read_content(folder, limit=limit),
-        figure=_figure,
-        picture=lambda row: _picture(folder, row),
-        word_map=_jpeg,
-        places=places,
-    )
+    content = read_content(folder, limit=limit)
+    pictures = _Pictures(folder, content.problems)
+    text = environment.get_template("page.html.jinja").render(content=content, pictures=pictures, places=places)
+    for problem in pictures.problems[:_TOLD]:
+        warnings.warn(f"{folder}: {problem}", stacklevel=2)
+    if len(pictures.problems) > _TOLD:
+        warnings.warn(f"{folder}: {len(pictures.problems) - _TOLD} more things could not be read; see the page", stacklevel=2)
+    return text
+
+
+class _Pictures:
+    """A run folder's pictures as data addresses; ``None`` for those that cannot be read, which are noted.
+
+    Args:
+        folder: The run's.
+        problems: What else could not be read.
+    """
+
+    def __init__(self, folder: Path, problems: Sequence[str]) -> None:
+        self.folder = folder
+        self.problems = list(problems)
+
+    def figure(self, path: Path) -> str | None:
+        """A sheet or plot."""
+        return self._read(path, lambda: _figure(path))
+
+    def word_map(self, path: Path) -> str | None:
+        """A word's attention over the picture."""
+        return self._read(path, lambda: _jpeg(path))
+
+    def picture(self, row: Row) -> str | None:
+        """A row's picture with its regions drawn."""
+        return None if row.picture is None else self._read(row.picture, lambda: _picture(self.folder, row))
+
+    def _read(self, path: Path, read: Callable[[], str | None]) -> str | None:
+        try:
+            return read()
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            self.problems.append(f"{path.relative_to(self.folder)}: not a picture that can be read ({type(error).__name__})")
+            return None
 
 
 def _figure(path: Path) -> str:
     """A file as a data address; large ones as JPEG."""
     if path.stat().st_size <= _LARGE:
+        with Image.open(path) as file:
+            file.verify()
         return _address(path.read_bytes(), "png")
     return _jpeg(path)
 

@@ -184,7 +184,7 @@ def test_a_server_that_never_answers(no_settings: pytest.MonkeyPatch, caplog: py
     with socket.create_server(("127.0.0.1", 0)) as server:
         no_settings.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         assert wandb_offline()
-    (record,) = caplog.records
+    (record,) = [found for found in caplog.records if found.name == "attnguide.loggers"]
     assert "cannot be reached" in record.getMessage() and record.getMessage().endswith("the run is kept offline.")
 
 
@@ -205,7 +205,7 @@ def test_settings_that_cannot_work_are_said_and_the_run_is_offline(
     loggers[0].experiment.log({"x": 1})  # type: ignore[attr-defined]
     close_loggers(loggers)
     assert list(tmp_path.glob("wandb/offline-run-*")) and os.environ[name] == value
-    (record,) = caplog.records
+    (record,) = [found for found in caplog.records if found.name == "attnguide.loggers"]
     assert record.getMessage().startswith(f"W&B: {says}") and record.levelname == "WARNING"
 
 

@@ -133,7 +133,48 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.
     assert main(["report", str(tmp_path / "none")]) == 2
     assert main(["report", str(tmp_path), "--limit", "-1"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines) and "holds no run" in lines[1]
+    assert len(lines) == 3 and "is none" in lines[1] and all(line.startswith("error: ") for line in lines)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="holds no run"):
         write_report(tmp_path)
+
+
+def test_what_is_no_page_is_not_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, link = folder.parent / "notes.html", folder.parent / "link"
+    other.write_text("<html>mine</html>")
+    link.symlink_to(folder / "records.csv")
+    kept = (folder / "records.csv").read_bytes()
+    for target in (folder / "records.csv", folder, other, link, "/dev/null", "s3://bucket/page.html"):
+        assert main(["report", str(folder), "--out", str(target)]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("error: out: ") and said.err.count("\n") == 1 and not said.out
+    assert (folder / "records.csv").read_bytes() == kept and other.read_text() == "<html>mine</html>"
+    assert main(["report", str(folder)]) == main(["report", str(folder)]) == 0, "an earlier page is"
+
+
+def test_what_cannot_be_read_is_named_and_the_page_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [
+        {**BASE, "id": "long", "prompt": "x" * 200_000},
+        {**BASE, "id": "cut", "regions": "[{"},
+        {**BASE, "id": "list", "regions": '[1, {"box": [null]}]'},
+        {**BASE, "id": "word", "presence": "many"},
+        {**BASE, "id": "endless", "presence": "1e999"},
+    ]
+    append_table(folder / "records.csv", tuple(BASE), odd)
+    (folder / "samples" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    (folder / "sheet.png").write_bytes(b"")
+    (folder / "maps" / "a" / "red_circle.png").write_text("x")
+    (folder / "config.yaml").write_bytes(b"steps: \xff\n")
+    assert main(["report", str(folder)]) == 0
+    said = capsys.readouterr()
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for named in (
+        "row &#39;cut&#39;: regions",
+        "row &#39;list&#39;: regions",
+        "row &#39;word&#39;: presence",
+        "samples/a.png: not",
+    ):
+        assert named in text
+    assert "sheet.png: not a picture" in text and "maps/a/red_circle.png: not" in text and "x" * 200_000 in text
+    warned = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 6 and "more things" in warned[-1] and "out:" not in said.err
