@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -31,10 +32,20 @@ def local_path(value: Any) -> str:
     if "://" in text or "::" in text or "\0" in text:
         raise ValueError(f"expected a path on this machine; got {text!r}")
     given = Path(os.path.expanduser(text))
+    if _too_long(given):
+        raise ValueError(f"expected a path that can be made; {text[:_LONGEST]!r}... is too long")
     dangling = next((str(path) for path in (given, *given.parents) if _leads_nowhere(path)), None)
     if dangling is not None:
         raise ValueError(f"expected a path that can be made; {dangling!r} is a link that leads nowhere")
     return _shown(os.path.realpath(given))
+
+
+def _too_long(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def _leads_nowhere(path: Path) -> bool:
@@ -60,6 +71,8 @@ def probe(folder: Path, longest: str = "config.yaml") -> None:
     target = folder / longest
     made: list[Path] = []
     try:
+        if _too_long(target):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         _make(target.parent, made)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=target.name) as file:
             file.write(bytes(_TRIED))

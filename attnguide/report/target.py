@@ -21,6 +21,6 @@ def check_target(path: Path) -> None:
         return
     if path.is_file():
         with path.open("rb") as file:
-            if not (begin := file.read(_BEGIN)) or _MARK in begin:
+            if _MARK in file.read(_BEGIN):
                 return
     raise ValueError(f"out: expected a new file, or an earlier page of a run; {str(path)!r} is something else")
