@@ -18,6 +18,7 @@ from torch import Tensor
 from attnguide.attention.sites import Site, SiteKind
 from attnguide.injection.dense_diffusion import DenseDiffusion
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.prompt.regions import rasterise
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.cfg import pass_context
 from attnguide.types import Box, Region, Step
@@ -87,7 +88,7 @@ def _prepared(clone: Path, pipeline: _Pipeline, aim: Targets, strength: float) -
         "device": "cpu",
     }
     scope = load(clone / "gradio_app.py", ["mod_forward", "process_generation"], known)
-    drawn = [np.asarray(mask) for mask in aim.masks(SIDE, SIDE)[0]]
+    drawn = [np.asarray(rasterise(region, SIDE, SIDE)) for region in aim.regions[0]]
     scope["process_generation"](drawn, 0, strength, 0.3 * strength, 1.0, 1, PROMPT, *PHRASES)
     return scope
 
