@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnguide.fields import FOREIGN_NAMES
 from attnguide.methods import method_info
 from attnguide.models.names import DEFAULT_MODEL
-from attnguide.rows import check_samples
-from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult
+from attnguide.parsing import as_whole, shown
+from attnguide.prompt.notation import regions_from_places
+from attnguide.rows import MOST_ROWS, check_samples
+from attnguide.types import MethodConfig, Region, Sample, SampleResult
 
 if TYPE_CHECKING:
     import torch
@@ -46,15 +51,16 @@ def sample(
     """Sample one prompt.
 
     Args:
-        prompt: What to draw.
-        regions: Phrase -> place: a box ``(x0, y0, x1, y1)`` as fractions from the top left, the path of a mask, a mask
-            ``height width`` in [0, 1], a :class:`~attnguide.types.MapSource` for a place where a word looks elsewhere,
-            ``None`` for no place, or a list of places; or a list of regions.
+        prompt: What to draw; may be empty for plain pictures only.
+        regions: Phrase -> place: a box ``(x0, y0, x1, y1)`` as fractions from the top left, the path of a mask, a picture or an
+            array ``height width`` as mask (in [0, 1] or ``uint8``; white is inside, black outside), a
+            :class:`~attnguide.types.MapSource` for a place where a word looks elsewhere, ``None`` for no place, or a list of
+            places; or a list of regions.
         groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule where
             none are given.
         method: One, or several that work together; ``mask_guidance`` where a region has a place and nothing is said;
             ``"plain"`` for none.
-        seed: One picture for each.
+        seed: One picture for each; whole numbers of Python, numpy or torch.
         model: ``shapes``, a folder, a file, a hub id, an adapter, or a diffusers pipeline. A name is loaded at every call: keep
             what :func:`~attnguide.models.load.load_model` gives to sample more often.
         plain: Give each seed's plain picture, too, before its steered one.
@@ -81,13 +87,14 @@ def sample(
         >>> result.status, result.image.size
         ('ok', (128, 128))
     """
+    _check_names(options, given=method is not None)
     placed = _regions(regions)
     methods = _methods(method, options, placed)
     common = Sample(
         id="row",
         prompt=prompt,
         regions=placed,
-        groups=tuple(tuple(group.split() if isinstance(group, str) else group) for group in groups),
+        groups=_groups(groups),
         methods=methods,
         negative_prompt=negative_prompt,
         height=height,
@@ -96,10 +103,8 @@ def sample(
         cfg_scale=cfg_scale,
         scheduler=scheduler,
     )
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    if not seeds:
-        raise ValueError("seed must be a number, or at least one; got none.")
-    rows = [replace(common, id=f"seed{number}", seed=number) for number in seeds]
+    rows = [replace(common, id=f"seed{number}", seed=number) for number in _seeds(seed)]
+    _check_kinds(plain=plain, batch_size=batch_size, device=device, dtype=dtype)
     if plain and methods:
         rows = [twin for row in rows for twin in (row.plain(), row)]
     check_samples(rows)
@@ -133,7 +138,9 @@ def _methods(
 ) -> tuple[MethodConfig, ...]:
     if method is None:
         method = "mask_guidance" if any(region.has_place for region in regions) else "plain"
-    several = [method] if isinstance(method, str | MethodConfig) else list(method)
+    several = [method] if isinstance(method, str | MethodConfig) else method
+    if not isinstance(several, list | tuple) or not all(isinstance(item, str | MethodConfig) for item in several):
+        raise ValueError(f"method must be a name, a MethodConfig, or a list of these; got {shown(method)}.")
     chosen = [item if isinstance(item, MethodConfig) else MethodConfig(item) for item in several if item != "plain"]
     for config in chosen:
         method_info(config.name)
@@ -147,30 +154,58 @@ def _methods(
 
 
 def _regions(regions: Mapping[str, Any] | Sequence[Region]) -> tuple[Region, ...]:
-    if not isinstance(regions, Mapping):
+    if isinstance(regions, Mapping):
+        return regions_from_places(regions)
+    if isinstance(regions, list | tuple) and all(isinstance(region, Region) for region in regions):
         return tuple(regions)
-    return tuple(_region(phrase, place) for phrase, places in regions.items() for place in _places(places))
+    raise ValueError(f"regions must be a mapping from phrases to places, or a list of Regions; got {shown(regions)}.")
 
 
-def _places(places: Any) -> list[Any]:
-    """A list of boxes, paths or masks is several places; four numbers are one box."""
-    if isinstance(places, list) and not all(isinstance(item, int | float) for item in places):
-        return places
-    return [places]
+def _groups(groups: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    given = groups if isinstance(groups, list | tuple) else None
+    found = [group.split() if isinstance(group, str) else group for group in given or ()]
+    for group in found:
+        if not isinstance(group, list | tuple) or not all(isinstance(word, str) for word in group):
+            given = None
+    if given is None:
+        raise ValueError(f"groups must be a list of words that belong together, like ['red circle']; got {shown(groups)}.")
+    return tuple(tuple(group) for group in found)
 
 
-def _region(phrase: str, place: Any) -> Region:
-    if isinstance(place, Region):
-        return place
-    if place is None:
-        return Region(phrase)
-    if isinstance(place, MapSource):
-        return Region(phrase, source=place)
-    if isinstance(place, str | Path):
-        return Region(phrase, mask=Path(place).expanduser())
-    if hasattr(place, "shape"):
-        return Region(phrase, mask=place)
-    numbers = tuple(place) if isinstance(place, list | tuple) else ()
-    if len(numbers) != 4 or not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError(f"Region {phrase!r}: a place must be x0,y0,x1,y1, a path, a mask or None; got {place!r}.")
-    return Region(phrase, box=(numbers[0], numbers[1], numbers[2], numbers[3]))
+def _seeds(seed: Any) -> list[int]:
+    single = as_whole(seed)
+    if single is not None:
+        return [single]
+    several = seed.tolist() if hasattr(seed, "tolist") else seed
+    if not isinstance(several, list | tuple | range):
+        raise ValueError(f"seed must be a whole number, or a list of them; got {shown(seed)}.")
+    if not 1 <= len(several) <= MOST_ROWS:
+        raise ValueError(f"seed must be a number, or 1 to {MOST_ROWS:,} of them; got {len(several) or 'none'}.")
+    numbers = [as_whole(item) for item in several]
+    if None in numbers:
+        raise ValueError(f"seed must be whole numbers; got {shown(several[numbers.index(None)])}.")
+    return [number for number in numbers if number is not None]
+
+
+def _check_names(options: Mapping[str, Any], *, given: bool) -> None:
+    """Refuse names of other packages, and misspelt ones where no method could take them.
+
+    Raises:
+        ValueError: Naming the argument that is probably meant.
+    """
+    own = [name for name in inspect.signature(sample).parameters if name != "options"]
+    for name in options:
+        foreign = FOREIGN_NAMES.get(name)
+        near = [foreign] if foreign else [] if given else difflib.get_close_matches(name[:100], own, 1, cutoff=0.85)
+        if near:
+            raise ValueError(f"sample has no argument {name!r} (did you mean {near[0]!r}?).")
+
+
+def _check_kinds(*, plain: Any, batch_size: Any, device: Any, dtype: Any) -> None:
+    if not isinstance(plain, bool):
+        raise ValueError(f"plain must be True or False; got {shown(plain)}.")
+    if batch_size is not None and ((number := as_whole(batch_size)) is None or number < 1):
+        raise ValueError(f"batch_size must be a whole number of at least 1; got {shown(batch_size)}.")
+    for name, value in (("device", device), ("dtype", dtype)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{name} must be a name as text; got {shown(value)}.")

@@ -13,15 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from attnguide.files import make_folder, sweep_temporary
-from attnguide.made_with import CONFIG_FILE, MADE_WITH, load_yaml
+from attnguide.made_with import CONFIG_FILE, MADE_WITH
 from attnguide.records import RECORDS_FILE, ROW_TABLES, finished_ids, settings_of
 from attnguide.rows import sample_to_dict
 from attnguide.run_tables import keep_rows
 from attnguide.types import Sample
+from attnguide.yaml12 import dump_yaml, yaml_value
 
 LOCK_FILE = ".run.lock"
 """Locked while a run is written, and says by whom; the lock of a process that was killed is free."""
@@ -132,8 +132,7 @@ def tidy(folder: str | Path) -> set[str]:
 def config_text(config: Mapping[str, Any]) -> str:
     """A resolved configuration as YAML, in the order given."""
     plain = json.loads(json.dumps(config, default=str))
-    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
-    return text
+    return dump_yaml(plain)
 
 
 def config_of(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def config_of(samples: Sequence[Sample]) -> dict[str, Any]:
     rows = []
     for sample in samples:
         try:
-            rows.append(sample_to_dict(sample))
+            rows.append({"methods": [], **sample_to_dict(sample)})  # a plain row says so, as it must in a table
         except ValueError:  # mask tensors and the like: the record still says what it was
             rows.append({key: value for key, value in settings_of(sample).items() if value not in (None, "")})
     return {"samples": rows}
@@ -168,7 +167,7 @@ def check_run_folder(
         raise ValueError(f"Folder {str(folder)!r} already holds a run ({held[0]}); resume it or choose another folder.")
     if resume and config is not None and (folder / CONFIG_FILE).exists():
         before = read_config(folder)
-        now = load_yaml(config_text(config))
+        now = yaml_value(config_text(config))
         for key in sorted({*before, *now} - {MADE_WITH, *ignore}):
             if before.get(key) != now.get(key):
                 at, old, new = _difference(key, before.get(key), now.get(key))
@@ -186,8 +185,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG_FILE
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_value(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: it is no YAML.") from error
     if not isinstance(content or {}, dict):
         raise ValueError(f"{path} is damaged: expected settings as 'name: value'; got {_short(content)}.")

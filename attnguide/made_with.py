@@ -14,10 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attnguide.methods import METHODS, method_options
 from attnguide.types import MethodConfig, Sample
+from attnguide.yaml12 import yaml_value
 
 CONFIG_FILE, MADE_WITH = "config.yaml", "made_with"
 PACKAGES = ("attnguide", "torch", "diffusers", "transformers")
@@ -95,8 +94,8 @@ def full_options(sample: Sample, given: Options | None = None, kept: Options | N
 def read_made_with(folder: str | Path) -> dict[str, Any]:
     """What a run folder's configuration says; nothing where there is none."""
     try:
-        content = load_yaml((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml_value((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
     found = content.get(MADE_WITH) if isinstance(content, dict) else None
     return found if isinstance(found, dict) else {}
@@ -106,11 +105,6 @@ def kept_options(kept: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options in what :func:`read_made_with` gave."""
     found = kept.get("method_options")
     return {name: value for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
-
-
-def load_yaml(text: str) -> Any:
-    """Plain values, by the fast reader where it is installed: a configuration may list thousands of rows."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _known(name: str, kept: Options) -> dict[str, Any]:

@@ -244,9 +244,13 @@ def method_class(name: str) -> type:
 
 def method_options(name: str) -> dict[str, Any]:
     """Options a method takes, with their defaults."""
-    parameters = inspect.signature(method_class(name)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {**defaults, **method_info(name).preset}
+    return {**_defaults(method_class(name)), **method_info(name).preset}
+
+
+@cache
+def _defaults(method: type) -> Mapping[str, Any]:
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:

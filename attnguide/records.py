@@ -12,8 +12,8 @@ from attnguide.files import whole_size
 from attnguide.made_with import full_options, kept_options, read_made_with
 from attnguide.methods import method_info
 from attnguide.models.names import SCHEDULERS
+from attnguide.prompt.notation import region_to_dict
 from attnguide.prompt.pairs import describe_groups, row_groups
-from attnguide.prompt.regions import region_to_dict
 from attnguide.run_tables import cell_text, read_table, without_doubles
 from attnguide.types import Region, Sample, SampleResult, verdict
 

@@ -6,13 +6,17 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attnguide.fields import FOREIGN_NAMES
 from attnguide.methods import baseline_of, check_methods, check_options, method_info
+from attnguide.parsing import MOST_DEPTH, as_real, as_whole, check_depth, is_unicode, shown
 from attnguide.prompt.nested import settle
+from attnguide.prompt.notation import parse_region, region_from_dict, region_to_dict, regions_from_places
 from attnguide.prompt.pairs import explicit_groups
-from attnguide.prompt.regions import check_region, parse_region, region_from_dict, region_to_dict
+from attnguide.prompt.regions import check_region
 from attnguide.prompt.syntax import warn_of_syntax
 from attnguide.sampling.problems import naming_row, require_rows, with_problem
 from attnguide.types import MethodConfig, PlaceError, Region, Sample
@@ -35,6 +39,12 @@ ROW_KEYS: tuple[str, ...] = (
 )
 """What a row may say; the fields of :class:`~attnguide.types.Sample`."""
 
+MOST_ROWS = 100_000
+"""Of a table."""
+
+Words = dict[tuple[str, int, int], tuple[str | None, Sample]]
+"""By prompt and the identities of regions and groups: what is wrong with them, and a row that keeps them alive."""
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
 
 
@@ -54,9 +64,10 @@ def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sam
     """A row from plain values, as :func:`sample_to_dict` writes them.
 
     Args:
-        values: Keys of :data:`ROW_KEYS`. A region is a mapping or text as on the command line (``cat=0,0,0.5,1``); a
-            group is a list of words or text, the noun last (``red circle``); a method is a name, or a mapping with ``name``
-            and ``options``.
+        values: Keys of :data:`ROW_KEYS`. Regions are a mapping from phrases to places
+            (:func:`~attnguide.prompt.notation.regions_from_places`), or a list; in it a region is a mapping or text as on the
+            command line (``cat=0,0,0.5,1``). A group is a list of words or text, the noun last (``red circle``); a method is a
+            name, or a mapping with ``name`` and ``options``.
         id: For a row that has none.
 
     Raises:
@@ -64,7 +75,7 @@ def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sam
     """
     for key in values:
         if key not in ROW_KEYS:
-            raise RowError(f"A row has no key {key!r}{nearest(str(key))}; it has {', '.join(ROW_KEYS)}.", str(key))
+            raise RowError(f"A row has no key {shown(key)}{nearest(str(key))}; it has {', '.join(ROW_KEYS)}.", str(key))
     given = {key: value for key, value in values.items() if value is not None}
     if id is not None:
         given.setdefault("id", id)
@@ -180,25 +191,36 @@ def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[
     Raises:
         ValueError: With the row's id where there are several; also if no row is without a problem.
     """
+    if len(samples) > MOST_ROWS:
+        raise ValueError(f"A run must have at most {MOST_ROWS:,} rows; got {len(samples):,}.")
     check_ids(samples)
     marked: list[Sample] = []
+    words: Words = {}
     for sample in samples:
         with naming_row(sample, samples):
-            marked.append(checked_row(sample))
+            marked.append(checked_row(sample, words))
     require_rows(marked, strict=strict)
     sound = [sample for sample in marked if sample.problem is None]
     warn_of_syntax(text for sample in sound for text in (sample.prompt, sample.negative_prompt))
     judged: set[str] = set()
+    last: tuple[MethodConfig, ...] = ()
     for sample in marked:
-        if sample.methods and repr(sample.methods) not in judged:
-            judged.add(repr(sample.methods))
+        if not sample.methods or sample.methods is last:
+            continue
+        last = sample.methods
+        if (text := repr(sample.methods)) not in judged:
+            judged.add(text)
             with naming_row(sample, samples):
                 check_options(sample.methods)
     return marked
 
 
-def checked_row(sample: Sample) -> Sample:
+def checked_row(sample: Sample, words: Words) -> Sample:
     """One row of :func:`checked_samples`, its methods' options not judged yet.
+
+    Args:
+        sample: The row.
+        words: What came of the words and places of rows before, which rows share; filled in here.
 
     Raises:
         ValueError: If a method does not exist, or several baselines are named.
@@ -206,11 +228,25 @@ def checked_row(sample: Sample) -> Sample:
     for config in sample.methods:
         method_info(config.name)
     baseline_of(sample)
-    return with_problem(sample, _check_row)
+    return with_problem(sample, partial(_check_row, words=words))
 
 
-def _check_row(sample: Sample) -> None:
+def _check_row(sample: Sample, words: Words) -> None:
     check_methods(sample)
+    key = (sample.prompt, id(sample.regions), id(sample.groups))
+    if key not in words:
+        try:
+            _check_words(sample)
+            words[key] = (None, sample)
+        except ValueError as error:
+            words[key] = (str(error), sample)
+    if (problem := words[key][0]) is not None:
+        raise ValueError(problem)
+    if sample.methods and not sample.prompt.strip():
+        raise ValueError(f"prompt must contain a word for methods to steer; got {sample.prompt!r}.")
+
+
+def _check_words(sample: Sample) -> None:
     for region in sample.regions:
         check_region(region, sample.prompt)
     settle(sample.prompt, sample.regions)
@@ -223,44 +259,50 @@ def _check_row(sample: Sample) -> None:
 def _read_text(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
-    raise ValueError(f"{key} must be text; got {value!r}.")
+    raise ValueError(f"{key} must be text{quotes(value)}; got {shown(value)}.")
 
 
 def _read_prompt(key: str, value: Any) -> str:
     if _read_text(key, value).strip():
         return str(value)
-    raise ValueError(f"{key} must contain a word; got {value!r}.")
+    raise ValueError(f"{key} must contain a word; got {shown(value)}.")
 
 
 def _read_id(key: str, value: Any) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _read_text(key, value)
+    text = str(value) if type(value) is int else _read_text(key, value)
     if _SAFE_ID.fullmatch(text):
         return text
-    raise ValueError(f"{key} names files: letters, digits, '.', '_' and '-', not beginning with '.' or '-'; got {text!r}.")
+    raise ValueError(f"{key} names files: letters, digits, '.', '_' and '-', not beginning with '.' or '-'; got {shown(text)}.")
 
 
 def _read_whole(key: str, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{key} must be a whole number; got {value!r}.")
+    if (number := as_whole(value)) is not None:
+        return number
+    raise ValueError(f"{key} must be a whole number; got {shown(value)}.")
 
 
 def _read_number(key: str, value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"{key} must be a number; got {value!r}.")
+    if (number := as_real(value)) is not None:
+        return number
+    raise ValueError(f"{key} must be a number; got {shown(value)}.")
 
 
 def read_mapping(key: str, value: Any) -> dict[str, Any]:
     """A mapping from names, or a ValueError."""
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return dict(value)
-    raise ValueError(f"{key} must be a mapping from names to values; got {value!r}.")
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{key} must be a mapping from names to values; got {shown(value)}.")
+    try:
+        check_depth(value)
+    except ValueError as error:
+        raise ValueError(f"{key} must not be {error}") from error
+    return dict(value)
 
 
 def _read_regions(key: str, value: Any) -> tuple[Region, ...]:
+    if isinstance(value, Mapping) and "phrase" not in value:
+        return regions_from_places(read_mapping(key, value))
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{key} must be a list; got {value!r}.")
+        raise ValueError(f"{key} must be a list, or a mapping from phrases to places; got {shown(value)}.")
     return tuple(_read_region(item) for item in value)
 
 
@@ -274,7 +316,7 @@ def _read_region(value: Any) -> Region:
 
 def _read_groups(key: str, value: Any) -> tuple[tuple[str, ...], ...]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{key} must be a list of groups of words, the noun last; got {value!r}.")
+        raise ValueError(f"{key} must be a list of groups of words, the noun last; got {shown(value)}.")
     return tuple(_read_group(key, item) for item in value)
 
 
@@ -282,7 +324,7 @@ def _read_group(key: str, value: Any) -> tuple[str, ...]:
     words = value.split() if isinstance(value, str) else value
     if isinstance(words, list | tuple) and words and all(isinstance(word, str) and word.strip() for word in words):
         return tuple(words)
-    raise ValueError(f"each of {key} is words of the prompt, the noun last, like [red, circle]; got {value!r}.")
+    raise ValueError(f"each of {key} is words of the prompt, the noun last, like [red, circle]; got {shown(value)}.")
 
 
 def _read_methods(key: str, value: Any) -> tuple[MethodConfig, ...]:
@@ -299,7 +341,7 @@ def _read_method(value: Any) -> MethodConfig:
     plain = read_mapping("a method", value)
     unknown = [key for key in plain if key not in ("name", "options")]
     if unknown or "name" not in plain:
-        raise ValueError(f"a method is a name, or a mapping with name and options; got {value!r}.")
+        raise ValueError(f"a method is a name, or a mapping with name and options; got {shown(value)}.")
     return MethodConfig(_read_text("name", plain["name"]), read_mapping("options", plain.get("options") or {}))
 
 
@@ -333,20 +375,40 @@ def _method_to_plain(config: MethodConfig) -> str | dict[str, Any]:
     return {"name": config.name, "options": _plain(config.options, f"option of {config.name}")}
 
 
-def _plain(value: Any, what: str) -> Any:
+def _plain(value: Any, what: str, depth: int = 0) -> Any:
     """Only what YAML and JSON know."""
+    if depth > MOST_DEPTH:
+        raise ValueError(f"{what} cannot be written to a file: it is nested more than {MOST_DEPTH} deep.")
+    if isinstance(value, str) and not is_unicode(value):
+        raise ValueError(f"{what} cannot be written to a file: {value[:60]!a} is no valid Unicode.")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{what} {key!r}") for key, item in value.items()}
+        inner = {key: what if depth else f"{what} {key!r}" for key in value}
+        return {_key(key, what): _plain(item, inner[key], depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, what) for item in value]
+        return [_plain(item, what, depth + 1) for item in value]
     if isinstance(value, Path):
         return str(value)
+    for number in (as_whole(value), as_real(value)):
+        if number is not None:
+            return number
     raise ValueError(f"{what} cannot be written to a file: {type(value).__name__} is not a plain value.")
+
+
+def _key(key: Any, what: str) -> str:
+    if is_unicode(str(key)):
+        return str(key)
+    raise ValueError(f"{what} cannot be written to a file: {str(key)[:60]!a} is no valid Unicode.")
+
+
+def quotes(value: Any) -> str:
+    """How text is written that YAML reads as something else."""
+    return " (in quotes)" if isinstance(value, bool | int | float) else ""
 
 
 def nearest(key: str, known: Collection[str] = ROW_KEYS) -> str:
     """`` (did you mean 'seed'?)`` if a known key is close, else nothing."""
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.7)
+    foreign = FOREIGN_NAMES.get(key.lower().replace("-", "_"))
+    near = [foreign] if foreign in known else difflib.get_close_matches(key[:100], known, 1, cutoff=0.7)
     return f" (did you mean {near[0]!r}?)" if near else ""

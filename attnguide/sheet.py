@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from attnguide.prompt.regions import region_from_dict
+from attnguide.prompt.notation import region_from_dict
 from attnguide.records import SAMPLES_FOLDER, read_records
 from attnguide.sources.files import target_path
 from attnguide.types import Region

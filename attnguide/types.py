@@ -4,159 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from attnguide.fields import MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
+from attnguide.parsing import as_whole, shown
+from attnguide.places import SOURCE_KINDS as SOURCE_KINDS
+from attnguide.places import Blob as Blob
+from attnguide.places import Box as Box
+from attnguide.places import MapSource as MapSource
+from attnguide.places import PlaceError as PlaceError
+from attnguide.places import Region as Region
+from attnguide.places import SourceKind as SourceKind
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
-
-Box = tuple[float, float, float, float]
-"""``(x0, y0, x1, y1)`` as fractions of width and height, from the top left."""
-
-Blob = tuple[float, float, float, float]
-"""``(x, y, blur_x, blur_y)``: centre and standard deviations of a Gaussian, as fractions of width and height."""
-
-
-SourceKind = Literal["seed", "prompt", "invert", "noise"]
-
-SOURCE_KINDS: tuple[SourceKind, ...] = ("seed", "prompt", "invert", "noise")
-"""Pictures that a map can be taken from.
-
-The same prompt under another seed; another prompt; a picture of the user's by DDIM inversion, or by noising it step by step.
-"""
-
-
-@dataclass(frozen=True)
-class MapSource:
-    """Where a region's place comes from if it is not drawn: from a word's attention in another picture.
-
-    The word's cross-attention, averaged over heads, over the sites whose maps guidance reads and over a part of the schedule,
-    is stretched to [0, 1] and is the region's mask.
-
-    Attributes:
-        kind: One of :data:`SOURCE_KINDS`.
-        seed: Of the other picture's noise; the row's own when ``None``, but ``kind="seed"`` needs one.
-        prompt: Of the other picture; the row's own when ``None``, but ``kind="prompt"`` needs one.
-        phrase: Words of that prompt whose map is taken; the region's own when ``None``.
-        image: The picture that is inverted or noised; stretched to the row's size.
-        start: First part of the schedule that counts, as progress.
-        stop: Where it ends.
-        threshold: Cells of at least this share of the map's range become 1, all others 0; a soft map when ``None``.
-        cfg_scale: Of an inversion and its reconstruction; at 1 or below the unconditional half is not computed.
-        iterations: Of an inversion's fixed point, for each step.
-
-    Raises:
-        ValueError: If something the kind needs is missing, something it has no use for is given, or a number is out of range.
-    """
-
-    kind: SourceKind
-    seed: int | None = None
-    prompt: str | None = None
-    phrase: str | None = None
-    image: Path | None = None
-    start: float = 0.0
-    stop: float = 1.0
-    threshold: float | None = None
-    cfg_scale: float = 1.0
-    iterations: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in SOURCE_KINDS:
-            raise ValueError(f"source must be one of {', '.join(SOURCE_KINDS)}; got {self.kind!r}.")
-        needed = self.kind if self.kind in ("seed", "prompt") else "image"
-        if getattr(self, needed) is None:
-            raise ValueError(f"source {self.kind!r} needs {'an' if needed == 'image' else 'a'} {needed}; got none.")
-        if self.image is not None and needed != "image":
-            raise ValueError(f"source {self.kind!r} has no use for an image; got '{self.image}'.")
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"source seed must be at least 0; got {self.seed}.")
-        if not 0 <= self.start < self.stop <= 1:
-            raise ValueError(f"source start and stop must be a range within [0, 1]; got {self.start:g} to {self.stop:g}.")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise ValueError(f"source threshold must lie in (0, 1]; got {self.threshold:g}.")
-        if not _finite(self.cfg_scale):
-            raise ValueError(f"source cfg_scale must be a finite number; got {self.cfg_scale}.")
-        if self.iterations < 0:
-            raise ValueError(f"source iterations must be at least 0; got {self.iterations}.")
-
-
-class PlaceError(ValueError):
-    """A region's place has no area, so that this region cannot be drawn; the row it belongs to is otherwise well formed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A phrase of the prompt and the place it should take; exactly one way of saying the place, or none.
-
-    A region without a place only names a phrase, for guidance that needs no mask (attend-and-excite).
-
-    Attributes:
-        phrase: Words of the prompt, as they stand there.
-        box: A rectangle, as fractions.
-        polygon: Corners ``(x, y)`` as fractions, at least three.
-        blob: A Gaussian, as fractions; its peak is 1.
-        mask: ``height width`` in [0, 1], any size; or the path of a picture whose alpha (else luminance) is the mask, or of a
-            map kept as ``.npy``.
-        source: Another picture whose attention is the place; with a mask beside it once that attention has been recorded.
-        occurrence: Which occurrence of the phrase in the prompt is meant, from 0; when ``None``, the first that no other
-            region's phrase covers (``dog`` beside ``hot dog``).
-        token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
-        weight: Factor on injected maps and on this region's loss; at 0 no guidance asks for updates on its account either.
-
-    Raises:
-        PlaceError: If the box has no area.
-        ValueError: If more than one place is given, or a number is out of range.
-    """
-
-    phrase: str
-    box: Box | None = None
-    polygon: tuple[tuple[float, float], ...] | None = None
-    blob: Blob | None = None
-    mask: Tensor | Path | None = None
-    source: MapSource | None = None
-    occurrence: int | None = None
-    token_indices: tuple[int, ...] | None = None
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        places = [name for name in ("box", "polygon", "blob", "mask", "source") if getattr(self, name) is not None]
-        if len(places) > 1 and places != ["mask", "source"]:
-            raise ValueError(f"Region {self.phrase!r} takes one place; got {' and '.join(places)}.")
-        if not self.phrase.strip() and self.token_indices is None:
-            raise ValueError("Region needs a phrase or token_indices; got neither.")
-        if self.occurrence is not None and self.occurrence < 0:
-            raise ValueError(f"Region {self.phrase!r}: occurrence counts from 0; got {self.occurrence}.")
-        if not _finite(self.weight):
-            raise ValueError(f"Region {self.phrase!r}: weight must be finite; got {self.weight}.")
-        if self.box is not None:
-            _check_box(self.phrase, self.box)
-        if self.polygon is not None and len(self.polygon) < 3:
-            raise ValueError(f"Region {self.phrase!r}: polygon needs at least 3 corners; got {len(self.polygon)}.")
-        if self.blob is not None and not (min(self.blob[2:]) > 0 and all(0 <= v <= 1 for v in self.blob[:2])):
-            raise ValueError(
-                f"Region {self.phrase!r}: blob must be x,y,blur_x,blur_y with a centre in [0, 1]; got {self.blob}."
-            )
-
-    @property
-    def has_place(self) -> bool:
-        """Whether a box, polygon, blob, mask or source is given."""
-        return any(place is not None for place in (self.box, self.polygon, self.blob, self.mask, self.source))
-
-
-def _check_box(phrase: str, box: Box) -> None:
-    x0, y0, x1, y1 = box
-    if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
-        return
-    inside = all(0 <= value <= 1 for value in box)
-    raise (PlaceError if inside else ValueError)(
-        f"Region {phrase!r}: box must be x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; "
-        f"got {x0:g},{y0:g},{x1:g},{y1:g}{', which has no area' if inside else ''}."
-    )
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 @dataclass(frozen=True)
@@ -166,6 +28,12 @@ class MethodConfig:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"A method's name must be text; got {shown(self.name)}.")
+        if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
+            raise ValueError(f"Method {shown(self.name)}: options must be a mapping from names; got {shown(self.options)}.")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -173,7 +41,7 @@ class Sample:
 
     Attributes:
         id: Unique in the run; names the files. Letters, digits, ``.``, ``_`` and ``-``.
-        prompt: What to draw.
+        prompt: What to draw; empty only without methods, for the picture of no words.
         seed: Of the initial noise, and of a stochastic scheduler's.
         regions: Phrases and places.
         groups: Words of the prompt that belong together, each group's noun last: ``(("red", "circle"), ("blue", "square"))``;
@@ -206,16 +74,25 @@ class Sample:
     problem: str | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}.")
-        if not _finite(self.cfg_scale):
-            raise ValueError(f"cfg_scale must be a finite number; got {self.cfg_scale}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        for name in ("id", "prompt", "negative_prompt"):
+            check_text(name, getattr(self, name))
+        set_whole(self, "steps", 1, MOST_STEPS)
+        set_real(self, "cfg_scale")
+        set_whole(self, "seed", 0, MOST_SEED)
         for name in ("height", "width"):
             side = getattr(self, name)
-            if side is not None and (side <= 0 or side % 8):
-                raise ValueError(f"{name} must be a positive multiple of 8; got {side}.")
+            if side is not None and ((number := as_whole(side)) is None or number <= 0 or number % 8):
+                raise ValueError(f"{name} must be a positive multiple of 8; got {shown(side)}.")
+            set_whole(self, name, 8, MOST_SIDE, optional=True)
+        for name, kind in (("regions", Region), ("groups", tuple), ("methods", MethodConfig)):
+            given = getattr(self, name)
+            if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in given):
+                raise ValueError(f"{name} must be a tuple of {kind.__name__}s; got {shown(given)}.")
+        for name in ("scheduler", "problem"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        if not isinstance(self.tags, Mapping):
+            raise ValueError(f"tags must be a mapping from names to values; got {shown(self.tags)}.")
 
     @property
     def method(self) -> str:

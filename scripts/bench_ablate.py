@@ -37,7 +37,7 @@ import attnguide
 from attnguide.cli import main as command
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model, quiet_libraries
-from attnguide.prompt.regions import parse_region
+from attnguide.prompt.notation import parse_region
 from attnguide.records import read_records
 from attnguide.types import MethodConfig
 

@@ -10,10 +10,11 @@ from typing import Any
 from attnguide.ablation.axes import Ablation, Cell
 from attnguide.ablation.file import named_methods
 from attnguide.methods import check_options
+from attnguide.prompt.notation import region_to_dict
 from attnguide.prompt.regions import absolute_region
 from attnguide.records import AXIS, CELL
-from attnguide.rows import check_ids, checked_row, sample_from_dict, sample_to_dict
-from attnguide.types import Sample
+from attnguide.rows import MOST_ROWS, Words, check_ids, checked_row, sample_from_dict, sample_to_dict
+from attnguide.types import MethodConfig, Region, Sample
 
 MethodReader = Callable[[Any], list[dict[str, Any]]]
 """Checks a list of methods, each ``{"name": ..., option: value}``."""
@@ -60,13 +61,16 @@ def expand(
     Raises:
         ValueError: With file and line, if a cell cannot be.
     """
+    cells = ablation.cells
+    if len(cells) * len(subjects) > MOST_ROWS:
+        told = f"{len(cells):,} cells for {len(subjects):,} prompts and seeds"
+        raise ValueError(f"{ablation.path}: expected at most {MOST_ROWS:,} rows in all; got {told}")
     rows: list[Row] = []
-    used: set[str] = set()
-    for cell in ablation.cells:
-        methods = _methods(ablation, cell, base_methods, read)
-        for subject in subjects:
-            sample = _sample(ablation, cell, subject, methods, used, strict)
-            rows.append(Row(sample, subject.id, cell))
+    used: dict[str, int] = {}
+    words: Words = {}
+    for cell in cells:
+        made = _Cell(ablation, cell, _methods(ablation, cell, base_methods, read), words, strict)
+        rows += [Row(made.sample(subject, used), subject.id, cell) for subject in subjects]
     return _with_plain(rows, used) if plain else rows
 
 
@@ -104,32 +108,46 @@ def _index(ablation: Ablation, cell: Cell, key: str, name: str, methods: Sequenc
     raise _refusal(ablation, cell, f"{key}: expected {wanted} in cell {cell.name!r}; it has {told}", key)
 
 
-def _sample(
-    ablation: Ablation,
-    cell: Cell,
-    subject: Sample,
-    methods: Sequence[Mapping[str, Any]],
-    used: set[str],
-    strict: bool,
-) -> Sample:
-    own = {key: value for key, value in cell.changes.items() if "." not in key and key not in _METHOD_KEYS}
-    configs = [
-        {"name": method["name"], "options": {key: value for key, value in method.items() if key != "name"}}
-        for method in methods
-    ]
-    values = {**sample_to_dict(subject), **own, "methods": configs, "id": _unused(f"{subject.id}-{_slug(cell.name)}", used)}
-    tags = {CELL: cell.name, **{AXIS + name: value for name, value in cell.values.items()}}
-    try:
-        sample = sample_from_dict({**values, "tags": {**subject.tags, **tags}})
+class _Cell:
+    """A cell on its way to rows; its methods are read and judged once."""
+
+    def __init__(
+        self, ablation: Ablation, cell: Cell, methods: Sequence[Mapping[str, Any]], words: Words, strict: bool
+    ) -> None:
+        self.ablation, self.cell, self.words, self.strict = ablation, cell, words, strict
+        self.own = {key: value for key, value in cell.changes.items() if "." not in key and key not in _METHOD_KEYS}
+        self.methods = tuple(MethodConfig(m["name"], {k: v for k, v in m.items() if k != "name"}) for m in methods)
+        self.tags = {CELL: cell.name, **{AXIS + name: value for name, value in cell.values.items()}}
+        self.slug = _slug(cell.name)
+        self.judged = False
+
+    def sample(self, subject: Sample, used: dict[str, int]) -> Sample:
+        """The cell's row of a prompt and seed.
+
+        Raises:
+            ValueError: With file and line, if it cannot be.
+        """
+        id, tags = _unused(f"{subject.id}-{self.slug}", used), {**subject.tags, **self.tags}
+        try:
+            if self.own:
+                sample = sample_from_dict({**sample_to_dict(subject), **self.own, "id": id, "tags": tags})
+                sample = replace(sample, regions=tuple(map(absolute_region, sample.regions)), methods=self.methods)
+            else:
+                sample = replace(subject, methods=self.methods, id=id, tags=tags)
+            return self._checked(sample)
+        except ValueError as error:
+            keys = [*_options_named(self.cell, error), *self.own, *_METHOD_KEYS, *self.cell.changes]
+            raise _refusal(self.ablation, self.cell, f"cell {self.cell.name!r}: {error}", *keys) from error
+
+    def _checked(self, sample: Sample) -> Sample:
         check_ids([sample])
-        sample = checked_row(sample)
-        if strict and sample.problem is not None:
+        sample = checked_row(sample, self.words)
+        if self.strict and sample.problem is not None:
             raise ValueError(sample.problem)
-        check_options(sample.methods)
-    except ValueError as error:
-        keys = [*_options_named(cell, error), *own, *_METHOD_KEYS, *cell.changes]
-        raise _refusal(ablation, cell, f"cell {cell.name!r}: {error}", *keys) from error
-    return replace(sample, regions=tuple(map(absolute_region, sample.regions)))
+        if not self.judged:
+            check_options(sample.methods)
+            self.judged = True
+        return sample
 
 
 def _refusal(ablation: Ablation, cell: Cell, message: str, *keys: str) -> ValueError:
@@ -148,29 +166,31 @@ def _slug(name: str) -> str:
     return text[:80] or "cell"
 
 
-def _unused(id: str, used: set[str]) -> str:
+def _unused(id: str, used: dict[str, int]) -> str:
     """The id, numbered if another row has it; capitals make no difference."""
-    found, number = id, 1
+    found, number = id, used.get(id.lower(), 0)
     while found.lower() in used:
         number += 1
-        found = f"{id}-{number}"
-    used.add(found.lower())
+        found = f"{id}-{number + 1}"
+    used[id.lower()] = number
+    used.setdefault(found.lower(), 0)
     return found
 
 
-def _with_plain(rows: Sequence[Row], used: set[str]) -> list[Row]:
+def _with_plain(rows: Sequence[Row], used: dict[str, int]) -> list[Row]:
     """Put before each row the plain one it is compared with, once."""
-    seen = {_picture(row.sample) for row in rows if not row.sample.methods}
+    places: dict[int, str] = {}
+    seen = {_picture(row.sample, places) for row in rows if not row.sample.methods}
     found: list[Row] = []
     for row in rows:
-        if row.sample.methods and row.sample.problem is None and _picture(row.sample) not in seen:
-            seen.add(_picture(row.sample))
+        if row.sample.methods and row.sample.problem is None and (picture := _picture(row.sample, places)) not in seen:
+            seen.add(picture)
             found.append(_twin(row, used))
         found.append(row)
     return found
 
 
-def _twin(row: Row, used: set[str]) -> Row:
+def _twin(row: Row, used: dict[str, int]) -> Row:
     """The row without methods; of the axes, those remain that change more than methods."""
     kept = {
         name: point
@@ -185,7 +205,16 @@ def _twin(row: Row, used: set[str]) -> Row:
     return Row(sample, row.subject, cell)
 
 
-def _picture(sample: Sample) -> str:
-    """What decides a row's plain picture and how it is judged."""
-    values = sample_to_dict(replace(sample, methods=(), tags={}, id="0"))
-    return repr(sorted(values.items()))
+def _picture(sample: Sample, places: dict[int, str]) -> tuple[Any, ...]:
+    """What decides a row's plain picture and how it is judged.
+
+    Args:
+        sample: The row.
+        places: By the identity of regions, which rows share, what they say; filled in here.
+    """
+    for given in (sample.regions, sample.groups):
+        if id(given) not in places:
+            places[id(given)] = repr([region_to_dict(item) if isinstance(item, Region) else item for item in given])
+    size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.scheduler)
+    words = (sample.prompt, sample.negative_prompt, places[id(sample.regions)], places[id(sample.groups)])
+    return (*words, sample.seed, *size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -26,6 +27,20 @@ def total(costs: Iterable[ExpectedCost]) -> ExpectedCost:
     return sum(costs, ExpectedCost())
 
 
+def expected_costs(samples: Iterable[Sample], *, distilled: bool = False) -> list[ExpectedCost]:
+    """:func:`expected_cost` of each row, counted once where rows have the same methods and settings."""
+    known: dict[tuple[Any, ...], ExpectedCost] = {}
+    costs = []
+    for sample in samples:
+        sources = [id(region) for region in sample.regions if region.source is not None]
+        prompts = (sample.prompt, sample.seed) if sources else ()
+        key = (id(sample.methods), sample.steps, sample.cfg_scale, sample.scheduler, *sources, *prompts)
+        if key not in known:
+            known[key] = expected_cost(sample, distilled=distilled)
+        costs.append(known[key])
+    return costs
+
+
 def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     """Passes of one row; where it names no scheduler, for one with one evaluation a step.
 
@@ -36,7 +51,7 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     Raises:
         ValueError: If a method's option is out of range, or the scheduler cannot make so few steps.
     """
-    steps = list(_steps(sample.steps)) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
+    steps = _steps(sample.steps) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
     guidances, injections = build_methods([sample])
     branches = len(halves(sample.cfg_scale, distilled=distilled))
     forwards = sum(branches + _further(injections, step, branches) for step in steps)
@@ -47,8 +62,13 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     return ExpectedCost(sources, 0, sources, 0) + cost * _tries(sample)
 
 
-def _steps(count: int) -> Iterable[Step]:
+@functools.cache
+def _steps(count: int) -> tuple[Step, ...]:
     """Steps spread evenly over the timesteps, as most schedulers spread them."""
+    return tuple(_spread(count))
+
+
+def _spread(count: int) -> Iterable[Step]:
     kept, alpha_bars = 1.0, []
     for index in range(_TRAINED):
         share = index / (_TRAINED - 1)

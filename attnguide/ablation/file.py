@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +42,9 @@ import yaml
 
 from attnguide.ablation.axes import Ablation, Axis, Point, Tradeoff, column_value, is_number
 from attnguide.methods import METHODS
+from attnguide.parsing import shown
 from attnguide.rows import method_names, nearest
-from attnguide.tables import read_yaml
+from attnguide.yaml12 import read_yaml
 
 SWEEP_KEYS = ("program", "command", "description", "entity", "metric", "early_terminate", "run_cap", "controller")
 """Of W&B's schema, and of no meaning here."""
@@ -115,12 +117,12 @@ def read_ablation(path: str | Path, readers: Mapping[str, Reader]) -> Ablation:
         ValueError: With file and line, if anything in it cannot be understood or contradicts itself.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"file: expected an ablation's YAML file; {str(path)!r} does not exist")
     try:
-        root, content = read_yaml(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a YAML file; got bytes that are no text") from error
+        if not path.is_file():
+            raise ValueError(f"file: expected an ablation's YAML file; {str(path)!r} does not exist")
+    except OSError as error:
+        raise ValueError(f"file: expected an ablation's YAML file; {str(path)[:80]!r}: {error.strerror}") from error
+    root, content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}, line 1: expected the keys base and parameters; got {_short(content)}")
     lines = dict(itertools.islice(_lines(root), _MOST_ENTRIES))
@@ -142,7 +144,7 @@ def _lines(node: Any, path: _Path = ()) -> Iterator[tuple[_Path, int]]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -276,9 +278,11 @@ class _File:
     def _check_list(self, name: str, values: Any, at: _Path) -> None:
         if not isinstance(values, list) or not values:
             self.refuse(at, f"{name}: expected a list of at least one value; got {_short(values)}")
-        labels = [Point(column_value(value), {}, 0).label for value in values]
+        labels: set[str] = set()  # by which cells are named
         for index, value in enumerate(values):
-            if labels[index] in labels[:index]:  # cells are named by labels
+            before = len(labels)
+            labels.add(Point(column_value(value), {}, 0).label)
+            if len(labels) == before:
                 self.refuse((*at, index), f"{name}: {_short(value)} stands twice, or reads like another value")
 
     def _values(self, wanted: str) -> list[tuple[Any, _Path]]:
@@ -340,11 +344,14 @@ class _File:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         first = next(iter(columns))
         leading = [column_value(row[first]) for row in rows]
+        times = Counter(leading)
+        seen: set[str] = set()
         for index, row in enumerate(rows):
             told = " ".join(str(column_value(value)) for value in row.values())
-            if rows.index(row) < index:
-                self.refuse((*at, first, index), f"{at[-1]}: {told!r} stands twice")
-            value = leading[index] if leading.count(leading[index]) == 1 else told
+            if repr(row) in seen:
+                self.refuse((*at, first, index), f"{at[-1]}: {_short(told)} stands twice")
+            seen.add(repr(row))
+            value = leading[index] if times[leading[index]] == 1 else told
             yield self._point(value, row, (*at, first, index), tuple((*at, key, index) for key in columns))
 
     # ---------------------------------------------------------------------------------------------------------- curves
@@ -478,6 +485,8 @@ class _File:
                 self.readers["methods"](named_methods(value))
                 return value
             name, dot, option = key.partition(".")
+            if dot and option in ("name", "options"):
+                raise ValueError(f"expected an option of a method by its name; got {option!r}")
             if dot and name in METHODS:
                 self.readers["methods"]([{"name": name, option: value}])
                 return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from attnguide.cli.plan import Plan, is_strict, make_plan
 from attnguide.cli.values import Setting
 from attnguide.methods import check_options
 from attnguide.models.names import DEFAULT_MODEL
-from attnguide.rows import sample_to_dict
+from attnguide.rows import MOST_ROWS, sample_to_dict
 from attnguide.sampling.problems import require_rows
 from attnguide.types import ExpectedCost, MethodConfig, Sample
 
@@ -176,6 +177,8 @@ def _narrowed(ablation: Ablation, chosen: Mapping[str, Axis]) -> Ablation:
         prompts=subjects.get("prompt", ablation.prompts),
         seeds=subjects.get("seed", ablation.seeds),
     )
+    if (count := math.prod(len(axis.points) for axis in found.axes)) > MOST_ROWS:
+        raise UsageError(f"{ablation.path}: expected axes that span at most {MOST_ROWS:,} cells; got {count:,}")
     if not found.cells:
         told = ", ".join(f"{name} {' '.join(point.label for point in axis.points)}" for name, axis in chosen.items())
         raise UsageError(f"{ablation.path}: expected values of axes that go together; no cell has {told}")
@@ -225,7 +228,7 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"], strict=strict)
     require_rows([row.sample for row in rows], strict=strict)
     folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)
-    own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": None, "plain": False}
+    own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": [], "plain": False}
     named = {key: value for key, value in (("project", ablation.project), ("group", ablation.name)) if value}
     kept = {
         **plan.config,
@@ -325,11 +328,10 @@ def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
 
 def _costs(rows: Sequence[Row], model: str) -> list[ExpectedCost]:
     """What every row costs on a model."""
-    from attnguide.ablation.cost import expected_cost
+    from attnguide.ablation.cost import expected_costs
     from attnguide.models.folder import is_distilled
 
-    distilled = is_distilled(model)
-    return [expected_cost(row.sample, distilled=distilled) for row in rows]
+    return expected_costs((row.sample for row in rows), distilled=is_distilled(model))
 
 
 def _headline(ablation: Ablation, rows: Sequence[Row]) -> str:

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.values import Setting, scalar
+from attnguide.fields import FOREIGN_NAMES
 from attnguide.models.names import nearest
-from attnguide.tables import read_yaml
+from attnguide.parsing import shown
+from attnguide.yaml12 import read_yaml, yaml_value
+
+_YAML = "yaml12"
+"""Name under which jsonargparse knows the reader of YAML that the whole package has."""
 
 
 def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, description: str, examples: str) -> dict[str, Any]:
@@ -34,8 +37,9 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         UsageError: If something cannot be understood.
         SystemExit: With status 0 after ``--help`` or ``--print_config``.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_loader
 
+    set_loader(_YAML, yaml_value, exceptions=(ValueError,))
     for path in _config_files(argv):
         check_config(path, settings)
     parser = ArgumentParser(
@@ -46,6 +50,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_Formatter,
+        parser_mode=_YAML,
     )
     parser.add_argument(
         "--config", action="config", metavar="FILE", help="YAML with any of these settings; repeatable, later files win"
@@ -100,6 +105,7 @@ def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
     found: dict[str, list[Any]] = {}
     files: list[str] = []
     rest: list[str] = []
+    named = [setting.option for setting in settings if isinstance(setting.default, dict)]
     words = list(argv)
     while words:
         option, divider, value = words.pop(0).partition("=")
@@ -108,6 +114,9 @@ def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
             files += [option, value if divider else _values(option, words, None)[0]]
             continue
         base, _, inner = option.partition(".")
+        if inner and base in named:
+            rest.append(f"{option}={_mapped(base, inner, value if divider else _values(option, words, None)[0])}")
+            continue
         if base not in repeatable or (inner and base != "--method"):
             rest.append(option + divider + value)
             if option == "--":
@@ -131,9 +140,21 @@ def _values(option: str, words: list[str], setting: Setting | None) -> list[str]
     return values
 
 
+def _mapped(base: str, key: str, value: str) -> str:
+    """The value of ``--wandb.KEY`` or ``--trainer.KEY`` as JSON, which has one reading; names of W&B are text."""
+    if base == "--wandb" and key != "tags":
+        return json.dumps(value)
+    try:
+        return json.dumps(scalar(value))
+    except ValueError as error:
+        raise UsageError(f"{base}: {error}") from error
+
+
 def _method_option(methods: list[Any], option: str, value: str) -> None:
     if not methods:
         raise UsageError(f"--method.{option}: expected a --method before it, which it belongs to; got none")
+    if option in ("name", "options"):
+        raise UsageError(f"--method.{option}: expected an option of {methods[-1]['name']}, by its name; got {option!r}")
     try:
         methods[-1][option] = scalar(value)
     except ValueError as error:
@@ -154,14 +175,13 @@ def check_config(path: str, settings: Sequence[Setting]) -> None:
     Raises:
         UsageError: With file, line and key.
     """
-    if not Path(path).is_file():
-        raise UsageError(f"config: expected a YAML file; {path!r} does not exist")
+    try:
+        if not Path(path).is_file():
+            raise UsageError(f"config: expected a YAML file; {path!r} does not exist")
+    except OSError as error:
+        raise UsageError(f"config: expected a YAML file; {path[:80]!r} cannot be read: {error.strerror}") from error
     try:
         root, content = read_yaml(Path(path))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected a YAML file; got bytes that are no text") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {one_line(error)}") from error
     except ValueError as error:
         raise UsageError(one_line(error)) from error
     if root is None:
@@ -170,9 +190,11 @@ def check_config(path: str, settings: Sequence[Setting]) -> None:
         raise UsageError(f"{path}, line 1: expected settings as 'name: value'; got something else")
     for key, _ in root.value:
         _check_entry(path, key, content.get(key.value), settings)
+    if merged := [key for key in content if key not in {node.value for node, _ in root.value}]:
+        raise UsageError(f"{path}: expected every setting by its name; got {shown(merged[0])}, which is none")
 
 
-def _check_entry(path: str, key: yaml.ScalarNode, value: Any, settings: Sequence[Setting]) -> None:
+def _check_entry(path: str, key: Any, value: Any, settings: Sequence[Setting]) -> None:
     known = {setting.name: setting for setting in settings}
     where = f"{path}, line {key.start_mark.line + 1}"
     if key.value not in known:
@@ -187,8 +209,13 @@ def _mended(message: str, settings: Sequence[Setting]) -> str:
     """A message of jsonargparse in the form of ours."""
     options = ["--config", "--print_config", "--help", *(setting.option for setting in settings)]
     if message.startswith("unrecognized arguments: "):
+        first = message.removeprefix("unrecognized arguments: ").split("=")[0].partition(" ")[0]
+        foreign = FOREIGN_NAMES.get(first.strip("-").replace("-", "_").lower())
+        if ours := [setting.option for setting in settings if setting.name == foreign]:
+            return f"unknown option {first!r} (did you mean {ours[0]!r}?); see --help"
+    if message.startswith("unrecognized arguments: "):
         word = message.removeprefix("unrecognized arguments: ").split("=")[0]
-        first = word.split()[0]
+        first = word.split()[0] if word.split() else "''"
         if not first.startswith("-"):
             place = (
                 f"{settings[0].name}: expected one argument (put it in quotes); got"

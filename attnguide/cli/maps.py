@@ -111,7 +111,8 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
     Raises:
         UsageError: If something is missing or wrong.
     """
-    from attnguide.prompt.regions import check_region, parse_region, prompt_words
+    from attnguide.prompt.notation import parse_region
+    from attnguide.prompt.regions import check_region, prompt_words
 
     if asked["prompt"] is None:
         raise UsageError("prompt: expected the prompt whose words' maps are wanted; got none")
@@ -197,12 +198,11 @@ def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSourc
     Returns:
         File name without suffix -> the highest attention in the word's mean map, before it was stretched.
     """
-    import yaml
-
     from attnguide.callbacks.attention_maps import enlarged
     from attnguide.sampling.source_maps import mask_of
     from attnguide.sources.files import map_bytes, map_names, map_picture
     from attnguide.visual import contact_sheet, heat_map
+    from attnguide.yaml12 import dump_yaml
 
     shown = enlarged(_shown(source, picture))
     peaks: dict[str, float] = {}
@@ -219,7 +219,7 @@ def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSourc
     contact_sheet([[shown, *heats]], column_labels=labels).save(folder / "_overview.png")
     kept = {name: value for name, value in asked.items() if name != "out" and value is not None}
     (folder / "_maps.yaml").write_text(
-        yaml.safe_dump({**kept, "measured": dict(picture.measured), "peaks": peaks}, sort_keys=False, allow_unicode=True),
+        dump_yaml({**kept, "measured": dict(picture.measured), "peaks": peaks}),
         encoding="utf-8",
     )
     return peaks
@@ -229,7 +229,7 @@ def _shown(source: MapSource, picture: SourcePicture) -> Image.Image:
     """The picture that was sampled or came back, or the one that was noised."""
     if picture.result is not None and picture.result.image is not None:
         return picture.result.image
-    from attnguide.prompt.regions import open_picture
+    from attnguide.prompt.masks import open_picture
 
     assert source.image is not None
     found: Image.Image = open_picture(source.image)

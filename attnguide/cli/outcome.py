@@ -31,6 +31,7 @@ def describe(plan: Plan, done: int) -> str:
         lines.append(f"resume   {done} of {len(rows)} rows are complete")
     size = f", {config['height'] or '?'}x{config['width'] or '?'} pixels" if config["height"] or config["width"] else ""
     lines.append(f"model    {config['model']}, {config['steps']} steps, cfg scale {config['cfg_scale']:g}{size}")
+    lines += [f"note     {note}" for note in plan.notes]
     lines.append(f"folder   {plan.folder}")
     return "\n".join(lines)
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError
 from attnguide.types import MethodConfig, Region, Sample
+
+if TYPE_CHECKING:
+    from attnguide.tables import Table
 
 DEMO: dict[str, Any] = {
     "prompt": "a red circle and a blue square on a white background",
@@ -35,11 +38,13 @@ class Plan:
         config: Every setting, defaults filled in; feeding it back gives the same plan.
         samples: The rows, plain twins included.
         folder: Where the run goes.
+        notes: What the user should know of the rows, a line each.
     """
 
     config: dict[str, Any]
     samples: tuple[Sample, ...]
     folder: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def resume(self) -> bool:
@@ -58,22 +63,32 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: If the settings contradict each other or a row is wrong.
     """
-    from attnguide.rows import checked_samples, sample_to_dict
+    from attnguide.rows import checked_samples
 
     config = _filled(settings)
     if config["resume"] and config["out"] is None:
         raise UsageError("resume: expected --out with the folder of the run to go on with; got none")
     try:
-        own = _own_rows(config)
-        samples = [sample for row in own for sample in _arms(row, config)]
+        table = _own_rows(config)
+        own = table.samples
+        samples = [sample for row in own for sample in _arms(row, config, named=row.id in table.named)]
         samples = _with_twins(samples) if config["plain"] else samples
         samples = checked_samples(samples, strict=is_strict(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if config["rows"] is not None:
-        config |= {"rows": [sample_to_dict(sample) for sample in own], "seed": None, "box_size": None}
+        config |= {"rows": [_kept_row(row, named=row.id in table.named) for row in own], "seed": None, "box_size": None}
     folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    return Plan(config, tuple(samples), folder)
+    notes = [f"columns {', '.join(table.tags)} are tags"] if table.tags else []
+    return Plan(config, tuple(samples), folder, tuple(notes))
+
+
+def _kept_row(row: Sample, *, named: bool) -> dict[str, Any]:
+    """A row of a table as it is kept; one that asked for no method says so."""
+    from attnguide.rows import sample_to_dict
+
+    plain = sample_to_dict(row)
+    return {**plain, "methods": []} if named and not row.methods else plain
 
 
 def is_strict(config: Mapping[str, Any]) -> bool:
@@ -105,7 +120,8 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
     """A region as plain values, paths made absolute, so that a kept configuration works from any folder."""
-    from attnguide.prompt.regions import absolute_region, check_region, parse_region, region_from_dict, region_to_dict
+    from attnguide.prompt.notation import parse_region, region_from_dict, region_to_dict
+    from attnguide.prompt.regions import absolute_region, check_region
 
     try:
         region = parse_region(item) if isinstance(item, str) else region_from_dict(item)
@@ -115,35 +131,58 @@ def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
     return region_to_dict(absolute_region(region))
 
 
-def _own_rows(config: Mapping[str, Any]) -> list[Sample]:
+def _own_rows(config: Mapping[str, Any]) -> Table:
     """One row for each prompt and seed, before methods are dealt out."""
     from attnguide.prompt.regions import absolute_region
     from attnguide.rows import sample_from_dict, table_row
-    from attnguide.tables import read_samples
+    from attnguide.tables import Table, read_table
 
     common = {name: config[name] for name in ROW_SETTINGS if config[name] is not None}
     if config["rows"] is None:
         values = {**common, "prompt": config["prompt"]}
-        return [sample_from_dict({**values, "seed": seed}, id=f"seed{seed}") for seed in config["seed"]]
+        first = sample_from_dict({**values, "seed": 0}, id="first")
+        return Table(tuple(replace(first, seed=seed, id=f"seed{seed}") for seed in config["seed"]))
     if isinstance(config["rows"], str):
         height, width = config["box_size"] or (None, None)
-        rows = read_samples(config["rows"], size=(height, width) if height and width else None, defaults=common)
+        table = read_table(config["rows"], size=(height, width) if height and width else None, defaults=common)
     else:
         rows = [table_row({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
-    rows = [replace(row, regions=tuple(map(absolute_region, row.regions))) for row in rows]
-    if config["seed"] is None:
-        return rows
-    several = len(config["seed"]) > 1
-    return [
-        replace(row, seed=seed, id=f"{row.id}-seed{seed}" if several else row.id) for row in rows for seed in config["seed"]
-    ]
+        given = zip(rows, config["rows"], strict=True)
+        table = Table(tuple(rows), frozenset(row.id for row, values in given if values.get("methods") is not None))
+    table = replace(table, samples=tuple(replace(r, regions=tuple(map(absolute_region, r.regions))) for r in table.samples))
+    return table if config["seed"] is None else _seeded(table, config["seed"])
 
 
-def _arms(row: Sample, config: Mapping[str, Any]) -> list[Sample]:
-    """The row under each set of methods: its own, all that were named together, or each of them alone."""
-    methods = [
-        MethodConfig(method["name"], {k: v for k, v in method.items() if k != "name"}) for method in config["methods"] or ()
-    ]
+def _seeded(table: Table, seeds: Sequence[int]) -> Table:
+    """Each row with each seed."""
+    from attnguide.rows import MOST_ROWS
+
+    if len(table.samples) * len(seeds) > MOST_ROWS:
+        told = f"{len(table.samples):,} rows with {len(seeds):,} seeds each"
+        raise ValueError(f"seed: expected at most {MOST_ROWS:,} rows in all; got {told}")
+    rows, named = [], set()
+    for row in table.samples:
+        for seed in seeds:
+            id = f"{row.id}-seed{seed}" if len(seeds) > 1 else row.id
+            rows.append(replace(row, seed=seed, id=id))
+            if row.id in table.named:
+                named.add(id)
+    return replace(table, samples=tuple(rows), named=frozenset(named))
+
+
+def _arms(row: Sample, config: Mapping[str, Any], *, named: bool) -> list[Sample]:
+    """The row under each set of methods: its own, all that were named together, or each of them alone.
+
+    Args:
+        row: Before methods are dealt out.
+        config: Of the run.
+        named: Whether its table says what its methods are, ``plain`` included, so that none are chosen by themselves.
+    """
+    given = config["methods"]
+    if given is None:
+        placed = any(region.has_place for region in row.regions)
+        given = [{"name": "mask_guidance"}] if placed and not named else []
+    methods = [MethodConfig(method["name"], {k: v for k, v in method.items() if k != "name"}) for method in given]
     if row.methods or not methods:
         return [row if row.methods or config["rows"] is not None else row.plain()]
     sets = [[method] for method in methods] if config["compare"] else [methods]
@@ -179,6 +218,6 @@ def _picture(sample: Sample) -> tuple[Any, ...]:
 
 
 def _places(regions: Sequence[Region]) -> tuple[str, ...]:
-    from attnguide.prompt.regions import region_to_dict
+    from attnguide.prompt.notation import region_to_dict
 
     return tuple(repr(region_to_dict(region)) for region in regions)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.methods import method_info, method_options
+from attnguide.parsing import shown
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ def check_value(option: MethodOption, value: Any) -> None:
     """
     if option.annotation.startswith("Literal["):
         choices = ast.literal_eval(f"({option.annotation[len('Literal[') : -1]},)")
-        if value not in choices:
-            raise ValueError(f"expected one of {', '.join(map(str, choices))}; got {value!r}")
+        if not isinstance(value, str | int | float | None) or value not in choices:
+            raise ValueError(f"expected one of {', '.join(map(str, choices))}; got {shown(value)}")
         return
     kind, _, rest = option.annotation.partition(" | ")
     if kind not in _KINDS or (rest not in ("", "None")) or (rest == "None" and value is None):
         return
     what, fits = _KINDS[kind]
     if not fits(value):
-        raise ValueError(f"expected {what}; got {value!r}")
+        raise ValueError(f"expected {what}; got {shown(value)}")
 
 
 def _is_number(value: Any) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from attnguide.cli.signatures import check_value, options_of
+from attnguide.fields import MOST_SEED
 from attnguide.loggers import check_loggers
 from attnguide.models.names import check_device, check_dtype, check_scheduler, nearest
+from attnguide.parsing import as_real, as_whole, check_depth, parse_json, real_number, shown, whole_number
+from attnguide.yaml12 import yaml_value
+
+MOST_ROWS = 100_000
+"""Seeds, and rows of a table."""
 
 WANDB_KEYS = ("project", "name", "group", "tags")
 
@@ -61,47 +63,59 @@ class Setting:
         if value is None and self.default is None:
             return None
         try:
-            # Repeated options come from the command line as one JSON list.
-            packed = self.follows is not None and isinstance(value, str) and value.startswith("[")
-            return self.read(json.loads(value) if packed else value)
+            return self.read(self._unpacked(value))
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{self.name}: {error}".rstrip(".")) from error
+
+    def _unpacked(self, value: Any) -> Any:
+        """Repeated options come from the command line as one JSON list."""
+        if self.follows is None or not isinstance(value, str) or not value.startswith("["):
+            return value
+        try:
+            return parse_json(value)
+        except ValueError:
+            return value  # text of a file that begins with a bracket
 
 
 def scalar(text: Any) -> Any:
     """Text of a command line read as a YAML value; ``1e-3`` is a number."""
     if not isinstance(text, str):
         return text
-    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", text.strip()):
-        return float(text)
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"expected a YAML value; got {text!r}") from None
+        return yaml_value(text)
+    except ValueError as error:
+        raise ValueError(f"expected a YAML value; got {shown(text)} ({str(error).rstrip('.')})") from error
+
+
+def _quotes(value: Any) -> str:
+    """How text is written that YAML reads as something else."""
+    return " (in quotes)" if isinstance(value, bool | int | float) else ""
 
 
 def text(value: Any) -> str:
     """Any text."""
     if isinstance(value, str):
         return value
-    raise ValueError(f"expected text; got {value!r}")
+    raise ValueError(f"expected text{_quotes(value)}; got {shown(value)}")
 
 
 def words(value: Any) -> str:
     """Text that says something."""
     if isinstance(value, str) and value.strip():
         return value
-    raise ValueError(f"expected words; got {value!r}")
+    raise ValueError(f"expected words{_quotes(value)}; got {shown(value)}")
 
 
-def whole(least: int, multiple: int = 1) -> Reader:
-    """A whole number of at least ``least``, divisible by ``multiple``."""
+def whole(least: int, multiple: int = 1, most: int = 10**9) -> Reader:
+    """A whole number from ``least`` to ``most``, divisible by ``multiple``."""
     what = f"a whole number of at least {least}" + (f", a multiple of {multiple}" if multiple > 1 else "")
 
     def read(value: Any) -> int:
         number = _integer(value)
         if number is None or number < least or number % multiple:
-            raise ValueError(f"expected {what}; got {value!r}")
+            raise ValueError(f"expected {what}; got {shown(value)}")
+        if number > most:
+            raise ValueError(f"expected a whole number of at most {most}; got {shown(value)}")
         return number
 
     return read
@@ -112,40 +126,38 @@ def box_size(value: Any) -> list[int]:
     sides = value.split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     numbers = [_integer(side) for side in sides]
     if len(numbers) not in (1, 2) or any(side is None or side < 1 for side in numbers):
-        raise ValueError(f"expected a picture's side in pixels, or HEIGHTxWIDTH; got {value!r}")
+        raise ValueError(f"expected a picture's side in pixels, or HEIGHTxWIDTH; got {shown(value)}")
     return [side for side in (numbers * 2)[:2] if side is not None]
 
 
 def number(value: Any) -> float:
     """A finite number."""
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if math.isfinite(found):
+    found = real_number(value) if isinstance(value, str) else as_real(value)
+    if found is not None and math.isfinite(found):
         return found
-    raise ValueError(f"expected a finite number; got {value!r}")
+    raise ValueError(f"expected a finite number; got {shown(value)}")
 
 
 def flag(value: Any) -> bool:
     """``true`` or ``false``."""
     if isinstance(value, bool):
         return value
-    raise ValueError(f"expected true or false; got {value!r}")
+    raise ValueError(f"expected true or false; got {shown(value)}")
 
 
 def mapping(value: Any) -> dict[str, Any]:
     """Names and values."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        check_depth(value)
         return dict(value)
-    raise ValueError(f"expected names and values; got {value!r}")
+    raise ValueError(f"expected names and values; got {shown(value)}")
 
 
 def names(value: Any) -> list[str]:
     """At least one name, each once."""
     items = list(value) if isinstance(value, list | tuple) else [value]
     if not items or not all(isinstance(item, str) and item.strip() for item in items) or len(set(items)) < len(items):
-        raise ValueError(f"expected names, each once; got {value!r}")
+        raise ValueError(f"expected names, each once; got {shown(value)}")
     return items
 
 
@@ -154,10 +166,10 @@ def wandb(value: Any) -> dict[str, Any]:
     given = mapping(value)
     for key, item in given.items():
         if key not in WANDB_KEYS:
-            raise ValueError(f"unknown key {key!r}{nearest(key, WANDB_KEYS)}; choose from {', '.join(WANDB_KEYS)}")
+            raise ValueError(f"unknown key {shown(key)}{nearest(key, WANDB_KEYS)}; choose from {', '.join(WANDB_KEYS)}")
         texts = item if key == "tags" and isinstance(item, list | tuple) else [item]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{key}: expected text; got {item!r}")
+            raise ValueError(f"{key}: expected text; got {shown(item)}")
     return given
 
 
@@ -181,6 +193,8 @@ def seeds(value: Any) -> list[int]:
     found: list[int] = []
     for item in value if isinstance(value, list | tuple) else [value]:
         found += _seed_range(item)
+        if len(found) > MOST_ROWS:
+            raise ValueError(f"expected at most {MOST_ROWS:,} seeds; got {shown(item)}")
     if not found:
         raise ValueError("expected at least one whole number, like 0 1 2 or 0..7; got none")
     repeated = [seed for seed, count in Counter(found).items() if count > 1]
@@ -189,22 +203,21 @@ def seeds(value: Any) -> list[int]:
     return found
 
 
-def _seed_range(item: Any) -> list[int]:
+def _seed_range(item: Any) -> Sequence[int]:
     single = _integer(item)
-    if single is not None and single >= 0:
+    if single is not None and 0 <= single <= MOST_SEED:
         return [single]
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", item.strip()) if isinstance(item, str) else None
-    if ends and int(ends[1]) <= int(ends[2]) < int(ends[1]) + 1_000_000:
-        return list(range(int(ends[1]), int(ends[2]) + 1))
-    raise ValueError(f"expected whole numbers of at least 0, like 0 1 2 or 0..7; got {item!r}")
+    ends = [whole_number(end) for end in item.split("..", 2)] if isinstance(item, str) else []
+    first, last = ends if len(ends) == 2 else (None, None)
+    if first is None or last is None or not 0 <= first <= last <= MOST_SEED:
+        raise ValueError(f"expected whole numbers of at least 0, like 0 1 2 or 0..7; got {shown(item)}")
+    if last - first >= MOST_ROWS:
+        raise ValueError(f"expected at most {MOST_ROWS:,} seeds; got {shown(item)}")
+    return range(first, last + 1)
 
 
 def _integer(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,18}", value.strip()) else None
+    return whole_number(value) if isinstance(value, str) else as_whole(value)
 
 
 def loggers(value: Any) -> list[str]:
@@ -229,7 +242,7 @@ def regions(value: Any) -> list[Any]:
     items = value if isinstance(value, list | tuple) else [value]
     for item in items:
         if not isinstance(item, str | Mapping):
-            raise ValueError(f"expected PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got {item!r}")
+            raise ValueError(f"expected PHRASE=x0,y0,x1,y1 or PHRASE=mask.png; got {shown(item)}")
     return list(items)
 
 
@@ -239,7 +252,7 @@ def groups(value: Any) -> list[list[str]]:
     words = [item.split() if isinstance(item, str) else item for item in items]
     for group, item in zip(words, items, strict=True):
         if not isinstance(group, list | tuple) or not group or not all(isinstance(word, str) and word for word in group):
-            raise ValueError(f"expected words of the prompt, the noun last, like 'red circle'; got {item!r}")
+            raise ValueError(f"expected words of the prompt, the noun last, like 'red circle'; got {shown(item)}")
     return [list(group) for group in words]
 
 
@@ -252,15 +265,19 @@ def methods(value: Any) -> list[dict[str, Any]]:
 def _method(item: Any) -> dict[str, Any]:
     given = {"name": item} if isinstance(item, str) else mapping(item)
     if not isinstance(given.get("name"), str):
-        raise ValueError(f"expected a name, or a name and options; got {item!r}")
-    given |= mapping(given.pop("options", None) or {})
-    name, options = given["name"], {key: value for key, value in given.items() if key != "name"}
+        raise ValueError(f"expected a name, or a name and options; got {shown(item)}")
+    name = given.pop("name")
+    options = mapping(given.pop("options", None) or {})
+    if twice := [key for key in options if key in given]:
+        raise ValueError(f"{name}: option {twice[0]!r} is given twice")
+    options = {**given, **options}
     if name == "plain" and not options:
         return {"name": name}
     known = options_of(name)
     for option, value in options.items():
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
+            has = ", ".join(known) or "none"
+            raise ValueError(f"{name} has no option {shown(option)}{nearest(option[:100], known)}; it has {has}")
         try:
             check_value(known[option], value)
         except ValueError as error:

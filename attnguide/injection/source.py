@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Source, per_row_items, phrase_positions
-from attnguide.prompt.regions import open_picture
+from attnguide.prompt.masks import open_picture
 from attnguide.prompt.targets import Targets
 from attnguide.types import Branch, PassContext
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from attnguide.injection.base import Source, per_row_items
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
-from attnguide.prompt.regions import open_picture
+from attnguide.prompt.masks import open_picture
 from attnguide.sampling.inversion import SCHEDULER, Trajectory, encode_pictures, invert
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
 from attnguide.models.base import ModelAdapter, halves
+from attnguide.prompt.masks import open_picture
 from attnguide.prompt.nested import settle
-from attnguide.prompt.regions import open_picture, source_region
+from attnguide.prompt.regions import source_region
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import resolve
 from attnguide.sampling.cfg import pass_context

@@ -179,7 +179,7 @@ def test_resolve_takes_the_phrase_or_the_positions() -> None:
     assert resolve(prompt, Region("not in it", token_indices=(2, 3))) == (2, 3)
 
 
-@pytest.mark.parametrize("indices", [(0,), (4,), (1, 7), (-1,)])
+@pytest.mark.parametrize("indices", [(0,), (4,), (1, 7)])
 def test_positions_must_be_words(indices: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must lie in 1\.\.3 \(the words of 'a red cat'\); got"):
         resolve(tokenize("a red cat"), Region("cat", token_indices=indices))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from attnguide.prompt.regions import load_mask, rasterise
+from attnguide.prompt.masks import load_mask
+from attnguide.prompt.regions import rasterise
 from attnguide.sources.files import map_bytes, map_names, map_picture, target_path
 from attnguide.types import Region
 

@@ -1,0 +1,175 @@
+"""Rows of CSV tables as plain values. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnguide.parsing import parse_json, read_text, real_number, shown, whole_number
+from attnguide.prompt.nested import free_occurrences
+from attnguide.rows import ROW_KEYS, method_names, nearest, read_mapping
+from attnguide.types import MethodConfig
+
+MOST_COLUMNS = 1000
+"""Of a table."""
+
+_BOX_COLUMN = re.compile(r"(obj|bbox)(\d{1,4})")
+_KNOWN = (*ROW_KEYS, "method", "options")
+
+
+def csv_rows(path: Path, size: tuple[int, int] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For each row its line, and its values by the keys of a row.
+
+    Args:
+        path: The table.
+        size: ``(height, width)`` in pixels, if boxes are in pixels.
+
+    Raises:
+        ValueError: With file and line, if the table is malformed.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path, f"Table {shown(str(path))}"), newline=""), strict=True)
+    try:
+        _check_columns(path, list(reader.fieldnames or ()))
+        first = reader.line_num + 1
+        for cells in reader:
+            yield first, _csv_row(path, first, cells, size)
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not valid CSV: {error}.") from error
+
+
+def further_columns(path: Path) -> list[str]:
+    """Columns that say nothing of a row and become tags."""
+    reader = csv.reader(io.StringIO(read_text(path, f"Table {shown(str(path))}"), newline=""))
+    return [column for column in next(reader, []) if column not in _KNOWN and not _BOX_COLUMN.fullmatch(column)]
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    where = f"{path}, line 1"
+    if len(columns) > MOST_COLUMNS:
+        raise ValueError(f"{where}: a table must have at most {MOST_COLUMNS} columns; got {len(columns)}.")
+    if "prompt" not in columns:
+        near = next((column for column in columns if nearest(column) == nearest("prompt")), None)
+        hint = f" (is it {shown(near)}?)" if near else ""
+        raise ValueError(f"{where}: column 'prompt' is missing{hint}; got {shown(', '.join(columns) or 'no columns')[1:-1]}.")
+    boxed = [column for column in columns if _BOX_COLUMN.fullmatch(column)]
+    for column, count in Counter(columns).items():
+        if count > 1:
+            raise ValueError(f"{where}: column {shown(column)} stands twice.")
+        if column in _KNOWN or column in boxed:
+            continue
+        if hint := nearest(column, (*_KNOWN, "obj1", "bbox1")):
+            raise ValueError(f"{where}: unknown column {shown(column)}{hint}.")
+        if boxed and re.search(r"box|coord|xyxy", column, re.IGNORECASE):
+            raise ValueError(f"{where}: unknown column {shown(column)} beside {boxed[0]!r}; the box of obj1 stands in bbox1.")
+
+
+def _csv_row(path: Path, line: int, cells: Mapping[str | None, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    if None in cells or None in cells.values():
+        raise ValueError(
+            f"{path}, line {line}: has {'more' if None in cells else 'fewer'} cells than the first line has columns."
+        )
+    given = {str(key): value for key, value in cells.items() if value.strip()}
+    try:
+        return _csv_values(given, size)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: {error}") from error
+
+
+def _csv_values(given: Mapping[str, str], size: tuple[int, int] | None) -> dict[str, Any]:
+    cells = {key: cell for key, cell in given.items() if not _BOX_COLUMN.fullmatch(key)}
+    values = {key: _cell(key, cell) for key, cell in cells.items() if key in (*ROW_KEYS, "options")}
+    if "method" in cells:
+        values["methods"] = cells["method"]
+    tags = {key: cell for key, cell in cells.items() if key not in values and key != "method"}
+    if tags:
+        values["tags"] = {**read_mapping("tags", values.get("tags", {})), **tags}
+    if "options" in values:
+        names = method_names(values.get("methods", ""))
+        values["methods"] = _with_options(names, read_mapping("options", values.pop("options")))
+    if boxed := _boxed_regions(given, size):
+        values["regions"] = _joined(values.get("regions", []), boxed)
+    return values
+
+
+def _joined(regions: Any, boxed: list[dict[str, Any]]) -> Any:
+    if isinstance(regions, list):
+        return [*regions, *boxed]
+    raise ValueError(f"regions must be a list where obj1 and bbox1 say regions too; got {shown(regions)}.")
+
+
+def _cell(key: str, cell: str) -> Any:
+    if key in ("seed", "height", "width", "steps"):
+        return _parse_cell(key, cell, whole_number, "a whole number")
+    if key == "cfg_scale":
+        return _parse_cell(key, cell, real_number, "a number")
+    if key not in ("regions", "groups", "tags", "options"):
+        return cell
+    try:
+        return parse_json(cell)
+    except ValueError as error:
+        raise ValueError(f"{key} must be JSON; got {shown(cell)} ({str(error).rstrip('.')}).") from None
+
+
+def _parse_cell(key: str, cell: str, parse: Callable[[str], Any], what: str) -> Any:
+    found = parse(cell)
+    if found is None:
+        raise ValueError(f"{key} must be {what}; got {shown(cell)}.")
+    return found
+
+
+def _with_options(names: Sequence[str], options: Mapping[str, Any]) -> list[MethodConfig]:
+    for name in options:
+        if name not in names:
+            used = ", ".join(names) or "none"
+            raise ValueError(f"options name the method {shown(name)}, which the row does not use; it uses {used}.")
+    return [MethodConfig(name, read_mapping("options", options.get(name, {}))) for name in names]
+
+
+def _boxed_regions(given: Mapping[str, str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """Regions of a layout benchmark's ``objN`` and ``bboxN`` columns; a phrase that stands twice takes its next occurrence."""
+    regions: list[dict[str, Any]] = []
+    for key in sorted(given, key=lambda name: (len(name), name)):
+        found = _BOX_COLUMN.fullmatch(key)
+        if not found:
+            continue
+        if found[1] == "bbox" and f"obj{found[2]}" not in given:
+            raise ValueError(f"{key} has a box but obj{found[2]} has no phrase.")
+        if found[1] == "obj":
+            phrase = given[key].strip()
+            before = sum(region["phrase"] == phrase for region in regions)
+            box = _box(f"bbox{found[2]}", given.get(f"bbox{found[2]}"), size)
+            regions.append({"phrase": phrase, "box": box})
+            if before:
+                regions[-1]["occurrence"] = _occurrence(given, phrase, before)
+    return regions
+
+
+def _box(key: str, cell: str | None, size: tuple[int, int] | None) -> tuple[float, float, float, float] | None:
+    if cell is None:
+        return None
+    numbers = [real_number(part) for part in cell.strip("()[] \t").split(",", 4)]
+    if len(numbers) != 4 or None in numbers:
+        raise ValueError(f"{key} must be four numbers x0,y0,x1,y1; got {shown(cell)}.")
+    x0, y0, x1, y1 = (number for number in numbers if number is not None)
+    if size is not None:
+        height, width = size
+        return x0 / width, y0 / height, x1 / width, y1 / height
+    if max(x0, y0, x1, y1) > 1:
+        raise ValueError(
+            f"{key} must be fractions of width and height, or the picture's size in pixels must be given (--box-size); "
+            f"got {shown(cell)}."
+        )
+    return x0, y0, x1, y1
+
+
+def _occurrence(given: Mapping[str, str], phrase: str, wanted: int) -> int:
+    """The wanted occurrence outside other objects' phrases if the prompt has it, else the last one."""
+    objects = [value.strip() for key, value in given.items() if re.fullmatch(r"obj\d+", key)]
+    free = free_occurrences(given.get("prompt", ""), phrase, objects)
+    return free[min(wanted, len(free) - 1)] if free else 0

@@ -1,0 +1,196 @@
+"""Masks from files, pictures and arrays, each to numbers in [0, 1]: white is inside, black outside."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnguide.fields import MOST_CELLS
+from attnguide.parsing import shown
+
+if TYPE_CHECKING:  # torch loads where a tensor is made
+    from jaxtyping import Float
+    from torch import Tensor
+
+Cells = NDArray[np.float64]
+
+_GREY = 24
+"""Differences between the channels of 8 bits up to which a picture counts as grey."""
+
+
+def load_mask(path: str | Path) -> Float[Tensor, "height width"]:
+    """Read a picture as a mask in [0, 1]: its alpha if that varies, else its luminance; or an attention map kept as ``.npy``.
+
+    A map is what :class:`~attnguide.callbacks.AttentionMapsLogger` or ``attnguide maps`` left behind: numbers of any range,
+    stretched to [0, 1]; the mean over its steps where it has them (``steps height width``).
+
+    Args:
+        path: Any format Pillow reads, any size, 8 or 16 bits; or ``.npy``.
+
+    Returns:
+        float32 on the CPU, at the picture's size.
+
+    Raises:
+        ValueError: If the file is missing, not a picture, or zero everywhere.
+    """
+    import torch
+
+    return torch.from_numpy(_read_mask(Path(path)).astype(np.float32))
+
+
+def mask_values(phrase: str, place: Any) -> Cells:
+    """A region's mask as numbers in [0, 1], ``height width``.
+
+    Args:
+        phrase: Names the region in messages.
+        place: Path, picture of Pillow's, or array ``height width``: numbers in [0, 1], truth values, or ``uint8``, of which 255
+            is 1 (or 1, where there is nothing above it).
+
+    Raises:
+        ValueError: If it is unusable.
+    """
+    if isinstance(place, str | Path):
+        return _read_mask(Path(place))
+    if hasattr(place, "getbands"):
+        return _picture_values(place)
+    mask = np.asarray(_on_cpu(place))
+    if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Region {phrase!r}: mask must have axes height width; got the shape {tuple(mask.shape)} of {mask.dtype}."
+        )
+    bytes_ = mask.dtype == np.uint8 and mask.max() > 1
+    mask = mask.astype(np.float64) / (255 if bytes_ else 1)
+    if not (mask.min() >= 0 and mask.max() <= 1):
+        raise ValueError(f"Region {phrase!r}: mask must lie in [0, 1]; got {mask.min():g} to {mask.max():g}.")
+    return mask
+
+
+def _on_cpu(place: Any) -> Any:
+    """A tensor as numpy takes it, which has no bfloat16."""
+    if not hasattr(place, "detach"):
+        return place
+    return place.detach().cpu().double() if place.is_floating_point() else place.detach().cpu()
+
+
+def check_mask(phrase: str, place: Any) -> None:
+    """Warn of a mask that probably means something else than it says: coloured paint, or dark paint on a white sheet.
+
+    Raises:
+        ValueError: If the mask is unusable.
+    """
+    if isinstance(place, Path):
+        if place.suffix.lower() == ".npy":
+            return
+        name, place = f"Mask file '{place}'", open_picture(place, "Mask")
+    elif hasattr(place, "getbands"):
+        name = f"Region {phrase!r}: its mask"
+    else:
+        return
+    if (told := _odd(place)) is not None:
+        warnings.warn(f"{name} {told}", UserWarning, stacklevel=2)
+
+
+def _odd(picture: Any) -> str | None:
+    """What is odd about a picture as a mask."""
+    if picture.mode.startswith(("I", "F")) or _has_shape(picture):
+        return None
+    small = picture.convert("RGB").resize((min(picture.width, 256), min(picture.height, 256)), 0)
+    colours = np.asarray(small, dtype=np.int16)
+    if (spread := colours.max(2) - colours.min(2)).max() > _GREY:
+        return (
+            f"has colours on {(spread > _GREY).mean():.0%} of it; how bright a colour is says how far it is inside: white is "
+            "inside, black outside."
+        )
+    grey = colours[..., 0]
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if (border > 200).all() and (grey < 56).any():
+        return "looks inverted, dark paint on a white sheet; white is inside, black outside."
+    return None
+
+
+def open_picture(path: Path, what: str = "Picture") -> Any:
+    """A picture's file as Pillow reads it, turned upright.
+
+    Args:
+        path: Any format Pillow reads.
+        what: Begins the error messages.
+
+    Raises:
+        ValueError: If the file is missing or not a picture.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        if not path.is_file():
+            raise ValueError(f"{what} file '{path}' does not exist.")
+    except OSError as error:
+        raise ValueError(f"{what} file {shown(str(path))} cannot be read: {error.strerror}.") from error
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if file.width * file.height > MOST_CELLS:
+                raise _TooLarge(
+                    f"{what} file '{path}' must have at most {MOST_CELLS:,} pixels; got {file.width}x{file.height}."
+                )
+            return ImageOps.exif_transpose(file)
+    except _TooLarge:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{what} file '{path}' must have at most {MOST_CELLS:,} pixels; got more.") from error
+    except (OSError, SyntaxError, ValueError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{what} file '{path}' is not a picture that can be read ({type(error).__name__}).") from error
+
+
+class _TooLarge(ValueError):
+    """A picture of too many pixels, which is not decoded."""
+
+
+def _read_map(path: Path) -> Cells:
+    """An attention map's file, stretched to [0, 1]; a flat map is 1 everywhere."""
+    try:
+        # A mapped file is compared with its size before anything is read.
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(values, np.ndarray) or values.size > MOST_CELLS:
+            raise ValueError("no single array of a map's size")
+        cells = np.asarray(values, dtype=np.float64)
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, MemoryError, SyntaxError) as error:
+        raise ValueError(f"Map file '{path}' is not an array that can be read ({type(error).__name__}).") from error
+    cells = cells.mean(0) if cells.ndim == 3 and len(cells) else cells
+    if cells.ndim != 2 or not cells.size or not np.isfinite(cells).all():
+        raise ValueError(
+            f"Map file '{path}' must hold finite numbers with axes height width or steps height width; got {values.shape}."
+        )
+    low, high = cells.min(), cells.max()
+    flat = high - low <= 1e-6 * max(abs(high), abs(low))  # but for single precision
+    return np.ones_like(cells) if flat else (cells - low) / (high - low)
+
+
+def _read_mask(path: Path) -> Cells:
+    if path.suffix.lower() == ".npy" and path.is_file():
+        return _read_map(path)
+    mask = _picture_values(open_picture(path, "Mask"))
+    if not mask.any():
+        raise ValueError(f"Mask file '{path}' is empty: neither its alpha nor its luminance is above 0 anywhere.")
+    return mask
+
+
+def _picture_values(picture: Any) -> Cells:
+    if picture.mode.startswith("I"):  # Pillow would clip 16 bits to 8
+        return np.clip(np.asarray(picture, dtype=float) / 65535, 0, 1)
+    if picture.mode == "F":
+        return np.clip(np.nan_to_num(np.asarray(picture, dtype=float)), 0, 1)
+    if _has_shape(picture):
+        return np.asarray(picture.convert("RGBA").getchannel("A"), dtype=float) / 255
+    return np.asarray(picture.convert("RGB").convert("L"), dtype=float) / 255
+
+
+def _has_shape(picture: Any) -> bool:
+    """Whether a picture's alpha varies, so that it is the mask."""
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return False
+    low, high = picture.convert("RGBA").getchannel("A").getextrema()
+    return bool(low < high)
