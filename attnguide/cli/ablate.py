@@ -228,7 +228,15 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"], strict=strict)
     require_rows([row.sample for row in rows], strict=strict)
     folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)
-    own = {"prompt": None, "regions": None, "groups": None, "seed": None, "box_size": None, "methods": [], "plain": False}
+    own: dict[str, Any] = {
+        "prompt": None,
+        "regions": None,
+        "groups": None,
+        "seed": None,
+        "box_size": None,
+        "methods": [],
+        "plain": False,
+    }
     named = {key: value for key, value in (("project", ablation.project), ("group", ablation.name)) if value}
     kept = {
         **plan.config,
