@@ -55,8 +55,10 @@ class SampleDataModule(L.LightningDataModule):
         self.batches = [batch for batch in planned if batch.wanted]
 
     def predict_dataloader(self) -> DataLoader[list[Sample]]:
-        """One item is one batch."""
-        return DataLoader(_Batches(self.batches), batch_size=None, shuffle=False, collate_fn=_as_it_is)
+        """One item is one batch, an empty one for each device that has nothing to do: Lightning wants an item for all."""
+        devices = self.trainer.world_size if self.trainer is not None else 1
+        idle = [RowBatch(())] * (devices - len(self.batches)) if self.batches else []
+        return DataLoader(_Batches([*self.batches, *idle]), batch_size=None, shuffle=False, collate_fn=_as_it_is)
 
 
 class Unopened(list[_T]):

@@ -75,6 +75,8 @@ class GuidanceModule(L.LightningModule):
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
+        if not batch:  # another device has the last one
+            return Unopened()
         wanted = getattr(batch, "wanted", None)
         return Unopened(sample_each(self.adapter, batch, CallbackObserver(self.trainer, self), wanted=wanted))
 

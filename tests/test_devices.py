@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from attnguide.records import read_records
 from attnguide.run_tables import read_table
 
@@ -21,7 +23,7 @@ from attnguide.module import GuidanceModule, make_trainer
 from tests import tiny
 from tests.callbacks.conftest import row
 
-rows = [row(f"r{index}", "mask_guidance", seed=index) for index in range(5)]
+rows = [row(f"r{index}", "mask_guidance", seed=index) for index in range(int(sys.argv[2]))]
 trainer = make_trainer(
     sys.argv[1],
     callbacks=standard_callbacks(progress=False, values=True),
@@ -34,10 +36,13 @@ trainer.predict(GuidanceModule(tiny.model()), datamodule=SampleDataModule(rows, 
 """
 
 
-def test_every_row_is_sampled_once_and_on_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 5])
+def test_every_row_is_sampled_once_and_on_record(tmp_path: Path, count: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], check=True, cwd=ROOT, env=environment, capture_output=True)
-    ids = {f"r{index}" for index in range(5)}
+    subprocess.run(
+        [sys.executable, "-c", CODE, str(tmp_path), str(count)], check=True, cwd=ROOT, env=environment, capture_output=True
+    )
+    ids = {f"r{index}" for index in range(count)}
     records = read_records(tmp_path)
     assert sorted(record["id"] for record in records) == sorted(ids) and {r["status"] for r in records} == {"ok"}
     assert {file.stem for file in (tmp_path / "samples").iterdir()} == ids
