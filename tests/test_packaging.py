@@ -29,6 +29,20 @@ def test_every_dependency_is_pinned_inside_its_range() -> None:
     assert outside == []
 
 
+def test_the_lowest_versions_that_are_tested_are_the_lowest_that_are_declared() -> None:
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pins = {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)}
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        (lowest,) = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+        assert pins[canonicalize_name(requirement.name)] == lowest, requirement
+
+
+def test_an_editable_install_is_a_plain_path() -> None:
+    """Type checkers do not run the finder that setuptools writes for other layouts."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"": "."}
+
+
 def test_import_does_no_heavy_work() -> None:
     heavy = "torch", "diffusers", "transformers", "lightning", "wandb", "numpy"
     code = f"import attnguide, sys; print([name for name in {heavy} if name in sys.modules])"

@@ -74,6 +74,27 @@ def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> 
     assert np.array_equal(plain, same) and not np.array_equal(plain, sharp)
 
 
+def test_other_pages_run(names: dict[str, Any]) -> None:
+    for page in PAGES:
+        if page.name not in ("README.md", "adding_a_method.md"):  # they have tests of their own
+            run_page(page, dict(names))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_say_whether_they_run(page: Path) -> None:
+    """Python and commands are run by this file; ``text`` marks what is not."""
+    fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) % 2 == 0 and set(fences[1::2]) <= {""}
+    assert set(fences[::2]) <= {"python", "bash", "text"}
+
+
+def test_pages_take_what_is_public() -> None:
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            deep = re.findall(r"^(?:from|import) attnguide\.(\S+)", block, re.MULTILINE)
+            assert deep == [], page.name
+
+
 def test_methods_that_are_named_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## Methods") : text.index("## Your own")]
