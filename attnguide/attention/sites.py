@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -46,6 +46,8 @@ class SiteSelector:
         places: ``down``, ``mid``, ``up``, ``block``.
         names: Glob patterns over module paths.
         where: Any further condition.
+        counted: Whether ``levels`` count among those that the sites of this kind have, so that 0 is the largest map that
+            exists (the largest maps of SDXL's UNet have no attention); :func:`select` counts them.
 
     Example:
         >>> select([Site("up.attn2", "cross", 8, 8, 4, "up", 1)], SiteSelector(kind="cross", levels=(1,)))[0].name
@@ -58,6 +60,7 @@ class SiteSelector:
     places: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     where: Callable[[Site], bool] | None = field(default=None, repr=False)
+    counted: bool = False
 
     def matches(self, site: Site) -> bool:
         """Whether ``site`` fulfils every condition."""
@@ -78,11 +81,22 @@ def select(sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
         ValueError: If nothing matches; the message says what exists.
     """
     sites = tuple(sites)
-    chosen = tuple(site for site in sites if selector.matches(site))
+    meant = _counted(sites, selector)
+    chosen = tuple(site for site in sites if meant.matches(site))
     if not chosen:
         alike = [site for site in sites if (site.kind == "feature") == (selector.kind == "feature")]
         raise ValueError(f"No attention site matches {selector}; {_describe(alike)}.")
     return chosen
+
+
+def _counted(sites: Sequence[Site], selector: SiteSelector) -> SiteSelector:
+    """The selector with the sites' own levels in the place of counted ones."""
+    if not selector.counted or selector.levels is None:
+        return selector
+    there = levels_of(
+        site for site in sites if replace(selector, levels=None, places=None, names=None, where=None).matches(site)
+    )
+    return replace(selector, levels=tuple(there[number] for number in selector.levels if number < len(there)), counted=False)
 
 
 def levels_of(sites: Iterable[Site]) -> tuple[int, ...]:

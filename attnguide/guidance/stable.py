@@ -98,7 +98,7 @@ class Stable(Guidance):
         max_norm: Largest norm of a move as a share of the latents' norm.
         iterations: Most updates a step; when ``None``, three, and one in space ``noise``, which allows no more.
         enough: Share of a word's attention inside its regions from which on a row is left alone, in (0, 1].
-        levels: Map levels at which attention is moved, 0 the largest; all when ``None``.
+        levels: Map levels at which attention is moved, 0 the largest that has cross-attention; all when ``None``.
         guide_levels: Map levels that guidance reads; the model's guidance level when ``None``.
 
     Raises:
@@ -160,7 +160,7 @@ class Stable(Guidance):
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         if not self.inject:
             return []
-        sites = SiteSelector(kind="cross", levels=self.levels)
+        sites = SiteSelector(kind="cross", levels=self.levels, counted=True)
         return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus, self.later)]
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:

@@ -29,7 +29,7 @@ class ForwardLayout(Injection):
         scale: Strength in [0, 1], one number or one per row.
         spread: Standard deviation of the Gaussian as a multiple of the region's own along each axis; ``None`` for a flat
             window.
-        levels: Map levels, 0 the largest; all when ``None``.
+        levels: Map levels, 0 the largest that has cross-attention; all when ``None``.
         start: Where it begins, in ``unit``.
         stop: Where it ends.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
@@ -58,7 +58,7 @@ class ForwardLayout(Injection):
         if spread is not None and not 0 < spread < float("inf"):
             raise ValueError(f"spread must be above 0, or None for a flat window; got {spread}.")
         self.scale, self.spread = scale, spread
-        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels))
+        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels), counted=True)
         self.window = Window(start, stop, unit)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:

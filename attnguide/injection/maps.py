@@ -30,7 +30,7 @@ class MapInjection(Injection):
     Args:
         stage: ``probs`` (after the softmax) or ``scores`` (before).
         operation: ``add``, ``replace`` or ``interpolate``.
-        levels: Map levels, 0 the largest; all when ``None``.
+        levels: Map levels, 0 the largest that has attention of this kind; all when ``None``.
         places: ``down``, ``mid``, ``up``; all when ``None``.
         kind: ``cross`` or ``self``.
         scale: Strength, one number or one per row; 0 is exactly no method.
@@ -79,7 +79,7 @@ class MapInjection(Injection):
         self.stage, self.operation, self.scale, self.reference, self.mass = stage, operation, scale, reference, mass
         self.branch: Literal["cond", "both"] = branch
         self.window = Window(start, stop, unit)
-        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places))
+        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places), counted=True)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_MapEdit(self, targets)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -591,6 +592,37 @@ def test_a_pass_that_stops_early_owes_only_what_lies_before() -> None:
     block.skipped = {1}  # then nothing stops the pass
     with pytest.raises(CaptureError, match=r"'parts.1' did not run"):
         run()
+
+
+def test_compiled_modules_run_as_written_where_they_are_read() -> None:
+    block, recorder = _Block(3), Recorder()
+    sites = _sites(block)
+    compiled: list[str] = []
+
+    def code(*args: Any) -> None:
+        compiled.append("ran")
+
+    block._compiled_call_impl = code
+    with attach(sites, [Probe("probs", recorder)], [], block) as attention:
+        with pytest.warns(UserWarning, match="_Block is compiled; passes in which attention is read"):
+            with attention.during(_context()):
+                block()
+        with attention.during(_context("guide")):  # nothing is read in this one
+            block()
+    assert len(recorder.tensors) == 3 and compiled == ["ran"] and block._compiled_call_impl is code
+
+
+def test_what_others_hooked_in_is_named() -> None:
+    class BlockCacheHook:
+        pass
+
+    block = _Block(2)
+    block.skipped = {1}
+    block._diffusers_hook = SimpleNamespace(hooks={"cache": BlockCacheHook()})
+    with attach(_sites(block), [_probe()], [], block) as attention:
+        with pytest.raises(CaptureError, match=r"disable the cache.*hooks of other libraries here: BlockCacheHook"):
+            with attention.during(_context()):
+                block()
 
 
 # ---------------------------------------------------------------------------------------------- what others install

@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 
 from attnguide.attention.sites import Site, SiteSelector, levels_of, select
+from attnguide.methods import build_method
 
 SITES = (
     Site("down.0.attn1", "self", 16, 24, 2, "down", 0),
@@ -51,3 +54,31 @@ def test_a_model_without_sites() -> None:
 
 def test_levels() -> None:
     assert levels_of(reversed(SITES)) == (0, 1)
+
+
+def test_counted_levels_are_those_that_exist() -> None:
+    """As in SDXL's UNet: no attention on the largest maps, features there too."""
+    sites = [
+        Site(f"{place}.{level}", "cross", 32 >> level, 32 >> level, 4, place, level)
+        for place in ("down", "up")
+        for level in (1, 2)
+    ]
+    sites += [Site("mid.3", "self", 4, 4, 4, "mid", 3), Site("down.0.conv2", "feature", 32, 32, 0, "down", 0)]
+
+    def chosen(*levels: int, places: tuple[str, ...] | None = None) -> list[str]:
+        return [site.name for site in select(sites, SiteSelector("cross", levels, places=places, counted=True))]
+
+    assert chosen(0) == ["down.1", "up.1"]
+    assert chosen(0, 1) == ["down.1", "down.2", "up.1", "up.2"]
+    assert chosen(1, 2, places=("up",)) == ["up.2"]
+    with pytest.raises(ValueError, match="No attention site matches"):
+        chosen(2)
+    with pytest.raises(ValueError, match="No attention site matches"):
+        select(sites, SiteSelector("cross", (0,)))
+
+
+@pytest.mark.parametrize(("name", "levels"), [("inject1", {1}), ("inject4", {1}), ("inject5", {1, 2}), ("inject8", {1, 2})])
+def test_presets_act_on_the_largest_maps_that_exist(name: str, levels: set[int]) -> None:
+    sites = [Site(f"up.{level}", "cross", 32 >> level, 32 >> level, 4, "up", level) for level in (1, 2, 3)]
+    built: Any = build_method(name, {})
+    assert {site.level for site in select(sites, built.sites)} == levels
