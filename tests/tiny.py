@@ -57,19 +57,24 @@ def from_vocabulary(vocabulary: dict[str, int], merges: list[tuple[str, str]], l
         return CLIPTokenizer(str(names), str(pairs), model_max_length=length)
 
 
+def text_config(reader: CLIPTokenizer, length: int, **settings: Any) -> dict[str, Any]:
+    """Settings of a text encoder that reads what ``reader`` writes."""
+    config = {
+        "vocab_size": len(reader),
+        "hidden_size": CHANNELS,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": length,
+        "bos_token_id": reader.bos_token_id,
+        "eos_token_id": reader.eos_token_id,
+        "pad_token_id": reader.pad_token_id,
+    }
+    return {**config, **settings}
+
+
 def _text_encoder(reader: CLIPTokenizer, length: int) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(reader),
-        hidden_size=CHANNELS,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=length,
-        bos_token_id=reader.bos_token_id,
-        eos_token_id=reader.eos_token_id,
-        pad_token_id=reader.pad_token_id,
-    )
-    return CLIPTextModel(config)
+    return CLIPTextModel(CLIPTextConfig(**text_config(reader, length)))
 
 
 def _unet(latent_size: int) -> UNet2DConditionModel:
@@ -85,7 +90,7 @@ def _unet(latent_size: int) -> UNet2DConditionModel:
     )
 
 
-def _vae(latent_size: int) -> AutoencoderKL:
+def autoencoder(latent_size: int) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         latent_channels=4,
@@ -108,7 +113,7 @@ def pipeline(seed: int = 0, *, latent_size: int = 16, length: int = LENGTH, shar
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         reader = tokenizer(length=length)
-        unet, vae, text = _unet(latent_size), _vae(latent_size), _text_encoder(reader, length)
+        unet, vae, text = _unet(latent_size), autoencoder(latent_size), _text_encoder(reader, length)
     with torch.no_grad():
         for name, module in unet.named_modules():
             if name.endswith("attn2"):

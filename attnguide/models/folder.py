@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attnguide.models.names import PIPELINES
-
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+from attnguide.models.names import PIPELINES, supported_pipelines
 
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<late>[\w-]+))?"
@@ -35,7 +34,7 @@ def check_class(index: Any) -> None:
     if not isinstance(name, str):
         raise ValueError("model_index.json does not say which pipeline it is of (_class_name)")
     if name not in PIPELINES:
-        raise UnsupportedModelError(f"No adapter for {name}; supported are {' and '.join(PIPELINES)}.")
+        raise UnsupportedModelError(f"No adapter for {name}; supported are {supported_pipelines()}.")
 
 
 def is_distilled(name: str) -> bool:
@@ -62,11 +61,13 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
     """
     index = _read_json(folder / "model_index.json")
     check_class(index)
+    needed = PIPELINES[index["_class_name"]]
     named = {part: entry for part, entry in index.items() if isinstance(entry, list) and any(entry)}
-    missing = [part for part in (*_PARTS, *named) if part not in named or not (folder / part).is_dir()]
+    missing = [part for part in (*needed, *named) if part not in named or not (folder / part).is_dir()]
     if missing:
-        raise ValueError(f"the folder lacks its part {missing[0]!r}{_without(missing[0])}")
-    _check_configurations(folder)
+        without = "" if missing[0] in needed else "; to do without it, let its entry in model_index.json be [null, null]"
+        raise ValueError(f"the folder lacks its part {missing[0]!r}{without}")
+    _check_configurations(folder, needed)
     found = {part: chosen for part in named if (chosen := _weights(folder / part)) is not None}
     if variant is not None:
         if not any(variant in names for names in found.values()):
@@ -76,19 +77,21 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
     return _only_variant({part: names for part, names in found.items() if None not in names})
 
 
-def _without(part: str) -> str:
-    return "" if part in _PARTS else "; to do without it, let its entry in model_index.json be [null, null]"
-
-
-def _check_configurations(folder: Path) -> None:
+def _check_configurations(folder: Path, parts: Iterable[str]) -> None:
     """Every part's settings must be there and say something."""
-    for part in ("unet", "vae", "text_encoder"):
-        _read_json(folder / part / "config.json")
-    _read_json(folder / "scheduler" / "scheduler_config.json")
-    words = [folder / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
-    there = [path for path in words if path.is_file()]
+    for part in parts:
+        if part == "scheduler":
+            _read_json(folder / part / "scheduler_config.json")
+        elif part.startswith("tokenizer"):
+            _check_tokenizer(folder / part)
+        else:
+            _read_json(folder / part / "config.json")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    there = [path for path in (folder / "tokenizer.json", folder / "vocab.json") if path.is_file()]
     if not there:
-        raise ValueError("the part 'tokenizer' has neither tokenizer.json nor vocab.json")
+        raise ValueError(f"the part {folder.name!r} has neither tokenizer.json nor vocab.json")
     _read_json(there[0])
 
 
@@ -122,9 +125,9 @@ def _weights(folder: Path) -> set[str | None] | None:
     if pickled:
         raise ValueError(
             f"the part {folder.name!r} has pickled weights only ({pickled[0]}), which may run code and are not read; where you "
-            "trust them: StableDiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(OTHER)"
+            "trust them: DiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(OTHER)"
         )
-    if folder.name in ("unet", "vae", "text_encoder"):
+    if folder.name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         raise ValueError(f"the part {folder.name!r} has no weights (.safetensors)")
     return None
 

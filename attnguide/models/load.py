@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder
@@ -57,11 +58,13 @@ def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
     Raises:
         UnsupportedModelError: If the pipeline is not supported, naming its class or the part, and what would work.
     """
+    from attnguide.models.sdxl import StableDiffusionXL
     from attnguide.models.support import check_pipeline
     from attnguide.models.unet import StableDiffusion
 
     check_pipeline(pipeline)
-    return StableDiffusion(pipeline, name or type(pipeline).__name__)
+    kind = type(pipeline).__name__
+    return (StableDiffusionXL if kind == "StableDiffusionXLPipeline" else StableDiffusion)(pipeline, name or kind)
 
 
 def resolve_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -146,14 +149,16 @@ def _old_names() -> Iterator[None]:
 
 
 def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str | None) -> Any:
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
     if path.suffix != ".safetensors":
         raise ModelNotFoundError(f"Model file {str(path)!r} must be a .safetensors file; pickled checkpoints are not read.")
     try:
+        large = _has_second_encoder(path)
+        kind = diffusers.StableDiffusionXLPipeline if large else diffusers.StableDiffusionPipeline
+        options = {} if large else {"safety_checker": None}
         with _old_names(), _configuration(config) as folder:
-            loaded = StableDiffusionPipeline.from_single_file(str(path), config=folder, torch_dtype=dtype, safety_checker=None)
-            return loaded.to(device, dtype)
+            return kind.from_single_file(str(path), config=folder, torch_dtype=dtype, **options).to(device, dtype)
     except Exception as error:  # a foreign file fails in many places of the library, each in its own way
         hint = (
             "the configuration comes from the hub; offline, give a folder with it: --model-config, or config= in Python"
@@ -163,6 +168,12 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str
         gaps = isinstance(error, NotImplementedError)  # weights that were never filled in cannot be moved
         said = "it lacks some of the weights that its configuration asks for" if gaps else _first_line(error)
         raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {said} ({hint})") from error
+
+
+def _has_second_encoder(path: Path) -> bool:
+    """Whether a single checkpoint is one of Stable Diffusion XL, which holds two text encoders under ``conditioner``."""
+    with safe_open(path, framework="pt") as weights:
+        return any(name.startswith("conditioner.embedders.1.") for name in weights.keys())
 
 
 @contextmanager

@@ -10,8 +10,24 @@ from typing import Any
 
 DEFAULT_MODEL = "shapes"
 
-PIPELINES: tuple[str, ...] = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
-"""Pipelines of diffusers that are supported: exactly these, since what a derived class adds would be dropped silently."""
+_ONE_ENCODER = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+PIPELINES: dict[str, tuple[str, ...]] = {
+    "StableDiffusionPipeline": _ONE_ENCODER,
+    "LatentConsistencyModelPipeline": _ONE_ENCODER,
+    "StableDiffusionXLPipeline": (*_ONE_ENCODER, "text_encoder_2", "tokenizer_2"),
+}
+"""Pipelines of diffusers that are supported, and the parts that each must have.
+
+Exactly these, since what a derived class adds would be dropped silently.
+"""
+
+
+def supported_pipelines() -> str:
+    """Names of the supported pipelines as a sentence's part."""
+    *first, last = PIPELINES
+    return f"{', '.join(first)} and {last}"
+
 
 DTYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")
 

@@ -9,9 +9,7 @@ import diffusers
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from attnguide.models.folder import UnsupportedModelError
-from attnguide.models.names import PIPELINES
-
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+from attnguide.models.names import PIPELINES, supported_pipelines
 
 _DECODERS = (AutoencoderKL, AutoencoderTiny)
 
@@ -51,8 +49,8 @@ def check_pipeline(pipeline: Any) -> None:
         UnsupportedModelError: Naming the pipeline's class or part, and what would work.
     """
     if type(pipeline) not in [getattr(diffusers, name) for name in PIPELINES]:
-        supported = " and ".join(PIPELINES)
-        raise UnsupportedModelError(f"No adapter for {type(pipeline).__name__}; supported are {supported}.{_way(pipeline)}")
+        name = type(pipeline).__name__
+        raise UnsupportedModelError(f"No adapter for {name}; supported are {supported_pipelines()}.{_way(pipeline)}")
     check_parts(pipeline)
 
 
@@ -62,25 +60,26 @@ def check_parts(pipeline: Any) -> None:
     Raises:
         UnsupportedModelError: Naming the part.
     """
-    problem = next(_problems(pipeline), None)
+    problem = next(_problems(pipeline, type(pipeline).__name__), None)
     if problem is not None:
         raise UnsupportedModelError(problem)
 
 
 def _way(pipeline: Any) -> str:
     """How plain text-to-image works with the parts of an unsupported pipeline, if it does."""
-    if getattr(pipeline, "text_encoder_2", None) is not None or next(_problems(pipeline), None) is not None:
+    kind = "StableDiffusionPipeline" if getattr(pipeline, "text_encoder_2", None) is None else "StableDiffusionXLPipeline"
+    if next(_problems(pipeline, kind), None) is not None:
         return ""
     return (
         f" What {type(pipeline).__name__} adds would be dropped; for plain text-to-image with its parts, hand over "
-        "StableDiffusionPipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)."
+        f"{kind}.from_pipe(pipeline, torch_dtype=pipeline.dtype)."
     )
 
 
-def _problems(pipeline: Any) -> Iterator[str]:
-    """Everything about a pipeline's parts that is not supported; later ones suppose that there are no earlier ones."""
+def _problems(pipeline: Any, kind: str) -> Iterator[str]:
+    """What is not supported of the parts of a pipeline of this kind; each problem supposes that there is no earlier one."""
     name = type(pipeline).__name__
-    missing = [part for part in _PARTS if getattr(pipeline, part, None) is None]
+    missing = [part for part in PIPELINES[kind] if getattr(pipeline, part, None) is None]
     if missing:
         yield f"{name} lacks its {' and '.join(missing)}."
     unet, vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
@@ -89,8 +88,14 @@ def _problems(pipeline: Any) -> Iterator[str]:
     if type(vae) not in _DECODERS:
         yield f"vae must be {' or '.join(kind.__name__ for kind in _DECODERS)}; got {type(vae).__name__}."
     yield from _channel_problems(unet.config, vae.config.latent_channels)
+    second = pipeline.text_encoder_2 if "text_encoder_2" in PIPELINES[kind] else None
+    yield from _condition_problems(unet.config, second)
     yield from _unet_problems(unet)
     yield from _text_problems(pipeline.tokenizer, pipeline.text_encoder)
+    if second is not None:
+        yield from _text_problems(pipeline.tokenizer_2, second)
+        if pipeline.tokenizer.model_max_length != pipeline.tokenizer_2.model_max_length:
+            yield "tokenizer and tokenizer_2 must read equally many tokens, whose states lie side by side."
     if getattr(pipeline, "safety_checker", None) is not None and getattr(pipeline, "feature_extractor", None) is None:
         yield f"{name} has a safety_checker without the feature_extractor that it needs; set both, or neither."
 
@@ -106,12 +111,26 @@ def _channel_problems(config: Any, channels: int) -> Iterator[str]:
     )
 
 
-def _unet_problems(unet: Any) -> Iterator[str]:
-    config = unet.config
+def _condition_problems(config: Any, second_encoder: Any) -> Iterator[str]:
+    """What a UNet reads beside latents, a timestep and text; that of SDXL are six sizes and the pooled text."""
+    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": config.get("addition_time_embed_dim")}
+    known = {} if second_encoder is None else sizes
     for setting, what in _CONDITIONS.items():
-        if config.get(setting) is not None:
+        if config.get(setting) != known.get(setting):
             way = _UNLOAD if setting == "encoder_hid_dim_type" else ""
             yield f"unet reads {what}, which are not supported ({setting}={config[setting]!r}).{way}"
+    if second_encoder is None:
+        return
+    reads, text = config.projection_class_embeddings_input_dim, second_encoder.config.projection_dim
+    if reads != text + 6 * config.addition_time_embed_dim:
+        yield (
+            f"unet must read six sizes and the pooled text, {text + 6 * config.addition_time_embed_dim} channels; it reads "
+            f"{reads}, as the refiner of SDXL does, which is not supported."
+        )
+
+
+def _unet_problems(unet: Any) -> Iterator[str]:
+    config = unet.config
     if getattr(unet, "encoder_hid_proj", None) is not None:
         yield "unet reads its text states through a projection (encoder_hid_proj), which is not supported."
     kind = config.get("attention_type", "default")

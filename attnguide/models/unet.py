@@ -40,7 +40,7 @@ class StableDiffusion(ModelAdapter):
         self._unet, self._vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
         if self._unet is not pipeline.unet:
             warnings.warn(f"{name}: the UNet runs as it is, not compiled, so that its attention can be read.", stacklevel=3)
-        self._fast: Any = None
+        self._fast: dict[str, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -71,11 +71,15 @@ class StableDiffusion(ModelAdapter):
         return {**parts, "safety_checker": checker} if isinstance(checker, nn.Module) else parts
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
-        tokenizer = self.pipeline.tokenizer
+        return self._tokenized(prompt, "tokenizer")
+
+    def _tokenized(self, prompt: str, part: str) -> TokenizedPrompt:
+        """Tokens of one of the pipeline's tokenizers."""
+        tokenizer = getattr(self.pipeline, part)
         length = tokenizer.model_max_length
-        read = self._as_read(prompt)
+        read = self._as_read(prompt, tokenizer)
         origin = follow(prompt, read, tokenizer.added_tokens_encoder)
-        reader = self._reader()
+        reader = self._reader(part)
         encoded = reader(read, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
         ids = encoded["input_ids"]
         if reader is not tokenizer and ids != tokenizer(read, padding="max_length", truncation=True)["input_ids"]:
@@ -92,22 +96,23 @@ class StableDiffusion(ModelAdapter):
         lost = prompt[spread(origin, whole[length - 1])[0] :].strip() if len(whole) > length else ""
         return TokenizedPrompt(prompt, tuple(tokenizer.convert_ids_to_tokens(ids)), offsets, tuple(ids), lost)
 
-    def _reader(self) -> Any:
-        """The pipeline's tokenizer; where it is one of transformers 4 in plain Python, a copy that knows offsets."""
-        tokenizer = self.pipeline.tokenizer
+    def _reader(self, part: str) -> Any:
+        """A tokenizer of the pipeline; where it is one of transformers 4 in plain Python, a copy that knows offsets."""
+        tokenizer, fast = getattr(self.pipeline, part), self._fast.get(part)
         if tokenizer.is_fast:
             return tokenizer
-        if self._fast is None or len(self._fast) != len(tokenizer):  # names of embeddings may have been added
-            self._fast = CLIPTokenizerFast(**{"__slow_tokenizer": tokenizer})
+        if fast is None or len(fast) != len(tokenizer):  # names of embeddings may have been added
+            fast = CLIPTokenizerFast(**{"__slow_tokenizer": tokenizer})
             added = sorted(tokenizer.added_tokens_decoder.items())
-            self._fast.add_tokens([token for number, token in added if number >= len(self._fast)])
-        self._fast.pad_token = tokenizer.pad_token
-        return self._fast
+            fast.add_tokens([token for number, token in added if number >= len(fast)])
+            self._fast[part] = fast
+        fast.pad_token = tokenizer.pad_token
+        return fast
 
-    def _as_read(self, prompt: str) -> str:
+    def _as_read(self, prompt: str, tokenizer: Any) -> str:
         """The prompt that the pipeline tokenizes: the name of an embedding with several vectors becomes one name for each."""
         expand = getattr(self.pipeline, "maybe_convert_prompt", None)
-        return prompt if expand is None else str(expand(prompt, self.pipeline.tokenizer))
+        return prompt if expand is None else str(expand(prompt, tokenizer))
 
     @property
     def guidance_distilled(self) -> bool:
@@ -119,13 +124,17 @@ class StableDiffusion(ModelAdapter):
     ) -> Conditioning:
         negative = None if negative_prompts is None else list(negative_prompts)
         cond, uncond = self.pipeline.encode_prompt(list(prompts), self.device, 1, negative is not None, negative)
-        extra: dict[str, tuple[Tensor, Tensor | None]] = {}
-        if self.guidance_distilled:
-            weights = torch.tensor([1.0] * len(prompts) if cfg_scales is None else list(cfg_scales))
-            # As the papers count: no guidance is a weight of 0.
-            states = self.pipeline.get_guidance_scale_embedding(weights - 1, self._unet.config.time_cond_proj_dim)
-            extra["timestep_cond"] = (states.to(self.device, self.dtype), None)
+        extra = self._guidance_states(len(prompts), cfg_scales)
         return Conditioning(cond.to(self.dtype), None if negative is None else uncond.to(self.dtype), extra)
+
+    def _guidance_states(self, rows: int, cfg_scales: Sequence[float] | None) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """What a guidance-distilled UNet reads of the rows' CFG scales; nothing for another UNet."""
+        if not self.guidance_distilled:
+            return {}
+        weights = torch.tensor([1.0] * rows if cfg_scales is None else list(cfg_scales))
+        # As the papers count: no guidance is a weight of 0.
+        states = self.pipeline.get_guidance_scale_embedding(weights - 1, self._unet.config.time_cond_proj_dim)
+        return {"timestep_cond": (states.to(self.device, self.dtype), None)}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self._factor
@@ -162,7 +171,7 @@ class StableDiffusion(ModelAdapter):
         timestep = torch.tensor(step.timestep, device=inputs.device, dtype=torch.float32)
         if timestep == timestep.round():
             timestep = timestep.long()
-        arguments = {"encoder_hidden_states": conditioning.cond, "return_dict": False, **self._extra(conditioning)}
+        arguments = {"encoder_hidden_states": conditioning.cond, "return_dict": False, **self._extra(conditioning, inputs)}
         if until is None:
             answer: Tensor = self._unet(inputs, timestep, **arguments)[0]
             return answer
@@ -170,8 +179,8 @@ class StableDiffusion(ModelAdapter):
             self._unet(inputs, timestep, **arguments)
         return None
 
-    def _extra(self, conditioning: Conditioning) -> dict[str, Any]:
-        """Further arguments of the UNet."""
+    def _extra(self, conditioning: Conditioning, inputs: Tensor) -> dict[str, Any]:
+        """Further arguments of the UNet for a pass over ``inputs``."""
         return {name: states for name, (states, _) in conditioning.extra.items()}
 
     def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
@@ -183,7 +192,7 @@ class StableDiffusion(ModelAdapter):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Picture]:
-        scaled = latents / self._vae.config.scaling_factor
+        scaled = self._unscaled(latents)
         pixels = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
         shown = self._finite_pictures(range(len(latents)), pixels)
         if again := [row for row in range(len(latents)) if row not in shown]:
@@ -201,9 +210,21 @@ class StableDiffusion(ModelAdapter):
         if not len(pixels):
             return []
         unsafe = self._unsafe(pixels)
-        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels.detach(), output_type="pil")
+        images = self._postprocessed(pixels.detach())
         refused = Picture(None, "the pipeline's safety checker holds the picture back")
         return [refused if blocked else Picture(image) for image, blocked in zip(images, unsafe, strict=True)]
+
+    def _postprocessed(self, pixels: Tensor) -> list[Image.Image]:
+        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
+        return images
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder decodes them."""
+        return latents / self._vae.config.scaling_factor
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents as the network reads them."""
+        return latents * self._vae.config.scaling_factor
 
     def _unsafe(self, pixels: Tensor) -> list[bool]:
         checker = self.pipeline.safety_checker
@@ -230,7 +251,7 @@ class StableDiffusion(ModelAdapter):
     def _encoded(self, vae: Any, pixels: Tensor) -> Tensor:
         answer = vae.encode(pixels)
         latents: Tensor = answer.latent_dist.mode() if hasattr(answer, "latent_dist") else answer.latents
-        return latents * self._vae.config.scaling_factor
+        return self._scaled(latents)
 
 
 def _finite_rows(values: Tensor) -> list[bool]:

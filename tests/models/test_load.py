@@ -247,9 +247,9 @@ def test_pickled_weights_tell_the_way(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_of_another_family_is_refused_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
     copied = _copied(folder, tmp_path)
     index = json.loads((copied / "model_index.json").read_text())
-    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
+    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     (copied / "unet" / "config.json").unlink()
-    with pytest.raises(TypeError, match=r"No adapter for StableDiffusionXLPipeline; supported are StableDiffusionPipeline and"):
+    with pytest.raises(TypeError, match=r"No adapter for FluxPipeline; supported are StableDiffusionPipeline,"):
         load_model(str(copied), device="cpu")
 
 

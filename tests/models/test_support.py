@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attnguide.methods import build_method
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import adapt
-from attnguide.models.names import PIPELINES
+from attnguide.models.names import PIPELINES, supported_pipelines
 from attnguide.sampling.sampler import Sampler
 from tests import tiny
 
@@ -56,7 +56,7 @@ def _with_unet(**settings: Any) -> StableDiffusionPipeline:
 def test_a_pipeline_that_adds_something_is_refused_by_name_with_the_way_that_works(kind: Any) -> None:
     held = kind(**_parts(), requires_safety_checker=False)
     message = _refusal(held)
-    assert message.startswith(f"No adapter for {kind.__name__}; supported are {' and '.join(PIPELINES)}. ")
+    assert message.startswith(f"No adapter for {kind.__name__}; supported are {supported_pipelines()}. ")
     way = "StableDiffusionPipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)"
     assert message.endswith(f"for plain text-to-image with its parts, hand over {way}.")
     assert adapt(eval(way, {"StableDiffusionPipeline": StableDiffusionPipeline, "pipeline": held})).dtype == torch.float32
@@ -77,7 +77,7 @@ def test_a_pipeline_class_of_one_s_own_is_refused_too() -> None:
 
 @pytest.mark.parametrize("two", [SimpleNamespace(unet=None), object(), SimpleNamespace(text_encoder_2=object())])
 def test_other_objects(two: object) -> None:
-    assert _refusal(two).endswith(f"supported are {' and '.join(PIPELINES)}.")
+    assert _refusal(two).endswith(f"supported are {supported_pipelines()}.")
 
 
 def test_every_supported_name_is_a_class_of_diffusers() -> None:

@@ -1,0 +1,100 @@
+"""Stable Diffusion XL pipelines: a UNet with cross-attention to the states of two text encoders, and added conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.models.base import Conditioning
+from attnguide.models.unet import StableDiffusion
+from attnguide.prompt.tokens import TokenizedPrompt
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Adapter for ``StableDiffusionXLPipeline`` (https://arxiv.org/abs/2307.01952).
+
+    Both text encoders read the same prompt; their states lie side by side in the channels of one token, so that a word has one
+    position. The UNet is told the picture's size as original and as target size, without a crop, as diffusers does.
+
+    An empty negative prompt is none: where the pipeline's ``force_zeros_for_empty_prompt`` is set, its states are zero.
+
+    Args:
+        pipeline: The user's pipeline; it is read and run, never changed.
+        name: For people.
+    """
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        parts = {"unet": self._unet, "vae": self._vae, "text_encoder": self.pipeline.text_encoder}
+        return {**parts, "text_encoder_2": self.pipeline.text_encoder_2}
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Tokens of the first tokenizer.
+
+        Raises:
+            ValueError: If the second tokenizer cuts the prompt elsewhere, so that a word has no position of its own.
+        """
+        first = self._tokenized(prompt, "tokenizer")
+        second = self._tokenized(prompt, "tokenizer_2")
+        if first.offsets != second.offsets:
+            pairs = zip(first.offsets, second.offsets, strict=False)
+            place = next((one or other for one, other in pairs if one != other), None)
+            word = prompt[slice(*place)] if place else prompt
+            raise ValueError(f"The two tokenizers of {self.name} cut {word!r} differently; no token stands for it in both.")
+        return first
+
+    @torch.no_grad()
+    def encode_prompt(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+    ) -> Conditioning:
+        negative = None if negative_prompts is None else list(negative_prompts)
+        cond, uncond, pooled, negative_pooled = self.pipeline.encode_prompt(
+            list(prompts),
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=negative is not None,
+            negative_prompt=negative,
+        )
+        extra = self._guidance_states(len(prompts), cfg_scales)
+        if negative is None:
+            return Conditioning(cond.to(self.dtype), None, {**extra, "text_embeds": (pooled.to(self.dtype), None)})
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            said = torch.tensor([bool(text) for text in negative], device=self.device)
+            uncond = torch.where(said[:, None, None], uncond, 0.0)
+            negative_pooled = torch.where(said[:, None], negative_pooled, 0.0)
+        pairs = {"text_embeds": (pooled.to(self.dtype), negative_pooled.to(self.dtype))}
+        return Conditioning(cond.to(self.dtype), uncond.to(self.dtype), {**extra, **pairs})
+
+    def _extra(self, conditioning: Conditioning, inputs: Tensor) -> dict[str, Any]:
+        states = super()._extra(conditioning, inputs)
+        height, width = (side * self._factor for side in inputs.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=inputs.device, dtype=conditioning.cond.dtype)
+        added = {"text_embeds": states.pop("text_embeds"), "time_ids": sizes.repeat(len(inputs), 1)}
+        return {**states, "added_cond_kwargs": added}
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder decodes them; some checkpoints say mean and spread of every channel."""
+        mean, std = self._statistics(latents)
+        return super()._unscaled(latents * std) + mean
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return super()._scaled(latents - mean) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the latents' channels, each ``1 channels 1 1``; 0 and 1 where the autoencoder says none."""
+        config, channels = self._vae.config, latents.shape[1]
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        values = ([0.0] * channels, [1.0] * channels) if mean is None or std is None else (mean, std)
+        first, second = (torch.tensor(value, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for value in values)
+        return first, second
+
+    def _unsafe(self, pixels: Tensor) -> list[bool]:
+        return [False] * len(pixels)  # such pipelines have no safety checker
+
+    def _postprocessed(self, pixels: Tensor) -> Any:
+        watermark = getattr(self.pipeline, "watermark", None)
+        return super()._postprocessed(pixels if watermark is None else watermark.apply_watermark(pixels))
