@@ -13,6 +13,7 @@ from attnguide.prompt.notation import region_from_dict
 from attnguide.records import SAMPLES_FOLDER, read_records
 from attnguide.sources.files import target_path
 from attnguide.types import Region
+from attnguide.variants import variant_labels
 from attnguide.visual import contact_sheet, draw_regions
 
 _CELL = 256
@@ -45,10 +46,11 @@ def run_sheet(folder: str | Path, *, limit: int = 48) -> Image.Image | None:
         return None
     found = dict.fromkeys(variant for rows in subjects.values() for variant in rows)
     variants = sorted(found, key=lambda variant: variant[0] != "plain")
+    columns = [_common([rows[variant] for rows in subjects.values() if variant in rows]) for variant in variants]
     shown = list(subjects.items())[:limit]
     pictures = [[record_picture(folder, rows.get(variant)) for variant in variants] for _, rows in shown]
     labels = [f"seed {subject[2]}: {subject[0]}" for subject, _ in shown]
-    return contact_sheet(pictures, column_labels=_labels(variants), row_labels=labels, cell=_CELL)
+    return contact_sheet(pictures, column_labels=variant_labels(columns), row_labels=labels, cell=_CELL)
 
 
 def _picture_path(folder: Path, record: Record) -> Path:
@@ -89,11 +91,6 @@ def record_regions(record: Record) -> list[Region]:
     return [region_from_dict(region) for region in plain if not str(region.get("mask", "")).startswith("tensor (")]
 
 
-def _labels(variants: Sequence[_Key]) -> list[str]:
-    """The method's name, and the settings in which variants of that method differ."""
-    labels = []
-    for variant in variants:
-        same = [other for other in variants if other[0] == variant[0]]
-        differing = [i for i in range(1, len(_VARIANT)) if len({other[i] for other in same}) > 1]
-        labels.append(" ".join([variant[0], *(f"{_VARIANT[i]}={variant[i]}" for i in differing)]))
-    return labels
+def _common(records: Sequence[Record]) -> Record:
+    """What all records of a column agree on."""
+    return {name: value for name, value in records[0].items() if all(other.get(name) == value for other in records)}

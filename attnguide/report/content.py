@@ -10,11 +10,12 @@ from pathlib import Path
 
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
 from attnguide.made_with import CONFIG_FILE
-from attnguide.records import CELL, SAMPLES_FOLDER, read_records
+from attnguide.records import SAMPLES_FOLDER, read_records
 from attnguide.types import verdict
+from attnguide.variants import SETTINGS, variant_labels
 
 _FIGURES = ("sheet.png", "plots/*.png", "sheets/*.png")
-_VARIANT = ("method", "options", "steps", "cfg_scale", "scheduler", "height", "width", "negative_prompt")
+_VARIANT = ("method", "options", *SETTINGS)
 _SUBJECT = ("prompt", "seed", "regions")
 
 
@@ -163,19 +164,9 @@ def _without(record: Record, names: Set[str]) -> dict[str, str]:
 
 
 def _labeller(records: Sequence[Record]) -> Callable[[Record], str]:
-    """Shortest label that tells variants apart: the cell; else the method with the settings in which its rows differ."""
-    differing = {
-        method: [name for name in _VARIANT[1:] if not _shared(rows, name)]
-        for (method,), rows in grouped(records, ["method"]).items()
-    }
-
-    def label(record: Record) -> str:
-        if record.get(CELL):
-            return record[CELL]
-        method = record.get("method", "")
-        return " ".join([method, *(f"{name}={record[name]}" for name in differing[method] if record[name])])
-
-    return label
+    """A record's label among all others of the run."""
+    labels = {id(record): label for record, label in zip(records, variant_labels(records, method=True), strict=True)}
+    return lambda record: labels[id(record)]
 
 
 def _shared(records: Sequence[Record], name: str) -> bool:

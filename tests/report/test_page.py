@@ -63,8 +63,8 @@ def test_content(folder: Path) -> None:
     assert content.common["steps"] == "30" and "seed" not in content.common and "method" not in content.common
     assert [line.label for line in content.means] == [
         "plain",
-        'inject1 options={"inject1": {"scale": 1}}',
-        'inject1 options={"inject1": {"scale": 2}}',
+        "inject1, scale = 1",
+        "inject1, scale = 2",
     ]
     at = content.metrics.index("presence")
     plain = content.means[0].estimates[at]
