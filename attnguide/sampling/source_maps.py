@@ -24,7 +24,7 @@ from attnguide.sampling.inversion import encode_pictures, invert, noised
 from attnguide.sampling.observer import BatchInfo, Observer, Observers
 from attnguide.sampling.reconstruction import reconstruct
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.texts import read_whole
+from attnguide.sampling.texts import read_source
 from attnguide.sources.record import WordMaps, target_mask
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
 
@@ -167,7 +167,7 @@ def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
     for region in _pending(sample):
         assert region.source is not None
         row = _source_row(sample, region.source)
-        resolve(read_whole(model, row), _words(sample, region))
+        resolve(read_source(model, row.prompt, "source prompt"), _words(sample, region))
     pending = {id(region) for region in _pending(sample)}
     regions = (replace(region, source=None, box=FULL) if id(region) in pending else region for region in sample.regions)
     return replace(sample, regions=tuple(regions)) if pending else sample

@@ -137,7 +137,7 @@ def test_a_recorded_row_equals_one_with_that_mask(image: Path) -> None:
 
 def test_in_one_call() -> None:
     regions = {"red cat": MapSource("seed", seed=9)}
-    (result,) = sample_prompt(tiny.PROMPT, regions=regions, method="inject5", model=tiny.model(), **SMALL)
+    (result,) = sample_prompt(tiny.PROMPT, regions=regions, method="inject5", start=0.0, model=tiny.model(), **SMALL)
     assert result.status == "ok" and result.sample.regions[0].mask is not None
 
 
