@@ -21,6 +21,9 @@ MOST_DIGITS = 40
 
 WHOLE = re.compile(r"[-+]?[0-9]+")
 REAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_LONGEST = 240
+"""Characters of a value that is shown."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -41,7 +44,8 @@ _SHORT = _Short()
 
 def shown(value: Any) -> str:
     """A value as error messages show it: its ``repr``, shortened where it is long or deep."""
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def whole_number(text: str) -> int | None:

@@ -12,7 +12,7 @@ from attnguide.parsing import parse_json, read_text, shown
 from attnguide.prompt.regions import absolute_region
 from attnguide.rows import MOST_ROWS, RowError, check_ids, table_row
 from attnguide.types import Sample
-from attnguide.yaml12 import read_yaml
+from attnguide.yaml12 import YamlError, parse_yaml, read_yaml
 
 _LineOf = Callable[[str | None], int]
 _Rows = Iterator[tuple[_LineOf, Mapping[str, Any]]]
@@ -73,7 +73,7 @@ def read_table(path: str | Path, *, size: tuple[int, int] | None = None, default
     readers = {
         ".yaml": _read_yaml,
         ".yml": _read_yaml,
-        ".json": _read_yaml,  # JSON is YAML
+        ".json": _read_json,
         ".jsonl": _read_json_lines,
         ".csv": lambda path: ((_always(line), row) for line, row in csv_rows(path, size)),
     }
@@ -112,7 +112,24 @@ def _beside(sample: Sample, folder: Path) -> Sample:
 
 
 def _read_yaml(path: Path) -> _Rows:
-    root, content = read_yaml(path, f"Table {shown(str(path))}")
+    return _listed(path, *read_yaml(path, f"Table {shown(str(path))}"))
+
+
+def _read_json(path: Path) -> _Rows:
+    text = read_text(path, f"Table {shown(str(path))}")
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        root = parse_yaml(text)[0]  # which knows lines
+    except YamlError:  # JSON writes some letters as YAML does not
+        root = None
+    return _listed(path, root, content)
+
+
+def _listed(path: Path, root: Any, content: Any) -> _Rows:
+    """Rows of a list, or of a mapping with the list under ``samples``."""
     common: dict[str, Any] = {}
     node: Any = root
     if isinstance(content, dict):
@@ -120,17 +137,16 @@ def _read_yaml(path: Path) -> _Rows:
             _refuse_foreign(path, content)
             raise ValueError(f"{path}, line 1: key 'samples' is missing; a table is a list of rows, or has them under samples.")
         common = {key: value for key, value in content.items() if key != "samples"}
-        node = next(value for key, value in node.value if key.value == "samples")
+        node = next(value for key, value in node.value if key.value == "samples") if node is not None else None
         content = content["samples"]
     if not isinstance(content, list):
         raise ValueError(f"{path}, line 1: a table is a list of rows; got {type(content).__name__}.")
-    for child, row in zip(node.value, content, strict=True):
+    for index, row in enumerate(content):
+        line_of = _always(1) if node is None else _yaml_lines(node.value[index], root)
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, line {child.start_mark.line + 1}: a row is a mapping with the key prompt; got {shown(row)}."
-            )
+            raise ValueError(f"{path}, line {line_of(None)}: a row is a mapping with the key prompt; got {shown(row)}.")
         _refuse_foreign(path, row)
-        yield _yaml_lines(child, root), {**common, **row}
+        yield line_of, {**common, **row}
 
 
 def _refuse_foreign(path: Path, values: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from attnguide.fields import MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
@@ -212,10 +212,11 @@ class ExpectedCost:
     most_backwards: int = 0
 
     def __add__(self, other: ExpectedCost) -> ExpectedCost:
-        return ExpectedCost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        forwards, backwards = self.forwards + other.forwards, self.backwards + other.backwards
+        return ExpectedCost(forwards, backwards, self.most + other.most, self.most_backwards + other.most_backwards)
 
     def __mul__(self, times: int) -> ExpectedCost:
-        return ExpectedCost(*(times * passes for passes in astuple(self)))
+        return ExpectedCost(times * self.forwards, times * self.backwards, times * self.most, times * self.most_backwards)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,8 @@ def parse_yaml(text: str) -> tuple[Any, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise YamlError(mark.line + 1 if mark else 1, f"not valid YAML: {said}.") from error
+        line = min(mark.line, text.count("\n")) + 1 if mark else 1  # the end may be told as a line after the last
+        raise YamlError(line, f"not valid YAML: {said}.") from error
     except UnicodeEncodeError as error:
         raise YamlError(1, "text must be valid Unicode; got half of a surrogate pair.") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,47 @@ def test_options_are_judged_before_a_model_is_loaded(monkeypatch: pytest.MonkeyP
         attnguide.sample(tiny.PROMPT, regions=PLACES, iterations=-1)
     with pytest.raises(ValueError, match="levels must be a list of whole numbers; got 'coarse'"):
         attnguide.sample(tiny.PROMPT, regions=PLACES, method="inject1", levels="coarse")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"guidance_scale": 3}, "no argument 'guidance_scale' (did you mean 'cfg_scale'?)"),
+        ({"num_inference_steps": 3}, "no argument 'num_inference_steps' (did you mean 'steps'?)"),
+        ({"seeds": [1]}, "no argument 'seeds' (did you mean 'seed'?)"),
+        ({"seed": True}, "seed must be a whole number, or a list of them; got True"),
+        ({"seed": "1"}, "seed must be a whole number, or a list of them; got '1'"),
+        ({"seed": [1, 2.5]}, "seed must be whole numbers; got 2.5"),
+        ({"seed": 2**63}, "seed must be at most"),
+        ({"regions": 3}, "regions must be a mapping from phrases to places"),
+        ({"regions": {"red cat": (0, 0, 1)}}, "a place must be x0,y0,x1,y1"),
+        ({"regions": {"red cat": "a,b"}}, "'a,b' does not exist"),
+        ({"groups": 3}, "groups must be a list of words"),
+        ({"method": 3}, "method must be a name"),
+        ({"plain": 1}, "plain must be True or False; got 1"),
+        ({"steps": 2.5}, "steps must be a whole number; got 2.5"),
+        ({"steps": 10**9}, "steps must be at most 10000"),
+        ({"cfg_scale": "5"}, "cfg_scale must be a finite number; got '5'"),
+        ({"height": 100_000}, "height must be at most 8192"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
+        ({"device": 0}, "device must be a name as text; got 0"),
+        ({"negative_prompt": None}, "negative_prompt must be text; got None"),
+        ({"scheduler": 3}, "scheduler must be text; got 3"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_wrong_types_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        sample("a red cat", **{"model": "nowhere", **given})
+    assert "\n" not in str(refused.value)
+
+
+def test_prompts_of_no_words_are_for_plain_pictures() -> None:
+    with pytest.raises(ValueError, match="prompt must be text; got 3"):
+        sample(3, model="nowhere")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at most 10,000 characters; got 1,000,000"):
+        sample("a" * 10**6, model="nowhere")
+    with pytest.raises(ValueError, match="prompt must contain a word for methods to steer"):
+        sample("", method="pag", model="nowhere")
+    with pytest.raises(ValueError, match="valid Unicode"):
+        sample("a \ud800", model="nowhere")

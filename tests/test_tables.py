@@ -1,12 +1,13 @@
 """Tables of rows in files."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from attnguide.prompt.nested import settle
 from attnguide.rows import checked_samples, sample_from_dict, sample_to_dict
-from attnguide.tables import read_samples
+from attnguide.tables import read_samples, read_table
 from attnguide.types import Sample
 
 
@@ -164,3 +165,58 @@ def test_objects_inside_longer_objects_take_their_own_words(tmp_path: Path) -> N
     text = 'prompt,obj1,obj2,obj3\n"a hot dog, a dog and a dog",dog,hot dog,dog\n'
     (row,) = read_samples(write(tmp_path, "rows.csv", text))
     assert [region.occurrence for region in settle(row.prompt, row.regions)] == [1, 0, 2]
+
+
+def test_json_is_read_like_yaml(tmp_path: Path) -> None:
+    text = json.dumps({"steps": 3, "samples": [{"prompt": "a cat 😀", "regions": {"cat": [0, 0, 0.5, 1]}}]})
+    (row,) = read_samples(write(tmp_path, "rows.json", text))
+    assert (row.steps, row.prompt, row.regions[0].box) == (3, "a cat 😀", (0, 0, 0.5, 1))
+
+
+def test_regions_as_a_mapping_from_phrases_to_places(tmp_path: Path) -> None:
+    text = "- {prompt: a cat and a dog, regions: {cat: [0, 0, 0.5, 1], dog: dog.png}}\n"
+    (row,) = read_samples(write(tmp_path, "rows.yaml", text))
+    assert row.regions[0].box == (0, 0, 0.5, 1) and row.regions[1].mask == tmp_path / "dog.png"
+
+
+def test_yaml_has_no_old_meanings(tmp_path: Path) -> None:
+    (row,) = read_samples(write(tmp_path, "rows.yaml", "- {id: 007, prompt: 1:30, negative_prompt: no, cfg_scale: 1e1}\n"))
+    assert (row.id, row.prompt, row.negative_prompt, row.cfg_scale) == ("7", "1:30", "no", 10.0)
+
+
+def test_columns_that_say_nothing_of_a_row_are_named(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, "rows.csv", "prompt,category,method,place\na cat,one,plain,t\nb,two,,t\n"))
+    assert table.tags == ("category", "place") and table.named == {"0000"}
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("prompt,obj1,boxes", "unknown column 'boxes' beside 'obj1'"),
+        ("prompt,obj1,bbox", r"unknown column 'bbox' \(did you mean 'bbox1'\?\)"),
+        ("prompt,guidance_scale", r"unknown column 'guidance_scale' \(did you mean 'cfg_scale'\?\)"),
+        ("promt,seed", r"column 'prompt' is missing"),
+        (",".join(["prompt", *(f"c{index}" for index in range(1000))]), "a table must have at most 1000 columns; got 1001"),
+    ],
+)
+def test_columns_that_cannot_be_meant(tmp_path: Path, head: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"line 1: {message}"):
+        read_samples(write(tmp_path, "rows.csv", f"{head}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [], "annotations": []}', "key of COCO layouts"),
+        ('[{"prompt": "a", "phrases": ["a"], "locations": [[0, 0, 1, 1]]}]', "key of GLIGEN layouts"),
+    ],
+)
+def test_layouts_of_other_kinds_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_samples(write(tmp_path, "rows.json", text))
+
+
+def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnguide.tables.MOST_ROWS", 2)
+    with pytest.raises(ValueError, match="at most 2 rows; got more"):
+        read_samples(write(tmp_path, "rows.jsonl", '{"prompt": "a"}\n' * 3))

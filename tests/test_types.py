@@ -1,10 +1,12 @@
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from attnguide.types import MethodConfig, PassContext, Region, Sample, Step
+from attnguide.types import MethodConfig, PassContext, PlaceError, Region, Sample, Step
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,41 @@ def test_step() -> None:
 def test_positions_of_branches() -> None:
     context = PassContext(Step(0, 1, 1.0, 1.0), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
     assert (context.positions("uncond"), context.positions("cond"), context.positions("perturbed")) == ([0, 1], [2, 3], [])
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"weight": -1}, "weight must be at least 0; got -1"),
+        ({"weight": True}, "weight must be finite; got True"),
+        ({"token_indices": (-1,)}, "token_indices must be positions of at least 0; got (-1,)"),
+        ({"token_indices": 3}, "token_indices must be positions"),
+        ({"occurrence": -1}, "occurrence counts from 0; got -1"),
+        ({"box": (0, 0, "1", 1)}, "box must be four numbers"),
+        ({"polygon": ((0, 0), (1, float("nan")), (1, 1))}, "polygon corners must be finite"),
+        ({"polygon": 3}, "polygon must be a list of corners"),
+        ({"blob": (0.5, 0.5, float("inf"), 1)}, "blob must be"),
+        ({"mask": 3}, "mask must be a path, a picture or an array; got 3"),
+        ({"source": 3}, "source must be a MapSource; got 3"),
+    ],
+    ids=str,
+)
+def test_odd_places_are_named(place: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Region("cat", **place)
+
+
+def test_numbers_of_numpy_and_torch_become_pythons() -> None:
+    region = Region("cat", box=torch.tensor([0, 0, 0.5, 1]), token_indices=np.array([1, 2]), weight=np.float32(0.5))  # type: ignore[arg-type]
+    assert region.box == (0, 0, 0.5, 1) and region.token_indices == (1, 2)
+    assert {type(value) for value in (*region.box, region.weight)} == {float}
+    row = Sample("a", "a cat", seed=np.int64(3), height=np.int32(64), steps=torch.tensor(4), cfg_scale=np.float64(2))  # type: ignore[arg-type]
+    assert [(type(value), value) for value in (row.seed, row.height, row.steps)] == [(int, 3), (int, 64), (int, 4)]
+
+
+def test_only_a_box_inside_the_picture_has_no_area() -> None:
+    with pytest.raises(PlaceError, match=r"got 0.5,0,0.5,1, which has no area"):
+        Region("cat", box=(0.5, 0, 0.5, 1))
+    with pytest.raises(ValueError, match="got 0,0,2,0") as refused:
+        Region("cat", box=(0, 0, 2, 0))
+    assert not isinstance(refused.value, PlaceError)

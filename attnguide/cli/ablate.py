@@ -48,6 +48,9 @@ examples:
 _LEFT_OUT = ("compare",)
 _OWN = ("file", "dry_run")
 _LAYOUTS = ("layouts", "categories", "prompts")
+_MANY = 10_000
+"""Rows from which on their planning is announced."""
+
 _SUBJECTS = {"layouts": _LAYOUTS, "rows": ("rows",), "prompt": ("prompt", "regions", "groups")}
 """Each kind of what is drawn, and the settings that go with it; there is one kind a run."""
 
@@ -225,6 +228,8 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
     plan, subjects = _subjects(ablation, config)
     _check_base_methods(ablation, config)
     strict = is_strict(config)
+    if (count := len(ablation.cells) * len(subjects)) > _MANY:
+        print(f"planning {count:,} rows ...", flush=True)
     rows = expand(ablation, subjects, config["methods"] or (), _read_methods, plain=config["plain"], strict=strict)
     require_rows([row.sample for row in rows], strict=strict)
     folder = Path(config["out"]) if config["out"] else _new_folder(ablation.name)

@@ -26,6 +26,9 @@ DEMO: dict[str, Any] = {
 ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
 """Settings that a row may have a value of its own for."""
 
+_LARGE = 2**20
+"""Bytes of a table from which on reading it is announced."""
+
 NOT_KEPT = ("out", "resume")
 """Settings that say where a run lies, not what it is."""
 
@@ -144,6 +147,7 @@ def _own_rows(config: Mapping[str, Any]) -> Table:
         return Table(tuple(replace(first, seed=seed, id=f"seed{seed}") for seed in config["seed"]))
     if isinstance(config["rows"], str):
         height, width = config["box_size"] or (None, None)
+        _announce(config["rows"])
         table = read_table(config["rows"], size=(height, width) if height and width else None, defaults=common)
     else:
         rows = [table_row({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
@@ -151,6 +155,16 @@ def _own_rows(config: Mapping[str, Any]) -> Table:
         table = Table(tuple(rows), frozenset(row.id for row, values in given if values.get("methods") is not None))
     table = replace(table, samples=tuple(replace(r, regions=tuple(map(absolute_region, r.regions))) for r in table.samples))
     return table if config["seed"] is None else _seeded(table, config["seed"])
+
+
+def _announce(path: str) -> None:
+    """Say that a large table is being read, which may take some seconds."""
+    try:
+        size = Path(path).stat().st_size
+    except (OSError, ValueError):  # which reading will tell
+        return
+    if size > _LARGE:
+        print(f"reading  {path} ({size / 2**20:.1f} MiB) ...", flush=True)
 
 
 def _seeded(table: Table, seeds: Sequence[int]) -> Table:

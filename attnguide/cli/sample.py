@@ -47,7 +47,7 @@ def _alone(word: str) -> bool:
 def _rows(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(row, dict) for row in value)):
         return value
-    raise ValueError(f"expected a file (.yaml, .csv, .jsonl) or a list of rows; got {value!r}")
+    raise ValueError(f"expected a file (.yaml, .json, .jsonl, .csv) or a list of rows; got {value!r}")
 
 
 def settings() -> list[Setting]:
@@ -58,8 +58,8 @@ def settings() -> list[Setting]:
             "regions",
             values.regions,
             None,
-            "place of a phrase of the prompt: PHRASE=x0,y0,x1,y1 as fractions from the top left, PHRASE=mask.png, or PHRASE "
-            "alone; PHRASE[1] is its second occurrence; PHRASE=seed:7, PHRASE=prompt:TEXT, PHRASE=invert:picture.png or "
+            "place of a phrase of the prompt: PHRASE=x0,y0,x1,y1 as fractions from the top left, PHRASE=mask.png "
+            "(white is inside, black outside), or PHRASE alone; PHRASE[1] is its second occurrence; PHRASE=seed:7, PHRASE=prompt:TEXT, PHRASE=invert:picture.png or "
             "PHRASE=noise:picture.png takes the phrase's attention in another picture (see: attnguide maps); repeatable",
             option="--region",
             metavar="PHRASE=PLACE",
@@ -88,7 +88,15 @@ def settings() -> list[Setting]:
         Setting("compare", values.flag, False, "make one picture for each method instead of applying them together"),
         Setting("plain", values.flag, True, "leave out the plain twin of each steered picture", option="--no-plain"),
         Setting("seed", values.seeds, None, "one picture for each: 0 1 2 or 0..7", metavar="N", follows=_more_seeds),
-        Setting("rows", _rows, None, "table of rows (.yaml, .csv, .jsonl) instead of a prompt", metavar="FILE"),
+        Setting(
+            "rows",
+            _rows,
+            None,
+            "table of rows (.yaml, .json, .jsonl, .csv) instead of a prompt; a row has the keys prompt, id, seed, regions, groups, "
+            "methods, negative_prompt, height, width, steps, cfg_scale, scheduler, tags; a CSV file may have regions in columns "
+            "obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
+            metavar="FILE",
+        ),
         Setting(
             "box_size",
             values.box_size,
