@@ -220,3 +220,10 @@ def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("attnguide.tables.MOST_ROWS", 2)
     with pytest.raises(ValueError, match="at most 2 rows; got more"):
         read_samples(write(tmp_path, "rows.jsonl", '{"prompt": "a"}\n' * 3))
+
+
+@pytest.mark.parametrize(("kind", "place"), [("yaml", 1), ("csv", 2)])
+def test_tables_of_the_docs_page_are_read(tmp_path: Path, kind: str, place: int) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tables.md").read_text(encoding="utf-8")
+    first, *_ = read_samples(write(tmp_path, f"rows.{kind}", page.split("```text\n")[place].split("```")[0]))
+    assert [region.box for region in first.regions] == [(0.05, 0.3, 0.45, 0.7), (0.55, 0.3, 0.95, 0.7)]

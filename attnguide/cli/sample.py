@@ -59,8 +59,9 @@ def settings() -> list[Setting]:
             values.regions,
             None,
             "place of a phrase of the prompt: PHRASE=x0,y0,x1,y1 as fractions from the top left, PHRASE=mask.png "
-            "(white is inside, black outside), or PHRASE alone; PHRASE[1] is its second occurrence; PHRASE=seed:7, PHRASE=prompt:TEXT, PHRASE=invert:picture.png or "
-            "PHRASE=noise:picture.png takes the phrase's attention in another picture (see: attnguide maps); repeatable",
+            "(white is inside, black outside), or PHRASE alone; PHRASE[1] is its second occurrence; PHRASE=seed:7, "
+            "PHRASE=prompt:TEXT, PHRASE=invert:picture.png or PHRASE=noise:picture.png takes the phrase's attention in another "
+            "picture (see: attnguide maps); repeatable",
             option="--region",
             metavar="PHRASE=PLACE",
             follows=_alone,
@@ -92,9 +93,9 @@ def settings() -> list[Setting]:
             "rows",
             _rows,
             None,
-            "table of rows (.yaml, .json, .jsonl, .csv) instead of a prompt; a row has the keys prompt, id, seed, regions, groups, "
-            "methods, negative_prompt, height, width, steps, cfg_scale, scheduler, tags; a CSV file may have regions in columns "
-            "obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
+            "table of rows (.yaml, .json, .jsonl, .csv) instead of a prompt; a row has the keys prompt, id, seed, regions, "
+            "groups, methods, negative_prompt, height, width, steps, cfg_scale, scheduler, tags; a CSV file may have regions "
+            "in columns obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
             metavar="FILE",
         ),
         Setting(

@@ -53,3 +53,10 @@ def test_refusals(tmp_path: Path) -> None:
         layout_rows("development", ["boxs"])
     with pytest.raises(ValueError, match=r"own.csv, line 3: .*'here'"):
         layout_rows(str(path))
+
+
+def test_boxes_in_pixels_of_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "layouts.csv"
+    path.write_text('prompt,obj1,bbox1\na cat,cat,"0,128,256,512"\n', encoding="utf-8")
+    (row,) = layout_rows(str(path), size=(512, 512))
+    assert row["regions"] == [{"phrase": "cat", "box": [0, 0.25, 0.5, 1]}]

@@ -290,3 +290,53 @@ def test_names_of_ablations(attnguide: Command, name: str) -> None:
     Path("a.yaml").write_text(f"name: {name}\nbase: {{prompt: a cat}}\nparameters: {{cfg_scale: {{values: [1, 2]}}}}\n")
     found = attnguide("ablate", "a.yaml")
     assert found.status == 2 and "a.yaml, line 1: name: expected text that can name a folder" in found.err
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--guidance-scale", "3"], ["'--guidance-scale'", "did you mean '--cfg-scale'"]),
+        (["--num-inference-steps=3"], ["'--num-inference-steps'", "did you mean '--steps'"]),
+        (["--height", "100000"], ["height must be at most 8192; got 100000"]),
+        (["--seed", "0..999999"], ["seed", "at most 100,000 seeds", "0..999999"]),
+        (["--seed", "1_0"], ["seed", "whole numbers", "1_0"]),
+        (["--seed", "9" * 60], ["seed", "whole numbers"]),
+        (["--cfg-scale", "1_0"], ["cfg_scale", "finite number", "1_0"]),
+        (["--steps", "1000000"], ["steps", "at most 10000"]),
+        ([*GUIDED, "--method.name", "inject1"], ["--method.name", "an option of mask_guidance"]),
+        ([*GUIDED, "--method.options", "{name: inject1}"], ["--method.options", "an option of mask_guidance"]),
+        (["--config", "other.yaml"], ["other.yaml, line 2", "no option 'name'"]),
+        (["--config", "twice.yaml"], ["twice.yaml, line 2", "option 'scale' is given twice"]),
+        (["--config", "bomb.yaml"], ["bomb.yaml, line 8", "aliases must add at most 100,000 entries"]),
+        (["--config", "deep.yaml"], ["deep.yaml, line 1", "nested more than 40 deep"]),
+        (["--config", "set.yaml"], ["set.yaml, line 1", "expected a plain mapping", "set"]),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)
+def test_reading_is_bounded(attnguide: Command, words: list[str], says: list[str]) -> None:
+    bomb = [f"  - &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]" for level in range(1, 12)]
+    Path("bomb.yaml").write_text("\n".join(["steps: 2", "regions:", "  - &l0 [x, x, x, x, x, x, x, x, x]", *bomb]))
+    Path("deep.yaml").write_text("prompt: " + "[" * 100_000)
+    Path("set.yaml").write_text("trainer: !!set {a, b}\n")
+    Path("other.yaml").write_text("regions: ['red cat=0,0,1,1']\nmethods:\n- {name: inject1, options: {name: inject2}}\n")
+    Path("twice.yaml").write_text("regions: ['red cat=0,0,1,1']\nmethods:\n- {name: inject1, scale: 1, options: {scale: 2}}\n")
+    _check(attnguide, [tiny.PROMPT, *words], says)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("key", ["method.name", "inject1.name", "method.options"])
+def test_no_option_of_an_ablation_is_another_method(attnguide: Command, key: str) -> None:
+    base = "{prompt: a cat, regions: ['cat=0,0,1,1'], methods: [inject1]}"
+    Path("a.yaml").write_text(f"base: {base}\nparameters: {{{key}: {{values: [inject2, inject3]}}}}\n")
+    found = attnguide("ablate", "a.yaml", "--dry-run")
+    assert found.status == 2 and f"a.yaml, line 2: {key}: expected an option of a method by its name" in found.err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_cells_are_counted_before_they_are_made(attnguide: Command) -> None:
+    axes = "".join(f"  {name}: {{values: {list(range(1, 102))}}}\n" for name in ("cfg_scale", "steps", "method.scale"))
+    base = "{prompt: a cat, regions: ['cat=0,0,1,1'], methods: [inject1]}"
+    Path("a.yaml").write_text(f"base: {base}\nparameters:\n{axes}")
+    found = attnguide("ablate", "a.yaml", "--dry-run")
+    assert found.status == 2 and "expected axes that span at most 100,000 cells; got 1,030,301" in found.err

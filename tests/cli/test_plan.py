@@ -95,3 +95,15 @@ def test_the_kept_configuration_makes_the_same_plan() -> None:
 def test_contradictions(given: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         plan(**given)
+
+
+def test_rows_that_name_no_method_are_guided_where_regions_have_places() -> None:
+    placed = {"prompt": PROMPT, "regions": PLACE}
+    rows = [{**placed, "id": "a"}, {**placed, "id": "b", "methods": "plain"}, {"prompt": PROMPT, "id": "c"}]
+    made = plan(rows=rows, plain=False)
+    assert [(sample.id, sample.method) for sample in made.samples] == [
+        ("a-mask_guidance", "mask_guidance"),
+        ("b", "plain"),
+        ("c", "plain"),
+    ]
+    assert [(row.id, row.method) for row in plan(**made.kept_config).samples] == [(row.id, row.method) for row in made.samples]
