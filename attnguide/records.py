@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from attnguide.files import whole_size
 from attnguide.made_with import full_options, kept_options, read_made_with
 from attnguide.methods import method_info
-from attnguide.models.names import SCHEDULERS
 from attnguide.prompt.notation import region_to_dict
 from attnguide.prompt.pairs import describe_groups, row_groups
 from attnguide.run_tables import cell_text, read_table, without_doubles
@@ -67,7 +66,7 @@ class Defaults:
     Attributes:
         height: Of the pictures in pixels.
         width: Of the pictures in pixels.
-        scheduler: Name of the model's own noise scheduler, or its class where it has no name.
+        scheduler: Class of the model's own noise scheduler.
     """
 
     height: int | None = None
@@ -83,8 +82,7 @@ def model_defaults(model: ModelAdapter, steps: int) -> Defaults:
         steps: Of any row: some schedulers cannot make few.
     """
     height, width = model.default_size
-    scheduler = model.make_scheduler(None, steps).name
-    return Defaults(height, width, next((name for name, kind in SCHEDULERS.items() if kind == scheduler), scheduler))
+    return Defaults(height, width, model.make_scheduler(None, steps).name)
 
 
 def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_everything_is_there(run: Run, tmp_path: Path) -> None:
     assert [record["id"] for record in records] == ["a-plain", "b", "a"], "batch by batch"
     assert [name for name in records[0] if name != "brightness"] == list(RECORD_COLUMNS)
     assert {record["status"] for record in records} == {"ok"} and records[1]["tags"] == '{"kind": "x"}'
-    assert (records[0]["height"], records[0]["scheduler"], records[0]["unet_forwards"]) == ("32", "ddim", "6")
+    assert (records[0]["height"], records[0]["scheduler"], records[0]["unet_forwards"]) == ("32", "DDIMScheduler", "6")
     for record, result in zip(records[:2], sample_rows(tiny.model(), [rows[0], rows[2]]), strict=True):
         with Image.open(tmp_path / "samples" / f"{record['id']}.png") as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(result.image))

@@ -69,9 +69,9 @@ def everything(folder: Path) -> dict[Path, bytes]:
 def test_the_configuration_says_versions_the_model_and_every_option(first: Path) -> None:
     said = yaml.safe_load((first / "config.yaml").read_text())["made_with"]
     assert set(said["versions"]) == {"python", *PACKAGES}
-    assert said["model"]["scheduler"] == "ddim" and (said["model"]["height"], said["batch_size"]) == (32, 2)
+    assert said["model"]["scheduler"] == "DDIMScheduler" and (said["model"]["height"], said["batch_size"]) == (32, 2)
     assert said["method_options"] == {"mask_guidance": method_options("mask_guidance")}
-    assert {record["scheduler"] for record in read_records(first)} == {"ddim"}
+    assert {record["scheduler"] for record in read_records(first)} == {"DDIMScheduler"}
 
 
 def test_another_version_is_told_in_one_line_and_defaults_stay(run: Path, attnguide: Command) -> None:
@@ -105,9 +105,9 @@ def test_settings_that_the_model_decides_are_compared(run: Path, attnguide: Comm
     (run / "samples" / "seed0-plain.png").unlink()
     change(lambda config: config.pop("made_with"))
     table = run / "records.csv"
-    table.write_text(table.read_text().replace(",ddim,", ",euler,"))
+    table.write_text(table.read_text().replace(",DDIMScheduler,", ",euler,"))
     ended = attnguide(*RESUME)
-    assert ended.status == 2 and "was made with scheduler 'euler', not 'ddim'" in ended.err
+    assert ended.status == 2 and "was made with scheduler 'euler', not 'DDIMScheduler'" in ended.err
     change(lambda config: config.update(dtype="bf16"))
     ended = attnguide(*RESUME, "--dtype", "fp32")
     assert ended.status == 2 and '\'dtype\' ("bf16", now "fp32")' in ended.err
