@@ -141,13 +141,17 @@ def _values(option: str, words: list[str], setting: Setting | None) -> list[str]
 
 
 def _mapped(base: str, key: str, value: str) -> str:
-    """The value of ``--wandb.KEY`` or ``--trainer.KEY`` as JSON, which has one reading; names of W&B are text."""
-    if base == "--wandb" and key != "tags":
-        return json.dumps(value)
+    """The value of ``--wandb.KEY`` or ``--trainer.KEY`` as the parser reads it, which decodes everything but texts.
+
+    Names of W&B are texts also where they look like numbers, and are quoted then; :func:`attnguide.cli.values.wandb` unquotes.
+    """
     try:
-        return json.dumps(scalar(value))
+        read = scalar(value)
     except ValueError as error:
-        raise UsageError(f"{base}: {error}") from error
+        raise UsageError(f"{base}.{key}: {error}") from error
+    if base == "--wandb" and key != "tags":
+        return value if isinstance(read, str) else json.dumps(value)
+    return value if isinstance(read, str) else json.dumps(read)
 
 
 def _method_option(methods: list[Any], option: str, value: str) -> None:

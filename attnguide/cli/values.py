@@ -161,9 +161,16 @@ def names(value: Any) -> list[str]:
     return items
 
 
+def _unquoted(value: Any) -> Any:
+    """A typed text that looks like a number or ``true`` comes in double quotes, and is handed on without."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"' and not isinstance(scalar(value[1:-1]), str):
+        return value[1:-1]
+    return value
+
+
 def wandb(value: Any) -> dict[str, Any]:
     """What a W&B run is called and filed under."""
-    given = mapping(value)
+    given = {key: _unquoted(item) for key, item in mapping(value).items()}
     for key, item in given.items():
         if key not in WANDB_KEYS:
             raise ValueError(f"unknown key {shown(key)}{nearest(key, WANDB_KEYS)}; choose from {', '.join(WANDB_KEYS)}")
