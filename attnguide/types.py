@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from attnguide.fields import MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
+from attnguide.fields import MOST_LETTERS, MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
 from attnguide.parsing import as_whole, shown
 from attnguide.places import SOURCE_KINDS as SOURCE_KINDS
 from attnguide.places import Blob as Blob
@@ -19,6 +19,10 @@ from attnguide.places import SourceKind as SourceKind
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+
+_LONGEST_PROBLEM = 1000
+"""Characters of what is wrong with a row."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,10 @@ class Sample:
             given = getattr(self, name)
             if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in given):
                 raise ValueError(f"{name} must be a tuple of {kind.__name__}s; got {shown(given)}.")
-        for name in ("scheduler", "problem"):
-            if getattr(self, name) is not None:
-                check_text(name, getattr(self, name))
+        if self.scheduler is not None:
+            check_text("scheduler", self.scheduler)
+        if self.problem is not None:
+            object.__setattr__(self, "problem", _short_problem(self.problem))
         if not isinstance(self.tags, Mapping):
             raise ValueError(f"tags must be a mapping from names to values; got {shown(self.tags)}.")
 
@@ -102,6 +107,13 @@ class Sample:
     def plain(self) -> Sample:
         """The same row without methods, under the id ``<id>-plain``."""
         return replace(self, id=f"{self.id}-plain", methods=())
+
+
+def _short_problem(problem: Any) -> str:
+    """A problem without the middle of a long one, which quotes a prompt."""
+    check_text("problem", problem[:MOST_LETTERS] if isinstance(problem, str) else problem)
+    half = _LONGEST_PROBLEM // 2
+    return problem if len(problem) <= _LONGEST_PROBLEM + 5 else f"{problem[:half]} ... {problem[-half:]}"
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,9 @@ def test_only_a_box_inside_the_picture_has_no_area() -> None:
     with pytest.raises(ValueError, match="got 0,0,2,0") as refused:
         Region("cat", box=(0, 0, 2, 0))
     assert not isinstance(refused.value, PlaceError)
+
+
+def test_a_long_problem_keeps_both_ends() -> None:
+    problem = Sample("a", "a cat", problem="begins " + "a" * 20_000 + " ends").problem
+    assert problem is not None and len(problem) < 1010 and problem.startswith("begins") and problem.endswith(" ends")
+    assert Sample("a", "a cat", problem=problem).problem == problem
