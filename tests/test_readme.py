@@ -12,6 +12,8 @@ import pytest
 
 import attnguide.methods
 from attnguide.cli import main
+from attnguide.cli.execute import check_on_model
+from attnguide.cli.plan import Plan
 from attnguide.models.unet import StableDiffusion
 from attnguide.records import read_records
 from attnguide.sampling.observer import Observer, UpdateEvent
@@ -57,12 +59,14 @@ def run_page(page: Path, names: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_readme_runs(names: dict[str, Any], model: StableDiffusion) -> None:
-    run_page(ROOT / "README.md", names)
+    """Each block by itself, as people copy one."""
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), found := dict(names))
     assert {path.name for path in Path().glob("*.png")} == {
         f"{method}-seed{seed}.png" for method in ("plain", "mask_guidance", "stable") for seed in (0, 1)
     }
     assert len(read_records("runs/step_size")) == 6
-    _check_guidance(names["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
+    _check_guidance(found["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
 
 
 def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> None:
@@ -97,7 +101,7 @@ def test_pages_take_what_is_public() -> None:
 
 def test_methods_that_are_named_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## Methods") : text.index("## Your own")]
+    section = text[text.index("## Methods") : text.index("## Ablations")]
     assert set(re.findall(r"`(\w+)`", section)) <= set(attnguide.methods.METHODS)
 
 
@@ -148,12 +152,38 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
-def test_commands_are_understood(page: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.chdir(ROOT)
+def test_commands_are_understood(
+    page: str, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = shlex.split(command)[1:]
+    monkeypatch.chdir(tmp_path if words[0] == "init" else ROOT)
     short_of_running = {"sample": "--print_config", "maps": "--print_config", "ablate": "--dry-run"}.get(words[0])
     assert main([*words, short_of_running] if short_of_running and short_of_running not in words else words) == 0
     assert capsys.readouterr().out
+
+
+def test_readme_commands_find_their_files(
+    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them one after the other, from an empty folder: maps are made, and runs planned and checked on a model."""
+    planned: list[Plan] = []
+
+    def check(plan: Plan, *args: object) -> int:
+        planned.append(plan)
+        assert all(row.problem is None for row in check_on_model(model, plan.samples))
+        return 0
+
+    monkeypatch.setattr("attnguide.cli.execute.execute", check)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "README.md", "bash"):
+        for command in re.split(r" && |\n", block.replace("\\\n", " ")):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["cd"]:
+                monkeypatch.chdir(words[1])
+            if words[:1] == ["attnguide"]:
+                short = ["--steps", "4"] if words[1] == "maps" else []
+                assert main([*words[1:], *short]) == 0, (command, capsys.readouterr().err)
+    assert len(planned) == 6 and Path("maps/red_circle.png").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

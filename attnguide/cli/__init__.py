@@ -1,6 +1,7 @@
-"""The command line: ``attnguide`` with ``sample``, ``ablate``, ``maps``, ``report``, ``methods`` or ``models``.
+"""The command line: ``attnguide`` and a subcommand, one of :data:`COMMANDS`.
 
-Each subcommand is a file with ``run(argv) -> int``. Help and errors in the arguments come without loading torch.
+Each subcommand is a file with ``settings()`` and ``run(argv) -> int``. Help and errors in the arguments come without loading
+torch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ COMMANDS: dict[str, str] = {
     "report": "write a run folder as one page of HTML",
     "methods": "list methods, or show the options of one",
     "models": "list what --model takes",
+    "init": "copy configurations and example inputs into a folder",
+    "completion": "print a script that completes commands and options in a shell",
 }
 """Subcommand (a module of this package) and what it does."""
 

@@ -15,11 +15,17 @@ examples:
   attnguide methods
   attnguide methods mask_guidance"""
 
+DESCRIPTION = "List methods, or show the options of one."
+
+
+def settings() -> list[Setting]:
+    """Everything ``attnguide methods`` can be told."""
+    return [Setting("name", words, None, "method whose options to show", metavar="NAME")]
+
 
 def run(argv: Sequence[str]) -> int:
     """Print one line a method, or one line an option."""
-    name = Setting("name", words, None, "method whose options to show", metavar="NAME")
-    asked = parse("attnguide methods", argv, [name], description="List methods, or show the options of one.", examples=EXAMPLES)
+    asked = parse("attnguide methods", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["name"] is None:
         print("\n".join(_lines({method: f"{info.family}: {info.summary}" for method, info in METHODS.items()})))
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnguide.cli.arguments import parse
+from attnguide.cli.values import Setting
 
 MODELS: dict[str, str] = {
     "shapes": "embedded: coloured shapes on plain backgrounds, no download",
@@ -14,12 +15,17 @@ MODELS: dict[str, str] = {
 }
 
 
+def settings() -> list[Setting]:
+    """Everything ``attnguide models`` can be told: nothing."""
+    return []
+
+
 def run(argv: Sequence[str]) -> int:
     """Print one line a kind of model."""
     parse(
         "attnguide models",
         argv,
-        [],
+        settings(),
         description="List what --model takes.",
         examples="example:\n  attnguide sample --model shapes",
     )

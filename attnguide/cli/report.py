@@ -24,14 +24,18 @@ examples:
   attnguide report runs/sweep --out sweep.html --limit 1000"""
 
 
-def run(argv: Sequence[str]) -> int:
-    """Write the page and say where."""
-    settings = [
+def settings() -> list[Setting]:
+    """Everything ``attnguide report`` can be told."""
+    return [
         Setting("folder", values.words, None, "of a run", metavar="DIR"),
         Setting("out", local_path, None, "the page; DIR/report.html by default", metavar="FILE"),
         Setting("limit", values.whole(0), 200, "most rows whose pictures are shown; means are over all", metavar="N"),
     ]
-    asked = parse("attnguide report", argv, settings, description=DESCRIPTION, examples=EXAMPLES)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write the page and say where."""
+    asked = parse("attnguide report", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["folder"] is None:
         raise UsageError("folder: expected the folder of a run; got none")
     folder = Path(asked["folder"]).expanduser()

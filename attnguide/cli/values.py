@@ -60,8 +60,8 @@ class Setting:
         Raises:
             argparse.ArgumentTypeError: ``name: expected ...; got ...``.
         """
-        if value is None and self.default is None:
-            return None
+        if (value is None and self.default is None) or value is argparse.SUPPRESS:  # a positional argument that is not typed
+            return value
         try:
             return self.read(self._unpacked(value))
         except ValueError as error:

@@ -24,7 +24,8 @@ from attnguide.cli import main
 prompt = {tiny.PROMPT!r}
 asked = [
     (0, []), (0, ["--help"]), (0, ["--version"]), (0, ["sample", "--help"]), (0, ["methods"]), (0, ["models"]),
-    (0, ["methods", "mask_guidance"]), (0, ["methods", "inject3"]), (0, ["sample", prompt, "--steps", "3", "--print_config"]),
+    (0, ["completion", "bash"]), (0, ["methods", "mask_guidance"]), (0, ["methods", "inject3"]),
+    (0, ["sample", prompt, "--steps", "3", "--print_config"]),
     (2, ["smaple"]), (2, ["sample", prompt, "--steps", "-1"]), (2, ["sample", prompt, "--method", "none_such"]),
     (2, ["sample", prompt, "--method", "mask_guidance", "--method.scale", ".nan"]), (2, ["sample", prompt, "--stpes", "1"]),
     (2, ["sample", prompt, "--scheduler", "none_such"]), (2, ["sample", prompt, "--config", "gone.yaml"]),
