@@ -16,6 +16,7 @@ from PIL import Image
 from attnguide.cli import main
 from attnguide.methods import METHODS
 from attnguide.records import read_records
+from attnguide.types import verdict
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch:
         status = main([*_fewer_seeds(words[1:]), *seed, *small, *QUIET, "--model", model, "--out", "run"])
     assert status == 0, said.getvalue()
     records = read_records("run")
-    assert records and all(record["status"] == "ok" for record in records)
+    assert records and all(verdict(record["status"]) == "ok" for record in records)
     for record in records:
         assert Image.open(f"run/samples/{record['id']}.png").size == (32, 32)
     for method in keys.get("methods", []):
@@ -89,7 +90,7 @@ def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pyte
     records = read_records(run)
     steered = [record for record in records if not record["cell"].startswith("plain")]
     prompts = {(record["prompt"], record["regions"]) for record in steered}
-    assert len(steered) == len(prompts) > 0 and all(record["status"] == "ok" for record in records)
+    assert len(steered) == len(prompts) > 0 and all(verdict(record["status"]) == "ok" for record in records)
     assert steered[0]["method"] != "plain" and Path(run, "summary.csv").is_file()
 
 

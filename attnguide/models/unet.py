@@ -45,7 +45,7 @@ class StableDiffusion(ModelAdapter):
     @property
     def device(self) -> torch.device:
         device: torch.device = next(self._unet.parameters()).device
-        if device.type == "meta" or hasattr(self._unet, "_hf_hook"):  # weights that are moved in when they are needed
+        if hasattr(self._unet, "_hf_hook"):  # offloaded weights are moved in when they are needed
             device = self.pipeline._execution_device
         return device
 

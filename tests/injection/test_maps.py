@@ -208,18 +208,6 @@ def test_a_region_of_weight_zero_writes_nothing(operation: str, kind: Any) -> No
     assert torch.equal(_edit(_targets([silent]), operation=operation, kind=kind).probs(probs, site, _context(0)), probs)
 
 
-@pytest.mark.parametrize("kind", ["cross", "self"])
-def test_a_negative_weight_takes_away(kind: Any) -> None:
-    site = SITE if kind == "cross" else OWN
-    probs = _probs(2, site)
-    plus, minus = (
-        _edit(_targets([Region("red cat", box=CAT.box, weight=weight)]), kind=kind).probs(probs, site, _context(0))
-        for weight in (1.0, -1.0)
-    )
-    assert not torch.equal(plus, probs)
-    torch.testing.assert_close(minus - probs, probs - plus)
-
-
 def test_places_of_one_word_are_joined_and_the_strongest_counts() -> None:
     left, all_over = Region("cat", box=(0.0, 0.0, 0.5, 1.0), weight=3.0), Region("cat", box=(0.0, 0.0, 1.0, 1.0), weight=0.5)
     probs = _probs(2)

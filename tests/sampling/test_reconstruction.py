@@ -32,7 +32,8 @@ def test_pictures_come_back_with_their_error() -> None:
         assert (one.mse, one.psnr) == picture_error(one.result.image, fitted(picture, 16, 16))
         assert one.latents_mse == pytest.approx(float((one.result.latents - own).square().mean()))
         (decoded,) = model.decode(own[None])
-        assert one.mse == pytest.approx(picture_error(decoded, fitted(picture, 16, 16))[0], rel=0.3)
+        assert decoded.image is not None
+        assert one.mse == pytest.approx(picture_error(decoded.image, fitted(picture, 16, 16))[0], rel=0.3)
 
 
 def test_error_of_pictures() -> None:

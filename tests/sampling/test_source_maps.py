@@ -17,7 +17,7 @@ from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.source_maps import Recorded, check_sources, expected_forwards, record_sources
 from attnguide.sampling.table import sample_rows
-from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult
+from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult, verdict
 from tests import tiny
 
 SMALL = {"height": 16, "width": 16, "steps": 2, "cfg_scale": 2.0}
@@ -138,7 +138,7 @@ def test_a_recorded_row_equals_one_with_that_mask(image: Path) -> None:
 def test_in_one_call() -> None:
     regions = {"red cat": MapSource("seed", seed=9)}
     (result,) = sample_prompt(tiny.PROMPT, regions=regions, method="inject5", start=0.0, model=tiny.model(), **SMALL)
-    assert result.status == "ok" and result.sample.regions[0].mask is not None
+    assert verdict(result.status) == "ok" and result.sample.regions[0].mask is not None
 
 
 def test_checks_need_no_picture(image: Path) -> None:
