@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -206,15 +207,20 @@ def _explicit(
     """Attention over probabilities that are formed, shown and edited; probabilities themselves where no value is given."""
     given_out = None if value is None else _fused_dtype(value)
     # Autocast would round the product of queries and keys, and what edits and records compute, to half precision.
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query.device.type):
         probs = _explicit_probs(visitors, query, key, attn_mask, scale)
         return probs if value is None else probs.to(given_out) @ value.to(given_out)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, on a device that has it (``meta`` has not)."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _fused_dtype(value: Tensor) -> torch.dtype:
     """Precision of what the fused call would give out: autocast lowers it, but for float64."""
     device = value.device.type
-    if torch.is_autocast_enabled(device) and value.dtype != torch.float64:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and value.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return value.dtype
 
