@@ -55,6 +55,8 @@ def check_text(name: str, value: Any) -> None:
     if len(value) > MOST_LETTERS:
         raise ValueError(f"{name} must have at most {MOST_LETTERS:,} characters; got {len(value):,}.")
     check_unicode(value, name)
+    if "\0" in value:
+        raise ValueError(f"{name} must be text without NUL characters; got {shown(value)}.")
 
 
 def set_whole(owner: Any, what: str, least: int, most: int, *, name: str = "", optional: bool = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import sys
 import traceback
 import warnings
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attnguide.cli.errors import UsageError, one_line, reason, verdict
+from attnguide.cli.signals import ended_like_ctrl_c
 from attnguide.cli.streams import tolerant_streams
 
 DEBUG = "--debug"
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 1 if a row failed, the run stopped or standard output could not be written; 2 for a mistake in what was
-        asked (one line on stderr, nothing written); 130 after Ctrl-C.
+        asked (one line on stderr, nothing written); 130 after Ctrl-C, SIGTERM or SIGHUP.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in words
@@ -84,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str], debug: bool) -> int:
     """Run a command and tell what ended it; see :func:`main` for the status."""
     try:
-        return _answer(words)
+        with ended_like_ctrl_c():
+            return _answer(words)
     except SystemExit as end:  # after --help and --print_config
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
@@ -110,8 +113,21 @@ def _answer(words: Sequence[str]) -> int:
         from attnguide.models.names import nearest
 
         raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; choose from {', '.join(COMMANDS)}")
+    _check_here()
     status: int = importlib.import_module(f"attnguide.cli.{words[0]}").run(words[1:])
     return status
+
+
+def _check_here() -> None:
+    """Refuse a current folder that was removed, which no message of the system names.
+
+    Raises:
+        UsageError: If it was.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the current folder is gone ({reason(error)}); change to one that exists") from error
 
 
 def _check_text(words: Sequence[str]) -> None:

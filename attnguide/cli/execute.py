@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
@@ -268,8 +265,7 @@ def _predict(
     )
     data = SampleDataModule(plan.samples, config[MADE_WITH]["batch_size"], skip=done)
     try:
-        with _ended_like_ctrl_c():
-            trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)
+        trainer.predict(GuidanceModule(model), datamodule=data, return_predictions=False)
     except KeyboardInterrupt:
         pass
     except SystemExit:  # how Lightning ends after Ctrl-C
@@ -283,30 +279,6 @@ def _predict(
     hint = sync_hint(loggers)
     notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
     return trainer.interrupted, notes
-
-
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, with which clusters end what runs too long, and SIGHUP, of a terminal that closes, do what Ctrl-C does.
-
-    Lightning alone would only note them. What is ignored, as SIGHUP is below nohup, stays so.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        numbers = []
-    before = {number: signal.getsignal(number) for number in numbers}
-    caught = [number for number in numbers if before[number] is not signal.SIG_IGN]
-    for number in caught:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in caught:
-            signal.signal(number, before[number])
 
 
 def _loggers(plan: Plan) -> list[Logger]:

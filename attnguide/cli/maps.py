@@ -12,6 +12,7 @@ from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import filling, local_path, probe
 from attnguide.cli.values import Setting
+from attnguide.fields import MOST_SEED
 from attnguide.types import MapSource, Region, Sample
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def settings() -> list[Setting]:
             metavar="PHRASE",
             follows=_alone,
         ),
-        Setting("seed", values.whole(0), 0, "of the picture's noise", metavar="N"),
+        Setting("seed", values.whole(0, most=MOST_SEED), 0, "of the picture's noise", metavar="N"),
         Setting("image", values.words, None, "a picture of yours instead of a sampled one", metavar="FILE"),
         Setting(
             "by",
@@ -153,6 +154,10 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
 
 
 def _source(asked: Mapping[str, Any]) -> MapSource:
+    if asked["image"] is None and asked["by"] == "noise":
+        raise UsageError("by: expected --image with the picture that is noised; got none")
+    if asked["iterations"] and (asked["image"] is None or asked["by"] != "invert"):
+        raise UsageError("iterations: expected --image with a picture to invert, whose iterations they are; got none")
     common = {name: asked[name] for name in ("seed", "start", "stop", "threshold", "iterations")}
     try:
         if asked["image"] is None:
@@ -230,10 +235,10 @@ def _shown(source: MapSource, picture: SourcePicture) -> Image.Image:
     if picture.result is not None and picture.result.image is not None:
         return picture.result.image
     from attnguide.prompt.masks import open_picture
+    from attnguide.sampling.inversion import in_rgb
 
     assert source.image is not None
-    found: Image.Image = open_picture(source.image)
-    return found.convert("RGB")
+    return in_rgb(open_picture(source.image))
 
 
 def _told(folder: Path, peaks: Mapping[str, float], picture: SourcePicture) -> str:

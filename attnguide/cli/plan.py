@@ -83,7 +83,14 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
         config |= {"rows": [_kept_row(row, named=row.id in table.named) for row in own], "seed": None, "box_size": None}
     folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     notes = [f"columns {', '.join(table.tags)} are tags"] if table.tags else []
-    return Plan(config, tuple(samples), folder, tuple(notes))
+    return Plan(config, tuple(samples), folder, (*notes, *_weight_notes(samples)))
+
+
+def _weight_notes(samples: Sequence[Sample]) -> list[str]:
+    """A line where a guidance weight below 1 was asked for, which a network takes as 1."""
+    low = [f"{weight:g}" for weight in dict.fromkeys(sample.cfg_scale for sample in samples) if weight < 1]
+    told = ", ".join(low[:3]) + (f" and {len(low) - 3} more" if low[3:] else "")
+    return [f"cfg scale {told}: switches classifier-free guidance off, as 1 does"] if low else []
 
 
 def _kept_row(row: Sample, *, named: bool) -> dict[str, Any]:

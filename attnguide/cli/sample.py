@@ -137,7 +137,7 @@ def settings() -> list[Setting]:
             metavar="NAME",
         ),
         Setting("steps", values.whole(1), 30, "denoising steps", metavar="N"),
-        Setting("cfg_scale", values.number, 5.0, "classifier-free guidance weight; 1 switches it off", metavar="X"),
+        Setting("cfg_scale", values.number, 5.0, "classifier-free guidance weight; 1 or less switches it off", metavar="X"),
         Setting("negative_prompt", values.text, "", "what the unconditional half reads", metavar="TEXT"),
         Setting("height", values.whole(8, 8), None, "of the pictures in pixels; the model's own by default", metavar="N"),
         Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),

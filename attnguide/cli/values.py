@@ -217,7 +217,7 @@ def _seed_range(item: Any) -> Sequence[int]:
     ends = [whole_number(end) for end in item.split("..", 2)] if isinstance(item, str) else []
     first, last = ends if len(ends) == 2 else (None, None)
     if first is None or last is None or not 0 <= first <= last <= MOST_SEED:
-        raise ValueError(f"expected whole numbers of at least 0, like 0 1 2 or 0..7; got {shown(item)}")
+        raise ValueError(f"expected whole numbers from 0 to {MOST_SEED}, like 0 1 2 or 0..7; got {shown(item)}")
     if last - first >= MOST_ROWS:
         raise ValueError(f"expected at most {MOST_ROWS:,} seeds; got {shown(item)}")
     return range(first, last + 1)
@@ -232,6 +232,8 @@ def loggers(value: Any) -> list[str]:
     items = value if isinstance(value, list | tuple) else [value]
     names = [name.strip() for item in items for name in (item.split(",") if isinstance(item, str) else [str(item)])]
     check_loggers(names)
+    if "none" in names and len(set(names)) > 1:
+        raise ValueError(f"expected none alone, or loggers; got {', '.join(names)}")
     return [name for name in dict.fromkeys(names) if name != "none"]
 
 

@@ -168,7 +168,7 @@ SCHEDULER_CHOICES: dict[str, SchedulerChoice] = {
 
 def nearest(word: str, known: Collection[str]) -> str:
     """``" (did you mean 'x'?)"``, or ``""`` if nothing known is close."""
-    near = difflib.get_close_matches(word, known, 1)
+    near = [name for name in known if name.lower() == word.lower()] or difflib.get_close_matches(word, known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

@@ -74,6 +74,10 @@ class NoiseScheduler:
         except (ValueError, IndexError, ZeroDivisionError) as error:
             wanted = "fewer" if re.search(r"(larger|smaller) than", str(error)) else "more"
             raise ValueError(f"steps must be {wanted} for {self.name}; got {steps} ({error}).") from error
+        # An offset added to evenly spaced timesteps can push the first one out of what the network was trained with.
+        if (first := float(self._scheduler.timesteps.max())) > trained - 1:
+            told = f"its first timestep would be {first:g}, and the last that the network knows is {trained - 1}"
+            raise ValueError(f"steps must be fewer for {self.name}; got {steps} ({told}).")
 
     def anew(self) -> NoiseScheduler:
         """The same scheduler before its first step."""

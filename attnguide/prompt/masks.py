@@ -156,6 +156,8 @@ def _read_map(path: Path) -> Cells:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(values, np.ndarray) or values.size > MOST_CELLS:
             raise ValueError("no single array of a map's size")
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"numbers of the type {values.dtype}")
         cells = np.asarray(values, dtype=np.float64)
     except (OSError, ValueError, EOFError, TypeError, OverflowError, MemoryError, SyntaxError) as error:
         raise ValueError(f"Map file '{path}' is not an array that can be read ({type(error).__name__}).") from error

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
+from attnguide.prompt.masks import mask_values
 from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.types import Branch, Step
@@ -50,12 +52,19 @@ def encode_pictures(model: ModelAdapter, pictures: Sequence[Image.Image], height
 
 
 def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """The picture in RGB, stretched to a size in pixels; transparent parts become white."""
+    """The picture in RGB, stretched to a size in pixels; see :func:`in_rgb`."""
+    picture = in_rgb(picture)
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB of 8 bits: transparent parts become white, 16 bits and numbers in [0, 1] are scaled."""
+    if picture.mode.startswith(("I", "F")):  # Pillow would clip all above 255 to white
+        return Image.fromarray(np.round(mask_values("", picture) * 255).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    picture = picture.convert("RGB")
-    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+    return picture.convert("RGB")
 
 
 def invert(

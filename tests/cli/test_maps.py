@@ -119,6 +119,8 @@ WRONG = [
     ([tiny.PROMPT, "--start", "0.5", "--stop", "0.5"], ["start and stop", "0.5 to 0.5"]),
     ([tiny.PROMPT, "--threshold", "2"], ["threshold", "got 2"]),
     ([tiny.PROMPT, "--out", "full"], ["out: expected a new or empty folder", "full"]),
+    ([tiny.PROMPT, "--by", "noise"], ["by: expected --image"]),
+    ([tiny.PROMPT, "--iterations", "2"], ["iterations: expected --image"]),
     ([tiny.PROMPT, "--steps", "0"], ["steps", "at least 1"]),
     ([tiny.PROMPT, "--wrod", "cat"], ["--wrod", "--word"]),
 ]

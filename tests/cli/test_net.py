@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from attnguide.cli.errors import RunError, UsageError, one_line, verdict
-from attnguide.cli.execute import _ended_like_ctrl_c
 from attnguide.cli.folders import filling, local_path, probe
+from attnguide.cli.signals import ended_like_ctrl_c
 from attnguide.cli.streams import Tolerant, tolerant_streams
 from attnguide.records import read_records
 from tests import tiny
@@ -231,7 +231,7 @@ def test_a_run_that_stops_keeps_what_is_finished(
 def test_signals_that_end_a_run_like_ctrl_c(name: str) -> None:
     number = signal.Signals[name]
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), _ended_like_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
         signal.raise_signal(number)
     assert signal.getsignal(number) == before
 
@@ -239,7 +239,7 @@ def test_signals_that_end_a_run_like_ctrl_c(name: str) -> None:
 def test_below_nohup_a_closed_terminal_ends_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _ended_like_ctrl_c():
+        with ended_like_ctrl_c():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

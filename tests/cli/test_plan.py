@@ -97,6 +97,11 @@ def test_contradictions(given: dict[str, Any], says: str) -> None:
         plan(**given)
 
 
+def test_a_weight_below_one_is_named() -> None:
+    assert plan(prompt=PROMPT, cfg_scale=-3.0).notes == ("cfg scale -3: switches classifier-free guidance off, as 1 does",)
+    assert plan(prompt=PROMPT, cfg_scale=1.0).notes == ()
+
+
 def test_rows_that_name_no_method_are_guided_where_regions_have_places() -> None:
     placed = {"prompt": PROMPT, "regions": PLACE}
     rows = [{**placed, "id": "a"}, {**placed, "id": "b", "methods": "plain"}, {"prompt": PROMPT, "id": "c"}]

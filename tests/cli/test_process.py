@@ -103,3 +103,16 @@ def test_an_ended_run_keeps_the_finished_rows(
     assert {record["id"] for record in records} <= {path.stem for path in (out / "samples").glob("*.png")}
     assert f"{200 - len(records)} of 200 rows" in said and "--resume" in said
     assert (out / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_before_its_first_row_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+    code = (
+        "import os, sys, attnguide.models.load as load\n"
+        f"load.load_model = lambda *a, **k: os.kill(os.getpid(), {int(how)})\n"
+        "from attnguide.cli import main\n"
+        "sys.exit(main(['sample', 'a cat', '--logger', 'none', '--out', 'run']))\n"
+    )
+    ended = _run("-c", code, folder=tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
+    assert list(tmp_path.iterdir()) == []

@@ -105,6 +105,8 @@ CONTENT: dict[str, str | bytes] = {
     "deep.jsonl": "[" * 100_000 + "\n",
     "text.jsonl": '{"prompt": 3}\n',
     "surrogate.jsonl": '{"prompt": "a \\ud800 cat"}\n',
+    "nul.csv": b"prompt\na\0cat\n",
+    "nul.jsonl": '{"prompt": "a \\u0000 cat"}\n',
     "nan.jsonl": '{"prompt": "a cat", "cfg_scale": NaN}\n',
     "big.jsonl": '{"prompt": "a cat", "seed": ' + "9" * 5000 + "}\n",
     "rows.yaml": "samples: 3\n",
@@ -246,6 +248,8 @@ KINDS: dict[str, list[Words]] = {
         *([command, "x", "--none-such", "1"] for command in ("sample", "maps", "report", "methods", "models")),
         ["ablate", "good.yaml", "--none-such", "1"],
         ["sample", "a cat", "--method", LONG],
+        ["sample", "a cat", "--method", "INJECT7"],
+        ["sample", "a cat", "--logger", "none", "csv"],
         ["sample", "a cat", "--scheduler", "\x1b[31m"],
     ],
     "model": [
@@ -284,6 +288,18 @@ def test_one_line_and_nothing_written(
     assert status == 2, said.err
     assert len(said.err) < 1200 and "internal error" not in said.err
     assert _tree(folder) == before
+
+
+@pytest.mark.parametrize("command", ["sample", "ablate", "maps", "report", "methods", "models"])
+def test_a_current_folder_that_was_removed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main([command, "a cat"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: the current folder is gone") and said.err.count("\n") == 1
 
 
 def _no_model(*_: object, **__: object) -> None:

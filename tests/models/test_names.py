@@ -96,6 +96,10 @@ def test_nearest_is_silent_about_strangers() -> None:
     assert nearest("qqqq", SCHEDULERS) == ""
 
 
+def test_nearest_overlooks_capitals() -> None:
+    assert nearest("INJECT7", ["inject1", "inject7"]) == " (did you mean 'inject7'?)"
+
+
 def test_names_need_no_torch() -> None:
     code = "import sys, attnguide.models.names; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -317,6 +317,15 @@ def test_too_many_steps() -> None:
         _make("euler", 1001)
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "plms", "euler"])
+def test_timesteps_that_an_offset_pushes_past_the_last(name: str) -> None:
+    """Stable Diffusion's schedulers add 1 to their timesteps, so that 1000 steps would begin at 1000 of 0 to 999."""
+    options = {"beta_schedule": "linear", "steps_offset": 1, "timestep_spacing": "leading", "prediction_type": "epsilon"}
+    scheduler = named_scheduler(name, {**options, "num_train_timesteps": 1000})
+    with pytest.raises(ValueError, match=r"steps must be fewer for .*; got 1000 .*would be 1000"):
+        NoiseScheduler(scheduler, 1000, torch.device("cpu"))
+
+
 def test_progress_of_steps() -> None:
     assert [step.progress for step in _make("ddim", 4).steps] == [0, 0.25, 0.5, 0.75]
     assert isinstance(_make("ddim", 4).steps[0], Step)

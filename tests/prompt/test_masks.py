@@ -98,6 +98,13 @@ def test_arrays_that_lie_about_their_size(tmp_path: Path) -> None:
         mask_values("cat", path)
 
 
+@pytest.mark.parametrize("kind", ["complex64", "datetime64[s]", "U1"])
+def test_arrays_that_hold_no_real_numbers(kind: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "map.npy", np.zeros((2, 2)).astype(kind))
+    with pytest.raises(ValueError, match="is not an array that can be read"):
+        mask_values("cat", tmp_path / "map.npy")
+
+
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read: File name too long"):
         open_picture(tmp_path / ("n" * 300))

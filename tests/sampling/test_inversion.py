@@ -136,6 +136,13 @@ def test_transparent_parts_are_white() -> None:
     assert fitted(Image.new("L", (4, 4)), 2, 6).size == (6, 2)
 
 
+def test_deep_pictures_keep_their_greys() -> None:
+    """Pillow alone makes all above 255 of 16 bits white, and all of numbers in [0, 1] black."""
+    half = np.full((4, 4), 0.5)
+    for deep in (half * 65535).astype(np.uint16), (half * 65535).astype(np.int32), half.astype(np.float32):
+        assert np.unique(np.asarray(fitted(Image.fromarray(deep), 4, 4))).tolist() in ([127], [128])
+
+
 def test_refusals() -> None:
     model = tiny.model()
     with pytest.raises(ValueError, match="iterations must be at least 0; got -1"):
