@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnguide.fields import FOREIGN_NAMES
 from attnguide.methods import method_info
-from attnguide.models.names import DEFAULT_MODEL
-from attnguide.parsing import as_whole, shown
+from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
+from attnguide.parsing import as_whole, shown, unpacked
 from attnguide.prompt.notation import regions_from_places
 from attnguide.rows import MOST_ROWS, check_samples
 from attnguide.types import MethodConfig, Region, Sample, SampleResult
@@ -43,7 +43,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     batch_size: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     observer: Observer | None = None,
     **options: Any,
@@ -71,7 +71,7 @@ def sample(
         height: Of the pictures in pixels; the model's own when ``None``.
         width: Likewise.
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
-        device: For a model given by name.
+        device: For a model given by name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's.
         dtype: For a model given by name: ``fp32``, ``fp16``, ``bf16``, or one of torch's.
         observer: Told of everything.
         options: Of the method, if it is given by name and alone.
@@ -122,7 +122,7 @@ def _sample(
     return [found[row.id] for row in rows]
 
 
-def _adapter(model: Any, device: str | None, dtype: str | torch.dtype | None) -> ModelAdapter:
+def _adapter(model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> ModelAdapter:
     from attnguide.models.base import ModelAdapter
     from attnguide.models.load import adapt, load_model
 
@@ -176,7 +176,7 @@ def _seeds(seed: Any) -> list[int]:
     single = as_whole(seed)
     if single is not None:
         return [single]
-    several = seed.tolist() if hasattr(seed, "tolist") else seed
+    several = unpacked(seed)
     if not isinstance(several, list | tuple | range):
         raise ValueError(f"seed must be a whole number, or a list of them; got {shown(seed)}.")
     if not 1 <= len(several) <= MOST_ROWS:
@@ -206,6 +206,7 @@ def _check_kinds(*, plain: Any, batch_size: Any, device: Any, dtype: Any) -> Non
         raise ValueError(f"plain must be True or False; got {shown(plain)}.")
     if batch_size is not None and ((number := as_whole(batch_size)) is None or number < 1):
         raise ValueError(f"batch_size must be a whole number of at least 1; got {shown(batch_size)}.")
-    for name, value in (("device", device), ("dtype", dtype)):
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{name} must be a name as text; got {shown(value)}.")
+    if device is not None:
+        check_device(str(device))  # torch's own objects are spelt like their names
+    if dtype is not None:
+        check_dtype(str(dtype))

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from attnguide.rows import checked_samples
+from attnguide.sampling.arguments import instances
 from attnguide.sampling.table import plan_batches
 from attnguide.tables import read_samples
 from attnguide.types import Sample
@@ -46,7 +47,7 @@ class SampleDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         rows = read_samples(samples, size=size) if isinstance(samples, str | Path) else samples
-        self.samples = tuple(rows)
+        self.samples = tuple(instances("samples", rows, Sample))
         checked = checked_samples(self.samples)
         self.batch_size = batch_size
         skipped = set(skip)

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from attnguide.hints import fits, spelt
+from attnguide.parsing import shown
 from attnguide.types import MethodConfig, Sample
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def method_info(name: str) -> MethodInfo:
         return METHODS[name]
     near = difflib.get_close_matches(name, METHODS, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"Unknown method {name!r}{hint}; choose from {', '.join(METHODS)}.")
+    raise ValueError(f"Unknown method {shown(name)}{hint}; choose from {', '.join(METHODS)}.")
 
 
 def method_class(name: str) -> type:
@@ -268,7 +269,7 @@ def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
         _check_type(name, option, value)
     try:
         built: Guidance | Injection = method_class(name)(**{**method_info(name).preset, **options})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         said = str(error).rstrip(".")
         if any(re.search(rf"\b{re.escape(option)}\b", said) for option in options):
             raise ValueError(f"{said}.") from error
@@ -284,7 +285,7 @@ def _check_type(name: str, option: str, value: Any) -> None:
     hint = _hints(method_class(name)).get(option, Any)
     several = option in method_info(name).per_row and isinstance(value, list | tuple)  # one value a row
     if not fits(value, hint) and not (several and all(fits(item, hint) for item in value)):
-        raise ValueError(f"Method {name!r}: {option} must be {spelt(hint)}; got {value!r}.")
+        raise ValueError(f"Method {name!r}: {option} must be {spelt(hint)}; got {shown(value)}.")
 
 
 @cache
@@ -341,7 +342,7 @@ def _check_one_row(config: MethodConfig) -> None:
     for option in sorted(method_info(config.name).per_row & config.options.keys()):
         if isinstance(value := config.options[option], list | tuple):
             told = f"{option} must be one value for a row, each row having its own"
-            raise ValueError(f"Method {config.name!r}: {told}; got {value!r}.")
+            raise ValueError(f"Method {config.name!r}: {told}; got {shown(value)}.")
 
 
 def batch_key(sample: Sample) -> str:

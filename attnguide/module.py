@@ -15,6 +15,7 @@ from attnguide.attention.capture import Probe
 from attnguide.data import Unopened
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
+from attnguide.sampling.arguments import check_model
 from attnguide.sampling.guard import guarded, guarded_probe
 from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.sampling.table import sample_each
@@ -40,6 +41,8 @@ class GuidanceModule(L.LightningModule):
 
     def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | torch.dtype | None = None) -> None:
         super().__init__()
+        if not isinstance(model, str):
+            check_model(model)
         self._model = model
         self._dtype_name = dtype
         self._home: torch.device | None = None

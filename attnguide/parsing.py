@@ -81,10 +81,23 @@ def as_real(value: Any) -> float | None:
         return float("inf")
 
 
+def unpacked(value: Any) -> Any:
+    """An array of numpy or torch as Python's lists and numbers; any other value, or an array without readable values, as it is.
+
+    A tensor on the device ``meta`` holds nothing, a sparse one no list, and a cell that numpy masks is no number.
+    """
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        found = value.tolist()
+    except (RuntimeError, TypeError, ValueError):
+        return value
+    return value if found is None else found
+
+
 def _item(value: Any) -> Any:
     """What a scalar of numpy or torch holds."""
-    found: Any = value
-    return found.item() if hasattr(found, "item") and hasattr(found, "ndim") and found.ndim == 0 else found
+    return unpacked(value) if getattr(value, "ndim", None) == 0 else value
 
 
 def read_text(path: Path, what: str) -> str:

@@ -18,7 +18,7 @@ from attnguide.fields import (
     set_real,
     set_whole,
 )
-from attnguide.parsing import as_real, as_whole, shown
+from attnguide.parsing import as_real, as_whole, shown, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,7 +180,7 @@ class Region:
 
     def _numbers(self, name: str, value: Any, length: int, what: str) -> tuple[float, ...]:
         """Finite numbers, of Python, numpy or torch, alone or in an array."""
-        value = value.tolist() if getattr(value, "ndim", 0) == 1 else value
+        value = unpacked(value) if getattr(value, "ndim", 0) == 1 else value
         found = tuple(map(as_real, value)) if is_list(value) else ()
         if len(found) != length or None in found:
             raise ValueError(f"Region {self.phrase!r}: {name} must be {what}; got {shown(value)}.")
@@ -194,7 +194,7 @@ class Region:
 
     def _set_polygon(self) -> None:
         corners: Any = self.polygon
-        corners = corners.tolist() if hasattr(corners, "tolist") else corners
+        corners = unpacked(corners)
         if not is_list(corners):
             raise ValueError(f"Region {self.phrase!r}: polygon must be a list of corners x,y; got {shown(corners)}.")
         if not 3 <= len(corners) <= MOST_CORNERS:

@@ -104,7 +104,7 @@ def test_a_pipeline_or_a_folder_is_a_model_too(tmp_path: Path) -> None:
     (expected,) = sample()
     (held,) = sample(model=tiny.shared_pipeline())
     tiny.shared_pipeline().save_pretrained(tmp_path)
-    (loaded,) = sample(model=tmp_path, device="cpu", dtype="fp32")
+    (loaded,) = sample(model=tmp_path, device=torch.device("cpu"), dtype=torch.float32)
     assert np.array_equal(pixels(held), pixels(expected)) and np.array_equal(pixels(loaded), pixels(expected))
 
 
@@ -126,6 +126,18 @@ def test_a_pipeline_or_a_folder_is_a_model_too(tmp_path: Path) -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"scheduler": "eulr"}, "did you mean 'euler'"),
         ({"dtype": "fp16"}, "model given by name"),
+        ({"dtype": torch.float16}, "model given by name"),
+        ({"device": torch.device("cpu")}, "model given by name"),
+        ({"dtype": torch.int8}, "Unknown dtype"),
+        ({"device": 3}, "Unknown device"),
+        ({"observer": object()}, "observer must be"),
+        ({"seed": torch.zeros(2, device="meta")}, "seed must be"),
+        ({"seed": torch.zeros((), device="meta")}, "seed must be"),
+        ({"cfg_scale": np.ma.masked}, "cfg_scale must be a finite number"),
+        ({"regions": {"red cat": torch.zeros(4, 4, device="meta")}}, "'red cat': mask must be an array of numbers"),
+        ({"regions": {"red cat": torch.eye(4).to_sparse()}}, "'red cat': mask must be an array of numbers"),
+        ({"regions": {"red cat": torch.zeros(4, device="meta")}}, "'red cat': a place must be"),
+        ({"regions": PLACES, "step_size": 10**400}, "'mask_guidance' with step_size: int too large"),
     ],
 )
 def test_mistakes_are_told(settings: dict[str, Any], says: str) -> None:

@@ -53,5 +53,5 @@ def test_bad_rows_are_refused_at_once() -> None:
         SampleDataModule([Sample("a", "a cat"), Sample("a", "a dog")])
     with pytest.raises(ValueError, match="does not occur"):
         SampleDataModule([Sample("a", "a cat", regions=(Region("dog"),))])
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         SampleDataModule([Sample("a", "a cat")], 0)

@@ -133,3 +133,10 @@ def test_trainer_takes_overrides_and_refuses_devices(tmp_path: Path) -> None:
     assert trainer.default_root_dir == str(tmp_path) and trainer.loggers == [] and trainer.limit_predict_batches == 1
     with pytest.raises(ValueError, match="Unknown device 'gpu'"):
         make_trainer(tmp_path, device="gpu")
+
+
+def test_a_pipeline_needs_its_adapter() -> None:
+    with pytest.raises(
+        ValueError, match=r"model must be an adapter, which .*adapt\(pipeline\) makes; got StableDiffusionPipeline"
+    ):
+        GuidanceModule(tiny.shared_pipeline())  # type: ignore[arg-type]

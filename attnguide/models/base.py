@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from attnguide.attention.hooks import foreign_hooks
 from attnguide.attention.sites import Site
 from attnguide.models.locks import exclusive
 from attnguide.models.schedulers import NoiseScheduler
@@ -143,6 +144,26 @@ class ModelAdapter(ABC):
                 f"got {sample.negative_prompt!r}."
             )
 
+    def check_gradients(self) -> None:
+        """Refuse networks that give no gradients, or wrong ones.
+
+        Raises:
+            ValueError: Naming the network, and what would work.
+        """
+        for name, network in self.networks.items():
+            if network is None:
+                continue
+            if any(weight.is_inference() for weight in network.parameters()):
+                raise ValueError(
+                    f"Guidance needs gradients, and the weights of {name} were made inside torch.inference_mode(): load the "
+                    "model outside of it."
+                )
+        if "LayerwiseCastingHook" in foreign_hooks(dict(self.network.named_modules())):
+            raise ValueError(
+                "Guidance needs gradients, and the network's weights change their precision between passes "
+                "(enable_layerwise_casting): load the model without it."
+            )
+
     @abstractmethod
     def encode_prompt(
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
@@ -216,9 +237,15 @@ class ModelAdapter(ABC):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """This thread alone runs on the networks, and on the tokenizer, which is no safer; others wait here for their turn."""
+        """This thread alone runs on the networks, and on the tokenizer, which is no safer; others wait here for their turn.
+
+        Tensors are made on the CPU meanwhile unless their device is named, whatever ``torch.set_default_device`` says: noise
+        is drawn there, and belongs to its seed.
+        """
+        elsewhere = torch.get_default_device().type != "cpu"
         with exclusive(network for network in self.networks.values() if network is not None):
-            yield
+            with torch.device("cpu") if elsewhere else nullcontext():
+                yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

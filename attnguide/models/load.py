@@ -17,6 +17,7 @@ from safetensors import safe_open
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
+from attnguide.parsing import shown
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -74,7 +75,7 @@ def resolve_dtype(name: str | torch.dtype | None, device: torch.device) -> torch
     return DTYPES[check_dtype(str(name))]
 
 
-def resolve_device(name: str | None) -> torch.device:
+def resolve_device(name: str | torch.device | None) -> torch.device:
     """Device by name; by default the first GPU, else the CPU.
 
     Raises:
@@ -84,17 +85,17 @@ def resolve_device(name: str | None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
-    device = torch.device(check_device(name))
+    device = torch.device(check_device(str(name)))
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[device.type] or (device.index or 0) >= max(torch.cuda.device_count(), 1):
-        raise ValueError(f"Device {name!r} is not available on this machine.")
+        raise ValueError(f"Device {str(name)!r} is not available on this machine.")
     return device
 
 
 def load_model(
-    name: str = DEFAULT_MODEL,
+    name: str | Path = DEFAULT_MODEL,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     config: str | None = None,
     variant: str | None = None,
@@ -104,7 +105,7 @@ def load_model(
     Args:
         name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or
             a hub id.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's; the best available by default.
         dtype: ``fp32``, ``fp16`` or ``bf16``, by any of torch's names too; fp16 on a GPU and fp32 elsewhere by default.
         config: For a single checkpoint, which holds weights alone: a folder in diffusers format with the configuration of such
             a model and its tokenizer; weights in it are not read. From the hub's cache or the hub when ``None``.
@@ -117,6 +118,9 @@ def load_model(
 
     Weights are read from safetensors only.
     """
+    if not isinstance(name, str | Path):
+        raise ModelNotFoundError(f"A model is loaded by its name or path; got {shown(name)} (adapt() is for pipelines).")
+    name = str(name)
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     path = shapes_folder() if name == DEFAULT_MODEL else Path(name)

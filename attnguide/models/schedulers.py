@@ -289,6 +289,37 @@ def _check_kind(scheduler: Any) -> None:
         raise ValueError(f"Scheduler {name} is set up for another kind of network (flow matching or EDM); {choose}.")
 
 
+def unpatched_copy(scheduler: Any) -> Any:
+    """A held pipeline's own scheduler once more, with whatever was set on it since it was made.
+
+    Once its timesteps are set, it remembers nothing of past runs.
+
+    Raises:
+        ValueError: If one of its methods was replaced: the replacement may act on the original alone.
+    """
+    patched = [
+        name for name, value in vars(scheduler).items() if callable(value) and callable(getattr(type(scheduler), name, 0))
+    ]
+    if patched:
+        raise ValueError(f"The pipeline's scheduler has a replaced {patched[0]}(), which cannot be copied for a run.")
+    return copy.copy(scheduler)
+
+
+def written_config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration in which values that were registered after it was made count as written.
+
+    The library's list of defaults that were in use is made once; from it, another scheduler would lose such values.
+    """
+    config = scheduler.config
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    used = [
+        name
+        for name in config.get("_use_default_values", ())
+        if name in parameters and parameters[name].default == config.get(name)
+    ]
+    return {**config, "_use_default_values": used}
+
+
 def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A scheduler of diffusers by name, for a model whose own scheduler has this configuration.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import diffusers
@@ -82,6 +82,7 @@ def _problems(pipeline: Any, kind: str) -> Iterator[str]:
     missing = [part for part in PIPELINES[kind] if getattr(pipeline, part, None) is None]
     if missing:
         yield f"{name} lacks its {' and '.join(missing)}."
+    yield from _weight_problems(pipeline, PIPELINES[kind])
     unet, vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
     if type(unet) is not UNet2DConditionModel:
         yield f"unet must be a UNet2DConditionModel; got {type(unet).__name__}."
@@ -98,6 +99,16 @@ def _problems(pipeline: Any, kind: str) -> Iterator[str]:
             yield "tokenizer and tokenizer_2 must read equally many tokens, whose states lie side by side."
     if getattr(pipeline, "safety_checker", None) is not None and getattr(pipeline, "feature_extractor", None) is None:
         yield f"{name} has a safety_checker without the feature_extractor that it needs; set both, or neither."
+
+
+def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
+    """Weights on the device ``meta`` hold nothing, unless hooks of accelerate bring them in when they are needed."""
+    for part in parts:
+        network = plain_module(getattr(pipeline, part))
+        modules = list(network.modules()) if hasattr(network, "modules") else []
+        empty = any(weight.is_meta for module in modules for weight in module.parameters(recurse=False))
+        if empty and not any(hasattr(module, "_hf_hook") for module in modules):
+            yield f"{part} has weights on the device 'meta', which holds none: load them first."
 
 
 def _channel_problems(config: Any, channels: int) -> Iterator[str]:

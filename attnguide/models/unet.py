@@ -17,7 +17,7 @@ from transformers import CLIPTokenizerFast
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
-from attnguide.models.schedulers import NoiseScheduler, named_scheduler
+from attnguide.models.schedulers import NoiseScheduler, named_scheduler, unpatched_copy, written_config
 from attnguide.models.support import plain_module
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -185,7 +185,7 @@ class StableDiffusion(ModelAdapter):
 
     def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
         own = self.pipeline.scheduler
-        chosen = type(own).from_config(own.config) if name is None else named_scheduler(name, own.config)
+        chosen = unpatched_copy(own) if name is None else named_scheduler(name, written_config(own))
         made = NoiseScheduler(chosen, steps, self.device)
         made.check()
         return made

@@ -57,7 +57,10 @@ def mask_values(phrase: str, place: Any) -> Cells:
         return _read_mask(Path(place))
     if hasattr(place, "getbands"):
         return _picture_values(place)
-    mask = np.asarray(_on_cpu(place))
+    try:
+        mask = np.asarray(_on_cpu(place))
+    except (RuntimeError, TypeError, ValueError) as error:  # a tensor that holds no values, or not as rows and columns
+        raise ValueError(f"Region {phrase!r}: mask must be an array of numbers; got {shown(place)}.") from error
     if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "biuf":
         raise ValueError(
             f"Region {phrase!r}: mask must have axes height width; got the shape {tuple(mask.shape)} of {mask.dtype}."

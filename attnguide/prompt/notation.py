@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from attnguide.parsing import as_real, as_whole, real_number, shown, whole_number
+from attnguide.parsing import as_real, as_whole, real_number, shown, unpacked, whole_number
 from attnguide.types import SOURCE_KINDS, MapSource, Region
 
 
@@ -141,7 +141,7 @@ def _placed(phrase: str, place: Any) -> Region:
         return Region(phrase, mask=Path(place).expanduser())
     if hasattr(place, "getbands") or (hasattr(place, "shape") and getattr(place, "ndim", 0) != 1):
         return Region(phrase, mask=place)
-    numbers: Any = place.tolist() if hasattr(place, "tolist") else place
+    numbers: Any = unpacked(place)
     if isinstance(numbers, list | tuple) and len(numbers) == 4 and all(as_real(number) is not None for number in numbers):
         return Region(phrase, box=(numbers[0], numbers[1], numbers[2], numbers[3]))
     raise ValueError(f"Region {phrase!r}: a place must be x0,y0,x1,y1, a path, a mask or None; got {shown(place)}.")

@@ -85,6 +85,8 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         read_source(model, text, f"negative prompt of {name}")
     if not guidances and not injections:
         return
+    if guidances:
+        model.check_gradients()
     sites = model.attention_modules(height, width)
     every = {**sites, **model.feature_modules(height, width)}
     for guidance in guidances:

@@ -110,7 +110,9 @@ class Effects:
             if known.largest_loss < NOTHING:
                 return "its loss is 0 at every step"
             return "its gradient is 0 at every step" if known.asked else None  # else the row was where it should be
-        return "it changed no attention" if method in self._edits and not chosen else None
+        # A guidance that steers by edits alone, as stable does, has no window of its own.
+        silent = method in self._edits and (isinstance(method, Guidance) or not chosen)
+        return "it changed no attention" if silent else None
 
 
 def _wanted(method: Method, targets: Targets) -> list[int]:

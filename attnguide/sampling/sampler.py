@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from attnguide.injection.base import Injection, LatentsEdit
 from attnguide.methods import picture_key
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
+from attnguide.parsing import shown
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.arguments import check_model, check_observer, instances
 from attnguide.sampling.branches import Branches, common_source, source_prompts
 from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.effects import Effects
@@ -54,6 +57,12 @@ class Sampler:
     injections: Sequence[Injection] = ()
     observer: Observer = field(default_factory=Observer)
 
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        check_observer(self.observer)
+        self.guidances = instances("guidances", self.guidances, Guidance)
+        self.injections = instances("injections", self.injections, Injection)
+
     def run(self, samples: Sequence[Sample], initial_latents: Tensor | None = None) -> list[SampleResult]:
         """Sample one batch.
 
@@ -72,6 +81,7 @@ class Sampler:
             return self._finish(batch, latents)
 
     def _prepare(self, samples: Sequence[Sample], initial_latents: Tensor | None) -> _Batch:
+        samples = instances("samples", samples, Sample)
         if not samples:
             raise ValueError("samples must hold at least one row; got none.")
         keys = {picture_key(sample) for sample in samples}
@@ -83,6 +93,8 @@ class Sampler:
         targets = self._targets(samples)
         for sample in samples:
             model.check_row(sample)
+        if self.guidances:
+            model.check_gradients()
         scales = [sample.cfg_scale for sample in samples]
         uses_cfg = any("uncond" in model.halves(scale) for scale in scales)
         negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
@@ -143,9 +155,7 @@ class Sampler:
         sources = generators([sample.seed for sample in samples])
         noise = initial_noise(sources, shape, dtype, self.model.device)
         if given is not None:
-            if given.shape != noise.shape:
-                raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(given.shape)}.")
-            noise = given.to(noise)
+            noise = _like(noise, given)
         elif replay is not None:
             noise = replay.noise(noise)
         for injection in self.injections:
@@ -171,7 +181,7 @@ class Sampler:
         with run.attach(probes, edits) as attention:
             self.observer.on_sample_start(batch.info)
             for step in batch.scheduler.steps:
-                self.observer.on_denoise_step_start(step, batch.own(latents))
+                self.observer.on_denoise_step_start(step, batch.shown(latents))
                 shift = None
                 for guidance in self.guidances:
                     if step.begins and batch.alive:
@@ -189,7 +199,7 @@ class Sampler:
                 latents = with_sources(batch.replay, latents, batch.branches.rows, step.index + 1)
                 latents = batch.after_step(latents, edits, step)
                 latents = batch.drop_broken(latents, step)
-                self.observer.on_denoise_step_end(step, batch.own(latents), batch.own(noise_pred))
+                self.observer.on_denoise_step_end(step, batch.shown(latents), batch.shown(noise_pred))
                 if not batch.alive:
                     break
         return batch.own(latents)
@@ -236,6 +246,21 @@ class Sampler:
             )
         self.observer.on_sample_end(results)
         return results
+
+
+def _like(noise: Tensor, given: Any) -> Tensor:
+    """Initial latents in the precision and on the device of the noise that they replace.
+
+    Raises:
+        ValueError: If they are no finite numbers of its shape.
+    """
+    if not isinstance(given, Tensor) or given.is_complex():
+        raise ValueError(f"initial_latents must be a tensor of real numbers; got {shown(given)}.")
+    if given.shape != noise.shape:
+        raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(given.shape)}.")
+    if not bool(torch.isfinite(found := given.to(noise)).all()):
+        raise ValueError("initial_latents must be finite; got infinities or NaN.")
+    return found
 
 
 @dataclass(eq=False)
@@ -286,6 +311,10 @@ class _Batch:
     def own(self, values: Tensor) -> Tensor:
         """The rows' part of all latents, without their sources'."""
         return values[: self.branches.rows]
+
+    def shown(self, values: Tensor) -> Tensor:
+        """A copy of the rows' part, for observers: a preview that scales latents in place must not change the picture."""
+        return self.own(values).detach().clone()
 
     def after_step(self, latents: Tensor, edits: Sequence[Edit], step: Step) -> Tensor:
         """Let edits change the rows' latents, where a new denoising step begins or the last one ended."""

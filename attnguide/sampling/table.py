@@ -11,6 +11,7 @@ import torch
 
 from attnguide.methods import batch_key, build_methods, mixes, picture_key
 from attnguide.models.base import ModelAdapter, halves
+from attnguide.sampling.arguments import check_model, check_observer, instances, whole_batch_size
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.check import mark_rows, sampleable
 from attnguide.sampling.observer import Observer, Observers
@@ -32,8 +33,7 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
     Raises:
         ValueError: If ``batch_size`` is below 1, or an option's value is out of range.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    batch_size = whole_batch_size(batch_size)
     alike: dict[Hashable, list[Sample]] = {}
     for sample in (sample for sample in samples if sample.problem is None):
         alike.setdefault((batch_key(sample), len(halves(sample.cfg_scale))), []).append(sample)
@@ -78,7 +78,7 @@ def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Obser
     Raises:
         ValueError: If one of the rows cannot be sampled; see :func:`sample_each` for rows that should not stop each other.
     """
-    recorded = record_sources(model, samples)
+    recorded = record_sources(model, _checked(model, samples, observer))
     samples = [row.sample for row in recorded]
     watching = Observer() if observer is None else Sourced(observer, recorded)
     guidances, injections = build_methods(samples)
@@ -117,7 +117,7 @@ def sample_each(
     Raises:
         ValueError: If a method, an option or a scheduler does not exist.
     """
-    return _sample_marked(model, mark_rows(model, samples), observer, wanted)
+    return _sample_marked(model, mark_rows(model, _checked(model, samples, observer)), observer, wanted)
 
 
 def sample_rows(
@@ -144,34 +144,47 @@ def sample_rows(
         ValueError: Before anything is sampled, if a method, an option or a scheduler does not exist, no row can be sampled, or
             ``strict`` is set and one cannot.
     """
-    rows = sampleable(model, samples, strict=strict)
+    given = _checked(model, samples, observer)
+    batch_size = None if batch_size is None else whole_batch_size(batch_size)
+    rows = sampleable(model, given, strict=strict)
     if batch_size is None:
         batch_size = fitting_batch_size(model, rows)
     for batch in plan_batches(rows, batch_size):
         yield from _sample_marked(model, batch, observer)
 
 
+def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:
+    """The rows, once all that is given for them is known to be what it should be.
+
+    Raises:
+        ValueError: Naming the argument that is not.
+    """
+    check_model(model)
+    if observer is not None:
+        check_observer(observer)
+    return instances("samples", samples, Sample)
+
+
 def _sample_marked(
     model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None, wanted: Collection[int] | None = None
 ) -> list[SampleResult]:
     """What :func:`sample_each` does, with rows whose problems are known."""
-    asked = [sample for row, sample in enumerate(samples) if wanted is None or row in wanted]
-    refused = [_unmade(sample, f"refused: {sample.problem}") for sample in asked if sample.problem is not None]
-    if refused and observer is not None:
-        observer.on_rows_given_up(refused)
-    good = [sample for sample in samples if sample.problem is None]
-    ids = {sample.id for sample in asked}
-    numbers = [number for number, sample in enumerate(good) if sample.id in ids]
-    made = _sample_guarded(model, good, numbers, observer) if numbers else []
-    found = {result.sample.id: result for result in [*refused, *made]}
-    return [found[sample.id] for sample in asked]
+    asked = [row for row in range(len(samples)) if wanted is None or row in wanted]
+    good = [row for row, sample in enumerate(samples) if sample.problem is None]
+    found = {row: _unmade(samples[row], f"refused: {samples[row].problem}") for row in asked if row not in good}
+    if found and observer is not None:
+        observer.on_rows_given_up(list(found.values()))
+    places = [place for place, row in enumerate(good) if row in asked]
+    made = _sample_guarded(model, [samples[row] for row in good], places, observer) if places else []
+    found |= {good[place]: result for place, result in zip(places, made, strict=True)}
+    return [found[row] for row in asked]
 
 
 def _sample_guarded(
     model: ModelAdapter, samples: Sequence[Sample], wanted: Sequence[int], observer: Observer | None
 ) -> list[SampleResult]:
     """Results of a batch's wanted rows, sampled one by one where sampling them together raises an error."""
-    witness = None if observer is None or type(observer) is Observer else _Witness(observer)
+    witness = None if observer is None else _Witness(observer)
     partly = witness is not None and len(wanted) < len(samples)
     try:
         results = sample_batch(model, samples, SomeRows(witness, wanted) if witness is not None and partly else witness)

@@ -310,3 +310,9 @@ def test_names_of_weights(tmp_path: Path, name: str, variant: str | None) -> Non
 def test_half_precision_on_a_cpu_is_said_to_be_slow(folder: Path) -> None:
     with pytest.warns(UserWarning, match="bf16 on a CPU is slower than fp32"):
         assert load_model(str(folder), device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("odd", [None, 3, b"shapes", ["shapes"]], ids=repr)
+def test_a_model_is_named_by_text_or_a_path(odd: object) -> None:
+    with pytest.raises(ModelNotFoundError, match="loaded by its name or path"):
+        load_model(odd)  # type: ignore[arg-type]

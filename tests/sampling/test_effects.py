@@ -84,11 +84,19 @@ def test_what_was_asked_for_or_is_reached_needs_no_remark(settings: dict[str, An
 
 
 def test_methods_that_act_need_no_remark() -> None:
-    options = {"inject5": {"start": 0.0}, "dense_diffusion": {"splice": False}}
+    options = {"inject5": {"start": 0.0}, "dense_diffusion": {"splice": False}, "stable": {"inject_until": 0.0}}
     names = ("mask_guidance", "stable", "inject5", "pag", "attend_and_excite", "dense_diffusion")
     methods = tuple(MethodConfig(name, options.get(name, {})) for name in names)
     (result,) = sample_batch(tiny.model(), [tiny.row(methods=methods, steps=2)])
     assert result.status == "ok"
+
+
+def test_a_guidance_of_edits_alone_whose_noise_levels_two_steps_never_reach() -> None:
+    (steered,) = sample_batch(tiny.model(), [tiny.row(methods=(MethodConfig("stable", {"attempts": 1}),), steps=2)])
+    (plain,) = sample_batch(tiny.model(), [tiny.row(steps=2)])
+    assert steered.latents is not None and plain.latents is not None
+    assert torch.allclose(steered.latents, plain.latents, atol=1e-4)
+    assert steered.status == "ok: stable did nothing (it changed no attention)"
 
 
 @pytest.mark.filterwarnings("ignore:Method")

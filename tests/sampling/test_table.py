@@ -73,7 +73,7 @@ def test_every_device_has_some_of_the_rows() -> None:
 
 
 def test_batch_size_is_checked() -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1; got 0"):
         plan_batches([tiny.row()], 0)
 
 

@@ -1,0 +1,67 @@
+"""What the samplers are given, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from attnguide.models.base import ModelAdapter
+from attnguide.parsing import as_whole, shown
+from attnguide.sampling.observer import Observer
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no adapter.
+
+    Raises:
+        ValueError: Saying how an adapter is made.
+    """
+    if not isinstance(model, ModelAdapter):
+        raise ValueError(f"model must be an adapter, which load_model(name) or adapt(pipeline) makes; got {shown(model)}.")
+
+
+def check_observer(observer: Any) -> None:
+    """Refuse what is no observer; one that has only some of the methods would fail in the midst of a run.
+
+    Raises:
+        ValueError: Naming the class.
+    """
+    if not isinstance(observer, Observer):
+        raise ValueError(f"observer must be an Observer (a subclass with the methods that are wanted); got {shown(observer)}.")
+
+
+def instances(name: str, given: Any, kind: type[Any]) -> list[Any]:
+    """Everything that an iterable holds, read once.
+
+    Args:
+        name: Of the argument.
+        given: The iterable.
+        kind: What it must hold.
+
+    Raises:
+        ValueError: If it is no iterable, or holds something else.
+    """
+    found = list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) and _has_axes(given) else None
+    if found is None:
+        raise ValueError(f"{name} must be a list of {kind.__name__}s; got {shown(given)}.")
+    other = [item for item in found if not isinstance(item, kind)]
+    if other:
+        raise ValueError(f"{name} must be a list of {kind.__name__}s; got {shown(other[0])} in it.")
+    return found
+
+
+def _has_axes(given: Any) -> bool:
+    """Whether something iterable can be iterated over: arrays without axes cannot."""
+    return bool(getattr(given, "ndim", 1) > 0)
+
+
+def whole_batch_size(batch_size: Any) -> int:
+    """Most rows of a batch, as Python's number.
+
+    Raises:
+        ValueError: If it is no whole number of at least 1.
+    """
+    number = as_whole(batch_size)
+    if number is None or number < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1; got {shown(batch_size)}.")
+    return number
