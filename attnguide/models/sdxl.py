@@ -97,4 +97,5 @@ class StableDiffusionXL(StableDiffusion):
 
     def _postprocessed(self, pixels: Tensor) -> Any:
         watermark = getattr(self.pipeline, "watermark", None)
-        return super()._postprocessed(pixels if watermark is None else watermark.apply_watermark(pixels))
+        shown = pixels if watermark is None else watermark.apply_watermark(pixels)
+        return self.pipeline.image_processor.postprocess(shown, "pil")  # by the processor's own setting, other than SD

@@ -215,7 +215,9 @@ class StableDiffusion(ModelAdapter):
         return [refused if blocked else Picture(image) for image, blocked in zip(images, unsafe, strict=True)]
 
     def _postprocessed(self, pixels: Tensor) -> list[Image.Image]:
-        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
+        # As the library does, whatever the processor's own setting says, which is for pictures that are read.
+        shift = [True] * len(pixels)
+        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, "pil", shift)
         return images
 
     def _unscaled(self, latents: Tensor) -> Tensor:

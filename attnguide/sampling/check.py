@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 
 from attnguide.attention.sites import Site, select
 from attnguide.guidance.base import Guidance
@@ -41,6 +41,7 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
         ValueError: With the row's id, if a method, an option or a scheduler does not exist, which is no row's own affair.
     """
     marked = []
+    schedule = cache(partial(_check_schedule, model))
     for sample in samples:
         try:
             if sample.scheduler is not None:
@@ -50,7 +51,8 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
         except ValueError as error:
             raise ValueError(f"Row {sample.id!r}: {error}") from error
         with model.exclusive():
-            marked.append(with_problem(sample, partial(_check_row, model)))
+            fitting = with_problem(sample, lambda row: schedule(row.scheduler, row.steps))
+            marked.append(with_problem(fitting, partial(_check_row, model)))
     return marked
 
 
@@ -68,6 +70,11 @@ def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool =
     marked = mark_rows(model, samples)
     require_rows(marked, strict=strict)
     return marked
+
+
+def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int) -> None:
+    """Refuse a number of steps that a noise scheduler cannot make."""
+    model.make_scheduler(scheduler, steps)
 
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:

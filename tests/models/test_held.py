@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import adapt
@@ -15,6 +16,7 @@ from attnguide.sampling.check import mark_rows
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig, Sample
 from tests import tiny
+from tests.models import xl
 
 METHODS = (MethodConfig("mask_guidance"), MethodConfig("forward_layout"))
 
@@ -111,3 +113,16 @@ def test_weights_that_hold_nothing(part: str) -> None:
     getattr(built, part).to("meta")
     with pytest.raises(UnsupportedModelError, match=f"{part} has weights on the device 'meta'"):
         adapt(built)
+
+
+@pytest.mark.parametrize("made", [tiny.pipeline, xl.pipeline], ids=["SD", "SDXL"])
+def test_a_picture_processor_of_one_s_own_is_used_as_the_library_does(made: Any) -> None:
+    built, row = made(), tiny.row(steps=1)
+    built.image_processor = VaeImageProcessor(vae_scale_factor=2, do_normalize=False)
+    assert np.abs(_ours(built, row) - _theirs(built, row)).max() <= 1
+
+
+def test_steps_that_the_scheduler_cannot_make_are_refused_before_anything_runs() -> None:
+    few, enough = mark_rows(tiny.model(), [tiny.row(str(steps), steps=steps, scheduler="pndm") for steps in (1, 4)])
+    assert few.problem is not None and "steps must be more for PNDMScheduler; got 1" in few.problem
+    assert enough.problem is None
