@@ -228,7 +228,8 @@ def _fused_dtype(value: Tensor) -> torch.dtype:
 def _explicit_probs(visitors: Visitors, query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:
     """Scores, softmax, and what edits make of both: ``batch heads query key``."""
     site, context = visitors.site, visitors.context
-    scores = (_wide(query) * (query.shape[-1] ** -0.5 if scale is None else scale)) @ _wide(key).transpose(-1, -2)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = _wide(query) @ (_wide(key) * scale).transpose(-1, -2)  # of both the keys are fewer
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
     visitors.read("scores", scores)

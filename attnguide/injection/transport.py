@@ -55,23 +55,23 @@ def transport(
     """
     if columns is None:
         columns = (strength > 0).any(0).nonzero()[:, 0]
-    others = (strength <= 0).to(probs)[:, None, :, None]  # batch 1 key 1
+    steered = (strength > 0).any(-1)[:, None, None]
     moved = strength.index_select(-1, columns)[:, None, None]  # batch 1 1 columns
-    steered, found = moved > 0, probs.index_select(-1, columns)
-    words = found * steered
-    kept = (1 - moved) * words
-    coming = moved * words.sum(2, keepdim=True) * goals.index_select(-1, columns)[:, None]
-    held = probs @ others
-    free = (held + (words - kept).sum(-1, keepdim=True)).clamp_min(0)
-    wanted = coming.sum(-1, keepdim=True)
+    found = probs.index_select(-1, columns)
+    # A product of matrices would be slower: one of them had a single column.
+    held = (probs * (strength <= 0)[:, None, None]).sum(-1)
+    free = held + (moved * found).sum(-1)
+    coming = moved * found.sum(2, keepdim=True) * goals.index_select(-1, columns)[:, None]
+    wanted = coming.sum(-1)
     share = (room * free / wanted.clamp_min(_TINY)).clamp_max(1)
     left = (free - share * wanted).clamp_min(0)
     most = 1.0 if surplus == "first" else float("inf")
     factor = torch.where(held > _TINY, left / held.clamp_min(_TINY), 0.0).clamp_max(most)
-    factor = torch.where(steered.any(-1, keepdim=True), factor, 1.0)
-    result = probs * factor
-    result.index_copy_(-1, columns, torch.where(steered, kept + share * coming, found * factor))
-    result[..., :1] += (left - factor * held).clamp_min(0) * steered.any(-1, keepdim=True)
+    factor = torch.where(steered, factor, 1.0)
+    result = probs * factor[..., None]
+    kept = torch.where(moved > 0, 1 - moved, factor[..., None])
+    result.index_copy_(-1, columns, kept * found + share[..., None] * coming)
+    result[..., 0] += (left - factor * held).clamp_min(0) * steered
     return result
 
 
@@ -99,10 +99,11 @@ def hush_later(
     """
     steered, positions = strength > 0, torch.arange(strength.shape[-1], device=strength.device)
     last = (positions * steered).amax(-1) if ends is None else ends - 1
-    later = ((positions > last[:, None]) & steered.any(-1, keepdim=True))[:, None, None]
-    outside = (goals.sum(-1) == 0)[:, None, :, None] * strength.amax(-1)[:, None, None, None]  # share taken, batch 1 query 1
-    hushed = probs * (1 - outside * later)
-    hushed[..., :1] += (probs @ later.to(probs).transpose(-1, -2)) * outside
+    later = (positions > last[:, None]) & steered.any(-1, keepdim=True)
+    outside = (goals.sum(-1) == 0) * strength.amax(-1, keepdim=True)  # share taken, batch query
+    handed = probs * (outside[..., None] * later[:, None])[:, None]
+    hushed = probs - handed
+    hushed[..., 0] += handed.sum(-1)
     return hushed
 
 

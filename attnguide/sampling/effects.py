@@ -142,6 +142,9 @@ class _Watched(Edit):
     def active(self, context: PassContext) -> bool:
         return self.edit.active(context)
 
+    def touches(self, context: PassContext) -> Sequence[int] | None:
+        return self.edit.touches(context)
+
     def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
         found = self.edit.qkv(query, key, value, site, context)
         for before, after in zip((query, key, value), found, strict=True):

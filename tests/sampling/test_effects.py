@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnguide.attention import intercept
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.base import Injection
+from attnguide.injection.by_row import _EditForRows
 from attnguide.prompt.targets import Targets
+from attnguide.sampling.effects import _Watched
 from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window
 from attnguide.types import MethodConfig, PassContext, Region, SampleResult, Step, verdict
@@ -136,6 +139,27 @@ def test_rows_are_compared_until_a_change_was_seen(monkeypatch: pytest.MonkeyPat
     compared.clear()
     assert _statuses(run(rows, (), [_Looks(0.0)])) == ["ok: looks did nothing (it changed no attention)"] * 2
     assert len(compared) > 2
+
+
+@pytest.mark.parametrize("wrapper", [_Watched, _EditForRows])
+def test_what_wraps_an_edit_hands_on_every_question(wrapper: type[Edit]) -> None:
+    asked = {name for name, found in vars(Edit).items() if callable(found) and not name.startswith("_")}
+    assert asked <= vars(wrapper).keys()
+
+
+@pytest.mark.parametrize("name", ["stable", "forward_layout", "inject5"])
+def test_a_watched_edit_leaves_the_other_half_to_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    formed: list[int] = []
+    explicit = intercept._explicit_probs
+
+    def watched(visitors: Any, query: Tensor, *others: Any) -> Tensor:
+        formed.append(len(query))
+        return explicit(visitors, query, *others)
+
+    monkeypatch.setattr(intercept, "_explicit_probs", watched)
+    methods = (MethodConfig(name, {"attempts": 1, "inject_until": 0.1} if name == "stable" else {"start": 0.0}),)
+    sample_batch(tiny.model(), [tiny.row(str(index), methods=methods, steps=2) for index in range(3)])
+    assert set(formed) == {3}
 
 
 def test_two_methods_are_told_apart() -> None:
