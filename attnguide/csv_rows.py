@@ -12,7 +12,7 @@ from typing import Any
 
 from attnguide.parsing import parse_json, read_text, real_number, shown, whole_number
 from attnguide.prompt.nested import free_occurrences
-from attnguide.rows import ROW_KEYS, method_names, nearest, read_mapping
+from attnguide.row_values import ROW_KEYS, method_names, nearest, read_mapping
 from attnguide.types import MethodConfig
 
 MOST_COLUMNS = 1000

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -333,88 +332,17 @@ def check_options(configs: Iterable[MethodConfig]) -> None:
         ValueError: Naming the option.
     """
     for config in configs:
-        _check_one_row(config)
+        check_one_row(config)
         build_method(config.name, config.options)
 
 
-def _check_one_row(config: MethodConfig) -> None:
-    """A method takes a list with one value a row of its batch, but a configuration belongs to one row."""
+def check_one_row(config: MethodConfig) -> None:
+    """A method takes a list with one value a row of its batch, but a configuration belongs to one row.
+
+    Raises:
+        ValueError: Naming the option, if a configuration holds the values of several rows.
+    """
     for option in sorted(method_info(config.name).per_row & config.options.keys()):
         if isinstance(value := config.options[option], list | tuple):
             told = f"{option} must be one value for a row, each row having its own"
             raise ValueError(f"Method {config.name!r}: {told}; got {shown(value)}.")
-
-
-def batch_key(sample: Sample) -> str:
-    """Rows with the same key can be sampled as one batch: they differ at most in words, seeds, regions and per-row options.
-
-    So can some rows with other methods (:func:`mixes`).
-    """
-    methods = [
-        (c.name, {k: v for k, v in sorted(c.options.items()) if k not in method_info(c.name).per_row}) for c in sample.methods
-    ]
-    return json.dumps([*picture_key(sample), methods], default=str)
-
-
-def picture_key(sample: Sample) -> tuple[int | None, int | None, int, str | None]:
-    """What rows of one batch have in common, whatever their methods: height, width, steps and scheduler."""
-    return sample.height, sample.width, sample.steps, sample.scheduler
-
-
-def mixes(samples: Sequence[Sample]) -> bool:
-    """Whether rows with one :func:`batch_key` can also share a batch with rows of other methods.
-
-    Plain rows can, and rows under injections that do nothing but edit (:attr:`~attnguide.injection.base.Injection.mixes`).
-
-    Raises:
-        ValueError: If an option's value is out of range.
-    """
-    if any(method_info(config.name).family != "injection" for config in samples[0].methods):
-        return False
-    return all(injection.mixes for injection in _build_alike(samples)[1])
-
-
-def build_methods(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injection]]:
-    """Guidances and injections of rows that share a batch, with per-row options as one value a row.
-
-    Where rows have different methods that mix, every injection is given the rows that name it.
-
-    Raises:
-        ValueError: If the rows do not share a batch.
-    """
-    alike: dict[str, list[int]] = {}
-    for row, sample in enumerate(samples):
-        alike.setdefault(batch_key(sample), []).append(row)
-    if len(alike) <= 1:
-        return _build_alike(samples)
-    parts = [(rows, [samples[row] for row in rows]) for rows in alike.values()]
-    if len({picture_key(sample) for sample in samples}) > 1 or not all(mixes(part) for _, part in parts):
-        raise ValueError(f"Rows {', '.join(s.id for s in samples)} cannot share a batch: their settings or methods differ.")
-    from attnguide.injection.by_row import ForRows
-
-    return [], [ForRows(injection, rows) for rows, part in parts for injection in _build_alike(part)[1]]
-
-
-def _build_alike(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injection]]:
-    """What :func:`build_methods` gives for rows with one batch key."""
-    guidances: list[Guidance] = []
-    injections: list[Injection] = []
-    for index, config in enumerate(samples[0].methods):
-        if method_info(config.name).family == "baseline":
-            continue
-        configs = [sample.methods[index] for sample in samples]
-        for one in configs:
-            _check_one_row(one)
-        built = build_method(config.name, _merged_options(config, configs))
-        (guidances if method_info(config.name).family == "guidance" else injections).append(built)  # type: ignore[arg-type]
-    return guidances, injections
-
-
-def _merged_options(first: MethodConfig, configs: Sequence[MethodConfig]) -> dict[str, Any]:
-    options = dict(first.options)
-    defaults = method_options(first.name)
-    for option in sorted(method_info(first.name).per_row):
-        values = [config.options.get(option, defaults.get(option)) for config in configs]
-        if any(value != values[0] for value in values):
-            options[option] = values
-    return options

@@ -4,15 +4,14 @@ from typing import Any
 
 import pytest
 
+from attnguide.batching import batch_key, build_methods
 from attnguide.guidance.base import Guidance
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.base import Injection
 from attnguide.injection.maps import MapInjection
 from attnguide.methods import (
     METHODS,
-    batch_key,
     build_method,
-    build_methods,
     check_methods,
     check_options,
     method_class,

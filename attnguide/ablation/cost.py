@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from attnguide.batching import build_methods
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
-from attnguide.methods import build_methods, method_info, method_options
+from attnguide.methods import method_info, method_options
 from attnguide.models.base import halves
 from attnguide.models.schedulers import NoiseScheduler, named_scheduler
 from attnguide.sampling.replay import replay_forwards

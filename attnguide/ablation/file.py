@@ -43,7 +43,7 @@ import yaml
 from attnguide.ablation.axes import Ablation, Axis, Point, Tradeoff, column_value, is_number
 from attnguide.methods import METHODS
 from attnguide.parsing import shown
-from attnguide.rows import method_names, nearest
+from attnguide.row_values import method_names, nearest
 from attnguide.yaml12 import read_yaml
 
 SWEEP_KEYS = ("program", "command", "description", "entity", "metric", "early_terminate", "run_cap", "controller")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnguide.rows import nearest, sample_to_dict
+from attnguide.row_values import nearest
+from attnguide.rows import sample_to_dict
 from attnguide.shapes.layouts import FILES, spread
 from attnguide.shapes.renderer import SIDE
 from attnguide.tables import read_samples

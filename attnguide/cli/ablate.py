@@ -17,6 +17,7 @@ from attnguide.ablation.cells import Row, expand
 from attnguide.ablation.file import read_ablation
 from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
+from attnguide.cli.costs import cost_table, costs_of, headline
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan, is_strict, make_plan
 from attnguide.cli.values import Setting
@@ -24,7 +25,7 @@ from attnguide.methods import check_options
 from attnguide.models.names import DEFAULT_MODEL
 from attnguide.rows import MOST_ROWS, sample_to_dict
 from attnguide.sampling.problems import require_rows
-from attnguide.types import ExpectedCost, MethodConfig, Sample
+from attnguide.types import MethodConfig, Sample
 
 if TYPE_CHECKING:
     from attnguide.ablation.callback import AblationLog
@@ -107,15 +108,15 @@ def run(argv: Sequence[str]) -> int:
         ablation = _with_other_subjects(ablation, words)
         asked = parse("attnguide ablate", words, _with_base(known, ablation.base), description=DESCRIPTION, examples=EXAMPLES)
         plan, rows = _plan(ablation, _merged(asked, known, ablation.base))
-        costs = _costs(rows, plan.config["model"])
+        costs = costs_of(rows, plan.config["model"])
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     from attnguide.cli.execute import execute, is_first_process
 
     if is_first_process():
-        print(_headline(ablation, rows), flush=True)
+        print(headline(ablation, rows), flush=True)
     if asked["dry_run"]:
-        print(_cost_table(rows, costs))
+        print(cost_table(rows, costs))
         if plan.config["scheduler"] is None and plan.config["model"] != DEFAULT_MODEL:
             print("for schedulers with one evaluation a step; name the model's --scheduler to count what it makes")
         return 0
@@ -334,58 +335,6 @@ def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
     if config["rows"] is not None:
         return None
     return next((cell.changes["prompt"] for cell in ablation.cells if "prompt" in cell.changes), None)
-
-
-# -------------------------------------------------------------------------------------------------------------- the cost
-
-
-def _costs(rows: Sequence[Row], model: str) -> list[ExpectedCost]:
-    """What every row costs on a model."""
-    from attnguide.ablation.cost import expected_costs
-    from attnguide.models.folder import is_distilled
-
-    return expected_costs((row.sample for row in rows), distilled=is_distilled(model))
-
-
-def _headline(ablation: Ablation, rows: Sequence[Row]) -> str:
-    axes = " x ".join(f"{axis.name} ({len(axis.points)})" for axis in ablation.axes) or "none"
-    plain = sum(len(row.cell.points) < len(ablation.axes) for row in rows)
-    subjects = len({row.subject for row in rows})
-    lines = [f"ablation {ablation.name}: {axes}"]
-    pictures = f"{len(ablation.cells)} cells for {subjects} prompts and seeds"
-    lines.append(f"cells    {pictures}, {len(rows)} rows" + (f", {plain} of them plain" if plain else ""))
-    return "\n".join(lines)
-
-
-def _cost_table(rows: Sequence[Row], costs: Sequence[ExpectedCost]) -> str:
-    """Network passes of a row in every cell, and of all rows."""
-    from attnguide.ablation.cost import total
-
-    cells: dict[str, list[ExpectedCost]] = {}
-    for row, cost in zip(rows, costs, strict=True):
-        cells.setdefault(str(row.sample.tags["cell"]), []).append(cost)
-    lines = [("cell", "rows", "forwards a row", "backwards a row", "forwards in all", "backwards in all")]
-    for name, members in cells.items():
-        lines.append((name, str(len(members)), *_per_row(members), *_told(total(members))))
-    lines.append(("all", str(len(rows)), "", "", *_told(total(costs))))
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
-
-
-def _per_row(members: Sequence[ExpectedCost]) -> tuple[str, str]:
-    if len(set(members)) == 1:
-        return _told(members[0])
-    return tuple(f"{min(found)}-{max(found)}" for found in ([m.forwards for m in members], [m.backwards for m in members]))  # type: ignore[return-value]
-
-
-def _told(cost: ExpectedCost) -> tuple[str, str]:
-    """Forwards and backwards; where thresholds decide, the most there can be."""
-    pairs = ((cost.forwards, cost.most), (cost.backwards, cost.most_backwards))
-    forwards, backwards = (str(least) if least == most else f"{least} to {most}" for least, most in pairs)
-    return forwards, backwards
 
 
 # --------------------------------------------------------------------------------------------------------------- the end

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
 from attnguide.attention.sites import Site, select
+from attnguide.batching import build_methods
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
-from attnguide.methods import build_methods, check_methods
+from attnguide.methods import check_methods
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets

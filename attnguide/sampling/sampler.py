@@ -13,9 +13,9 @@ from attnguide.attention.attach import Attention
 from attnguide.attention.capture import Probe
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
+from attnguide.batching import picture_key
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection, LatentsEdit
-from attnguide.methods import picture_key
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.parsing import shown

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from attnguide.methods import batch_key, build_methods, mixes, picture_key
+from attnguide.batching import batch_key, build_methods, mixes, picture_key
 from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.arguments import check_model, check_observer, instances, whole_batch_size
 from attnguide.sampling.best_of_k import build_baseline

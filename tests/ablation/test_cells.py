@@ -8,8 +8,8 @@ import json
 import pytest
 
 from attnguide.ablation.cells import Row, expand
+from attnguide.batching import batch_key
 from attnguide.cli import values
-from attnguide.methods import batch_key
 from attnguide.types import Region, Sample
 
 from .conftest import Read

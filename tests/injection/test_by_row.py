@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.batching import build_methods, mixes
 from attnguide.injection.base import Injection, LatentsEdit, Source, WindowEdit
 from attnguide.injection.by_row import ForRows
-from attnguide.methods import METHODS, build_method, build_methods, mixes
+from attnguide.methods import METHODS, build_method
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
