@@ -206,7 +206,7 @@ def test_options_are_judged_before_a_model_is_loaded(monkeypatch: pytest.MonkeyP
         ({"cfg_scale": "5"}, "cfg_scale must be a finite number; got '5'"),
         ({"height": 100_000}, "height must be at most 8192"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
-        ({"device": 0}, "device must be a name as text; got 0"),
+        ({"device": 0}, "Unknown device '0'; choose from cpu"),
         ({"negative_prompt": None}, "negative_prompt must be text; got None"),
         ({"scheduler": 3}, "scheduler must be text; got 3"),
     ],
