@@ -22,7 +22,7 @@ ODD: Sequence[Any] = (None, 3, "row", [1], np.zeros(3), np.array(1), torch.tenso
 ROW = tiny.row(steps=1)
 
 
-@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd).split(" at 0x")[0])
 def test_other_things_are_refused_by_the_argument_s_name(odd: Any) -> None:
     model = tiny.model()
     calls = {
