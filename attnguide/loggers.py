@@ -91,7 +91,8 @@ def sync_hint(loggers: Iterable[Logger]) -> str | None:
     for logger in loggers:
         folder = Path(str(logger.save_dir)) / "wandb"
         if type(logger).__name__ == "WandbLogger" and any(folder.glob("offline-run-*")):
-            return f"wandb sync {folder}/offline-run-*"
+            here = Path.cwd()
+            return f"wandb sync {folder.relative_to(here) if folder.is_relative_to(here) else folder}/offline-run-*"
     return None
 
 
@@ -125,7 +126,14 @@ def _wandb(folder: Path, project: str, name: str, group: str | None, tags: Seque
     offline = wandb_offline()
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb-data").resolve())  # read by the library each time it stages a table
     folder.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"name": name, "save_dir": folder, "project": project, "group": group, "tags": list(tags)}
+    # W&B's service outlives a run and stays in the folder where it was started, so that only a whole path means the same to it.
+    options: dict[str, Any] = {
+        "name": name,
+        "save_dir": folder.resolve(),
+        "project": project,
+        "group": group,
+        "tags": list(tags),
+    }
     logger = _wandb_logger(options, offline)
     if offline and _settings_problem() is None:
         return logger  # begins when it is first written to

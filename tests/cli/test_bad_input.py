@@ -74,7 +74,7 @@ WITH_PROMPT: list[tuple[list[str], list[str]]] = [
     (["--steps", "2.5"], ["steps", "whole number", "'2.5'"]),
     (["--steps"], ["--steps", "got nothing"]),
     (["--seed"], ["--seed", "got nothing"]),
-    (["--seed", "-1"], ["seed", "at least 0", "'-1'"]),
+    (["--seed", "-1"], ["seed", "from 0 to", "'-1'"]),
     (["--seed", "5..2"], ["seed", "'5..2'"]),
     (["--seed", "1", "0..2"], ["seed", "1 more than once"]),
     (["--cfg-scale", "nan"], ["cfg_scale", "finite number", "'nan'"]),
