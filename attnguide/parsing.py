@@ -195,3 +195,8 @@ def check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"nested more than {MOST_DEPTH} deep.")
+
+
+def quotes(value: Any) -> str:
+    """How text is written that YAML reads as something else."""
+    return " (in quotes)" if isinstance(value, bool | int | float) else ""

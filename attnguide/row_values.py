@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.fields import FOREIGN_NAMES
-from attnguide.parsing import MOST_DEPTH, as_real, as_whole, check_depth, is_unicode, shown
+from attnguide.parsing import MOST_DEPTH, as_real, as_whole, check_depth, is_unicode, quotes, shown
 from attnguide.prompt.notation import parse_region, region_from_dict, regions_from_places
 from attnguide.types import MethodConfig, Region
 
@@ -185,11 +185,6 @@ def _key(key: Any, what: str) -> str:
     if is_unicode(str(key)):
         return str(key)
     raise ValueError(f"{what} cannot be written to a file: {str(key)[:60]!a} is no valid Unicode.")
-
-
-def quotes(value: Any) -> str:
-    """How text is written that YAML reads as something else."""
-    return " (in quotes)" if isinstance(value, bool | int | float) else ""
 
 
 def nearest(key: str, known: Collection[str] = ROW_KEYS) -> str:

@@ -12,7 +12,7 @@ from attnguide.cli.signatures import check_value, options_of
 from attnguide.fields import MOST_SEED
 from attnguide.loggers import check_loggers
 from attnguide.models.names import check_device, check_dtype, check_scheduler, nearest
-from attnguide.parsing import as_real, as_whole, check_depth, parse_json, real_number, shown, whole_number
+from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
 from attnguide.yaml12 import yaml_value
 
 MOST_ROWS = 100_000
@@ -87,23 +87,18 @@ def scalar(text: Any) -> Any:
         raise ValueError(f"expected a YAML value; got {shown(text)} ({str(error).rstrip('.')})") from error
 
 
-def _quotes(value: Any) -> str:
-    """How text is written that YAML reads as something else."""
-    return " (in quotes)" if isinstance(value, bool | int | float) else ""
-
-
 def text(value: Any) -> str:
     """Any text."""
     if isinstance(value, str):
         return value
-    raise ValueError(f"expected text{_quotes(value)}; got {shown(value)}")
+    raise ValueError(f"expected text{quotes(value)}; got {shown(value)}")
 
 
 def words(value: Any) -> str:
     """Text that says something."""
     if isinstance(value, str) and value.strip():
         return value
-    raise ValueError(f"expected words{_quotes(value)}; got {shown(value)}")
+    raise ValueError(f"expected words{quotes(value)}; got {shown(value)}")
 
 
 def whole(least: int, multiple: int = 1, most: int = 10**9) -> Reader:
