@@ -1,0 +1,46 @@
+"""Pipelines of every family with random weights, small enough to be built and sampled in a second, without a download.
+
+Latents are half as large as pictures, and maps of 32 x 32 pixels have 8 x 8 cells, unless a family says otherwise.
+Attention is sharpened, since random weights alone would attend to every word alike. Classes of the libraries are looked up when
+a pipeline is built, as older versions know fewer families.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import diffusers
+import torch
+
+from tests import tiny
+from tests.models import clip_and_t5, language_models  # noqa: F401  (they register their families)
+from tests.models.parts import BUILDERS
+
+
+def available() -> list[str]:
+    """Families that the installed diffusers knows, in the order of this file."""
+    return [name for name, (pipeline, _) in BUILDERS.items() if hasattr(diffusers, pipeline)]
+
+
+def build(family: str, seed: int = 0) -> Any:
+    """A new pipeline of a family."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        built = BUILDERS[family][1]()
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+def sample(family: str, prompt: str | list[str] = tiny.PROMPT, **settings: Any) -> Any:
+    """Latents that a family's own pipeline makes, as it lays them out: two steps, 8 x 8 cells unless told otherwise."""
+    own = {"use_resolution_binning": False} if family.startswith("pixart") else {}
+    side = 128 if family == "qwen_image_21" else 32
+    common = {"num_inference_steps": 2, "height": side, "width": side, "output_type": "latent"}
+    return shared(family)(prompt=prompt, **{**common, **own, **settings})[0]
+
+
+@functools.cache
+def shared(family: str) -> Any:
+    """One pipeline for all tests that leave it as it is."""
+    return build(family)
