@@ -33,11 +33,15 @@ class RegionAndBoundary(Guidance):
     map; the loss is the mean over phrases. Several regions of one phrase are their union; a region's ``weight`` scales its
     loss. The published script also replaces the negative prompt, which is no part of the method.
 
+    The method ``groundit_global`` is this one with the numbers of GrounDiT's global update (https://arxiv.org/abs/2410.20474),
+    which judges edges on the maps as they are; its second part, patches that are denoised on their own, is not here.
+
     Args:
         step_size: Constant factor on the gradient.
         stop: Progress at which guidance ends (the first 10 of 50 steps).
         iterations: Most updates a step.
         until: A row whose loss is at or below this makes no update; one number, or one per row.
+        sharpness: Factor before the softmax over tokens under which edges are judged; 0 for the maps as they are.
         levels: Cross-attention levels to read, all places; the above when ``None``.
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` repeats the published code: the rectangle leaves out its last row and column, box edges are
@@ -59,6 +63,7 @@ class RegionAndBoundary(Guidance):
         stop: float = 0.2,
         iterations: int = 5,
         until: PerRow = 3e-5,
+        sharpness: float = 120.0,
         levels: tuple[int, ...] | None = None,
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
@@ -68,7 +73,9 @@ class RegionAndBoundary(Guidance):
             window=Window(0.0, stop),
             update=Update(constant(step_size), scale, iterations=0, refinements=(Refinement(until, iterations),)),
         )
-        self.reference = repeats_slips(quirks)
+        if not sharpness >= 0:
+            raise ValueError(f"sharpness must be at least 0; got {sharpness}.")
+        self.reference, self.sharpness = repeats_slips(quirks), sharpness
         self.rule: Rule = "truncated" if self.reference else "half"
         self._finished: set[int] = set()
 
@@ -104,12 +111,14 @@ class RegionAndBoundary(Guidance):
 
     def _words(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Maps of all sites, and sharpened maps of all but the downward ones; ``batch regions height width`` each."""
-        upward = {site: probs for site, probs in maps.probs.items() if site.place != "down"} or maps.probs
-        every = maps.resized_average(height, width)
-        sharp = (AttentionMaps(upward).resized_average(height, width)[..., 1:] * 120).softmax(-1)
         tokens = targets.tokens
-        words = region_maps(every.flatten(1, 2), tokens), region_maps(sharp.flatten(1, 2), tokens[..., 1:])
-        return words[0].unflatten(-1, (height, width)), words[1].unflatten(-1, (height, width))
+        every = maps.resized_average(height, width)
+        words = region_maps(every.flatten(1, 2), tokens).unflatten(-1, (height, width))
+        if self.sharpness == 0:
+            return words, words
+        upward = {site: probs for site, probs in maps.probs.items() if site.place != "down"} or maps.probs
+        sharp = (AttentionMaps(upward).resized_average(height, width)[..., 1:] * self.sharpness).softmax(-1)
+        return words, region_maps(sharp.flatten(1, 2), tokens[..., 1:]).unflatten(-1, (height, width))
 
     def _smooth(self, maps: Tensor) -> Tensor:
         peak = maps.detach().amax((-2, -1), keepdim=True).clamp_min(1e-12)

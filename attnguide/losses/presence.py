@@ -19,6 +19,22 @@ def peak_absence(maps: Tensor) -> Tensor:
     return (1 - maps.amax((-2, -1))).clamp_min(0)
 
 
+def mean_peak_absence(maps: Tensor, count: int) -> Tensor:
+    """One minus the mean of the strongest cells of each map; 0 is best, 1 is worst.
+
+    The cross term of Self-Cross guidance (https://arxiv.org/abs/2411.18936); :func:`peak_absence` for one cell.
+
+    Args:
+        maps: ``batch regions height width`` in [0, 1].
+        count: Cells that are averaged, all of them if the map has fewer.
+
+    Returns:
+        ``batch regions``.
+    """
+    flat = maps.flatten(2)
+    return (1 - flat.topk(min(count, flat.shape[-1]), dim=-1).values.mean(-1)).clamp_min(0)
+
+
 def total_variation(maps: Tensor, last_row: bool = False) -> Tensor:
     """Mean difference of horizontal neighbours plus mean difference of vertical neighbours; larger means more structure.
 

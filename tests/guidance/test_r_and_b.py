@@ -98,6 +98,19 @@ def test_maps_that_are_flat_up_to_rounding_move_nothing(quirks: str, noise: floa
     assert any(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_groundit_judges_edges_on_the_maps_as_they_are(seed: int) -> None:
+    """Its boxes are truncated and its rectangle is open at the end; its blur is as wide as it says."""
+    method = cases.guidance("groundit_global")
+    options = method.update.refinements[0]
+    assert (options.iterations, options.until, method.update.step_size(cases.FLAT), method.window.stop) == (3, 1e-6, 50.0, 0.5)
+    maps = cases.random_maps(SITES, 1, seed)
+    masks = [mask.double().numpy() for mask in TARGETS.binary_masks(*SIZE)[0]]
+    layers = cases.layers_of(maps)
+    expected = reference.loss(layers, layers, [(2, 3), (6, 7)], masks, exclusive=False, sharpness=0.0)
+    assert method.loss(maps, TARGETS, cases.FLAT).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_sites_that_are_read() -> None:
     method = cases.guidance("r_and_b")
     kinds = (("down", 0), ("down", 1), ("down", 2), ("mid", 3), ("up", 2), ("up", 1), ("up", 0))

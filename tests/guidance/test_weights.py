@@ -23,7 +23,7 @@ OTHER = Region("blue ball", box=(0.5, 0.0, 1.0, 0.5))
 
 def _sites(name: str) -> list[Any]:
     crosses = cases.cross_sites(("mid", 0, 8, 12), ("up", 0, 8, 12))
-    both = name in ("initno", "bounded_attention")
+    both = name in ("initno", "bounded_attention", "self_cross")
     return [*crosses, *cases.self_sites(("mid", 0, 8, 12), ("up", 0, 8, 12))] if both else crosses
 
 
@@ -56,7 +56,7 @@ def test_a_region_without_weight_has_no_part_in_the_loss(name: str) -> None:
     assert float(nothing[0]) == float(nothing[1]) == 0
     if name in ("attend_and_excite",):
         torch.testing.assert_close(torch.maximum(first, second), both)
-    elif name not in ("a_star", "initno", "saga"):
+    elif name not in ("a_star", "focus", "initno", "saga", "self_cross"):
         torch.testing.assert_close(first + second, both)
     assert float(first) != float(both) or name == "attend_and_excite"
 

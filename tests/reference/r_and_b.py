@@ -69,7 +69,12 @@ def edges(amap: Array, mask: Array, iou: float) -> float:
 
 
 def loss(
-    every: Sequence[Array], upward: Sequence[Array], words: Sequence[Sequence[int]], masks: Sequence[Array], exclusive: bool
+    every: Sequence[Array],
+    upward: Sequence[Array],
+    words: Sequence[Sequence[int]],
+    masks: Sequence[Array],
+    exclusive: bool,
+    sharpness: float = 120.0,
 ) -> float:
     """Loss of one picture.
 
@@ -80,11 +85,12 @@ def loss(
         masks: 0 or 1, at the size everything is resized to; one a phrase.
         exclusive: As the code has it: rectangles without their last row and column, a wider blur, and no threshold where the
             mask is everything.
+        sharpness: Of the maps that give edges; 0 takes them as they are.
     """
     height, width = masks[0].shape
     mean, rough = mean_resized(every, height, width), mean_resized(upward, height, width)
-    sharp = np.exp(120 * (rough[:, :, 1:] - rough[:, :, 1:].max(-1, keepdims=True)))
-    sharp = sharp / sharp.sum(-1, keepdims=True)
+    sharp = np.exp(sharpness * (rough[:, :, 1:] - rough[:, :, 1:].max(-1, keepdims=True)))
+    sharp = sharp / sharp.sum(-1, keepdims=True) if sharpness else rough[:, :, 1:]
     total = 0.0
     for positions, mask in zip(words, masks, strict=True):
         raw = sum(mean[:, :, position] for position in positions)
