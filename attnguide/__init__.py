@@ -27,6 +27,13 @@ _HOMES: dict[str, str] = {
     "Observer": "attnguide.sampling.observer",
     "Sampler": "attnguide.sampling.sampler",
     "sample_rows": "attnguide.sampling.table",
+    # judges
+    "Asked": "attnguide.judges",
+    "AskedObject": "attnguide.judges",
+    "Detection": "attnguide.judges",
+    "Judge": "attnguide.judges",
+    "Seen": "attnguide.judges",
+    "open_judge": "attnguide.judges",
     # methods of one's own
     "METHODS": "attnguide.methods",
     "MethodInfo": "attnguide.methods",
@@ -69,6 +76,12 @@ if TYPE_CHECKING:
     from attnguide.guidance.update import Update as Update
     from attnguide.injection.base import Injection as Injection
     from attnguide.injection.base import WindowEdit as WindowEdit
+    from attnguide.judges import Asked as Asked
+    from attnguide.judges import AskedObject as AskedObject
+    from attnguide.judges import Detection as Detection
+    from attnguide.judges import Judge as Judge
+    from attnguide.judges import Seen as Seen
+    from attnguide.judges import open_judge as open_judge
     from attnguide.methods import METHODS as METHODS
     from attnguide.methods import MethodInfo as MethodInfo
     from attnguide.models.load import adapt as adapt

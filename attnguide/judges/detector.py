@@ -1,0 +1,163 @@
+"""A zero-shot object detector as judge: OWL-ViT, OWLv2, Grounding DINO and what else transformers opens as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from attnguide.judges.base import Asked, Detection, Judge, Seen, check_equally_many
+from attnguide.judges.boxes import box_area, clipped, suppressed
+from attnguide.judges.hub import opened
+
+_GROUNDING = ("grounding-dino", "mm-grounding-dino")
+"""Models that read all phrases as one text and give each box a score for every token of it."""
+
+
+class DetectorJudge(Judge):
+    """Asks a detector for every label of a row; what it finds becomes detections.
+
+    The networks are those of ``AutoModelForZeroShotObjectDetection``: OWL-ViT (https://arxiv.org/abs/2205.06230), OWLv2
+    (https://arxiv.org/abs/2306.09683), Grounding DINO (https://arxiv.org/abs/2303.05499). A box gets the one label that it
+    scores best for. Boxes are scaled back to the picture's own proportions, also where the network's processor pads it to a
+    square.
+
+    Args:
+        model: Folder or hub id.
+        threshold: Least score of a detection, in (0, 1).
+        nms: Boxes of one label that overlap a surer one by a larger intersection over union are dropped; 1 keeps all.
+        batch_size: Most pictures in one pass.
+
+    Raises:
+        ValueError: If a number is out of range, or the model cannot be opened.
+    """
+
+    name = "detector"
+
+    def __init__(self, model: str, *, threshold: float = 0.2, nms: float = 0.5, batch_size: int = 8) -> None:
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must lie in (0, 1); got {threshold}.")
+        if not 0 < nms <= 1:
+            raise ValueError(f"nms must lie in (0, 1]; got {nms}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        self.threshold, self.nms, self.batch_size = threshold, nms, batch_size
+        self.network, self.processor = opened(self.name, model, _load)
+
+    def to(self, device: torch.device | str) -> None:
+        self.network.to(device)
+
+    def look(self, pictures: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Seen | None]:
+        check_equally_many(pictures, asked)
+        found: list[Seen | None] = [None if not one.objects else Seen(()) for one in asked]
+        waiting = [index for index, one in enumerate(asked) if one.objects]
+        for start in range(0, len(waiting), self.batch_size):
+            batch = waiting[start : start + self.batch_size]
+            labels = [asked[index].labels for index in batch]
+            for index, detections in zip(batch, self._detect([pictures[i] for i in batch], labels), strict=True):
+                found[index] = Seen(detections)
+        return found
+
+    @torch.no_grad()
+    def _detect(self, pictures: Sequence[Image.Image], labels: Sequence[tuple[str, ...]]) -> list[tuple[Detection, ...]]:
+        pictures = [picture.convert("RGB") for picture in pictures]
+        most = max(map(len, labels))  # a row's last label stands in for further ones that rows beside it have
+        queries = [[*own, *(own[-1:] * (most - len(own)))] for own in labels]
+        grounded = self.network.config.model_type in _GROUNDING
+        inputs = self._inputs(pictures, labels if grounded else queries).to(self.network.device)
+        outputs = self.network(**inputs)
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        if grounded:
+            found = self._grounded(outputs, inputs["input_ids"], labels)
+        else:
+            found = [
+                list(zip(*(one[key] for key in ("scores", "text_labels", "boxes")), strict=True))
+                for one in self._post_processed(outputs, queries, sizes)
+            ]
+        return [self._detections(own, size) for own, size in zip(found, sizes, strict=True)]
+
+    def _inputs(self, pictures: Sequence[Image.Image], queries: Sequence[Sequence[str]]) -> Any:
+        if self.network.config.model_type in _GROUNDING:
+            text: Any = [_one_text(own) for own in queries]
+            return self.processor(images=list(pictures), text=text, return_tensors="pt", padding=True)
+        return self.processor(
+            images=list(pictures), text=list(map(list, queries)), return_tensors="pt", padding="max_length", truncation=True
+        )
+
+    def _post_processed(
+        self, outputs: Any, queries: Sequence[list[str]], sizes: Sequence[tuple[int, int]]
+    ) -> list[Mapping[str, Any]]:
+        found: list[Mapping[str, Any]] = self.processor.post_process_grounded_object_detection(
+            outputs, text_labels=list(queries), target_sizes=list(sizes), threshold=self.threshold
+        )
+        return found
+
+    def _grounded(self, outputs: Any, ids: torch.Tensor, labels: Sequence[tuple[str, ...]]) -> list[list[tuple[Any, ...]]]:
+        """Scores, labels and boxes ``(x0, y0, x1, y1)`` as fractions, which stand for a picture of side 1.
+
+        The score of a label is the mean over its tokens, as in the authors' evaluation on COCO; the processor's own labels are
+        whatever tokens pass a threshold, which need not be a label at all.
+        """
+        found = []
+        for logits, boxes, row, own in zip(outputs.logits.sigmoid(), outputs.pred_boxes, ids.tolist(), labels, strict=True):
+            spans = _spans(row, [self._tokens(label) for label in own])
+            scores = torch.stack([logits[:, start:stop].mean(1) for start, stop in spans], 1)
+            best, which = scores.max(1)
+            keep = best > self.threshold
+            middle, half = boxes[:, :2], boxes[:, 2:] / 2
+            corners = torch.cat([middle - half, middle + half], 1)[keep]
+            found.append(list(zip(best[keep], [own[i] for i in which[keep].tolist()], corners, strict=True)))
+        return found
+
+    def _tokens(self, label: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(_spelt(label), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _detections(self, found: Sequence[tuple[Any, ...]], size: tuple[int, int]) -> tuple[Detection, ...]:
+        """What a network found in one picture, overlapping boxes of one label left out."""
+        height, width = (1, 1) if self.network.config.model_type in _GROUNDING else size
+        by_label: dict[str, list[tuple[float, tuple[float, float, float, float]]]] = {}
+        for score, label, box in found:
+            x0, y0, x1, y1 = (float(edge) for edge in box)
+            fractions = clipped((x0 / width, y0 / height, x1 / width, y1 / height))
+            if box_area(fractions) > 0:
+                by_label.setdefault(str(label), []).append((float(score), fractions))
+        return tuple(
+            Detection(label, own[index][1], own[index][0])
+            for label, own in by_label.items()
+            for index in suppressed([box for _, box in own], [score for score, _ in own], self.nms)
+        )
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    return AutoModelForZeroShotObjectDetection.from_pretrained(name).float().eval(), AutoProcessor.from_pretrained(name)
+
+
+def _spelt(label: str) -> str:
+    """A label as Grounding DINO reads it: in small letters, without the full stop that divides labels."""
+    return " ".join(label.lower().replace(".", " ").split())
+
+
+def _one_text(labels: Sequence[str]) -> str:
+    return " ".join(f"{_spelt(label)}." for label in labels)
+
+
+def _spans(ids: Sequence[int], parts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Where each part stands in a text's tokens, one after the other.
+
+    Raises:
+        ValueError: If a part is not there, because the text was cut.
+    """
+    spans, start = [], 0
+    for part in parts:
+        ends = range(start, len(ids) - len(part) + 1)
+        at = next((index for index in ends if part and list(ids[index : index + len(part)]) == list(part)), None)
+        if at is None:
+            raise ValueError("detector: a row's labels do not fit into the text that the model reads; ask for fewer objects.")
+        spans.append((at, at + len(part)))
+        start = at + len(part)
+    return spans
