@@ -39,7 +39,8 @@ def sample(
     steps: int = 30,
     cfg_scale: float = 5.0,
     scheduler: str | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
+    true_cfg_scale: float = 1.0,
     height: int | None = None,
     width: int | None = None,
     batch_size: int | None = None,
@@ -67,7 +68,9 @@ def sample(
         steps: Denoising steps.
         cfg_scale: Classifier-free guidance weight.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
-        negative_prompt: What the unconditional half reads.
+        negative_prompt: What the unconditional half reads; ``None`` for nothing said, which SDXL tells from the empty text.
+        true_cfg_scale: Of models that read ``cfg_scale`` as a condition (FLUX.1-dev): above 1, with a negative prompt, both
+            halves are computed and combined with this weight.
         height: Of the pictures in pixels; the model's own when ``None``.
         width: Likewise.
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
@@ -97,6 +100,7 @@ def sample(
         groups=_groups(groups),
         methods=methods,
         negative_prompt=negative_prompt,
+        true_cfg_scale=true_cfg_scale,
         height=height,
         width=width,
         steps=steps,

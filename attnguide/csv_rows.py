@@ -106,7 +106,7 @@ def _joined(regions: Any, boxed: list[dict[str, Any]]) -> Any:
 def _cell(key: str, cell: str) -> Any:
     if key in ("seed", "height", "width", "steps"):
         return _parse_cell(key, cell, whole_number, "a whole number")
-    if key == "cfg_scale":
+    if key in ("cfg_scale", "true_cfg_scale"):
         return _parse_cell(key, cell, real_number, "a number")
     if key not in ("regions", "groups", "tags", "options"):
         return cell

@@ -108,7 +108,7 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
         ValueError: If a value cannot be written down: a mask tensor, or an option that is not a plain value.
     """
     plain: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "seed": sample.seed}
-    if sample.negative_prompt:
+    if sample.negative_prompt is not None:
         plain["negative_prompt"] = sample.negative_prompt
     if sample.regions:
         plain["regions"] = [region_to_dict(region) for region in sample.regions]
@@ -119,6 +119,8 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
     for key in ("height", "width", "steps", "cfg_scale", "scheduler"):
         if getattr(sample, key) is not None:
             plain[key] = getattr(sample, key)
+    if sample.true_cfg_scale != 1:
+        plain["true_cfg_scale"] = sample.true_cfg_scale
     if sample.tags:
         plain["tags"] = plain_value(sample.tags, "tags")
     if sample.problem is not None:
@@ -178,7 +180,7 @@ def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[
             marked.append(checked_row(sample, words))
     require_rows(marked, strict=strict)
     sound = [sample for sample in marked if sample.problem is None]
-    warn_of_syntax(text for sample in sound for text in (sample.prompt, sample.negative_prompt))
+    warn_of_syntax(text for sample in sound for text in (sample.prompt, sample.negative_prompt or ""))
     judged: set[str] = set()
     last: tuple[MethodConfig, ...] = ()
     for sample in marked:

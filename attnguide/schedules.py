@@ -12,9 +12,21 @@ from attnguide.types import Step
 Unit = Literal["progress", "timestep", "sigma"]
 UNITS: tuple[Unit, ...] = ("progress", "timestep", "sigma")
 
+MOST_SIGMA = 16.0
+"""Noise over signal that counts as the noisiest: that of a Stable Diffusion model's first step is 14.6.
+
+Flow matching begins without any signal, where what grows with sigma (or with ``1 / signal``) would have no bound.
+"""
+
+_ROUNDING = 1e-9
+"""Relative; of a sigma that is a quotient."""
+
 
 def position(step: Step, unit: Unit) -> float:
-    """Where ``step`` stands in ``unit``: progress 0 to 1, timestep / 1000 from 1 (noise) to 0 (picture), or sigma."""
+    """Where ``step`` stands in ``unit``: progress 0 to 1, timestep / 1000 from 1 (noise) to 0 (picture), or sigma.
+
+    Sigma is noise over signal, infinite in the first step of flow matching; timestep / 1000 is that noise share itself there.
+    """
     if unit == "progress":
         return step.progress
     return step.timestep / 1000 if unit == "timestep" else step.sigma
@@ -32,7 +44,7 @@ class Window:
         unit: ``"progress"`` (step fraction), ``"timestep"`` (t / 1000) or ``"sigma"``.
 
     Example:
-        >>> Window(0.8, 1.0, "timestep").active(Step(0, 10, 999.0, 14.6))
+        >>> Window(0.8, 1.0, "timestep").active(Step.at_sigma(0, 10, 999.0, 14.6))
         True
 
     Raises:
@@ -58,7 +70,8 @@ class Window:
         at = position(step, self.unit)
         if self.unit == "progress":
             return self.start <= at < self.stop
-        return min(self.start, self.stop) <= at <= max(self.start, self.stop)
+        low, high = sorted((self.start, self.stop))
+        return low * (1 - _ROUNDING) <= at <= high * (1 + _ROUNDING)
 
 
 Schedule = Callable[[Step], float]
@@ -94,7 +107,10 @@ def linear(start: float, stop: float, end: float = 1.0) -> Schedule:
 
 
 def noise_variance(value: float) -> Schedule:
-    """``value * (1 - alpha_bar)``: ``value * sigma^2`` on variance-exploding latents, told for the model's own input scale."""
+    """``value * (1 - alpha_bar)``: ``value * sigma^2`` on variance-exploding latents, told for the model's own input scale.
+
+    Under flow matching ``1 - alpha_bar = noise^2 / (signal^2 + noise^2)``, from 1 to 0 likewise.
+    """
     _require_finite(value)
     return lambda step: value * (1 - step.alpha_bar)
 

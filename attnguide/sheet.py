@@ -18,7 +18,7 @@ from attnguide.visual import contact_sheet, draw_regions
 
 _CELL = 256
 _SUBJECT = ("prompt", "negative_prompt", "seed", "regions")
-_VARIANT = ("method", "options", "steps", "cfg_scale", "scheduler", "height", "width")
+_VARIANT = ("method", "options", "steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width")
 
 Record = Mapping[str, str]
 _Key = tuple[str, ...]

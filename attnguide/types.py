@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,12 +51,15 @@ class Sample:
         regions: Phrases and places.
         groups: Words of the prompt that belong together, each group's noun last: ``(("red", "circle"), ("blue", "square"))``;
             found by rule where none are given (:mod:`attnguide.prompt.pairs`).
-        negative_prompt: What the unconditional half reads.
+        negative_prompt: What the unconditional half reads; ``None`` for nothing said, which some models (SDXL) tell from the
+            empty text.
         methods: Injections and guidances, applied together; none means plain sampling.
         height: Of the picture in pixels; the model's own when ``None``.
         width: Likewise.
         steps: Denoising steps.
         cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
+        true_cfg_scale: Of a guidance-distilled model alone, which reads ``cfg_scale`` as a condition: above 1, and with a
+            negative prompt, both halves are computed and combined with this weight.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
         tags: Free values carried into the records (an ablation's axes, a layout's category).
         problem: Why the row cannot be made, if the table it was read from says something impossible of it (a box without
@@ -67,7 +71,7 @@ class Sample:
     seed: int = 0
     regions: tuple[Region, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     methods: tuple[MethodConfig, ...] = ()
     height: int | None = None
     width: int | None = None
@@ -76,12 +80,17 @@ class Sample:
     scheduler: str | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    true_cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("id", "prompt", "negative_prompt"):
+        for name in ("id", "prompt"):
             check_text(name, getattr(self, name))
+        for name in ("negative_prompt", "scheduler"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
         set_whole(self, "steps", 1, MOST_STEPS)
         set_real(self, "cfg_scale")
+        set_real(self, "true_cfg_scale")
         set_whole(self, "seed", 0, MOST_SEED)
         for name in ("height", "width"):
             side = getattr(self, name)
@@ -92,8 +101,6 @@ class Sample:
             given = getattr(self, name)
             if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in given):
                 raise ValueError(f"{name} must be a tuple of {kind.__name__}s; got {shown(given)}.")
-        if self.scheduler is not None:
-            check_text("scheduler", self.scheduler)
         if self.problem is not None:
             object.__setattr__(self, "problem", _short_problem(self.problem))
         if not isinstance(self.tags, Mapping):
@@ -118,13 +125,17 @@ def _short_problem(problem: Any) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One model evaluation of the schedule.
+    """One model evaluation of the schedule, at latents ``x = signal x0 + noise eps`` as the network reads them.
+
+    A variance-preserving schedule has ``signal^2 + noise^2 = 1`` (one with exploding variance too, whose inputs the network
+    reads scaled down); under flow matching ``signal = 1 - noise``.
 
     Attributes:
         index: 0 .. count - 1, counting evaluations (a second-order scheduler has more of them than the user asked steps).
         count: Evaluations in all.
-        timestep: The scheduler's own value; 0 to 1000 from clean to noise.
-        sigma: Noise level, noise over signal.
+        timestep: What the network is told; 0 to 1000 from clean to noise.
+        signal: Factor on the clean latents, in [0, 1].
+        noise: Factor on unit noise, in [0, 1].
         begins: Whether a denoising step begins here, so that latents may be changed; False in a corrector's evaluation.
         number: Which denoising step it belongs to, from 0; the index where it is not given.
     """
@@ -132,13 +143,25 @@ class Step:
     index: int
     count: int
     timestep: float
-    sigma: float
+    signal: float
+    noise: float
     begins: bool = True
     number: int = -1
 
     def __post_init__(self) -> None:
         if self.number < 0:
             object.__setattr__(self, "number", self.index)
+
+    @classmethod
+    def at_sigma(cls, index: int, count: int, timestep: float, sigma: float, begins: bool = True, number: int = -1) -> Step:
+        """A step of a variance-preserving schedule, told by its noise over signal."""
+        scale = math.hypot(1.0, sigma)
+        return cls(index, count, timestep, 1 / scale, sigma / scale, begins, number)
+
+    @property
+    def sigma(self) -> float:
+        """Noise over signal; infinite where there is no signal."""
+        return self.noise / self.signal if self.signal > 0 else math.inf
 
     @property
     def progress(self) -> float:
@@ -147,8 +170,8 @@ class Step:
 
     @property
     def alpha_bar(self) -> float:
-        """Share of signal variance, ``1 / (1 + sigma^2)``."""
-        return 1 / (1 + self.sigma**2)
+        """Share of signal variance, ``signal^2 / (signal^2 + noise^2)``, in [0, 1] under every kind of schedule."""
+        return self.signal**2 / (self.signal**2 + self.noise**2)
 
 
 PassKind = Literal["denoise", "guide", "source", "invert", "perturb"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from attnguide.records import AXIS, CELL
 
-SETTINGS = ("steps", "cfg_scale", "scheduler", "height", "width", "negative_prompt")
+SETTINGS = ("steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "negative_prompt")
 """Columns of a record that may make another picture of the same prompt, seed and places, beside method and options."""
 
 Record = Mapping[str, str]

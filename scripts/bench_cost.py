@@ -120,7 +120,7 @@ class BareModel(StableDiffusion):
         return TokenizedPrompt(prompt, tokens, (None, *spans, *[None] * padding), tuple(range(TOKENS)))
 
     def encode_prompt(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+        self, prompts: Sequence[str], negative_prompts: Sequence[str | None] | None, cfg_scales: Sequence[float] | None = None
     ) -> Conditioning:
         return self.states
 

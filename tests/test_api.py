@@ -207,7 +207,7 @@ def test_options_are_judged_before_a_model_is_loaded(monkeypatch: pytest.MonkeyP
         ({"height": 100_000}, "height must be at most 8192"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
         ({"device": 0}, "Unknown device '0'; choose from cpu"),
-        ({"negative_prompt": None}, "negative_prompt must be text; got None"),
+        ({"negative_prompt": 5}, "negative_prompt must be text; got 5"),
         ({"scheduler": 3}, "scheduler must be text; got 3"),
     ],
     ids=lambda value: str(value)[:30],

@@ -34,7 +34,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> StableDiffusion:
     """The model that every name stands for; it reads as much as the embedded one, and takes no more than four steps."""
     held = StableDiffusion(tiny.pipeline(length=77), "tiny")
     make = held.make_scheduler
-    monkeypatch.setattr(held, "make_scheduler", lambda name, steps: make(name, min(steps, 4)))
+    monkeypatch.setattr(held, "make_scheduler", lambda name, steps, *shape: make(name, min(steps, 4), *shape))
     for home in ("attnguide.models.load", "attnguide.module"):
         monkeypatch.setattr(f"{home}.load_model", lambda *args, **options: held)
     return held

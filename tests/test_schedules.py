@@ -10,7 +10,7 @@ from attnguide.types import Step
 
 
 def _step(index: int, count: int = 50, timestep: float = 500.0, sigma: float = 1.6) -> Step:
-    return Step(index, count, timestep, sigma)
+    return Step.at_sigma(index, count, timestep, sigma)
 
 
 def test_positions_in_every_unit() -> None:
@@ -38,8 +38,8 @@ def test_two_windows_share_the_steps_between_them(count: int, cut: float) -> Non
 @pytest.mark.parametrize(("unit", "inside", "outside"), [("timestep", 850.0, 799.0), ("sigma", 0.9, 0.7)])
 def test_falling_units_take_either_order(unit: Unit, inside: float, outside: float) -> None:
     for window in (Window(0.8, 1.0, unit), Window(1.0, 0.8, unit)):
-        assert window.active(Step(0, 1, inside, inside)) and not window.active(Step(0, 1, outside, outside))
-    assert Window(0.8, 1.0, unit).active(Step(0, 1, 800.0, 0.8))
+        assert window.active(Step.at_sigma(0, 1, inside, inside)) and not window.active(Step.at_sigma(0, 1, outside, outside))
+    assert Window(0.8, 1.0, unit).active(Step.at_sigma(0, 1, 800.0, 0.8))
 
 
 def test_sigma_window_without_upper_bound() -> None:
@@ -78,7 +78,7 @@ def test_the_other_rules() -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_rule_has_its_peak_first_and_refuses_nan(name: str) -> None:
     rule = SCHEDULES[name](5.0)
-    values = [rule(Step(index, 10, 0.0, 10.0 - index)) for index in range(10)]
+    values = [rule(Step.at_sigma(index, 10, 0.0, 10.0 - index)) for index in range(10)]
     assert values[0] == max(values) <= 5 and min(values) >= 0
     with pytest.raises(ValueError, match="step size must be finite; got nan"):
         SCHEDULES[name](math.nan)

@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,22 @@ def test_sample_and_its_plain_twin() -> None:
 
 
 def test_step() -> None:
-    step = Step(3, 12, 701.0, 2.0)
+    step = Step.at_sigma(3, 12, 701.0, 2.0)
     assert step.progress == 0.25
     assert step.alpha_bar == pytest.approx(0.2)
+    assert (step.signal, step.noise, step.sigma) == pytest.approx((0.2**0.5, 0.8**0.5, 2.0))
     assert step.begins
 
 
+def test_a_step_of_flow_matching() -> None:
+    step = Step(0, 4, 750.0, signal=0.25, noise=0.75)
+    assert (step.sigma, step.alpha_bar) == pytest.approx((3.0, 0.1))
+    first = Step(0, 4, 1000.0, signal=0.0, noise=1.0)
+    assert (first.sigma, first.alpha_bar) == (math.inf, 0.0)
+
+
 def test_positions_of_branches() -> None:
-    context = PassContext(Step(0, 1, 1.0, 1.0), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
+    context = PassContext(Step.at_sigma(0, 1, 1.0, 1.0), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
     assert (context.positions("uncond"), context.positions("cond"), context.positions("perturbed")) == ([0, 1], [2, 3], [])
 
 

@@ -14,7 +14,7 @@ from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import method_info, method_options
 from attnguide.models.base import halves
-from attnguide.models.schedulers import NoiseScheduler, named_scheduler
+from attnguide.models.schedulers import DiscreteScheduler, named_scheduler
 from attnguide.sampling.replay import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
@@ -35,7 +35,8 @@ def expected_costs(samples: Iterable[Sample], *, distilled: bool = False) -> lis
     for sample in samples:
         sources = [id(region) for region in sample.regions if region.source is not None]
         prompts = (sample.prompt, sample.seed) if sources else ()
-        key = (id(sample.methods), sample.steps, sample.cfg_scale, sample.scheduler, *sources, *prompts)
+        branches = halves(sample, distilled=distilled)
+        key = (id(sample.methods), sample.steps, branches, sample.scheduler, *sources, *prompts)
         if key not in known:
             known[key] = expected_cost(sample, distilled=distilled)
         costs.append(known[key])
@@ -54,7 +55,7 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     """
     steps = _steps(sample.steps) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
     guidances, injections = build_methods([sample])
-    branches = len(halves(sample.cfg_scale, distilled=distilled))
+    branches = len(halves(sample, distilled=distilled))
     forwards = sum(branches + _further(injections, step, branches) for step in steps)
     cost = total([ExpectedCost(forwards, 0, forwards, 0), *(_guided(guidance, steps, branches) for guidance in guidances)])
     sources = expected_forwards(sample, distilled=distilled) if sample.methods else 0  # a plain picture needs no map
@@ -78,7 +79,7 @@ def _spread(count: int) -> Iterable[Step]:
     for index in range(count):
         timestep = (count - 1 - index) * (_TRAINED // count) + 1
         alpha_bar = alpha_bars[min(timestep, _TRAINED - 1)]
-        yield Step(index, count, float(timestep), math.sqrt((1 - alpha_bar) / alpha_bar))
+        yield Step.at_sigma(index, count, float(timestep), math.sqrt((1 - alpha_bar) / alpha_bar))
 
 
 @functools.cache
@@ -86,7 +87,7 @@ def _steps_of(scheduler: str, count: int) -> tuple[Step, ...]:
     """The evaluations of a scheduler that is set up as Stable Diffusion's noise, and else by default."""
     config = {"beta_start": _BETA_START, "beta_end": _BETA_END, "beta_schedule": "scaled_linear", "steps_offset": 1}
     made = named_scheduler(scheduler, {**config, "num_train_timesteps": _TRAINED})
-    return NoiseScheduler(made, count, torch.device("cpu")).steps
+    return DiscreteScheduler(made, count, torch.device("cpu")).steps
 
 
 def _further(injections: Sequence[Injection], step: Step, branches: int) -> int:

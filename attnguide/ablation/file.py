@@ -93,6 +93,7 @@ VARIED = (
     "width",
     "steps",
     "cfg_scale",
+    "true_cfg_scale",
     "scheduler",
 )
 """Settings that may differ from cell to cell."""

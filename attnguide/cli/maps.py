@@ -181,8 +181,8 @@ def _check(model: ModelAdapter, row: Sample) -> None:
 
     try:
         check_rows(model, [row])
-        model.make_scheduler(row.scheduler, row.steps)
-        model.latent_shape(row.height or model.default_size[0], row.width or model.default_size[1])
+        shape = model.latent_shape(row.height or model.default_size[0], row.width or model.default_size[1])
+        model.make_scheduler(row.scheduler, row.steps, shape)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 

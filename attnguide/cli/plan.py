@@ -23,7 +23,7 @@ DEMO: dict[str, Any] = {
 }
 """What is made where the user names no prompt: prompt and seeds plain, with injected maps, guided, with moved attention."""
 
-ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "scheduler")
+ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "scheduler")
 """Settings that a row may have a value of its own for."""
 
 _LARGE = 2**20
@@ -234,7 +234,7 @@ def _twin(sample: Sample) -> Sample:
 
 def _picture(sample: Sample) -> tuple[Any, ...]:
     """What decides a row's plain picture."""
-    size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.scheduler)
+    size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
     return (sample.prompt, sample.negative_prompt, sample.seed, _places(sample.regions), *size)
 
 

@@ -94,8 +94,8 @@ def settings() -> list[Setting]:
             _rows,
             None,
             "table of rows (.yaml, .json, .jsonl, .csv) instead of a prompt; a row has the keys prompt, id, seed, regions, "
-            "groups, methods, negative_prompt, height, width, steps, cfg_scale, scheduler, tags; a CSV file may have regions "
-            "in columns obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
+            "groups, methods, negative_prompt, height, width, steps, cfg_scale, true_cfg_scale, scheduler, tags; a CSV file "
+            "may have regions in columns obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
             metavar="FILE",
         ),
         Setting(
@@ -138,7 +138,15 @@ def settings() -> list[Setting]:
         ),
         Setting("steps", values.whole(1), 30, "denoising steps", metavar="N"),
         Setting("cfg_scale", values.number, 5.0, "classifier-free guidance weight; 1 or less switches it off", metavar="X"),
-        Setting("negative_prompt", values.text, "", "what the unconditional half reads", metavar="TEXT"),
+        Setting("negative_prompt", values.text, None, "what the unconditional half reads", metavar="TEXT"),
+        Setting(
+            "true_cfg_scale",
+            values.number,
+            1.0,
+            "for models that read cfg_scale as a condition (FLUX.1-dev): above 1, with a negative prompt, computes both halves "
+            "and combines them with this weight",
+            metavar="X",
+        ),
         Setting("height", values.whole(8, 8), None, "of the pictures in pixels; the model's own by default", metavar="N"),
         Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),
         Setting(

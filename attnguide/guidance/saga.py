@@ -96,7 +96,7 @@ class Saga(Guidance):
         if not rows:
             return latents
         chosen = latents[rows]
-        signal, noise = trials.step.alpha_bar**0.5, (1 - trials.step.alpha_bar) ** 0.5
+        signal, noise = trials.step.signal, trials.step.noise
         wide = torch.promote_types(latents.dtype, torch.float32)
         clean = trials.denoised(chosen, rows).to(wide)
         centre, spread = clean.mean((-2, -1), keepdim=True), clean.std((-2, -1), keepdim=True)

@@ -18,7 +18,7 @@ from attnguide.prompt.drawing import binary_mask, sampled_mask
 from attnguide.prompt.regions import rasterise
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt
-from attnguide.schedules import Unit, Window
+from attnguide.schedules import MOST_SIGMA, Unit, Window
 from attnguide.types import PassContext, Region
 
 _PIXELS_PER_CELL = 8
@@ -124,7 +124,7 @@ class _Painting(WindowEdit):
         self._painted: dict[tuple[int, int], Tensor] = {}
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
-        kind, sigma = self.method.weight_function, context.step.sigma
+        kind, sigma = self.method.weight_function, min(context.step.sigma, MOST_SIGMA)
         unit = scores.amax((1, 2, 3), keepdim=True) if kind == "max" else scores.std((1, 2, 3), keepdim=True)
         growth = math.log1p(sigma**2 if kind == "std_squared" else sigma)
         painted = self._weights(site).to(scores)[list(context.rows)].unsqueeze(1)

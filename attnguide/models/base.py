@@ -19,14 +19,20 @@ from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Branch, PassContext, Sample, Step
 
 
-def halves(cfg_scale: float, *, distilled: bool = False) -> tuple[Branch, ...]:
-    """The branches of a plain denoising pass: both halves of classifier-free guidance, or the conditional one alone.
+def halves(sample: Sample, *, distilled: bool = False) -> tuple[Branch, ...]:
+    """The branches of a plain denoising pass of a row: both halves of classifier-free guidance, or the conditional one alone.
+
+    The only place that decides it.
 
     Args:
-        cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
-        distilled: Whether the network reads the weight as a condition instead.
+        sample: The row; with a ``cfg_scale`` of 1 or below its unconditional half is not computed.
+        distilled: Whether the network reads ``cfg_scale`` as a condition instead: both halves then only with a
+            ``true_cfg_scale`` above 1 and a negative prompt.
     """
-    return ("cond",) if distilled or not cfg_scale > 1 else ("uncond", "cond")
+    both = sample.cfg_scale > 1
+    if distilled:
+        both = sample.true_cfg_scale > 1 and sample.negative_prompt is not None
+    return ("uncond", "cond") if both else ("cond",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +133,35 @@ class ModelAdapter(ABC):
         """Whether the network reads the guidance weight as a condition and needs no unconditional half."""
         return False
 
-    def halves(self, cfg_scale: float) -> tuple[Branch, ...]:
-        """The branches of a plain denoising pass of a row with this ``cfg_scale``."""
-        return halves(cfg_scale, distilled=self.guidance_distilled)
+    @property
+    def true_cfg(self) -> bool:
+        """Whether a guidance-distilled network can run an unconditional half besides (``true_cfg_scale``)."""
+        return False
+
+    def halves(self, sample: Sample) -> tuple[Branch, ...]:
+        """The branches of a plain denoising pass of a row."""
+        return halves(sample, distilled=self.guidance_distilled)
+
+    def combining_scale(self, sample: Sample) -> float:
+        """The weight with which the two halves of a row are combined; what is distilled into the network is not in it."""
+        if "uncond" not in self.halves(sample):
+            return 1.0
+        return sample.true_cfg_scale if self.guidance_distilled else sample.cfg_scale
 
     def check_row(self, sample: Sample) -> None:
         """Refuse a row that asks for what the model cannot do.
 
         Raises:
-            ValueError: If the picture's size does not divide evenly, or nothing would read the negative prompt.
+            ValueError: If the picture's size does not divide evenly, nothing would read the negative prompt, or
+                ``true_cfg_scale`` means nothing for the model.
         """
         self.latent_shape(sample.height or self.default_size[0], sample.width or self.default_size[1])
-        if self.guidance_distilled and sample.negative_prompt:
+        if sample.true_cfg_scale != 1 and not self.true_cfg:
+            raise ValueError(
+                f"true_cfg_scale is for models that read cfg_scale as a condition and can run an unconditional half besides "
+                f"(FLUX.1-dev); {self.name} is none, use cfg_scale; got {sample.true_cfg_scale:g}."
+            )
+        if sample.negative_prompt and self.guidance_distilled and not self.true_cfg:
             raise ValueError(
                 f"negative_prompt: {self.name} is distilled for guidance and has no unconditional half to read it; "
                 f"got {sample.negative_prompt!r}."
@@ -166,14 +189,17 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def encode_prompt(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str | None] | None,
+        cfg_scales: Sequence[float] | None = None,
     ) -> Conditioning:
         """Text states of prompts, and of negative prompts where any row has an unconditional half.
 
         Args:
             prompts: One per row.
-            negative_prompts: Likewise; ``None`` when no row has an unconditional half.
-            cfg_scales: Likewise, for a network that reads the guidance weight as a condition; 1 each when ``None``.
+            negative_prompts: One per row, ``None`` where the row says none; ``None`` when no row has an unconditional half.
+            cfg_scales: One per row, for a network that reads the guidance weight as a condition; 1 each when ``None``.
         """
 
     @abstractmethod
@@ -193,7 +219,7 @@ class ModelAdapter(ABC):
         return {}
 
     @abstractmethod
-    def predict_noise(
+    def predict(
         self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
     ) -> Tensor | None:
         """Run the network.
@@ -206,8 +232,15 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
-    def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
-        """A fresh noise scheduler of this name (the model's own when ``None``), set to ``steps``."""
+    def make_scheduler(self, name: str | None, steps: int, latent_shape: tuple[int, int, int] | None = None) -> NoiseScheduler:
+        """A fresh noise scheduler, set to a number of steps.
+
+        Args:
+            name: Of the scheduler; the model's own when ``None``.
+            steps: Denoising steps.
+            latent_shape: ``(channels, height, width)`` of the latents, on which some schedules depend; of a picture of the
+                default size when ``None``.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> list[Picture]:

@@ -19,7 +19,8 @@ class StableDiffusionXL(StableDiffusion):
     Both text encoders read the same prompt; their states lie side by side in the channels of one token, so that a word has one
     position. The UNet is told the picture's size as original and as target size, without a crop, as diffusers does.
 
-    An empty negative prompt is none: where the pipeline's ``force_zeros_for_empty_prompt`` is set, its states are zero.
+    Where the pipeline's ``force_zeros_for_empty_prompt`` is set, the states of a negative prompt that was not given are zero;
+    the empty text is encoded.
 
     Args:
         pipeline: The user's pipeline; it is read and run, never changed.
@@ -48,9 +49,12 @@ class StableDiffusionXL(StableDiffusion):
 
     @torch.no_grad()
     def encode_prompt(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str | None] | None,
+        cfg_scales: Sequence[float] | None = None,
     ) -> Conditioning:
-        negative = None if negative_prompts is None else list(negative_prompts)
+        negative = None if negative_prompts is None else [text or "" for text in negative_prompts]
         cond, uncond, pooled, negative_pooled = self.pipeline.encode_prompt(
             list(prompts),
             device=self.device,
@@ -62,7 +66,7 @@ class StableDiffusionXL(StableDiffusion):
         if negative is None:
             return Conditioning(cond.to(self.dtype), None, {**extra, "text_embeds": (pooled.to(self.dtype), None)})
         if self.pipeline.config.force_zeros_for_empty_prompt:
-            said = torch.tensor([bool(text) for text in negative], device=self.device)
+            said = torch.tensor([text is not None for text in negative_prompts or ()], device=self.device)
             uncond = torch.where(said[:, None, None], uncond, 0.0)
             negative_pooled = torch.where(said[:, None], negative_pooled, 0.0)
         pairs = {"text_embeds": (pooled.to(self.dtype), negative_pooled.to(self.dtype))}

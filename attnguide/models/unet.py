@@ -17,7 +17,7 @@ from transformers import CLIPTokenizerFast
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
-from attnguide.models.schedulers import NoiseScheduler, named_scheduler, unpatched_copy, written_config
+from attnguide.models.schedulers import DiscreteScheduler, NoiseScheduler, named_scheduler, unpatched_copy, written_config
 from attnguide.models.support import plain_module
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -120,9 +120,12 @@ class StableDiffusion(ModelAdapter):
 
     @torch.no_grad()
     def encode_prompt(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, cfg_scales: Sequence[float] | None = None
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str | None] | None,
+        cfg_scales: Sequence[float] | None = None,
     ) -> Conditioning:
-        negative = None if negative_prompts is None else list(negative_prompts)
+        negative = None if negative_prompts is None else [text or "" for text in negative_prompts]
         cond, uncond = self.pipeline.encode_prompt(list(prompts), self.device, 1, negative is not None, negative)
         extra = self._guidance_states(len(prompts), cfg_scales)
         return Conditioning(cond.to(self.dtype), None if negative is None else uncond.to(self.dtype), extra)
@@ -165,7 +168,7 @@ class StableDiffusion(ModelAdapter):
         level = depth - 1 if place == "mid" else int(parts[1]) if place == "down" else depth - 1 - int(parts[1])
         return Site(name, kind, -(-rows // 2**level), -(-columns // 2**level), heads, place, level)
 
-    def predict_noise(
+    def predict(
         self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
     ) -> Tensor | None:
         timestep = torch.tensor(step.timestep, device=inputs.device, dtype=torch.float32)
@@ -183,10 +186,10 @@ class StableDiffusion(ModelAdapter):
         """Further arguments of the UNet for a pass over ``inputs``."""
         return {name: states for name, (states, _) in conditioning.extra.items()}
 
-    def make_scheduler(self, name: str | None, steps: int) -> NoiseScheduler:
+    def make_scheduler(self, name: str | None, steps: int, latent_shape: tuple[int, int, int] | None = None) -> NoiseScheduler:
         own = self.pipeline.scheduler
         chosen = unpatched_copy(own) if name is None else named_scheduler(name, written_config(own))
-        made = NoiseScheduler(chosen, steps, self.device)
+        made = DiscreteScheduler(chosen, steps, self.device)
         made.check()
         return made
 

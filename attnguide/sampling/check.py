@@ -52,7 +52,7 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
         except ValueError as error:
             raise ValueError(f"Row {sample.id!r}: {error}") from error
         with model.exclusive():
-            fitting = with_problem(sample, lambda row: schedule(row.scheduler, row.steps))
+            fitting = with_problem(sample, lambda row: schedule(row.scheduler, row.steps, row.height, row.width))
             marked.append(with_problem(fitting, partial(_check_row, model)))
     return marked
 
@@ -73,9 +73,10 @@ def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool =
     return marked
 
 
-def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int) -> None:
-    """Refuse a number of steps that a noise scheduler cannot make."""
-    model.make_scheduler(scheduler, steps)
+def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int, height: int | None, width: int | None) -> None:
+    """Refuse a number of steps that a noise scheduler cannot make, and a size that the model cannot."""
+    shape = model.latent_shape(height or model.default_size[0], width or model.default_size[1])
+    model.make_scheduler(scheduler, steps, shape)
 
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
@@ -87,7 +88,8 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     sample = check_sources(model, sample)
     others = [read_source(model, text) for text in source_prompts(common_source([*guidances, *injections]), [sample])]
     if pictured_rows(common_source([*guidances, *injections]), 1):
-        check_replay(model, model.make_scheduler(sample.scheduler, sample.steps), sample.steps)
+        shape = model.latent_shape(height, width)
+        check_replay(model, model.make_scheduler(sample.scheduler, sample.steps, shape), sample.steps, shape)
     targets = Targets.build([sample], [tokenized], "cpu", others)
     for name, text in [(injection.name, text) for injection in injections for text in injection.negative_prompts(targets)]:
         read_source(model, text, f"negative prompt of {name}")

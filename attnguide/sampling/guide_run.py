@@ -96,7 +96,7 @@ def read_maps(
         own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), frozenset({context.kind})))
     until = [*sites, *features]
     with run.attach([*own, *probes], edits) as attention, attention.during(context, until):
-        run.model.predict_noise(inputs, context.step, states.for_pass(context), until=until)
+        run.model.predict(inputs, context.step, states.for_pass(context), until=until)
     run.ledger.forward(context.rows)
     found = recorder.tensors
     return AttentionMaps(

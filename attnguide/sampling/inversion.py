@@ -17,7 +17,7 @@ from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.masks import mask_values
 from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.noise import generators, initial_noise
-from attnguide.types import Branch, Step
+from attnguide.types import Branch, Sample, Step
 
 SCHEDULER = "ddim"
 """The scheduler that inversion undoes."""
@@ -74,7 +74,7 @@ def invert(
     *,
     steps: int = 30,
     cfg_scale: float = 1.0,
-    negative_prompts: Sequence[str] | None = None,
+    negative_prompts: Sequence[str | None] | None = None,
     iterations: int = 0,
 ) -> Trajectory:
     """Walk the deterministic sampler backwards, from clean latents to the noise that it would make them of.
@@ -92,7 +92,7 @@ def invert(
         prompts: What each of them shows.
         steps: Of the sampler that is undone.
         cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
-        negative_prompts: What the unconditional half reads; empty texts when ``None``.
+        negative_prompts: What the unconditional half reads; nothing was said when ``None``.
         iterations: Evaluations per step beyond the first, at least 0.
 
     Raises:
@@ -101,12 +101,12 @@ def invert(
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0; got {iterations}.")
     rows = len(latents)
-    negative = list(negative_prompts) if negative_prompts is not None else [""] * rows
+    negative = [None] * rows if negative_prompts is None else list(negative_prompts)
     if len(prompts) != rows or len(negative) != rows:
         raise ValueError(f"prompts must be one per picture; got {len(prompts)} and {len(negative)} negative for {rows}.")
-    branches = model.halves(cfg_scale)
+    branches = model.halves(Sample("inverted", "", cfg_scale=cfg_scale))
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
-        scheduler = model.make_scheduler(SCHEDULER, steps)
+        scheduler = model.make_scheduler(SCHEDULER, steps, _shape(latents))
         states = model.encode_prompt(list(prompts), negative if "uncond" in branches else None, [cfg_scale] * rows)
         clean = latents.to(model.device, torch.float32)
         now, found = clean, []
@@ -146,11 +146,15 @@ def noised(
     if len(seeds) != len(latents):
         raise ValueError(f"seeds must be one per picture; got {len(seeds)} for {len(latents)}.")
     clean = latents.to(model.device, torch.float32)
-    schedule = model.make_scheduler(scheduler, steps)
-    shape = (clean.shape[1], clean.shape[2], clean.shape[3])
-    noise = initial_noise(generators(seeds), shape, torch.float32, model.device)
+    schedule = model.make_scheduler(scheduler, steps, _shape(clean))
+    noise = initial_noise(generators(seeds), _shape(clean), torch.float32, model.device)
     levels = [schedule.add_noise(clean, noise, step) for step in schedule.steps]
     return Trajectory(schedule.steps, torch.stack(levels), clean, 0)
+
+
+def _shape(latents: Tensor) -> tuple[int, int, int]:
+    """``(channels, height, width)`` of a batch of latents."""
+    return latents.shape[1], latents.shape[2], latents.shape[3]
 
 
 def _fixed_point(residual: Callable[[Tensor], Tensor], guess: Tensor, iterations: int) -> Tensor:
@@ -175,7 +179,7 @@ def _noise(
     halves: tuple[Branch, ...] = ("uncond", "cond") if states.uncond is not None else ("cond",)
     context = pass_context(step, "invert", range(len(latents)), halves)
     inputs = scheduler.scale_model_input(torch.cat([latents] * len(halves)), step).to(states.cond.dtype)
-    answer = model.predict_noise(inputs, step, states.for_pass(context))
+    answer = model.predict(inputs, step, states.for_pass(context))
     assert answer is not None
     parts = answer.float().chunk(len(halves))
     return combine(parts[0] if len(halves) > 1 else None, parts[-1], [cfg_scale] * len(latents))

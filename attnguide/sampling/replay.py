@@ -58,13 +58,13 @@ def pictured_rows(source: Source | None, rows: int) -> dict[int, Path]:
     return {row: Path(file).expanduser() for row, file in enumerate(files) if file is not None}
 
 
-def check_replay(model: ModelAdapter, scheduler: NoiseScheduler, steps: int) -> None:
+def check_replay(model: ModelAdapter, scheduler: NoiseScheduler, steps: int, shape: tuple[int, int, int]) -> None:
     """Refuse a scheduler whose latents the inversion does not pass through.
 
     Raises:
         ValueError: Naming the scheduler.
     """
-    if scheduler.initial_sigma != 1 or model.make_scheduler(SCHEDULER, steps).steps != scheduler.steps:
+    if scheduler.initial_sigma != 1 or model.make_scheduler(SCHEDULER, steps, shape).steps != scheduler.steps:
         raise ValueError(
             f"source_image needs a scheduler with the noise levels of {SCHEDULER!r}, which inversion undoes; "
             f"got {scheduler.name}."
@@ -95,7 +95,7 @@ def invert_sources(
     files = pictured_rows(source, len(prompts))
     if source is None or not files:
         return None
-    check_replay(model, scheduler, steps)
+    check_replay(model, scheduler, steps, model.latent_shape(*size))
     latents = encode_pictures(model, [open_picture(file, "source_image") for file in files.values()], *size)
     path = invert(model, latents, [prompts[row] for row in files], steps=steps, iterations=source.iterations)
     return Replay(tuple(files), path)

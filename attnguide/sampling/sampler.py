@@ -96,9 +96,9 @@ class Sampler:
         if self.guidances:
             model.check_gradients()
         scales = [sample.cfg_scale for sample in samples]
-        uses_cfg = any("uncond" in model.halves(scale) for scale in scales)
+        uses_cfg = any("uncond" in model.halves(sample) for sample in samples)
         negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
-        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(height, width))
         effects = Effects(self._methods(), samples, targets, scheduler.steps)
         conditioning = model.encode_prompt([sample.prompt for sample in samples], negative, scales)
         for injection in self.injections:
@@ -211,11 +211,11 @@ class Sampler:
         parts = [batch.branches.latents(branch, latents) for branch in branches]
         inputs = batch.scheduler.scale_model_input(torch.cat(parts), step)
         with attention.during(context):
-            answer = self.model.predict_noise(inputs, step, batch.branches.conditioning(branches))
+            answer = self.model.predict(inputs, step, batch.branches.conditioning(branches))
         assert answer is not None
         batch.ledger.forward(context.rows)
         answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
-        scales = [sample.cfg_scale for sample in batch.info.samples]
+        scales = [self.model.combining_scale(sample) for sample in batch.info.samples]
         uncond = answers.get("uncond")
         for injection in self.injections:
             uncond = None if uncond is None else injection.unconditional(uncond, answers, step)
@@ -297,7 +297,7 @@ class _Batch:
             probes,
             edits,
             self.sources,
-            [sample.cfg_scale for sample in self.info.samples],
+            [self.info.model.combining_scale(sample) for sample in self.info.samples],
             self.branches,
             effects=self.effects,
         )

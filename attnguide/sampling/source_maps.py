@@ -149,7 +149,7 @@ def expected_forwards(sample: Sample, *, distilled: bool = False) -> int:
     """
     total = 0
     for source in {_key(sample, region.source): region.source for region in _pending(sample) if region.source}.values():
-        branches = halves(_source_row(sample, source).cfg_scale, distilled=distilled)
+        branches = halves(_source_row(sample, source), distilled=distilled)
         passes = 1 if source.kind == "noise" else len(branches)
         total += sample.steps * passes * (source.iterations + 2 if source.kind == "invert" else 1)
     return total
@@ -238,7 +238,16 @@ def _key(sample: Sample, source: MapSource) -> _Key:
     """What decides a source's picture; the first three decide which can be made together."""
     row = _source_row(sample, source)
     seed = None if source.kind == "invert" else row.seed
-    return (source.kind, source.iterations, row.cfg_scale, row.prompt, row.negative_prompt, seed, source.image)
+    return (
+        source.kind,
+        source.iterations,
+        row.cfg_scale,
+        row.true_cfg_scale,
+        row.prompt,
+        row.negative_prompt,
+        seed,
+        source.image,
+    )
 
 
 def _together(jobs: Mapping[_Key, _Job], size: int) -> list[list[_Key]]:
@@ -330,7 +339,7 @@ def _noised(
     first = rows[0]
     height, width = first.height or model.default_size[0], first.width or model.default_size[1]
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
-        scheduler = model.make_scheduler(first.scheduler, first.steps)
+        scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(height, width))
         path = noised(model, latents, [row.seed for row in rows], steps=first.steps, scheduler=first.scheduler)
         states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
         targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
@@ -341,7 +350,7 @@ def _noised(
                 context = pass_context(step, "source", range(len(rows)), ("cond",))
                 inputs = (noisy / scheduler.own_scale(step)).to(states.cond.dtype)
                 with attention.during(context, last):
-                    model.predict_noise(inputs, step, states.for_pass(context), until=last)
+                    model.predict(inputs, step, states.for_pass(context), until=last)
                 words.end_step(step)
     return _pictures(words, [None] * len(rows), [len(path.steps)] * len(rows))
 

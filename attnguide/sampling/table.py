@@ -36,14 +36,14 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
     batch_size = whole_batch_size(batch_size)
     alike: dict[Hashable, list[Sample]] = {}
     for sample in (sample for sample in samples if sample.problem is None):
-        alike.setdefault((batch_key(sample), len(halves(sample.cfg_scale))), []).append(sample)
+        alike.setdefault((batch_key(sample), len(halves(sample))), []).append(sample)
     lines: list[list[Sample]] = [[sample for sample in samples if sample.problem is not None]]  # each is cut into batches
     left: dict[Hashable, list[Sample]] = {}
     for key, rows in alike.items():
         whole = len(rows) // batch_size * batch_size
         lines.append(rows[:whole])
         if rest := rows[whole:]:
-            group: Hashable = (picture_key(rest[0]), len(halves(rest[0].cfg_scale))) if mixes(rest) else key
+            group: Hashable = (picture_key(rest[0]), len(halves(rest[0]))) if mixes(rest) else key
             if group not in left:
                 left[group] = []
                 lines.append(left[group])

@@ -15,8 +15,8 @@ def read_whole(model: ModelAdapter, sample: Sample) -> TokenizedPrompt:
     """
     tokenized = model.tokenize(sample.prompt)
     require_whole(tokenized)
-    if sample.cfg_scale > 1:
-        require_whole(model.tokenize(sample.negative_prompt), "negative_prompt")
+    if "uncond" in model.halves(sample):
+        require_whole(model.tokenize(sample.negative_prompt or ""), "negative_prompt")
     return tokenized
 
 

@@ -65,7 +65,7 @@ class _Trials:
     def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
         own = [self._rows[row] for row in rows]
         context = pass_context(self.step, "guide", own, ("cond",))
-        answer = self._run.model.predict_noise(latents, self.step, self._run.conditioning.for_pass(context))
+        answer = self._run.model.predict(latents, self.step, self._run.conditioning.for_pass(context))
         assert answer is not None
         self._run.ledger.forward(own)
         return self._run.scheduler.denoised(answer, latents, self.step)
@@ -143,7 +143,7 @@ def _denoised_to(
         context = pass_context(step, kind, rows, branches)
         inputs = scheduler.scale_model_input(torch.cat([latents] * len(branches)), step)
         with attention.during(context):
-            answer = run.model.predict_noise(inputs, step, run.conditioning.for_pass(context))
+            answer = run.model.predict(inputs, step, run.conditioning.for_pass(context))
         assert answer is not None
         run.ledger.forward(context.rows)
         if see is not None:

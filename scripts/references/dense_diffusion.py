@@ -124,7 +124,7 @@ def compare(clone: Path) -> Iterator[Comparison]:
             scope["COUNT"] = CALLS * index
             theirs = scope["mod_forward"](_attention(), latents, text if kind == "cross" else None)
             scores = apart(latents) @ apart(text if kind == "cross" else latents).transpose(1, 2) * SCALE
-            context = pass_context(Step(index, 50, TIMESTEPS[index], 5.0), "denoise", [0], ("uncond", "cond"))
+            context = pass_context(Step.at_sigma(index, 50, TIMESTEPS[index], 5.0), "denoise", [0], ("uncond", "cond"))
             site = Site("attn", kind, side, side, HEADS, "up", level)
             found = ours.edits(aim)[0].scores(scores.unflatten(0, (2, HEADS)), site, context).softmax(-1)
             case = f"{kind}, {side} x {side}, step {index}, strength {strength:g}, boxes {seed}"

@@ -32,7 +32,7 @@ SIDE, CHANNELS, SCALE = 128, 8 * HEADS, 0.5
 
 NAMES = ("always_round", "_img_importance_flatten", "_tokens_img_attention_weight", "inj_forward")
 
-STEP = Step(2, 30, 801.0, 5.13)
+STEP = Step.at_sigma(2, 30, 801.0, 5.13)
 STRENGTH = 0.4
 Weight = Callable[[Tensor, float, Tensor], Tensor]
 FUNCTIONS: Mapping[Literal["max", "std", "std_squared"], Weight] = {

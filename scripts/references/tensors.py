@@ -46,7 +46,7 @@ def targets(regions: Sequence[Region] = (), groups: tuple[tuple[str, ...], ...] 
 
 def step(progress: float = 0.0) -> Step:
     """One of 50."""
-    return Step(round(progress * 50), 50, 999.0 - progress * 1000, 5.0)
+    return Step.at_sigma(round(progress * 50), 50, 999.0 - progress * 1000, 5.0)
 
 
 def random_maps(sites: Sequence[Site], seed: int, sharpness: float = 3.0, coarse: int | None = None) -> AttentionMaps:

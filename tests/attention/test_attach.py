@@ -26,7 +26,7 @@ from tests import tiny
 from tests.reference import attention as reference
 
 SITE = Site("attn", "cross", 3, 4, 2)
-STEP = Step(0, 4, 999.0, 14.6)
+STEP = Step.at_sigma(0, 4, 999.0, 14.6)
 QUANTITIES: tuple[Quantity, ...] = ("query", "key", "value", "scores", "original_probs", "probs", "output")
 
 

@@ -5,7 +5,7 @@ from attnguide.attention.sites import Site
 from attnguide.types import PassContext, Step
 
 SITE = Site("attn", "cross", 2, 2, 1)
-CONTEXT = PassContext(Step(0, 1, 999.0, 14.6), "denoise", (0,), ("cond",))
+CONTEXT = PassContext(Step.at_sigma(0, 1, 999.0, 14.6), "denoise", (0,), ("cond",))
 
 
 def test_recorder_keeps_the_newest() -> None:
@@ -18,6 +18,6 @@ def test_recorder_keeps_the_newest() -> None:
 
 
 def test_positions_of_a_branch() -> None:
-    context = PassContext(Step(0, 1, 999.0, 14.6), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
+    context = PassContext(Step.at_sigma(0, 1, 999.0, 14.6), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
     assert context.positions("cond") == [2, 3]
     assert context.positions("source") == []

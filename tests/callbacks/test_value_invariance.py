@@ -67,14 +67,14 @@ def test_few_references_are_kept(run: Run, tmp_path: Path) -> None:
 @contextmanager
 def drifting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Text states that are another every step, as a model would have that reads the time into them."""
-    predict = StableDiffusion.predict_noise
+    answered = StableDiffusion.predict
 
-    def predict_noise(self, inputs, step, conditioning, *, until=None):  # type: ignore[no-untyped-def]
+    def predict(self, inputs, step, conditioning, *, until=None):  # type: ignore[no-untyped-def]
         states = Conditioning(conditioning.cond * (1 + step.index / 10), None, conditioning.extra)
-        return predict(self, inputs, step, states, until=until)
+        return answered(self, inputs, step, states, until=until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StableDiffusion, "predict_noise", predict_noise)
+        patch.setattr(StableDiffusion, "predict", predict)
         yield
 
 

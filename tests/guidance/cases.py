@@ -18,7 +18,7 @@ from attnguide.types import MethodConfig, Region, Sample, SampleResult, Step
 from tests import tiny
 from tests.closeness import assert_close
 
-FLAT = Step(0, 50, 999.0, 10.0)
+FLAT = Step.at_sigma(0, 50, 999.0, 10.0)
 
 ROWS: tuple[dict[str, Any], ...] = (
     {"prompt": "a red cat and a blue ball", "regions": (tiny.CAT, tiny.BALL)},
@@ -38,7 +38,7 @@ ROWS: tuple[dict[str, Any], ...] = (
 
 
 def at(index: int, count: int = 50) -> Step:
-    return Step(index, count, 999.0 * (1 - index / count), 10.0 * (1 - index / count) + 0.1)
+    return Step.at_sigma(index, count, 999.0 * (1 - index / count), 10.0 * (1 - index / count) + 0.1)
 
 
 def cross_sites(*kinds: tuple[str, int, int, int], heads: int = 2) -> list[Site]:

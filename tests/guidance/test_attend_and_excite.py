@@ -13,7 +13,7 @@ from attnguide.types import Region, Sample, Step
 from tests import tiny
 from tests.reference import attend_and_excite as reference
 
-STEP = Step(0, 4, 751.0, 4.0)
+STEP = Step.at_sigma(0, 4, 751.0, 4.0)
 LARGE = [Site("down.attn2", "cross", 5, 4, 2, "down", 0), Site("up.attn2", "cross", 5, 4, 3, "up", 0)]
 SMALL = Site("mid.attn2", "cross", 4, 3, 2, "mid", 1)
 PROMPTS = {"a red cat and a blue ball": ("cat", "ball"), "a dog": ("dog",)}
@@ -118,12 +118,12 @@ def test_defaults_are_the_paper_s() -> None:
     guidance = AttendAndExcite()
     assert (guidance.window.start, guidance.window.stop, guidance.sites) == (0.0, 0.5, None)
     assert guidance.update.iterations == 1
-    sizes = [guidance.update.step_size(Step(index, 50, 0.0, 1.0)) for index in (0, 24, 49)]
+    sizes = [guidance.update.step_size(Step.at_sigma(index, 50, 0.0, 1.0)) for index in (0, 24, 49)]
     assert sizes == pytest.approx([20.0, 17.38, 14.14], abs=0.01)
     assert {r.at: r.until for r in guidance.update.refinements} == pytest.approx(
         {(point,): 1 - peak for point, peak in THRESHOLDS.items()}
     )
-    steps = [index for index in range(50) if guidance.update.refinement(Step(index, 50, 0.0, 1.0))]
+    steps = [index for index in range(50) if guidance.update.refinement(Step.at_sigma(index, 50, 0.0, 1.0))]
     assert steps == [0, 10, 20]
     assert all(r.iterations == 20 and not r.lagging for r in guidance.update.refinements)
 

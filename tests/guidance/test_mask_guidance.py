@@ -14,7 +14,7 @@ from attnguide.types import Region, Sample, Step
 from tests import tiny
 from tests.reference import containment as reference
 
-STEP = Step(0, 4, 751.0, 4.0)
+STEP = Step.at_sigma(0, 4, 751.0, 4.0)
 LARGE = [Site("down.attn2", "cross", 6, 5, 2, "down", 0), Site("up.attn2", "cross", 6, 5, 3, "up", 0)]
 SMALL = Site("mid.attn2", "cross", 3, 4, 2, "mid", 1)
 SLOW = {
@@ -183,7 +183,8 @@ def test_sites(options: dict[str, Any], expected: SiteSelector) -> None:
 )
 def test_step_rules(rule: Any, first: float, last: float) -> None:
     at = MaskGuidance(step_size=8.0, step_rule=rule).update.step_size
-    assert at(Step(0, 4, 751.0, 4.0)) == pytest.approx(first) and at(Step(3, 4, 1.0, 0.1)) == pytest.approx(last)
+    assert at(Step.at_sigma(0, 4, 751.0, 4.0)) == pytest.approx(first)
+    assert at(Step.at_sigma(3, 4, 1.0, 0.1)) == pytest.approx(last)
 
 
 @pytest.mark.parametrize(

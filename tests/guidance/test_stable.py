@@ -63,19 +63,19 @@ def test_injection_follows_the_noise_and_ends_continuously() -> None:
     fade = noise_fade(until=1.0, power=2.0)
 
     def at(noise: float) -> float:
-        return fade(Step(3, 7, 1.0, math.sqrt(noise / (1 - noise))))
+        return fade(Step.at_sigma(3, 7, 1.0, math.sqrt(noise / (1 - noise))))
 
     assert [at(noise) for noise in (0.75, 0.6, 0.5, 0.2)] == pytest.approx([0.25, 0.04, 0, 0])
     assert at(1 - 1e-9) == pytest.approx(1) and 0 <= at(0.5 + 1e-6) < 1e-6
-    assert noise_fade(1.0, 0.0)(Step(0, 1, 1.0, 1.01)) == 1
+    assert noise_fade(1.0, 0.0)(Step.at_sigma(0, 1, 1.0, 1.01)) == 1
 
 
 def test_the_number_of_steps_does_not_matter() -> None:
     """The same noise level, found at another place of another number of steps."""
     fade, window = noise_fade(1.0, 1.0), Stable(guide=True, guide_from=8.0, guide_until=2.0).window
-    few, many = Step(1, 10, 600.0, 2.5), Step(20, 50, 600.0, 2.5)
+    few, many = Step.at_sigma(1, 10, 600.0, 2.5), Step.at_sigma(20, 50, 600.0, 2.5)
     assert fade(few) == fade(many) and window.active(few) and window.active(many)
-    assert not window.active(Step(0, 10, 999.0, 10.0)) and not window.active(Step(5, 10, 1.0, 1.9))
+    assert not window.active(Step.at_sigma(0, 10, 999.0, 10.0)) and not window.active(Step.at_sigma(5, 10, 1.0, 1.9))
 
 
 def test_parts_can_be_left_out() -> None:

@@ -9,11 +9,11 @@ from attnguide.schedules import constant, linear, noise_variance
 from attnguide.types import Step
 from tests.guidance import cases
 
-STEP = Step(5, 10, 500.0, 1.0)
+STEP = Step.at_sigma(5, 10, 500.0, 1.0)
 
 
 def _at(index: int, count: int = 10) -> Step:
-    return Step(index, count, 999.0 - index, 1.0)
+    return Step.at_sigma(index, count, 999.0 - index, 1.0)
 
 
 def test_one_number_or_one_per_row() -> None:
@@ -147,5 +147,5 @@ def test_a_refinement_s_point_is_progress(point: float) -> None:
 @pytest.mark.parametrize(("space", "acts"), [("latents", [True, False]), ("noise", [True, True])])
 def test_noise_is_shifted_at_every_evaluation_and_latents_where_a_step_begins(space: Any, acts: list[bool]) -> None:
     method = cases.guidance("stable", guide=True, space=space, guide_until=0.5)
-    steps = [Step(0, 2, 900.0, 9.0), Step(1, 2, 800.0, 5.0, begins=False, number=0)]
+    steps = [Step.at_sigma(0, 2, 900.0, 9.0), Step.at_sigma(1, 2, 800.0, 5.0, begins=False, number=0)]
     assert [method.acts(step) for step in steps] == acts

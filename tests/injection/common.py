@@ -25,7 +25,7 @@ CROSS = Site("up.attn2", "cross", 4, 6, 2, "up", 0)
 SELF = Site("up.attn1", "self", 4, 6, 2, "up", 0)
 """Maps that are not square."""
 
-STEP = Step(3, 10, 701.0, 3.35)
+STEP = Step.at_sigma(3, 10, 701.0, 3.35)
 
 
 def four_rows(name: str, options: Sequence[Mapping[str, Any]] = ({},), **settings: Any) -> list[Sample]:

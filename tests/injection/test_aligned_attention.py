@@ -33,14 +33,16 @@ SWAPPED = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 @pytest.mark.parametrize(("keeps", "last"), [(True, 0.2), (False, 0.0)])
 def test_by_hand(keeps: bool, last: float) -> None:
-    edited = _edit(SWAPPED, keeps).probs(_probs(), common.CROSS, common.context_of(1, BRANCHES, Step(0, 10, 901.0, 8.4)))
+    edited = _edit(SWAPPED, keeps).probs(
+        _probs(), common.CROSS, common.context_of(1, BRANCHES, Step.at_sigma(0, 10, 901.0, 8.4))
+    )
     assert edited[1, 0, 0].tolist() == pytest.approx([0.2, 2 * 0.6, last])
     assert torch.equal(edited[[0, 2, 3]], _probs()[[0, 2, 3]])
 
 
 def test_each_token_has_its_window() -> None:
     edit = _edit(SWAPPED, True, [(0.0, 1.0), (0.5, 1.0), (0.0, 1.0)])
-    context = common.context_of(1, BRANCHES, Step(0, 10, 901.0, 8.4))
+    context = common.context_of(1, BRANCHES, Step.at_sigma(0, 10, 901.0, 8.4))
     assert edit.active(context)
     assert edit.probs(_probs(), common.CROSS, context)[1, 0, 0].tolist() == pytest.approx([0.2, 0.3, 0.2])
 

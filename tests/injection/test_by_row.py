@@ -143,7 +143,7 @@ def test_queries_keys_and_values() -> None:
 
 def test_passes_are_shown_without_the_other_rows() -> None:
     edit, seen = _edit([3, 1])
-    first, later = (common.context_of(4, step=Step(index, 10, 900.0, 3.0)) for index in (0, 1))
+    first, later = (common.context_of(4, step=Step.at_sigma(index, 10, 900.0, 3.0)) for index in (0, 1))
     assert not edit.active(first) and edit.active(later)
     edit.probs(torch.zeros(8, 2, 24, 5), common.CROSS, later)
     one, other, again = seen.contexts

@@ -58,7 +58,7 @@ def test_self_attention_is_replaced_as_a_whole() -> None:
 
 def test_the_source_is_asked_for_only_within_a_window() -> None:
     method = CrossAttentionControl(tokens_start=0.8, spatial_start=0.95)
-    steps = [Step(index, 4, timestep, 1.0) for index, timestep in enumerate((999.0, 850.0, 700.0, 10.0))]
+    steps = [Step.at_sigma(index, 4, timestep, 1.0) for index, timestep in enumerate((999.0, 850.0, 700.0, 10.0))]
     assert [method.branches(step) for step in steps] == [("source",), ("source",), (), ()]
     swap = method.edits(common.targets_of([tiny.row()], [tiny.PROMPT]))[0]
     context = common.context_of(1, ALL, steps[1])

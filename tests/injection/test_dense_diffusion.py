@@ -193,7 +193,7 @@ def _moved(site: Site, *regions: Region) -> torch.Tensor:
     row = tiny.row(regions=regions)
     edit = DenseDiffusion(splice=False).edits(common.targets_of([row], [row.prompt]))[0]
     scores = torch.randn(1, 2, site.height * site.width, tiny.LENGTH, generator=torch.Generator().manual_seed(0))
-    context = pass_context(Step(0, 10, 999.0, 14.6), "denoise", [0], ("cond",))
+    context = pass_context(Step.at_sigma(0, 10, 999.0, 14.6), "denoise", [0], ("cond",))
     change = edit.scores(scores, site, context) - scores  # type: ignore[attr-defined]
     inside = torch.from_numpy(common.masks_of(row, site)[0] > 0).flatten()
     return change[0, :, inside][..., common.token_positions(row, regions[0])].mean()

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.reference import hand_maps
 from tests.sampling.watch import latents, run
 
-STEP = Step(0, 4, 951.0, 10.0)
+STEP = Step.at_sigma(0, 4, 951.0, 10.0)
 SITE = Site("up.attn2", "cross", 4, 3, 2, "up", 0)
 OWN = Site("up.attn1", "self", 4, 3, 2, "up", 0)
 CAT = Region("red cat", box=(0.0, 0.0, 0.5, 1.0))
@@ -291,12 +291,12 @@ def test_without_a_policy_mass_is_added() -> None:
 @pytest.mark.parametrize(
     ("options", "step", "expected"),
     [
-        ({"start": 0.8, "stop": 1.0}, Step(0, 4, 801.0, 5.0), True),
-        ({"start": 0.8, "stop": 1.0}, Step(0, 4, 799.0, 5.0), False),
-        ({"start": 0.0, "stop": 0.5, "unit": "progress"}, Step(1, 4, 1.0, 5.0), True),
-        ({"start": 0.0, "stop": 0.5, "unit": "progress"}, Step(2, 4, 999.0, 5.0), False),
-        ({"start": 1.0, "stop": 20.0, "unit": "sigma"}, Step(3, 4, 1.0, 5.0), True),
-        ({"start": 1.0, "stop": 4.0, "unit": "sigma"}, Step(0, 4, 999.0, 5.0), False),
+        ({"start": 0.8, "stop": 1.0}, Step.at_sigma(0, 4, 801.0, 5.0), True),
+        ({"start": 0.8, "stop": 1.0}, Step.at_sigma(0, 4, 799.0, 5.0), False),
+        ({"start": 0.0, "stop": 0.5, "unit": "progress"}, Step.at_sigma(1, 4, 1.0, 5.0), True),
+        ({"start": 0.0, "stop": 0.5, "unit": "progress"}, Step.at_sigma(2, 4, 999.0, 5.0), False),
+        ({"start": 1.0, "stop": 20.0, "unit": "sigma"}, Step.at_sigma(3, 4, 1.0, 5.0), True),
+        ({"start": 1.0, "stop": 4.0, "unit": "sigma"}, Step.at_sigma(0, 4, 999.0, 5.0), False),
     ],
 )
 def test_windows(options: dict[str, Any], step: Step, expected: bool) -> None:

@@ -15,7 +15,7 @@ from tests.injection import common
 from tests.reference import masactrl as reference
 
 ALL = ("uncond", "cond", "source_uncond", "source")
-MIDDLE = Step(5, 10, 501.0, 1.6)
+MIDDLE = Step.at_sigma(5, 10, 501.0, 1.6)
 SOURCES = ["a blue cat and a red dog", "a cat and a dog", "a blue dog left of a blue ball", "a dog right of a cat"]
 
 
@@ -136,7 +136,7 @@ def test_the_reference_s_sites_and_steps() -> None:
     up = [("up", level) for level in range(4)]
     assert [edit.sites.matches(Site("x", "self", 8, 8, 2, *where)) for where in up] == [True, True, False, False]
     assert not edit.sites.matches(Site("x", "self", 8, 8, 2, "down", 0)) and not edit.sites.matches(common.CROSS)
-    steps = [Step(index, 50, 500.0, 1.0) for index in range(50)]
+    steps = [Step.at_sigma(index, 50, 500.0, 1.0) for index in range(50)]
     assert [edit.active(common.context_of(1, ALL, step)) for step in steps] == [False] * 4 + [True] * 46
 
 

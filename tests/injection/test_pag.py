@@ -61,7 +61,7 @@ def test_equals_the_peer_end_to_end(cfg_scale: float, options: dict[str, Any], l
 @pytest.mark.parametrize("cfg", [True, False])
 def test_equals_the_slow_reference(cfg: bool) -> None:
     method = PerturbedAttention(scale=[3.0, 0.5], adaptive=0.002)
-    step = Step(2, 10, 801.0, 5.1)
+    step = Step.at_sigma(2, 10, 801.0, 5.1)
     uncond, cond, perturbed = torch.randn(3, 2, 1, 2, 2, dtype=torch.float64)
     answers: Any = {"cond": cond, "perturbed": perturbed} | ({"uncond": uncond} if cfg else {})
     found = method.correct(combine(answers.get("uncond"), cond, [5.0, 5.0]), answers, step)
@@ -89,7 +89,7 @@ def test_only_the_perturbed_branch_sees_itself_alone() -> None:
 
 def test_the_branch_is_there_only_where_it_counts() -> None:
     method = PerturbedAttention(scale=3.0, adaptive=0.01, stop=0.5)
-    steps = [Step(0, 4, 999.0, 14.0), Step(1, 4, 600.0, 3.0), Step(2, 4, 950.0, 2.0)]
+    steps = [Step.at_sigma(0, 4, 999.0, 14.0), Step.at_sigma(1, 4, 600.0, 3.0), Step.at_sigma(2, 4, 950.0, 2.0)]
     assert [method.branches(step) for step in steps] == [("perturbed",), (), ()]
     answers: Any = {"cond": torch.ones(1, 1, 1, 1)}
     assert method.correct(answers["cond"], answers, steps[1]) is answers["cond"]

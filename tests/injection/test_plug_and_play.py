@@ -15,7 +15,7 @@ from tests.injection import common
 from tests.reference import plug_and_play as reference
 
 ALL = ("uncond", "cond", "source_uncond", "source")
-EARLY = Step(0, 10, 901.0, 8.4)
+EARLY = Step.at_sigma(0, 10, 901.0, 8.4)
 SOURCES = ["a blue cat and a red dog", "a cat and a dog", "a blue dog left of a blue ball", "a dog right of a cat"]
 FEATURE = Site("up_blocks.1.resnets.1.conv2", "feature", 4, 6, 0, "up", 0)
 
@@ -48,7 +48,7 @@ def test_the_fading_negative_prompt_equals_the_slow_reference(schedule: Any) -> 
     method = PlugAndPlay(negative_alpha=0.75, negative_schedule=schedule, scale=[1.0, 0.0])
     uncond, negative = torch.randn(2, 2, 1, 2, 2, dtype=torch.float64)
     for index in range(4):
-        found = method.unconditional(uncond, {"negative": negative}, Step(index, 4, 500.0, 1.0))
+        found = method.unconditional(uncond, {"negative": negative}, Step.at_sigma(index, 4, 500.0, 1.0))
         assert torch.equal(found[1], uncond[1])
         for at in torch.ones_like(uncond[0]).nonzero().tolist():
             place = (0, *at)
@@ -64,7 +64,7 @@ def test_the_negative_prompt_is_the_source_s_unless_another_is_given() -> None:
     assert PlugAndPlay(negative_prompt="a dog").negative_prompts(targets) == ()
     assert PlugAndPlay(negative_alpha=0.5, scale=0.0).branches(EARLY) == PlugAndPlay().branches(EARLY) == ()
     fading = PlugAndPlay(negative_schedule="linear")
-    assert [fading.branches(Step(index, 2, 500.0, 1.0)) for index in range(2)] == [(), ("negative",)]
+    assert [fading.branches(Step.at_sigma(index, 2, 500.0, 1.0)) for index in range(2)] == [(), ("negative",)]
 
 
 def test_rows_with_negative_prompts_equal_rows_alone_and_count_their_passes() -> None:
@@ -84,7 +84,7 @@ def test_rows_with_negative_prompts_equal_rows_alone_and_count_their_passes() ->
 @pytest.mark.parametrize(("quirks", "more"), [("none", 0), ("reference", 1)])
 def test_windows(quirks: Any, more: int) -> None:
     edits = PlugAndPlay(quirks=quirks).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))
-    contexts = [common.context_of(1, ALL, Step(index, 50, 500.0, 1.0)) for index in range(50)]
+    contexts = [common.context_of(1, ALL, Step.at_sigma(index, 50, 500.0, 1.0)) for index in range(50)]
     assert [sum(edit.active(context) for context in contexts) for edit in edits] == [25 + more, 40 + more]
 
 
@@ -108,7 +108,7 @@ def test_feature_maps_have_the_size_their_site_says() -> None:
     states = model.encode_prompt(["a cat"], None)
     with torch.no_grad(), attach(modules, [Probe("output", recorder, SiteSelector("feature"))]) as attention:
         with attention.during(context):
-            model.predict_noise(torch.zeros(1, 4, 16, 24), EARLY, states)
+            model.predict(torch.zeros(1, 4, 16, 24), EARLY, states)
     assert len(recorder.tensors) == len(model.feature_modules(32, 48)) == 8
     assert all(tensor.shape[-2:] == (site.height, site.width) for site, tensor in recorder.tensors.items())
     assert not any(SiteSelector().matches(site) for site in recorder.tensors)

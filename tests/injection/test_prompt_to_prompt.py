@@ -17,7 +17,7 @@ from tests.injection import common
 from tests.reference import prompt_to_prompt as reference
 
 ALL = ("uncond", "cond", "source_uncond", "source")
-EARLY = Step(0, 10, 901.0, 8.4)
+EARLY = Step.at_sigma(0, 10, 901.0, 8.4)
 SOURCES = ["a blue cat and a red fox", "a cat and a dog", "a blue dog left of a blue ball", "a dog right of a cat"]
 
 
@@ -78,11 +78,11 @@ def test_self_attention_becomes_the_source_s_on_small_maps() -> None:
 
 def test_windows() -> None:
     cross, own = PromptToPrompt().edits(common.targets_of([tiny.row()], [tiny.PROMPT]))
-    contexts = [common.context_of(1, ALL, Step(index, 50, 500.0, 1.0)) for index in range(50)]
+    contexts = [common.context_of(1, ALL, Step.at_sigma(index, 50, 500.0, 1.0)) for index in range(50)]
     assert sum(cross.active(context) for context in contexts) == 40
     assert [own.active(context) for context in contexts] == [True] * 20 + [False] * 30
     more = PromptToPrompt(cross_stop=0.3, quirks="reference").edits(common.targets_of([tiny.row()], [tiny.PROMPT]))[0]
-    contexts = [common.context_of(1, ALL, Step(index, 9, 500.0, 1.0)) for index in range(9)]
+    contexts = [common.context_of(1, ALL, Step.at_sigma(index, 9, 500.0, 1.0)) for index in range(9)]
     assert sum(more.active(context) for context in contexts) == 3  # 0.3 of ten, not of nine
 
 
@@ -101,12 +101,12 @@ def test_windows_have_a_start_for_all_tokens_and_for_words_wherever_they_occur(q
     rows = 11 if quirks == "reference" else 10
     words = {2: (0.5, 0.9), 8: (0.5, 0.9), 5: (0.0, 0.3)}
     for index in range(10):
-        found = _shares(method, prompt, Step(index, 10, 500.0, 1.0))
+        found = _shares(method, prompt, Step.at_sigma(index, 10, 500.0, 1.0))
         for position in range(tiny.LENGTH):
             start, stop = words.get(position, (0.2, 0.7))
             assert found[position] == (int(start * rows) <= index < int(stop * rows)), (index, position)
     own = PromptToPrompt(self_start=0.2, self_stop=0.5).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))[-1]
-    active = [own.active(common.context_of(1, ALL, Step(index, 10, 500.0, 1.0))) for index in range(10)]
+    active = [own.active(common.context_of(1, ALL, Step.at_sigma(index, 10, 500.0, 1.0))) for index in range(10)]
     assert active == [2 <= index < 5 for index in range(10)]
     assert len(PromptToPrompt(self_start=0.4, self_stop=0.4).edits(common.targets_of([tiny.row()], [tiny.PROMPT]))) == 1
 

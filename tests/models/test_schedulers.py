@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, 
 from torch import Tensor
 
 from attnguide.models.names import SCHEDULER_CHOICES, SCHEDULERS
-from attnguide.models.schedulers import NoiseScheduler, named_scheduler, scheduler_class
+from attnguide.models.schedulers import DiscreteScheduler, named_scheduler, scheduler_class
 from attnguide.models.unet import StableDiffusion
 from attnguide.sampling.noise import generators
 from attnguide.types import Step
@@ -29,11 +29,11 @@ def _torchsde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
 
 
-def _make(name: str, steps: int = 6) -> NoiseScheduler:
+def _make(name: str, steps: int = 6) -> DiscreteScheduler:
     return tiny.model().make_scheduler(name, steps)
 
 
-def _run(scheduler: NoiseScheduler, at: int | None = None, amount: float = 1.0, seeds: Sequence[int] = (0, 1)) -> Tensor:
+def _run(scheduler: DiscreteScheduler, at: int | None = None, amount: float = 1.0, seeds: Sequence[int] = (0, 1)) -> Tensor:
     """Final latents; ``amount`` is added before the evaluation ``at``."""
     random = generators(seeds)
     latents = torch.cat([torch.randn(1, 4, 2, 2, generator=source) for source in random]) * scheduler.initial_sigma
@@ -94,7 +94,7 @@ def test_unipc_s_corrector_keeps_the_change_whole(predict_x0: bool) -> None:
     own = tiny.model().make_scheduler("unipc", 4)._scheduler
     results = []
     for amount in (0.0, 1.0):
-        scheduler = NoiseScheduler(type(own).from_config(own.config, predict_x0=predict_x0, solver_order=1), 4, CPU)
+        scheduler = DiscreteScheduler(type(own).from_config(own.config, predict_x0=predict_x0, solver_order=1), 4, CPU)
         corrected = []
         inner = scheduler._scheduler
         latents = torch.ones(1, 4, 2, 2)
@@ -232,7 +232,7 @@ def test_adding_noise_and_predicting_the_clean_latents_are_inverse(name: str) ->
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_shifted_noise_means_the_same_whatever_is_predicted(prediction: str) -> None:
-    scheduler = NoiseScheduler(DDIMScheduler(prediction_type=prediction), 4, CPU)
+    scheduler = DiscreteScheduler(DDIMScheduler(prediction_type=prediction), 4, CPU)
     step = scheduler.steps[1]
     inputs, answer, shift = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
     clean = scheduler.denoised(answer, inputs, step)
@@ -242,10 +242,10 @@ def test_shifted_noise_means_the_same_whatever_is_predicted(prediction: str) -> 
 
 
 def test_pndm_without_its_runge_kutta_start() -> None:
-    scheduler = NoiseScheduler(PNDMScheduler(skip_prk_steps=True), 4, CPU)
+    scheduler = DiscreteScheduler(PNDMScheduler(skip_prk_steps=True), 4, CPU)
     assert [step.begins for step in scheduler.steps] == [True, False, True, True, True]
-    plain = _run(NoiseScheduler(PNDMScheduler(skip_prk_steps=True), 4, CPU))
-    assert torch.equal(_run(NoiseScheduler(PNDMScheduler(skip_prk_steps=True), 4, CPU), at=1), plain)
+    plain = _run(DiscreteScheduler(PNDMScheduler(skip_prk_steps=True), 4, CPU))
+    assert torch.equal(_run(DiscreteScheduler(PNDMScheduler(skip_prk_steps=True), 4, CPU), at=1), plain)
 
 
 def test_span_of_a_second_order_step() -> None:
@@ -261,7 +261,7 @@ def test_unknown_scheduler_says_what_exists() -> None:
 @pytest.mark.parametrize("scheduler", [EDMEulerScheduler(), IPNDMScheduler()])
 def test_a_scheduler_of_another_kind_of_network(scheduler: object) -> None:
     with pytest.raises(ValueError, match=f"{type(scheduler).__name__} is not supported; choose another by name: ddim, ddpm"):
-        NoiseScheduler(scheduler, 4, CPU)
+        DiscreteScheduler(scheduler, 4, CPU)
     pipeline = tiny.pipeline()
     pipeline.scheduler = scheduler
     with pytest.raises(ValueError, match="'euler' cannot be set up: the pipeline's own does not say which noise"):
@@ -278,7 +278,7 @@ def test_a_scheduler_of_another_kind_of_network(scheduler: object) -> None:
 )
 def test_a_scheduler_set_up_for_another_kind_of_network(scheduler: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NoiseScheduler(scheduler, 4, CPU)
+        DiscreteScheduler(scheduler, 4, CPU)
 
 
 def test_a_scheduler_that_does_not_know_what_the_network_predicts() -> None:
@@ -293,7 +293,7 @@ def test_a_corrector_moves_by_exactly_the_change_where_the_denoised_picture_stay
     config = {"beta_schedule": "scaled_linear", "prediction_type": "sample"}
     results = []
     for amount in (0.0, 1.0):
-        scheduler = NoiseScheduler(named_scheduler(name, config), 5, CPU)
+        scheduler = DiscreteScheduler(named_scheduler(name, config), 5, CPU)
         latents, random = torch.ones(1, 4, 2, 2), generators([0])
         for step in scheduler.steps[:4]:
             if step.index == 3:
@@ -323,7 +323,7 @@ def test_timesteps_that_an_offset_pushes_past_the_last(name: str) -> None:
     options = {"beta_schedule": "linear", "steps_offset": 1, "timestep_spacing": "leading", "prediction_type": "epsilon"}
     scheduler = named_scheduler(name, {**options, "num_train_timesteps": 1000})
     with pytest.raises(ValueError, match=r"steps must be fewer for .*; got 1000 .*would be 1000"):
-        NoiseScheduler(scheduler, 1000, torch.device("cpu"))
+        DiscreteScheduler(scheduler, 1000, torch.device("cpu"))
 
 
 def test_progress_of_steps() -> None:

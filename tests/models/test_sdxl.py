@@ -61,12 +61,21 @@ def peer(sample: Sample, pipeline: Any = None, **options: Any) -> Tensor:
         ({"cfg_scale": 1.0}, {}),
         ({"height": 24, "width": 40}, {}),
         ({"negative_prompt": "a blue dog"}, {"negative_prompt": "a blue dog"}),
+        ({"negative_prompt": ""}, {"negative_prompt": ""}),
     ],
-    ids=["cfg", "no cfg", "not square", "negative"],
+    ids=["cfg", "no cfg", "not square", "negative", "empty"],
 )
 def test_a_plain_row_equals_the_pipeline_s_to_the_bit(settings: dict[str, Any], options: dict[str, Any]) -> None:
     row = tiny.row(methods=(), **settings)
     assert torch.equal(latents(row), peer(row, **options))
+
+
+def test_a_negative_prompt_that_was_not_given_is_not_the_empty_one() -> None:
+    """The pipeline's states of what was not given are zero."""
+    rows = [tiny.row("0", methods=()), tiny.row("1", methods=(), negative_prompt="")]
+    assert not torch.equal(latents(rows[0]), latents(rows[1]))
+    states = model().encode_prompt(["a cat", "a cat"], [None, ""]).uncond
+    assert states is not None and not states[0].any() and states[1].any()
 
 
 def test_negative_prompts_that_are_not_zeroed() -> None:

@@ -286,8 +286,9 @@ def test_a_distilled_unet_reads_the_guidance_weight_and_runs_once_a_step(kind: A
 
 def test_a_distilled_unet_under_methods_and_with_a_weight_per_row() -> None:
     model = adapt(_distilled().to(torch.float64))
-    assert model.guidance_distilled and model.halves(8.0) == ("cond",) and tiny.model().halves(8.0) == ("uncond", "cond")
     rows = [tiny.row("0", cfg_scale=8.0), tiny.row("1", seed=4, cfg_scale=3.0)]
+    assert model.guidance_distilled and model.halves(rows[0]) == ("cond",)
+    assert tiny.model().halves(rows[0]) == ("uncond", "cond")
     together = Sampler(model, [build_method("mask_guidance", {})]).run(rows)
     for row, result in zip(rows, together, strict=True):
         alone = Sampler(model, [build_method("mask_guidance", {})]).run([row])[0]

@@ -10,7 +10,7 @@ from attnguide.sampling.cfg import pass_context
 from attnguide.types import Step
 from tests import tiny
 
-STEP = Step(0, 4, 801.0, 5.1)
+STEP = Step.at_sigma(0, 4, 801.0, 5.1)
 
 
 def test_tokens_have_the_characters_they_stand_for() -> None:
@@ -92,7 +92,7 @@ def test_site_sizes_are_what_the_network_computes(rows: tuple[int, int]) -> None
         for site, module in modules.items()
     ]
     with torch.no_grad():
-        model.predict_noise(torch.zeros(1, 4, *rows), STEP, model.encode_prompt(["a cat"], None))
+        model.predict(torch.zeros(1, 4, *rows), STEP, model.encode_prompt(["a cat"], None))
     for handle in handles:
         handle.remove()
     assert {site: site.height * site.width for site in modules} == seen
@@ -104,15 +104,15 @@ def test_prediction_is_the_network_s_answer_and_stops_where_told() -> None:
     latents = torch.randn(1, 4, 16, 16)
     with torch.no_grad():
         expected = model.networks["unet"](latents, torch.tensor(801), encoder_hidden_states=states.cond).sample
-        assert torch.equal(model.predict_noise(latents, STEP, states), expected)  # type: ignore[arg-type]
-        assert model.predict_noise(latents, STEP, states, until=model.attention_sites(32, 32)[:2]) is None
+        assert torch.equal(model.predict(latents, STEP, states), expected)  # type: ignore[arg-type]
+        assert model.predict(latents, STEP, states, until=model.attention_sites(32, 32)[:2]) is None
 
 
 def test_fractional_timesteps_are_not_rounded() -> None:
     model = tiny.model()
     states, latents = model.encode_prompt(["a cat"], None), torch.randn(1, 4, 16, 16)
     with torch.no_grad():
-        whole, between = (model.predict_noise(latents, Step(0, 4, t, 1.0), states) for t in (500.0, 500.5))
+        whole, between = (model.predict(latents, Step.at_sigma(0, 4, t, 1.0), states) for t in (500.0, 500.5))
     assert whole is not None and between is not None and not torch.equal(whole, between)
 
 

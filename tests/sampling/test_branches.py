@@ -21,7 +21,7 @@ from attnguide.types import Branch, MethodConfig, PassContext, Sample, Step
 from tests import tiny
 from tests.closeness import assert_close
 
-STEP = Step(0, 2, 901.0, 8.0)
+STEP = Step.at_sigma(0, 2, 901.0, 8.0)
 OTHERS = ("a dog", "a blue cat")
 
 

@@ -4,7 +4,7 @@ import torch
 from attnguide.sampling.cfg import combine, pass_context
 from attnguide.types import Step
 
-STEP = Step(0, 4, 999.0, 14.6)
+STEP = Step.at_sigma(0, 4, 999.0, 14.6)
 
 
 def test_a_pass_is_laid_out_branch_by_branch() -> None:

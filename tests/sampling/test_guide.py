@@ -118,7 +118,7 @@ def _gradient(at: Tensor, step: Step, row: int = 0) -> Tensor:
         attach(model.attention_modules(32, 32), [Probe("probs", recorder, CROSS, frozenset({"guide"}))]) as a,
     ):
         with a.during(context):
-            model.predict_noise(inputs, step, states)
+            model.predict(inputs, step, states)
         loss = 1 - torch.stack([probs[..., 2].mean() for probs in recorder.tensors.values()]).mean()
         return torch.autograd.grad(loss, inputs)[0]
 

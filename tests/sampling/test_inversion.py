@@ -51,10 +51,10 @@ def error(model: StableDiffusion, *, steps: int = 10, cfg_scale: float = 1.0, it
 def test_exact_where_the_network_does_not_look(prediction: str, constant: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_scheduler(prediction_type=prediction)
 
-    def predict_noise(self, inputs, step, conditioning, *, until=None):  # type: ignore[no-untyped-def]
+    def predict(self, inputs, step, conditioning, *, until=None):  # type: ignore[no-untyped-def]
         return torch.full_like(inputs, constant)
 
-    monkeypatch.setattr(StableDiffusion, "predict_noise", predict_noise)
+    monkeypatch.setattr(StableDiffusion, "predict", predict)
     if prediction == "sample":  # what is predicted does not depend on where one is, hence the picture is forgotten
         path = invert(model, torch.full((2, *SIZE), constant), [tiny.PROMPT] * 2, steps=3)
         assert torch.isfinite(path.latents).all()
@@ -63,7 +63,7 @@ def test_exact_where_the_network_does_not_look(prediction: str, constant: float,
 
 
 def test_a_silent_network_only_scales(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StableDiffusion, "predict_noise", lambda self, x, *rest, **options: torch.zeros_like(x))
+    monkeypatch.setattr(StableDiffusion, "predict", lambda self, x, *rest, **options: torch.zeros_like(x))
     model = tiny.model()
     path = invert(model, latents(), [tiny.PROMPT] * 2, steps=4)
     clean = float(tiny.shared_pipeline().scheduler.final_alpha_cumprod)
@@ -77,7 +77,7 @@ def test_a_silent_network_only_scales(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_steps_and_a_fixed_point_bring_latents_back(prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that answers half of what it reads: errors are of first order in the step, and the fixed point has none."""
     model = with_scheduler(prediction_type=prediction)
-    monkeypatch.setattr(StableDiffusion, "predict_noise", lambda self, x, *rest, **options: x / 2)
+    monkeypatch.setattr(StableDiffusion, "predict", lambda self, x, *rest, **options: x / 2)
     few, many = error(model, steps=10), error(model, steps=100)
     assert 1e-6 < many < few / 20
     assert error(model, steps=10, iterations=20) < 1e-9
@@ -86,7 +86,7 @@ def test_more_steps_and_a_fixed_point_bring_latents_back(prediction: str, monkey
 def test_a_fixed_point_does_not_run_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """So steep a network that the undamped iteration would multiply its error each time."""
     model = with_scheduler()
-    monkeypatch.setattr(StableDiffusion, "predict_noise", lambda self, x, *rest, **options: -3 * x)
+    monkeypatch.setattr(StableDiffusion, "predict", lambda self, x, *rest, **options: -3 * x)
     errors = [error(model, steps=4, iterations=count) for count in (1, 4, 30)]
     assert errors[2] < 1e-6 < errors[1] < errors[0]
 

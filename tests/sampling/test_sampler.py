@@ -17,7 +17,7 @@ from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.maps import MapInjection
 from attnguide.methods import build_method
 from attnguide.models.load import adapt
-from attnguide.models.schedulers import SCHEDULERS
+from attnguide.models.names import SCHEDULERS
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler

@@ -11,7 +11,7 @@ from tests import tiny
 
 
 def _steps(*timesteps: float) -> list[Step]:
-    return [Step(index, len(timesteps), timestep, 1.0 + timestep / 100) for index, timestep in enumerate(timesteps)]
+    return [Step.at_sigma(index, len(timesteps), timestep, 1.0 + timestep / 100) for index, timestep in enumerate(timesteps)]
 
 
 FOUR = _steps(751, 501, 251, 1)

@@ -25,7 +25,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> object:
     spec.loader.exec_module(module)
     held = StableDiffusion(tiny.pipeline(length=77), "tiny")
     make = held.make_scheduler
-    monkeypatch.setattr(held, "make_scheduler", lambda name, steps: make(name, 2))
+    monkeypatch.setattr(held, "make_scheduler", lambda name, steps, *shape: make(name, 2, *shape))
     monkeypatch.setattr(module, "load_model", lambda name: held)
     return module
 

@@ -41,7 +41,7 @@ def test_maps_are_means_over_heads_tokens_and_sites_of_the_conditional_half() ->
     probs = torch.rand(2, 2, 4, tiny.LENGTH)
     other = Site("down.attn2", "cross", 2, 2, 2, "down", 0)
     for index in range(3):
-        context = PassContext(step := Step(index, 3, 1.0, 1.0), "denoise", (0, 0), ("uncond", "cond"))
+        context = PassContext(step := Step.at_sigma(index, 3, 1.0, 1.0), "denoise", (0, 0), ("uncond", "cond"))
         words._record(SITE, probs + index, context)
         words._record(other, probs + index + 1, context)
         words.end_step(step)

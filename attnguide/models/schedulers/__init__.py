@@ -1,0 +1,8 @@
+"""Noise schedulers of diffusers behind one face that knows when latents may be changed."""
+
+from attnguide.models.schedulers.base import NoiseScheduler as NoiseScheduler
+from attnguide.models.schedulers.base import unpatched_copy as unpatched_copy
+from attnguide.models.schedulers.base import written_config as written_config
+from attnguide.models.schedulers.discrete import DiscreteScheduler as DiscreteScheduler
+from attnguide.models.schedulers.discrete import named_scheduler as named_scheduler
+from attnguide.models.schedulers.discrete import scheduler_class as scheduler_class
