@@ -125,6 +125,9 @@ class Region:
             region's phrase covers (``dog`` beside ``hot dog``).
         token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
         weight: Factor on injected maps and on this region's loss, at least 0; at 0 no guidance asks for updates for it either.
+        prompt: What the picture shows there, in words of its own, for a method that gives each region a text (regional
+            prompts); the phrase when ``None``. Other methods do not read it.
+        negative_prompt: What it should not show there, likewise; the row's own when ``None``.
 
     Raises:
         PlaceError: If the box has no area.
@@ -140,9 +143,14 @@ class Region:
     occurrence: int | None = None
     token_indices: tuple[int, ...] | None = None
     weight: float = 1.0
+    prompt: str | None = None
+    negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
         check_text("Region's phrase", self.phrase)
+        for name in ("prompt", "negative_prompt"):
+            if getattr(self, name) is not None:
+                check_text(f"Region {self.phrase!r}: {name}", getattr(self, name))
         places = [name for name in ("box", "polygon", "blob", "mask", "source") if getattr(self, name) is not None]
         if len(places) > 1 and places != ["mask", "source"]:
             raise ValueError(f"Region {self.phrase!r} takes one place; got {' and '.join(places)}.")

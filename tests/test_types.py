@@ -105,6 +105,8 @@ def test_positions_of_branches() -> None:
         ({"blob": (0.5, 0.5, float("inf"), 1)}, "blob must be"),
         ({"mask": 3}, "mask must be a path, a picture or an array; got 3"),
         ({"source": 3}, "source must be a MapSource; got 3"),
+        ({"prompt": 3}, "prompt must be text; got 3"),
+        ({"negative_prompt": "\0"}, "negative_prompt must be text without NUL characters"),
     ],
     ids=str,
 )

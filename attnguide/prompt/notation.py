@@ -84,6 +84,9 @@ def region_to_dict(region: Region) -> dict[str, Any]:
         plain["occurrence"] = region.occurrence
     if region.weight != 1:
         plain["weight"] = region.weight
+    for name in ("prompt", "negative_prompt"):
+        if getattr(region, name) is not None:
+            plain[name] = getattr(region, name)
     return plain
 
 
@@ -203,6 +206,11 @@ def _read_text(phrase: str, key: str, value: Any) -> str:
     raise ValueError(f"Region {phrase!r}: {key} must be text; got {shown(value)}.")
 
 
+def _read_prompt(phrase: str, key: str, value: Any) -> str:
+    """Text that may be empty, which is a prompt of no words."""
+    return value if value == "" else _read_text(phrase, key, value)
+
+
 _SOURCE_READERS = {
     "kind": _read_text,
     "seed": _read_integer,
@@ -244,4 +252,6 @@ _READERS = {
     "occurrence": _read_integer,
     "token_indices": _read_integers,
     "weight": _read_weight,
+    "prompt": _read_prompt,
+    "negative_prompt": _read_prompt,
 }

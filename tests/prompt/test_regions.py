@@ -312,9 +312,14 @@ _PLACES = st.one_of(
 )
 
 
-@given(_PLACES, st.integers(0, 3), st.one_of(st.none(), st.just((2, 3))), st.floats(0, 9))
-def test_regions_survive_yaml_and_json(place: dict, occurrence: int, indices: tuple[int, ...] | None, weight: float) -> None:
-    region = Region("röd katt", occurrence=occurrence, token_indices=indices, weight=weight, **place)
+_PROMPTS = st.sampled_from([{}, {"prompt": "a red cat: 'asleep'"}, {"prompt": "ett djur", "negative_prompt": ""}])
+
+
+@given(_PLACES, st.integers(0, 3), st.one_of(st.none(), st.just((2, 3))), st.floats(0, 9), _PROMPTS)
+def test_regions_survive_yaml_and_json(
+    place: dict, occurrence: int, indices: tuple[int, ...] | None, weight: float, prompts: dict
+) -> None:
+    region = Region("röd katt", occurrence=occurrence, token_indices=indices, weight=weight, **place, **prompts)
     plain = region_to_dict(region)
     for back in (yaml.safe_load(yaml.safe_dump(plain)), json.loads(json.dumps(plain))):
         assert vars(region_from_dict(back)) == vars(region)
@@ -367,6 +372,7 @@ def test_a_mask_tensor_cannot_be_written() -> None:
         ({"phrase": "cat", "token_indices": 2}, "Region 'cat': token_indices must be a list of whole numbers; got 2."),
         ({"phrase": "cat", "token_indices": [1.5]}, "Region 'cat': token_indices must be a whole number; got 1.5."),
         ({"phrase": "cat", "weight": "big"}, "Region 'cat': weight must be a number; got 'big'."),
+        ({"phrase": "cat", "prompt": 3}, "Region 'cat': prompt must be text; got 3."),
         ({"phrase": "cat", "box": [0, 0, 1, 1], "blob": [0, 0, 1, 1]}, "Region 'cat' takes one place; got box and blob."),
         ({}, "Region needs a phrase or token_indices; got neither."),
         (
