@@ -15,7 +15,7 @@ from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Update
 from attnguide.losses.divergence import jensen_shannon_of_groups
 from attnguide.prompt.targets import Targets
-from attnguide.schedules import Schedule, Window
+from attnguide.schedules import MOST_SIGMA, Schedule, Window
 from attnguide.types import Step
 
 _MARGIN = 1e-3
@@ -131,9 +131,10 @@ def memoryless_control(value: float, most: float) -> Schedule:
         raise ValueError(f"step size must be finite; got {value}.")
 
     def at(step: Step) -> float:
-        time = 1 / (1 + step.sigma)
+        time = step.signal / (step.signal + step.noise)
         weight = (1 - time) * 2 * (1 - time + _MARGIN) / (time + _MARGIN)
-        signal, noise = step.alpha_bar**0.5, (1 - step.alpha_bar) ** 0.5
-        return value * min(weight, most) * signal / max(noise, 1e-12)
+        # A flow scheduler divides a shift of the noise by a signal that it takes to be at least this.
+        signal = max(step.signal, 1 / MOST_SIGMA)
+        return value * min(weight, most) * signal / max(1 - step.alpha_bar, 1e-24) ** 0.5
 
     return at

@@ -80,11 +80,9 @@ def region_to_dict(region: Region) -> dict[str, Any]:
         plain["source"] = {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
     elif region.mask is not None:
         plain["mask"] = str(region.mask)
-    if region.occurrence is not None:
-        plain["occurrence"] = region.occurrence
     if region.weight != 1:
         plain["weight"] = region.weight
-    for name in ("prompt", "negative_prompt"):
+    for name in ("occurrence", "prompt", "negative_prompt"):
         if getattr(region, name) is not None:
             plain[name] = getattr(region, name)
     return plain

@@ -7,6 +7,7 @@ import torch
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.guidance.focus import Focus
+from attnguide.schedules import MOST_SIGMA
 from attnguide.types import MethodConfig, Region, Step
 from tests import tiny
 from tests.guidance import cases
@@ -70,7 +71,7 @@ def test_flat_maps_give_finite_losses_and_gradients() -> None:
 def _euler(step_size: float, sigma: float, following: float) -> tuple[float, float]:
     """A quadratic cost before and after one step ``x + (sigma' - sigma) v`` of flow matching under the control alone."""
     position = np.array([3.0, -6.0, 1.0])
-    step = Step(0, 10, 1000 * sigma, sigma / (1 - sigma))
+    step = Step(0, 10, 1000 * sigma, 1 - sigma, sigma)
     size = Focus(step_size=step_size).update.step_size(step)
     # Of the noise, as the update says; the velocity is data's negative plus noise, at the same latents.
     noise_shift = size * math.sqrt(1 - step.alpha_bar) * 2 * position
@@ -88,19 +89,28 @@ def test_the_sign_descends(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", [0.97, 0.5, 0.04])
 def test_the_factor_is_the_published_one(sigma: float) -> None:
-    step = Step(0, 10, 1000 * sigma, sigma / (1 - sigma))
-    noise = math.sqrt(1 - step.alpha_bar)
-    signal = math.sqrt(step.alpha_bar)
-    # In latents whose signal and noise sum to 1 the gradient is larger by signal + noise, and the velocity by 1 / signal.
-    found = Focus(most=1e9, step_size=3.0).update.step_size(step) * noise / signal
+    step = Step(0, 10, 1000 * sigma, 1 - sigma, sigma)
+    # What a flow scheduler makes of a move of the noise by 1: a move of the velocity by 1 / signal, bounded.
+    shift = math.sqrt(1 - step.alpha_bar) / max(step.signal, 1 / MOST_SIGMA)
+    found = Focus(most=1e9, step_size=3.0).update.step_size(step) * shift
     assert found == pytest.approx(3 * reference.factor(1 - sigma))
-    assert Focus(step_size=3.0).update.step_size(step) * noise / signal == pytest.approx(min(found, 300))
+    assert Focus(step_size=3.0).update.step_size(step) * shift == pytest.approx(min(found, 300))
+
+
+@pytest.mark.parametrize("time", [0.9, 0.4, 0.1])
+def test_other_models_are_brought_to_the_same_time(time: float) -> None:
+    """Latents of a variance-preserving model are those of flow matching, larger by signal + noise."""
+    flow, other = Step(0, 10, 0.0, time, 1 - time), Step.at_sigma(0, 10, 0.0, (1 - time) / time)
+    larger = other.signal + other.noise
+    sizes = [Focus().update.step_size(step) * math.sqrt(1 - step.alpha_bar) for step in (flow, other)]
+    assert sizes[1] == pytest.approx(sizes[0] * larger)
 
 
 def test_the_first_step_does_not_outweigh_all_others() -> None:
-    early = Step(0, 28, 999.0, 999.0)
+    early = Step(0, 28, 999.0, 0.001, 0.999)
     limited, published = (Focus(quirks=quirks).update.step_size(early) for quirks in ("none", "reference"))  # type: ignore[arg-type]
     assert limited / published == pytest.approx(100 / reference.factor(1e-3))
+    assert Focus().update.step_size(Step(0, 28, 1000.0, 0.0, 1.0)) > 0
 
 
 def _costs(**options: float) -> list[float]:
