@@ -242,6 +242,11 @@ class ModelAdapter(ABC):
                 default size when ``None``.
         """
 
+    @property
+    def inversion_scheduler(self) -> str:
+        """Name of the deterministic scheduler whose steps inversion undoes."""
+        return "ddim"
+
     @abstractmethod
     def decode(self, latents: Tensor) -> list[Picture]:
         """Latents ``batch channels height width`` to pictures."""

@@ -205,6 +205,48 @@ def scheduler_choice(name: str) -> SchedulerChoice:
     )
 
 
+_FLOW: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", ("karras", "exponential", "beta"), {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", (), {}),
+    "lcm": ("FlowMatchLCMScheduler", (), {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_2m"]),
+    "dpmpp_3m": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_3m"]),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_2m_sde"]),
+    "dpmpp_2m_sde_heun": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_2m_sde_heun"]),
+    "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_3m_sde"]),
+    "dpm_single": ("DPMSolverSinglestepScheduler", (), _OPTIONS["dpm_single"]),
+    "unipc": ("UniPCMultistepScheduler", ("karras",), {}),
+}
+"""What a scheduler's name means for a flow-matching model: class, endings that exist, options."""
+
+_ENDING_IN_NOISE = {"deis": "DEISMultistepScheduler", "sa_solver": "SASolverScheduler"}
+"""Schedulers whose last noise level of flow matching diffusers repeats instead of going on to 0: the picture stays noisy."""
+
+FLOW_NAMES: tuple[str, ...] = tuple(_FLOW)
+FLOW_CLASSES = frozenset({class_name for class_name, _, _ in _FLOW.values()} | set(_ENDING_IN_NOISE.values()))
+"""Classes of diffusers that drive a flow-matching model; a held pipeline may have any of them."""
+
+
+def flow_choice(name: str) -> SchedulerChoice:
+    """The scheduler that a name means for a network trained by flow matching.
+
+    Raises:
+        ValueError: If it is unknown, or there is no such scheduler for these networks; the message lists what exists.
+    """
+    plain = scheduler_choice(name).name
+    base, _, ending = plain.rpartition("_")
+    base, ending = (base, ending) if ending in SPACINGS else (plain, "")
+    if base not in _FLOW:
+        why = "leaves noise in pictures of" if base in _ENDING_IN_NOISE else "does not exist for"
+        raise ValueError(f"Scheduler {name!r} {why} flow-matching models; choose from {', '.join(_FLOW)}.")
+    class_name, endings, options = _FLOW[base]
+    if ending and ending not in endings:
+        others = f"; it has {', '.join(endings)}" if endings else ""
+        raise ValueError(f"Scheduler {name!r}: {base!r} has no {ending} noise levels for flow-matching models{others}.")
+    levels = {SPACINGS[known]: known == ending for known in endings}
+    return SchedulerChoice(plain, class_name, {**levels, **options})
+
+
 def check_scheduler(name: str) -> str:
     """The name as this package spells it.
 

@@ -19,9 +19,6 @@ from attnguide.sampling.cfg import combine, pass_context
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.types import Branch, Sample, Step
 
-SCHEDULER = "ddim"
-"""The scheduler that inversion undoes."""
-
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
@@ -79,12 +76,13 @@ def invert(
 ) -> Trajectory:
     """Walk the deterministic sampler backwards, from clean latents to the noise that it would make them of.
 
-    A step of DDIM (https://arxiv.org/abs/2010.02502) is ``x' = a x + b n(x, t)`` with two numbers and the network's answer
-    ``n``, whatever it predicts. Its inverse ``x = (x' - b n(x, t)) / a`` holds ``x`` on both sides: ``n`` is asked at ``x'``
-    first, and then, ``iterations`` times, at the newest ``x`` (a fixed point, https://arxiv.org/abs/2309.04907). Where that
-    makes a row's error larger, the row goes back and takes half the way. One or two iterations can give a worse picture back
-    than none, because the errors of the plain guess partly cancel; from about five on it comes back. A cfg scale above 1 makes
-    ``n`` change faster with ``x``, hence errors grow (https://arxiv.org/abs/2211.09794): iterate more, or stay at 1.
+    A step of DDIM (https://arxiv.org/abs/2010.02502), or of Euler's method under flow matching, is ``x' = a x + b n(x, t)``
+    with two numbers and the network's answer ``n``, whatever it predicts. Its inverse ``x = (x' - b n(x, t)) / a`` holds ``x``
+    on both sides: ``n`` is asked at ``x'`` first, and then, ``iterations`` times, at the newest ``x`` (a fixed point,
+    https://arxiv.org/abs/2309.04907). Where that makes a row's error larger, the row goes back and takes half the way. One or
+    two iterations can give a worse picture back than none, because the errors of the plain guess partly cancel; from about five
+    on it comes back. A cfg scale above 1 makes ``n`` change faster with ``x``, hence errors grow
+    (https://arxiv.org/abs/2211.09794): iterate more, or stay at 1.
 
     Args:
         model: The adapter.
@@ -106,7 +104,7 @@ def invert(
         raise ValueError(f"prompts must be one per picture; got {len(prompts)} and {len(negative)} negative for {rows}.")
     branches = model.halves(Sample("inverted", "", cfg_scale=cfg_scale))
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
-        scheduler = model.make_scheduler(SCHEDULER, steps, _shape(latents))
+        scheduler = model.make_scheduler(model.inversion_scheduler, steps, _shape(latents))
         states = model.encode_prompt(list(prompts), negative if "uncond" in branches else None, [cfg_scale] * rows)
         clean = latents.to(model.device, torch.float32)
         now, found = clean, []
@@ -196,7 +194,7 @@ def _move(scheduler: NoiseScheduler, step: Step) -> tuple[float, float]:
     one, none = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
     def after(latents: Tensor, noise_pred: Tensor) -> float:
-        return float(scheduler.step(noise_pred, step, latents, generators([0])))
+        return float(scheduler.at(step).step(noise_pred, step, latents, generators([0])))
 
     keeps, adds = after(one, none), after(none, one)
     if not math.isclose(after(100 * one, none), 100 * keeps, rel_tol=1e-6):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide.models.base import ModelAdapter
-from attnguide.sampling.inversion import SCHEDULER, Trajectory, fitted
+from attnguide.sampling.inversion import Trajectory, fitted
 from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Sample, SampleResult
@@ -58,7 +58,7 @@ def reconstruct(
             f"samples and pictures must be as many as inverted; got {len(samples)} and {len(pictures)} for "
             f"{trajectory.clean.shape[0]}."
         )
-    rows = [replace(sample, scheduler=SCHEDULER, methods=()) for sample in samples]
+    rows = [replace(sample, scheduler=model.inversion_scheduler, methods=()) for sample in samples]
     if any(row.steps != len(trajectory.steps) for row in rows):
         raise ValueError(f"steps of samples must be the {len(trajectory.steps)} of the inversion; got {rows[0].steps}.")
     results = Sampler(model, observer=observer or Observer()).run(rows, trajectory.noise)

@@ -17,7 +17,7 @@ from attnguide.injection.base import Source, per_row_items
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.masks import open_picture
-from attnguide.sampling.inversion import SCHEDULER, Trajectory, encode_pictures, invert
+from attnguide.sampling.inversion import Trajectory, encode_pictures, invert
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,9 @@ def check_replay(model: ModelAdapter, scheduler: NoiseScheduler, steps: int, sha
     Raises:
         ValueError: Naming the scheduler.
     """
-    if scheduler.initial_sigma != 1 or model.make_scheduler(SCHEDULER, steps, shape).steps != scheduler.steps:
+    if scheduler.initial_sigma != 1 or model.make_scheduler(model.inversion_scheduler, steps, shape).steps != scheduler.steps:
         raise ValueError(
-            f"source_image needs a scheduler with the noise levels of {SCHEDULER!r}, which inversion undoes; "
+            f"source_image needs a scheduler with the noise levels of {model.inversion_scheduler!r}, which inversion undoes; "
             f"got {scheduler.name}."
         )
 

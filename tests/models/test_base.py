@@ -33,5 +33,5 @@ def test_combining_scale(scale: float, combined: float) -> None:
 
 
 def test_a_true_cfg_scale_is_for_distilled_models() -> None:
-    with pytest.raises(ValueError, match="true_cfg_scale is for models that read cfg_scale as a condition .* got 3"):
+    with pytest.raises(ValueError, match=r"true_cfg_scale is for models that read cfg_scale as a condition .* got 3"):
         tiny.model().check_row(tiny.row(true_cfg_scale=3.0))

@@ -1,0 +1,176 @@
+"""Schedulers for networks trained by flow matching: ``x = (1 - s) x0 + s eps``, and the network predicts ``eps - x0``."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnguide.models.names import FLOW_CLASSES, FLOW_NAMES, flow_choice
+from attnguide.models.schedulers.base import NoiseScheduler
+from attnguide.schedules import MOST_SIGMA
+from attnguide.types import Step
+
+_OTHER_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+LEAST_SIGNAL = 1 / MOST_SIGMA
+"""Signal below which a shift of the noise counts as one at this signal.
+
+Where there is none, it would move the clean latents without bound.
+"""
+
+
+class FlowScheduler(NoiseScheduler):
+    """A scheduler for a network that predicts the velocity of flow matching (https://arxiv.org/abs/2210.02747).
+
+    Latents keep the network's scale, and unit noise is where they begin. Where the network's time runs from data to noise
+    (``invert_sigmas``), :attr:`~attnguide.types.Step.timestep` still falls from 1000 to 0.
+
+    Args:
+        scheduler: A new one of diffusers; it is taken over.
+        steps: Denoising steps.
+        device: Where latents live.
+        sigmas: Noise shares before the schedule's own shift, where the model's pipeline gives them.
+        mu: Of the shift that depends on the picture's size, where the schedule has one (:func:`size_shift`).
+
+    Raises:
+        ValueError: If the scheduler is of a class or set up in a way that is not supported, or cannot make this many steps.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        steps: int,
+        device: torch.device,
+        *,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        self._asked_sigmas, self._mu = sigmas, mu
+        super().__init__(scheduler, steps, device)
+
+    def _check_kind(self, scheduler: Any) -> None:
+        name, config = type(scheduler).__name__, scheduler.config
+        choose = f"choose another by name: {', '.join(FLOW_NAMES)}"
+        if name not in FLOW_CLASSES:
+            raise ValueError(f"Scheduler {name} is not supported for a network trained by flow matching; {choose}.")
+        if name.startswith("FlowMatch"):
+            if config.get("scale_factors"):
+                raise ValueError(
+                    f"Scheduler {name} changes the latents' size (scale_factors), which is not supported; {choose}."
+                )
+            return
+        if not config.get("use_flow_sigmas") or config.prediction_type != "flow_prediction":
+            raise ValueError(
+                f"Scheduler {name} must be set up for flow matching (use_flow_sigmas, prediction_type='flow_prediction'); "
+                f"{choose}."
+            )
+        levels = [level for level in _OTHER_LEVELS if config.get(level)]
+        if levels and (name, levels) != ("UniPCMultistepScheduler", ["use_karras_sigmas"]):
+            raise ValueError(f"Scheduler {name} has no noise levels of flow matching with {levels[0]}; {choose}.")
+
+    def _set_timesteps(self, steps: int, device: torch.device) -> None:
+        accepts = inspect.signature(self._scheduler.set_timesteps).parameters
+        settings: dict[str, Any] = {"num_inference_steps": steps, "device": device}
+        if self._asked_sigmas is not None and "sigmas" in accepts and not self._scheduler.config.get("use_karras_sigmas"):
+            settings["sigmas"] = list(self._asked_sigmas)
+        if self._scheduler.config.get("use_dynamic_shifting") and "mu" in accepts:
+            if self._mu is None:
+                raise ValueError(
+                    f"{self.name} shifts its noise levels with the picture's size, but by how much is not said (mu)."
+                )
+            settings["mu"] = self._mu
+        self._set_or_say(steps, **settings)
+        # Of equal first timesteps the library would take the second for the first.
+        self._scheduler.set_begin_index(0)
+
+    def _levels(self) -> Sequence[tuple[float, float, float]]:
+        shares = self._scheduler.sigmas.tolist()[: len(self._timesteps)]
+        if self._inverted:
+            shares = [1 - share for share in shares]
+            return [(1000 * share, 1 - share, share) for share in shares]
+        told = self._timesteps.tolist()
+        return [(float(time), 1 - share, share) for time, share in zip(told, shares, strict=True)]
+
+    @property
+    def _inverted(self) -> bool:
+        return bool(self._scheduler.config.get("invert_sigmas"))
+
+    @property
+    def prediction_type(self) -> str:
+        return "flow_prediction"
+
+    def denoised(self, noise_pred: Tensor, inputs: Tensor, step: Step) -> Tensor:
+        return inputs + step.noise * noise_pred if self._inverted else inputs - step.noise * noise_pred
+
+    def shift_noise(self, noise_pred: Tensor, shift: Tensor, step: Step) -> Tensor:
+        """Add ``shift`` to the noise ``eps = x + signal v`` that the velocity ``v`` tells of.
+
+        With the latents ``x`` as they are, the velocity moves by ``shift / signal`` and the clean latents by
+        ``-shift noise / signal``; for a signal below :data:`LEAST_SIGNAL` by what they would move there.
+        """
+        moved = shift / max(step.signal, LEAST_SIGNAL)
+        return noise_pred - moved if self._inverted else noise_pred + moved
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler of diffusers is one of flow matching."""
+    config = scheduler.config
+    flowing = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(flowing)
+
+
+def size_shift(tokens: int, config: Mapping[str, Any]) -> float:
+    """The shift ``mu`` of a schedule that depends on the picture's size (https://arxiv.org/abs/2403.03206, 5.3.2).
+
+    Linear in the number of image tokens, from ``base_shift`` at ``base_image_seq_len`` to ``max_shift`` at
+    ``max_image_seq_len``, as the pipelines of diffusers have it.
+
+    Args:
+        tokens: Image positions that the network reads.
+        config: Of the scheduler.
+    """
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (most - base) / (high - low)
+    return float(tokens * slope + (base - slope * low))
+
+
+def named_flow_scheduler(name: str, config: Mapping[str, Any], mu: float | None = None) -> Any:
+    """A scheduler of diffusers by name, for a flow-matching model whose own scheduler has this configuration.
+
+    Args:
+        name: As a user writes it.
+        config: Of the model's own scheduler.
+        mu: Of the shift by size, if the own one has such.
+
+    Raises:
+        ValueError: If the name is unknown, or there is no such scheduler for flow matching.
+    """
+    import diffusers
+
+    choice = flow_choice(name)
+    kind = getattr(diffusers, choice.class_name)
+    shift = _shift(config, mu)
+    trained = {"num_train_timesteps": config.get("num_train_timesteps", 1000)}
+    if choice.class_name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"):
+        taken = {key: value for key, value in config.items() if key in inspect.signature(kind.__init__).parameters}
+        taken.setdefault("shift", shift)
+        return kind(**{**taken, **choice.options})
+    if choice.class_name == "FlowMatchHeunDiscreteScheduler":
+        return kind(**trained, shift=shift)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    return kind(**trained, **flow, **choice.options)
+
+
+def _shift(config: Mapping[str, Any], mu: float | None) -> float:
+    """The factor ``f`` of the shift ``s -> f s / (1 + (f - 1) s)``; a shift by size is one too, by ``exp(mu)`` or ``mu``."""
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift", config.get("flow_shift", 1.0)))
+    if mu is None:
+        raise ValueError("The schedule shifts with the picture's size, but by how much is not said (mu).")
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
