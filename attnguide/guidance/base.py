@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
@@ -40,6 +41,17 @@ class LossOutput:
     indicator: Tensor
     refining: Tensor | None = None
     refined: Tensor | None = None
+
+    def differentiated(self, refines: bool, moved: Tensor) -> Tensor:
+        """The loss that an update follows, ``batch``.
+
+        Args:
+            refines: Whether the update belongs to a refinement.
+            moved: Rows that a refinement has moved in this step, bool, ``batch``.
+        """
+        if refines:
+            return self.loss if self.refining is None else self.refining
+        return self.loss if self.refined is None else torch.where(moved, self.refined, self.loss)
 
 
 Judgement = Callable[[AttentionMaps, Targets], Tensor]

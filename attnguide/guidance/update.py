@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -98,6 +98,30 @@ def refinements_at(
 
 
 @dataclass(frozen=True)
+class Round:
+    """One guide pass of a step, as an :class:`Update` plans it.
+
+    Attributes:
+        limit: In a refinement, rows whose indicator exceeds this ask for a move; ``None`` where all rows move.
+        lagging: Every judged row moves, also one that does not ask any more.
+    """
+
+    limit: PerRow | None = None
+    lagging: bool = False
+
+    @property
+    def refines(self) -> bool:
+        """Whether it belongs to a refinement, in which only rows that asked in the round before are judged."""
+        return self.limit is not None
+
+    def asks(self, indicator: Tensor, rows: Sequence[int]) -> Tensor:
+        """Which of the judged rows ask for a move, bool; ``indicator`` has one value for each of ``rows``."""
+        if self.limit is None:
+            return torch.ones_like(indicator, dtype=torch.bool)
+        return indicator.detach().float() > per_row(self.limit, rows, indicator)
+
+
+@dataclass(frozen=True)
 class Update:
     """The rule of motion.
 
@@ -138,6 +162,19 @@ class Update:
         # Rows have tables of their own, whose points may meet in one step: none may cover another row's.
         limits = zip(*(_numbers(refinement.until) for refinement in reversed(found)), strict=True)
         return replace(found[-1], until=[next((one for one in row if one != math.inf), math.inf) for row in limits])
+
+    def rounds(self, step: Step, span: int = 1) -> Iterator[Round]:
+        """The guide passes of the denoising step that begins at ``step`` and takes ``span`` evaluations, in order.
+
+        First those of a refinement, as many as there can be; then one for each of the plain updates.
+        """
+        refinement = self.refinement(step, span)
+        for index in range(refinement.iterations if refinement is not None else 0):
+            assert refinement is not None
+            # A lagging rule moves whoever asked before the newest update; after the first round only those are left.
+            yield Round(refinement.until, lagging=refinement.lagging and index > 0)
+        for _ in range(self.iterations):
+            yield Round()
 
     def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         """What to subtract from latents (in the network's input scale), ``batch channels height width``."""

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection, Source
-from attnguide.models.base import Conditioning
-from attnguide.types import Branch, Sample, Step
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.prompt.targets import Targets
+from attnguide.sampling.effects import Effects
+from attnguide.types import Branch, PassContext, Sample, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +77,54 @@ class Branches:
         """The part of all latents that a branch reads, ``batch channels height width``."""
         return latents[self.rows :] if self.own_source and branch in ("source", "source_uncond") else latents[: self.rows]
 
-    def conditioning(self, branches: Sequence[Branch]) -> Conditioning:
-        """States of a pass over all rows, branch by branch, all in ``cond``."""
-        parts = [self.states[branch] for branch in branches]
-        extra = {name: (torch.cat([part.extra[name][0] for part in parts]), None) for name in parts[0].extra}
-        return Conditioning(torch.cat([part.cond for part in parts]), None, extra)
+    def for_pass(self, context: PassContext) -> Conditioning:
+        """Text states of one pass, element by element as the context lays the batch out, all in ``cond``."""
+        elements = [(self.states[branch], row) for branch, row in zip(context.branches, context.rows, strict=True)]
+        names = elements[0][0].extra
+        extra = {name: (torch.stack([states.extra[name][0][row] for states, row in elements]), None) for name in names}
+        return Conditioning(torch.stack([states.cond[row] for states, row in elements]), None, extra)
+
+    @property
+    def halves(self) -> tuple[Branch, ...]:
+        """The branches of a plain denoising pass: both halves of classifier-free guidance, or the conditional one alone."""
+        return ("uncond", "cond") if "uncond" in self.states else ("cond",)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the text states, in which noise is drawn."""
+        return self.states["cond"].cond.dtype
+
+
+def encode_branches(
+    model: ModelAdapter,
+    samples: Sequence[Sample],
+    targets: Targets,
+    injections: Sequence[Injection],
+    source: Source | None,
+    effects: Effects,
+) -> Branches:
+    """Encode every text that the passes of a batch read.
+
+    Args:
+        model: The adapter.
+        samples: The rows.
+        targets: Of the rows; their source prompts are encoded as well.
+        injections: May change the rows' text states and ask for negative prompts of their own.
+        source: What the methods read, if anything.
+        effects: Told of changed text states.
+    """
+    scales = [sample.cfg_scale for sample in samples]
+    uses_cfg = any("uncond" in model.halves(sample) for sample in samples)
+    negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
+    conditioning = model.encode_prompt([sample.prompt for sample in samples], negative, scales)
+    for injection in injections:
+        before, conditioning = conditioning, injection.condition(conditioning, targets, model)
+        effects.conditioned(injection, before, conditioning)
+    others = [prompt.text for prompt in targets.source_prompts]
+    source_states = model.encode_prompt(others, negative, scales) if others else None
+    negatives = [list(found) for injection in injections if (found := injection.negative_prompts(targets))]
+    negative_states = model.encode_prompt(negatives[0], None, scales) if negatives else None
+    return Branches.build(len(samples), conditioning, source, source_states, negative_states)
 
 
 ORDER: tuple[Branch, ...] = ("uncond", "cond", "perturbed", "negative", "source_uncond", "source")

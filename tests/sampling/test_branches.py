@@ -14,6 +14,7 @@ from attnguide.injection.base import Injection, LatentsEdit, Source
 from attnguide.models.base import Conditioning
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches, common_source, source_prompts
+from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.check import check_rows
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
@@ -159,7 +160,8 @@ def test_layout_and_pairs() -> None:
     branches = Branches.build(2, states, Source(OTHERS), Conditioning(torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 3.0)))
     names = branches.at(STEP, [_Extra("perturbed")])
     assert names == ("uncond", "cond", "perturbed", "source_uncond", "source")
-    assert branches.conditioning(names).cond[:, 0, 0].tolist() == [1, 1, 0, 0, 0, 0, 3, 3, 2, 2]
+    context = pass_context(STEP, "denoise", [0, 1], names)
+    assert branches.for_pass(context).cond[:, 0, 0].tolist() == [1, 1, 0, 0, 0, 0, 3, 3, 2, 2]
     latents = torch.arange(4.0)
     assert [branches.latents(name, latents).tolist() for name in names] == [[0, 1]] * 3 + [[2, 3]] * 2
     context = PassContext(STEP, "denoise", (1, 0, 0, 1, 2), ("cond", "cond", "source", "source", "cond"))

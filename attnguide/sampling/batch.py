@@ -1,0 +1,271 @@
+"""The rows that are sampled together: what is known of them before the first step, and which of them still run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.attention.attach import Attention, attach
+from attnguide.attention.capture import Probe
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site
+from attnguide.batching import picture_key
+from attnguide.guidance.base import Guidance
+from attnguide.injection.base import Injection
+from attnguide.models.base import ModelAdapter
+from attnguide.models.schedulers import NoiseScheduler
+from attnguide.parsing import shown
+from attnguide.prompt.targets import Targets
+from attnguide.sampling.branches import Branches, common_source, encode_branches, source_prompts
+from attnguide.sampling.effects import Effects
+from attnguide.sampling.ledger import Ledger
+from attnguide.sampling.noise import generators, initial_noise
+from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.sampling.replay import Replay, invert_sources
+from attnguide.sampling.texts import read_source, read_whole
+from attnguide.sampling.windows import warn_of_idle
+from attnguide.types import PassContext, Sample, Step
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rows on one network, with the tensors and counters that belong to them.
+
+    Latents are ``batch channels height width`` in the scheduler's scale; where sources have trajectories of their own, the
+    sources' latents follow behind the rows'.
+
+    Attributes:
+        model: The adapter.
+        samples: One per row.
+        targets: Words and places of the rows.
+        branches: Text states of both halves of classifier-free guidance and of further branches.
+        scheduler: Of all rows.
+        generators: One CPU generator per entry of ``latents``.
+        latents: Before the first step.
+        modules: Attention and feature modules by site.
+        ledger: Counts network passes.
+        observer: Told of rows that stop and of guidance updates.
+        effects: What each method did to each row.
+        replay: Inverted pictures that stand for the sources; ``None`` where there are none.
+        alive: Rows that still run.
+        stopped: Reason of each row that does not.
+    """
+
+    model: ModelAdapter
+    samples: Sequence[Sample]
+    targets: Targets
+    branches: Branches
+    scheduler: NoiseScheduler
+    generators: list[torch.Generator]
+    latents: Tensor
+    modules: Mapping[Site, nn.Module]
+    ledger: Ledger
+    observer: Observer
+    effects: Effects
+    replay: Replay | None = None
+    alive: list[int] = field(init=False)
+    stopped: dict[int, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.alive = list(range(len(self.samples)))
+
+    @property
+    def info(self) -> BatchInfo:
+        """What observers are told."""
+        sites = tuple(site for site in self.modules if site.kind != "feature")
+        return BatchInfo(tuple(self.samples), self.targets, sites, self.scheduler.steps, self.model)
+
+    @property
+    def cfg_scales(self) -> list[float]:
+        """Weight with which the halves of every row are combined."""
+        return [self.model.combining_scale(sample) for sample in self.samples]
+
+    def attach(self, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()) -> AbstractContextManager[Attention]:
+        """Probes and edits on the network."""
+        return attach(self.modules, probes, edits, self.model.network)
+
+    def answer(self, inputs: Tensor, context: PassContext) -> Tensor:
+        """The network's prediction in one whole pass, counted: ``batch channels height width``.
+
+        Args:
+            inputs: Latents in the scale that the network reads, one for each element of the context.
+            context: What the pass is for.
+        """
+        answer = self.model.predict(inputs, context.step, self.branches.for_pass(context))
+        assert answer is not None
+        self.ledger.forward(context.rows)
+        return answer
+
+    def stop(self, row: int, reason: str) -> None:
+        """Give a row up; the others go on."""
+        self.alive.remove(row)
+        self.stopped[row] = reason
+        self.observer.on_row_stopped(row, reason)
+
+    def stop_broken(self, rows: Sequence[int], fine: Tensor, reason: str) -> None:
+        """Give up those of ``rows`` that are False in ``fine``, a bool tensor of the same length."""
+        for row, good in zip(rows, fine.tolist(), strict=True):
+            if not good and row in self.alive:
+                self.stop(row, reason)
+
+    def own(self, values: Tensor) -> Tensor:
+        """The rows' part of latents or predictions, without the sources'."""
+        return values[: len(self.samples)]
+
+    def shown(self, values: Tensor) -> Tensor:
+        """A copy of the rows' part, for observers: a preview that scales latents in place must not change the picture."""
+        return self.own(values).detach().clone()
+
+    def moved(self, latents: Tensor, change: Tensor, step: Step) -> Tensor:
+        """``latents + change``, with the scheduler told, which may compare a step's start with the end of the one before."""
+        self.scheduler.latents_moved(change, step)
+        return latents + change
+
+    def replayed(self, latents: Tensor, index: int) -> Tensor:
+        """Latents before evaluation ``index``; the sources' part replaced by the inverted pictures' trajectory, if any."""
+        if self.replay is None:
+            return latents
+        rows = len(self.samples)
+        return torch.cat([latents[:rows], self.replay.source(latents[rows:], index)])
+
+    def without_broken(self, latents: Tensor, step: Step) -> Tensor:
+        """Give up rows whose latents, or whose source's, are not finite; their latents become 0, which no pass chokes on."""
+        rows = len(self.samples)
+        finite = torch.isfinite(latents).flatten(1).all(1).view(-1, rows).all(0)
+        for row in [row for row in self.alive if not finite[row]]:
+            method = self.samples[row].method
+            of = f" of {method}" if method != "plain" else ""
+            self.stop(row, f"latents are not finite after step {step.index}{of}")
+        if bool(finite.all()):
+            return latents
+        every = finite.repeat(len(latents) // rows)
+        return torch.where(every.view(-1, 1, 1, 1), latents, torch.zeros_like(latents))
+
+
+def make_batch(
+    model: ModelAdapter,
+    samples: Sequence[Sample],
+    guidances: Sequence[Guidance],
+    injections: Sequence[Injection],
+    observer: Observer,
+    initial_latents: Tensor | None = None,
+) -> Batch:
+    """Read, encode and draw all that rows need before the first step.
+
+    Args:
+        model: The adapter.
+        samples: Rows of one picture size, scheduler and number of steps.
+        guidances: The batch's, of which it must be known whether they need gradients, places or a source.
+        injections: Likewise; they may change text states and the initial noise.
+        observer: Told while the batch runs.
+        initial_latents: Unit noise ``batch channels height width`` instead of the noise of the rows' seeds.
+
+    Raises:
+        ValueError: If the rows cannot share a batch, a phrase is not in its prompt, a prompt is too long, a method needs
+            regions and no row has any, or ``initial_latents`` has another shape.
+    """
+    _check_alike(samples)
+    ledger, first = Ledger(len(samples), model.device), samples[0]
+    methods: list[Guidance | Injection] = [*guidances, *injections]
+    size = first.height or model.default_size[0], first.width or model.default_size[1]
+    source = common_source(methods)
+    targets = _targets(model, samples, methods)
+    for sample in samples:
+        model.check_row(sample)
+    if guidances:
+        model.check_gradients()
+    shape = model.latent_shape(*size)
+    scheduler = model.make_scheduler(first.scheduler, first.steps, shape)
+    effects = Effects(methods, samples, targets, scheduler.steps)
+    branches = encode_branches(model, samples, targets, injections, source, effects)
+    warn_of_idle(methods, scheduler.steps)
+    prompts = [prompt.text for prompt in targets.source_prompts]
+    replay = invert_sources(model, source, prompts, scheduler, first.steps, size)
+    if replay is not None:
+        ledger.forward(replay.rows * replay.path.forwards)
+    start = _Start(shape, branches.dtype, model.device, initial_latents, replay)
+    noise, sources = start.draw(samples, targets, injections, effects)
+    if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
+        twin, twin_sources = start.draw(samples, targets, injections, effects)
+        noise, sources = torch.cat([noise, twin]), sources + twin_sources
+    modules = {**model.attention_modules(*size), **model.feature_modules(*size)}
+    latents = noise * scheduler.initial_sigma
+    batch = Batch(model, samples, targets, branches, scheduler, sources, latents, modules, ledger, observer, effects, replay)
+    batch.latents = batch.replayed(latents, 0)
+    return batch
+
+
+def _check_alike(samples: Sequence[Sample]) -> None:
+    if not samples:
+        raise ValueError("samples must hold at least one row; got none.")
+    keys = {picture_key(sample) for sample in samples}
+    if len(keys) > 1:
+        raise ValueError(f"Rows of one batch must share height, width, steps and scheduler; got {sorted(map(str, keys))}.")
+
+
+def _targets(model: ModelAdapter, samples: Sequence[Sample], methods: Sequence[Guidance | Injection]) -> Targets:
+    """Words and places of the rows, and the tokens of the prompts that methods read beside the rows' own."""
+    others = source_prompts(common_source(methods), samples)
+    tokenized = [read_whole(model, sample) for sample in samples]
+    read = [read_source(model, prompt) for prompt in others]
+    targets = Targets.build(samples, tokenized, model.device, read)
+    for method in methods:
+        if method.needs_regions and not targets.count:
+            raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")
+        if method.needs_regions == "place" and not bool(targets.placed.any()):
+            raise ValueError(f"Method {method.name!r} needs a region with a place; the rows name phrases only.")
+    return targets
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where the rows' unit noise comes from: given, inverted from a picture, or drawn from their seeds.
+
+    Attributes:
+        shape: ``channels height width`` of a row's latents.
+        dtype: Of the noise.
+        device: Of the noise.
+        given: Noise of all rows that replaces theirs.
+        replay: Inverted pictures, whose noise replaces that of their rows.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+    given: Tensor | None
+    replay: Replay | None
+
+    def draw(
+        self, samples: Sequence[Sample], targets: Targets, injections: Sequence[Injection], effects: Effects
+    ) -> tuple[Tensor, list[torch.Generator]]:
+        """Unit noise ``batch channels height width`` as the injections change it, and the generators it was drawn from."""
+        sources = generators([sample.seed for sample in samples])
+        noise = initial_noise(sources, self.shape, self.dtype, self.device)
+        if self.given is not None:
+            noise = _like(noise, self.given)
+        elif self.replay is not None:
+            noise = self.replay.noise(noise)
+        for injection in injections:
+            before, noise = noise, injection.initial_noise(noise, targets)
+            effects.changed(injection, before, noise)
+        return noise, sources
+
+
+def _like(noise: Tensor, given: Any) -> Tensor:
+    """Initial latents in the precision and on the device of the noise that they replace.
+
+    Raises:
+        ValueError: If they are no finite numbers of its shape.
+    """
+    if not isinstance(given, Tensor) or given.is_complex():
+        raise ValueError(f"initial_latents must be a tensor of real numbers; got {shown(given)}.")
+    if given.shape != noise.shape:
+        raise ValueError(f"initial_latents must have shape {tuple(noise.shape)}; got {tuple(given.shape)}.")
+    if not bool(torch.isfinite(found := given.to(noise)).all()):
+        raise ValueError("initial_latents must be finite; got infinities or NaN.")
+    return found

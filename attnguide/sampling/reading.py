@@ -1,0 +1,97 @@
+"""Guide passes: the network evaluated on some rows as far as the last site that a guidance reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.capture import Probe, Recorder
+from attnguide.attention.edits import Edit
+from attnguide.attention.maps import AttentionMaps
+from attnguide.attention.sites import Site, SiteSelector, select
+from attnguide.guidance.base import Guidance
+from attnguide.sampling.batch import Batch
+from attnguide.sampling.cfg import pass_context
+from attnguide.types import PassContext, Step
+
+
+class Reader:
+    """One guidance's view of a batch's network.
+
+    Args:
+        batch: The rows.
+        guidance: Whose maps are read.
+        edits: The guidance's own, in place while it reads.
+        probes: Observers' readers of guide passes.
+
+    Raises:
+        ValueError: If no site of the network is one that the guidance reads.
+    """
+
+    def __init__(self, batch: Batch, guidance: Guidance, edits: Sequence[Edit] = (), probes: Sequence[Probe] = ()) -> None:
+        self.batch, self.guidance, self.level = batch, guidance, batch.model.guidance_level
+        self._edits, self._probes = edits, probes
+        self._sites = select(batch.modules, guidance.sites_at(self.level))
+        self._features = () if guidance.features is None else select(batch.modules, guidance.features)
+
+    def inputs(self, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
+        """The network's input for some rows, a leaf of a new graph: ``rows channels height width``."""
+        scaled = self.batch.scheduler.scale_model_input(latents, step)
+        return scaled[list(rows)].detach().requires_grad_(True)
+
+    def maps(self, inputs: Tensor, step: Step, rows: Sequence[int], source: AttentionMaps | None = None) -> AttentionMaps:
+        """Maps of the conditional half; with a graph to ``inputs`` if they require a gradient, and shown to observers then.
+
+        Args:
+            inputs: Latents of ``rows`` in the scale that the network reads.
+            step: Where in the schedule.
+            rows: Rows of the batch.
+            source: Maps of all rows' sources at this step.
+        """
+        context = pass_context(step, "guide", rows, ("cond",))
+        with torch.set_grad_enabled(inputs.requires_grad):
+            maps = self._read(inputs, context, self._probes if inputs.requires_grad else (), self._edits)
+        return maps if source is None else replace(maps, source=source.select(rows))
+
+    def source_maps(self, latents: Tensor, step: Step) -> AttentionMaps | None:
+        """Maps of all rows' sources, without graph; ``None`` if the guidance reads no source."""
+        if self.guidance.source is None:
+            return None
+        branches, scheduler = self.batch.branches, self.batch.scheduler
+        inputs = branches.latents("source", scheduler.scale_model_input(latents, step))
+        return self._read(inputs, pass_context(step, "source", range(branches.rows), ("source",)))
+
+    def probes(self, recorder: Recorder, context: PassContext) -> list[Probe]:
+        """Probes that record in such a pass what the guidance reads."""
+        wanted, kinds = frozenset((*self._sites, *self._features)), frozenset({context.kind})
+        own = [Probe("probs", recorder, SiteSelector(where=wanted.__contains__), kinds)]
+        if self._features:
+            own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), kinds))
+        return own
+
+    def recorded(self, recorder: Recorder) -> AttentionMaps:
+        """What those probes have recorded; features in float32 or wider."""
+        found = recorder.tensors
+        return AttentionMaps(
+            {site: found[site] for site in self._sites},
+            {site: found[site].to(torch.promote_types(found[site].dtype, torch.float32)) for site in self._features},
+        )
+
+    @property
+    def until(self) -> list[Site]:
+        """The sites after which nothing more needs to be computed."""
+        return [*self._sites, *self._features]
+
+    def _read(
+        self, inputs: Tensor, context: PassContext, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()
+    ) -> AttentionMaps:
+        batch, recorder = self.batch, Recorder()
+        states = batch.branches.for_pass(context)
+        with batch.attach([*self.probes(recorder, context), *probes], edits) as attention:
+            with attention.during(context, self.until):
+                batch.model.predict(inputs, context.step, states, until=self.until)
+        batch.ledger.forward(context.rows)
+        return self.recorded(recorder)
