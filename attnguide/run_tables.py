@@ -41,6 +41,26 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row and None not in row.values()]
 
 
+def table_lines(path: str | Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """Some columns of a CSV file, line by line, so that a table of any length can be read; nothing if the file is missing.
+
+    Args:
+        path: The file.
+        columns: Whose values each line has, in this order; empty where the file lacks one.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open(newline="", encoding="utf-8") as file, _fields_of_any_length():
+        reader = csv.reader(file)
+        header = next(reader, [])
+        places = [header.index(name) if name in header else len(header) for name in columns]
+        for line in reader:
+            if len(line) == len(header):
+                whole = [*line, ""]
+                yield [whole[place] for place in places]
+
+
 @contextmanager
 def _fields_of_any_length() -> Iterator[None]:
     """The library refuses fields of more than 131072 characters, which prompts and polygons may have."""

@@ -66,13 +66,18 @@ def record_picture(folder: Path, record: Record | None) -> Image.Image | None:
     scale = _CELL / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     try:
-        return draw_regions(picture, _recorded(folder, record, record_regions(record)))
+        return draw_regions(picture, recorded_regions(folder, record))
     except ValueError:  # a mask's file has gone since
         return picture
 
 
-def _recorded(folder: Path, record: Record, regions: Sequence[Region]) -> list[Region]:
-    """The regions, those with a source with the mask that the run kept of it."""
+def recorded_regions(folder: Path, record: Record) -> list[Region]:
+    """Regions of a record as :func:`record_regions` has them, those with a source with the mask that the run kept of it.
+
+    Raises:
+        ValueError: If the cell holds something else.
+    """
+    regions = record_regions(record)
     paths = [target_path(folder, record["id"], regions, index) for index in range(len(regions))]
     return [
         replace(region, mask=path) if region.source is not None else region for region, path in zip(regions, paths, strict=True)

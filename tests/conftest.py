@@ -24,9 +24,9 @@ settings.load_profile("attnguide")
 
 @pytest.fixture(scope="session", autouse=True)
 def _logger_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """W&B writes beside the working directory and under the home folder unless told otherwise."""
+    """W&B and trackio write beside the working directory and under the home folder unless told otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        for name in ("TRACKIO_DIR", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
 

@@ -2,31 +2,29 @@
 
 from attnguide.callbacks.attention_maps import AttentionMapsLogger
 from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
-from attnguide.callbacks.ledger import LedgerLog
 from attnguide.callbacks.loss_trace import LossTrace
 from attnguide.callbacks.map_norms import MapNorms
 from attnguide.callbacks.progress import LineProgress, ProgressBar, progress_bar
 from attnguide.callbacks.run_folder import RunFolder
+from attnguide.callbacks.run_log import RunLog
 from attnguide.callbacks.samples import Samples
 from attnguide.callbacks.standard import standard_callbacks
 from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance, ValuesChangedError
-from attnguide.callbacks.wandb_log import WandbLog
 
 __all__ = [
     "AttentionMapsLogger",
-    "LedgerLog",
     "LineProgress",
     "LossTrace",
     "MapNorms",
     "ProgressBar",
     "RunFolder",
+    "RunLog",
     "Samples",
     "SamplingCallback",
     "TargetMaps",
     "ValueInvariance",
     "ValuesChangedError",
-    "WandbLog",
     "progress_bar",
     "row_metrics",
     "run_folder",

@@ -17,7 +17,6 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
-from attnguide.callbacks.log import log_picture
 from attnguide.files import replacing, write_atomic
 from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
@@ -25,6 +24,9 @@ from attnguide.sampling.observer import BatchInfo
 from attnguide.sources.files import map_bytes, map_names
 from attnguide.types import PassContext, Region, Sample, SampleResult, Step
 from attnguide.visual import contact_sheet, draw_regions, heat_map, strip
+
+OVERVIEW = "_overview.png"
+"""Of a row: the picture with its regions, and all words."""
 
 _SMALLEST = 256
 """Pictures are enlarged to this side before anything is drawn on them."""
@@ -98,9 +100,8 @@ class AttentionMapsLogger(SamplingCallback):
             for region, name, values in zip(regions, map_names(regions), maps[row], strict=False):
                 pictures.append(self._write(folder, name, region, values, result))
             if result.image is not None and pictures:
-                overview = _overview(result, [region.phrase for region in regions], [p for p in pictures if p])
-                _save(folder / "_overview.png", overview)
-                log_picture(trainer, "maps", overview, result.sample.id)
+                phrases = [region.phrase for region in regions]
+                _save(folder / OVERVIEW, _overview(result, phrases, [p for p in pictures if p]))
 
     def _write(
         self, folder: Path, name: str, region: Region, values: NDArray[np.float32], result: SampleResult

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import lightning as L
-from torch import Tensor
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
-from attnguide.callbacks.log import CurveRows, log_curves
 from attnguide.records import TRACE_FILE
 from attnguide.run_tables import append_table
 from attnguide.sampling.observer import BatchInfo, UpdateEvent
-from attnguide.types import SampleResult, Step
+from attnguide.types import SampleResult
 
 _COLUMNS = ("id", "step", "progress", "method", "iteration", "loss", "indicator", "moved", "gradient_norm")
 
 
 class LossTrace(SamplingCallback):
-    """Writes ``loss_trace.csv``: a line per row and guide pass. Adds the metrics ``loss_<method>``, each method's last loss.
-
-    Args:
-        curves: Rows whose curves go to the loggers; the file has all.
-    """
+    """Writes ``loss_trace.csv``: a line per row and guide pass. Adds the metrics ``loss_<method>``, each method's last loss."""
 
     only_shows = True
 
-    def __init__(self, curves: int = 32) -> None:
-        self._curved = CurveRows(curves)
+    def __init__(self) -> None:
         self._ids: tuple[str, ...] = ()
         self._lines: list[dict[str, object]] = []
-        self._now: dict[str, float] = {}
         self._last: dict[str, dict[str, float]] = {}
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
@@ -45,15 +37,6 @@ class LossTrace(SamplingCallback):
             found = {"loss": loss, "indicator": indicator, "moved": int(moved), "gradient_norm": norm}
             self._lines.append({"id": self._ids[row], **where, "iteration": event.iteration, **found})
             self._last[self._ids[row]][f"loss_{event.method}"] = loss
-            if self._ids[row] in self._curved:
-                self._now[f"loss/{self._ids[row]}/{event.method}"] = loss
-                self._now[f"gradient_norm/{self._ids[row]}/{event.method}"] = norm
-
-    def on_denoise_step_end(
-        self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
-    ) -> None:
-        log_curves(trainer, self._now, step.index)
-        self._now = {}
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         if self._lines:

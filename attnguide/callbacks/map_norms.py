@@ -13,7 +13,6 @@ from torch import Tensor
 from attnguide.attention.capture import Probe, Record
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
-from attnguide.callbacks.log import CurveRows, log_curves
 from attnguide.methods import method_info
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.records import NORMS_FILE
@@ -68,17 +67,15 @@ class MapNorms(SamplingCallback):
     Args:
         sites: Which cross-attention sites; all when ``None``.
         every: Measure every so many evaluations.
-        curves: Rows whose curves go to the loggers; the file has all.
     """
 
     only_shows = True
 
-    def __init__(self, sites: SiteSelector | None = None, every: int = 1, curves: int = 32) -> None:
+    def __init__(self, sites: SiteSelector | None = None, every: int = 1) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1; got {every}.")
         self.sites = sites or SiteSelector(kind="cross")
         self.every = every
-        self._curved = CurveRows(curves)
         self._info: BatchInfo | None = None
         self._found: dict[tuple[Site, str], tuple[tuple[int, ...], Tensor]] = {}
         self._lines: list[dict[str, object]] = []
@@ -115,28 +112,22 @@ class MapNorms(SamplingCallback):
     def on_denoise_step_end(
         self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
     ) -> None:
-        curves: dict[str, _Mean] = {}
         for (site, stage), (rows, statistics) in self._found.items():
             for row, values in zip(rows, statistics.tolist(), strict=True):
-                self._keep(row, step, stage, site, values, curves)
+                self._keep(row, step, stage, site, values)
         self._found.clear()
-        log_curves(trainer, {key: mean.total / mean.count for key, mean in curves.items() if mean.count}, step.index)
 
-    def _keep(self, row: int, step: Step, stage: str, site: Site, values: list[list[float]], curves: dict[str, _Mean]) -> None:
+    def _keep(self, row: int, step: Step, stage: str, site: Site, values: list[list[float]]) -> None:
         assert self._info is not None
         sample = self._info.samples[row]
         where = {"id": sample.id, "step": step.index, "stage": stage, "site": site.name}
         size = {"height": site.height, "width": site.width}
         for index, (region, numbers) in enumerate(zip(sample.regions, values, strict=False)):
             named = dict(zip(STATISTICS, numbers, strict=True))
-            inside = named["inside"]
             shown = {name: value for name, value in named.items() if value == value}
             self._lines.append({**where, **size, "region": index, "phrase": region.phrase, **shown})
             if stage == "after":
-                self._inside[sample.id].add(inside)
-            if stage == "after" and sample.id in self._curved:
-                curves.setdefault(f"inside/{sample.id}/{region.phrase}", _Mean()).add(inside)
-                curves.setdefault(f"map_l2/{sample.id}/{region.phrase}", _Mean()).add(named["l2"])
+                self._inside[sample.id].add(named["inside"])
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         if self._lines:

@@ -8,15 +8,14 @@ from typing import Any
 import lightning as L
 
 from attnguide.callbacks.attention_maps import AttentionMapsLogger
-from attnguide.callbacks.ledger import LedgerLog
 from attnguide.callbacks.loss_trace import LossTrace
 from attnguide.callbacks.map_norms import MapNorms
 from attnguide.callbacks.progress import progress_bar
 from attnguide.callbacks.run_folder import RunFolder, Scorer
+from attnguide.callbacks.run_log import RunLog
 from attnguide.callbacks.samples import Samples
 from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance
-from attnguide.callbacks.wandb_log import WandbLog
 from attnguide.folder import RunLock
 
 
@@ -30,6 +29,8 @@ def standard_callbacks(
     values: bool = False,
     progress: bool = True,
     lock: RunLock | None = None,
+    facts: Mapping[str, Any] | None = None,
+    row_curves: int = 0,
 ) -> list[L.Callback]:
     """Callbacks in an order that works: what measures, then files, then loggers, then what may fail the run.
 
@@ -42,10 +43,13 @@ def standard_callbacks(
         values: Compare values over steps.
         progress: Show how far the run is.
         lock: Of the run folder, where the caller holds it already.
+        facts: What loggers say of the run beside its configuration.
+        row_curves: Rows whose own curves go to the loggers beside the means by method.
     """
     callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace(), TargetMaps()]
     callbacks += [AttentionMapsLogger()] if maps else []
-    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer, lock=lock), LedgerLog(), WandbLog(config)]
+    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer, lock=lock)]
+    callbacks += [RunLog(config, facts=facts, row_curves=row_curves)]
     callbacks += [progress_bar()] if progress else []
     callbacks += [ValueInvariance()] if values else []
     return callbacks

@@ -251,7 +251,8 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
         "strict": strict,
         "wandb": {**named, **config["wandb"]},
     }
-    return Plan(kept, tuple(row.sample for row in rows), folder), rows
+    facts = {"ablation": {"file": ablation.path, "name": ablation.name, "cells": len(ablation.cells)}, "base": ablation.base}
+    return Plan(kept, tuple(row.sample for row in rows), folder, command="ablate", facts=facts), rows
 
 
 def _with_layouts(ablation: Ablation, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
@@ -41,6 +41,19 @@ NOT_THE_TRAINERS = {
 INTERRUPTED = 130
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What a run holds until all is told of it.
+
+    Attributes:
+        lock: Of the run folder, on the first process.
+        closing: What is done at the very end, the last first.
+    """
+
+    lock: RunLock | None
+    closing: ExitStack
+
+
 def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, Sequence[str]], int] = report) -> int:
     """Carry a plan out.
 
@@ -57,7 +70,7 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         RunError: If the run stopped; what it finished is kept, and has been told.
     """
     with ExitStack() as held:
-        return _carried_out(plan, further, tell, _lock(plan, held))
+        return _carried_out(plan, further, tell, _Held(_lock(plan, held), held))
 
 
 def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
@@ -75,9 +88,7 @@ def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
         raise UsageError(f"out: {error}") from error
 
 
-def _carried_out(
-    plan: Plan, further: Sequence[Callback], tell: Callable[[Plan, Sequence[str]], int], lock: RunLock | None
-) -> int:
+def _carried_out(plan: Plan, further: Sequence[Callback], tell: Callable[[Plan, Sequence[str]], int], held: _Held) -> int:
     """See :func:`execute`."""
     first = is_first_process()
     if first:
@@ -92,7 +103,7 @@ def _carried_out(
             tidy(plan.folder)
         print(describe(plan, len(done)), flush=True)
     try:
-        interrupted, notes = _sample(plan, kept, done, further, lock) if len(done) < len(plan.samples) else (False, [])
+        interrupted, notes = _sample(plan, kept, done, further, held) if len(done) < len(plan.samples) else (False, [])
     except RunError:
         if first:
             with suppress(OSError, ValueError):  # a full disk, say, which is told already
@@ -124,7 +135,7 @@ def _write_page(plan: Plan) -> None:
 
 
 def _sample(
-    plan: Plan, kept: Mapping[str, Any], done: set[str], further: Sequence[Callback], lock: RunLock | None
+    plan: Plan, kept: Mapping[str, Any], done: set[str], further: Sequence[Callback], held: _Held
 ) -> tuple[bool, list[str]]:
     """Sample the rows that are not done: every check first, then the model, then files.
 
@@ -144,7 +155,7 @@ def _sample(
     known = {sample.id: sample for sample in waiting}
     plan = replace(plan, samples=tuple(known.get(sample.id, sample) for sample in plan.samples))
     config[MADE_WITH] = made_with_model(plan, kept, model, devices)
-    return _predict(plan, config, model, done, further, lock)
+    return _predict(plan, config, model, done, further, held)
 
 
 def is_first_process() -> bool:
@@ -248,18 +259,21 @@ def _predict(
     model: ModelAdapter,
     done: set[str],
     further: Sequence[Callback],
-    lock: RunLock | None,
+    held: _Held,
 ) -> tuple[bool, list[str]]:
     """Let Lightning run it; see :func:`_sample` for what is returned."""
     from attnguide.callbacks import ValueInvariance, standard_callbacks
     from attnguide.data import SampleDataModule
-    from attnguide.loggers import close_loggers, sync_hint
+    from attnguide.loggers import show_hint, sync_hint
     from attnguide.metrics.scoring import shapes_scores
     from attnguide.module import GuidanceModule, make_trainer
 
-    chosen = {name: plan.config[name] for name in ("maps", "norms", "values")}
-    callbacks = [*standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, lock=lock, **chosen), *further]
+    chosen = {name: plan.config[name] for name in ("maps", "norms", "values", "row_curves")}
+    facts = {**plan.facts, "command": plan.command}
+    standard = standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, lock=held.lock, facts=facts, **chosen)
+    callbacks = [*standard, *further]
     loggers = _loggers(plan)
+    held.closing.callback(_close, loggers, plan)
     trainer = make_trainer(
         plan.folder, callbacks=callbacks, loggers=loggers, device=plan.config["device"], **plan.config["trainer"]
     )
@@ -273,11 +287,10 @@ def _predict(
             raise
     except Exception as error:
         raise RunError(f"the run stopped: {reason(error)}; go on with --resume --out {plan.folder}") from error
-    finally:
-        close_loggers(loggers)
     verdicts = [callback.verdict for callback in callbacks if isinstance(callback, ValueInvariance)]
-    hint = sync_hint(loggers)
+    hint, dashboard = sync_hint(loggers), show_hint(loggers)
     notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
+    notes += [f"trackio has the run; look at it with: {dashboard}"] if dashboard else []
     return trainer.interrupted, notes
 
 
@@ -286,4 +299,14 @@ def _loggers(plan: Plan) -> list[Logger]:
 
     tags = plan.config["wandb"].get("tags", ())
     options = {**plan.config["wandb"], "tags": [tags] if isinstance(tags, str) else list(tags)}
-    return make_loggers(plan.config["logger"], plan.folder, **options)
+    return make_loggers(plan.config["logger"], plan.folder, job_type=plan.command, **options)
+
+
+def _close(loggers: Sequence[Logger], plan: Plan) -> None:
+    """Hand the run's files to the loggers that keep files, now that the page is among them, and end their runs."""
+    from attnguide.loggers import close_loggers
+    from attnguide.loggers.artifacts import keep_files
+
+    if is_first_process():
+        keep_files(loggers, plan.folder)
+    close_loggers(loggers)

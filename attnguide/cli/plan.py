@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +42,16 @@ class Plan:
         samples: The rows, plain twins included.
         folder: Where the run goes.
         notes: What the user should know of the rows, a line each.
+        command: That makes it, for loggers.
+        facts: What loggers say of it beside the settings.
     """
 
     config: dict[str, Any]
     samples: tuple[Sample, ...]
     folder: Path
     notes: tuple[str, ...] = ()
+    command: str = "sample"
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def resume(self) -> bool:

@@ -177,6 +177,13 @@ def settings() -> list[Setting]:
             metavar="NAME",
             follows=_more_loggers,
         ),
+        Setting(
+            "row_curves",
+            values.whole(0),
+            0,
+            "rows, from the first, whose own curves go to the loggers beside the means by method",
+            metavar="N",
+        ),
         Setting("maps", values.flag, True, "draw no heat maps", option="--no-maps"),
         Setting("norms", values.flag, True, "measure no norms of attention maps", option="--no-norms"),
         Setting("values", values.flag, False, "report how much attention values change over steps, seeds and methods"),

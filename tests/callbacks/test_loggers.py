@@ -6,20 +6,20 @@ import json
 import os
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from attnguide.callbacks import LedgerLog, WandbLog, standard_callbacks
-from attnguide.callbacks.wandb_log import region_overlays
-from attnguide.loggers import LOGGERS, check_loggers, close_loggers, make_loggers, sync_hint, wandb_offline
+from attnguide.callbacks import RunLog, standard_callbacks
+from attnguide.callbacks.sinks import region_overlays
+from attnguide.loggers import LOGGERS, check_loggers, close_loggers, make_loggers, show_hint, sync_hint, wandb_offline
+from attnguide.loggers.artifacts import keep_files
 from attnguide.run_tables import read_table
 from attnguide.types import Region
 from tests.callbacks.conftest import REGIONS, Run, row
+from tests.wandb_file import read_wandb
 
 
 @pytest.fixture(autouse=True)
@@ -27,106 +27,89 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
 
 
-def wandb_records(folder: Path) -> list[Any]:
-    """What an offline run's file holds, once W&B's own process has written its end (a finished run may still be on its way)."""
-    for _ in range(300):
-        records = _read_records(folder)
-        if any(record.WhichOneof("record_type") == "exit" for record in records):
-            return records
-        time.sleep(0.1)
-    raise AssertionError(f"the run's file has no end; it holds {len(records)} records")
-
-
-def _read_records(folder: Path) -> list[Any]:
-    """Framed protobuf records after a header of 7 bytes, in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, at, part, records = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        room = 32768 - at % 32768
-        if room < 7:
-            at += room
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        body = data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if at > len(data):
-            break  # still being written
-        part = body if kind in (1, 2) else part + body
-        if kind in (1, 4):
-            records.append(wandb_internal_pb2.Record.FromString(part))
-    return records
-
-
-def history(records: list[Any]) -> list[dict[str, Any]]:
-    lines = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
-    return [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in line} for line in lines]
-
-
 def test_an_offline_run_holds_everything(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("A_SECRET", "do-not-write-me")
-    loggers = make_loggers(["wandb"], tmp_path, name="first", group="tests", tags=["x"])
+    loggers = make_loggers(["wandb"], tmp_path, name="first", group="tests", tags=["x"], job_type="trial")
     assert sync_hint(loggers) is None
-    rows = [row("a-plain"), row("a", "mask_guidance")]
-    config = {"steps": 3, "nested": {"k": [1, 2]}}
-    run(standard_callbacks(config, progress=False), rows, batch_size=1, loggers=loggers)
+    rows = [row("a-plain"), row("a", "mask_guidance"), row("b", "mask_guidance", seed=1)]
+    callbacks = standard_callbacks({"steps": 3, "nested": {"k": [1, 2]}}, progress=False, facts={"command": "trial"})
+    run(callbacks, rows, batch_size=1, loggers=loggers)
+    keep_files(loggers, tmp_path)
     close_loggers(loggers)
     assert sync_hint(loggers) == f"wandb sync {tmp_path / 'wandb'}/offline-run-*"
-    records = wandb_records(tmp_path)
-    written = b"".join(record.SerializeToString() for record in records)
-    assert b"do-not-write-me" not in written and b"a" * 40 not in written
-    lines = history(records)
-    curve = [
-        (line["denoise/step"], line["denoise/loss/a/mask_guidance"]) for line in lines if "denoise/loss/a/mask_guidance" in line
-    ]
-    assert curve and [step for step, _ in curve] == sorted(step for step, _ in curve) and all(loss > 0 for _, loss in curve)
-    sample = next(line for line in lines if "sample/mask_guidance.path" in line)
-    assert sample["sample/mask_guidance._type"] == "image-file"
-    assert any("boxes" in key for key in sample) and any("masks" in key for key in sample)
-    table = next(line for line in lines if "rows.path" in line)
-    assert table["rows.nrows"] == 2
+    found = read_wandb(tmp_path)
+    assert b"do-not-write-me" not in found.written and b"a" * 40 not in found.written
+    trace = read_table(tmp_path / "loss_trace.csv")
+    losses = {(line["id"], int(line["step"])): float(line["loss"]) for line in trace}  # the last of each step
+    for step, loss in found.curve("guide/loss/mask_guidance", "guide/step"):
+        both = [losses["a", int(step)], losses["b", int(step)]]
+        assert loss == pytest.approx(sum(both) / 2)
+    assert {"guide/inside/plain", "guide/inside/mask_guidance", "maps/l2/plain/placed", "pictures/plain"} <= found.keys()
+    assert not any("/a" in key or "/b" in key for key in found.keys()), "no name of a row in a key"
+    pictures = next(line for line in found.history if "pictures/mask_guidance._type" in line)
+    assert pictures["pictures/mask_guidance.count"] == 2 and pictures["pictures/mask_guidance._type"] == "images/separated"
+    assert any("all_boxes" in key for key in pictures) and any("all_masks" in key for key in pictures)
+    table = next(line for line in found.history if "rows.path" in line)
     content = json.loads(next(tmp_path.glob(f"wandb/offline-run-*/files/{table['rows.path']}")).read_text())
-    assert [line[content["columns"].index("method")] for line in content["data"]] == ["plain", "mask_guidance"]
-    configs = {}
-    for record in records:
-        items = record.run.config.update if record.WhichOneof("record_type") == "run" else record.config.update
-        configs.update({item.key or item.nested_key[0]: item.value_json for item in items})
-    assert json.loads(configs["nested"]) == {"k": [1, 2]}
-    started = next(record.run for record in records if record.WhichOneof("record_type") == "run")
-    assert (started.display_name, started.run_group, list(started.tags)) == ("first", "tests", ["x"])
-    axes = {
-        record.metric.glob_name: record.metric.step_metric for record in records if record.WhichOneof("record_type") == "metric"
-    }
-    assert axes["denoise/*"] == "denoise/step" and axes["row/*"] == "row/index"
+    methods = [line[content["columns"].index("method")] for line in content["data"]]
+    assert methods == ["plain", "mask_guidance", "mask_guidance"]
+    assert found.config["nested/k"] == "[1, 2]" and found.config["command"] == "trial" and found.config["rows"] == 3
+    assert (found.run.display_name, found.run.run_group, list(found.run.tags)) == ("first", "tests", ["x"])
+    assert found.run.job_type == "trial"
+    assert found.metrics["guide/loss/*"] == ("guide/step", False) and found.metrics["maps/l2/*"] == ("maps/step", True)
+    assert found.summary["mean/inside/plain"] > 0 and found.summary["n/mask_guidance"] == 2
+    kinds = {name.rsplit("-", 1)[1]: files for name, (kind, files) in found.artifacts.items() if kind.startswith("attnguide-")}
+    assert {"records.csv", "config.yaml", "sheet.png", "loss_trace.csv"} <= set(kinds["results"])
+    assert "maps/a/red_cat.npy" in kinds["maps"]
+
+
+def test_lines_of_single_rows_on_request(run: Run, tmp_path: Path) -> None:
+    loggers = make_loggers(["csv"], tmp_path)
+    rows = [row("a", "mask_guidance"), row("b", "mask_guidance")]
+    run(standard_callbacks(progress=False, maps=False, row_curves=1), rows, loggers=loggers)
+    (columns,) = {tuple(line) for line in read_table(tmp_path / "csv" / "metrics.csv")}
+    assert {"rows/loss/a", "rows/inside/a"} <= set(columns) and not any(name.endswith("/b") for name in columns)
 
 
 def test_two_runs_of_one_process_are_two(run: Run, tmp_path: Path) -> None:
     ids = []
     for name in "ab":
         loggers = make_loggers(["wandb"], tmp_path / name)
-        run([WandbLog(), LedgerLog()], [row(name, steps=1)], loggers=loggers)
+        run([RunLog()], [row(name, steps=1)], loggers=loggers)
         ids.append(loggers[0].experiment.id)
         close_loggers(loggers)
     assert len(set(ids)) == 2
     assert os.environ["WANDB_MODE"] == "offline", "not changed by an offline run"
 
 
-def test_csv_and_tensorboard_get_the_curves(run: Run, tmp_path: Path) -> None:
-    loggers = make_loggers(["csv", "tensorboard"], tmp_path)
-    run(standard_callbacks(progress=False, maps=True), [row("a", "mask_guidance")], loggers=loggers)
+def test_csv_tensorboard_and_trackio_have_the_same_names(run: Run, tmp_path: Path) -> None:
+    loggers = make_loggers(["csv", "tensorboard", "trackio"], tmp_path, project="tests", name=tmp_path.name)
+    run(standard_callbacks(progress=False), [row("a", "mask_guidance"), row("a-plain")], loggers=loggers)
+    close_loggers(loggers)
     lines = read_table(tmp_path / "csv" / "metrics.csv")
-    curve = [(line["step"], line["denoise/inside/a/red cat"]) for line in lines if line["denoise/inside/a/red cat"]]
+    curve = [(line["step"], line["guide/inside/mask_guidance"]) for line in lines if line["guide/inside/mask_guidance"]]
     assert [step for step, _ in curve] == ["0", "1", "2"]
-    assert [line["row/unet_forwards"] for line in lines if line["row/unet_forwards"]]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert "denoise/loss/a/mask_guidance" in events.Tags()["scalars"]
-    assert events.Tags()["images"] == ["maps/a"]
-    assert sync_hint(loggers) is None
+    tags = events.Tags()
+    curves = {name for name in lines[0] if name.startswith(("guide/", "maps/", "progress/", "mean/"))}
+    assert curves <= set(tags["scalars"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert sorted(tags["images"]) == ["pictures/maps", "pictures/mask_guidance", "pictures/plain", "pictures/sheet"]
+    assert events.Images("pictures/plain")[0].width == 256, "enlarged, with its regions drawn in"
+    import trackio
+
+    (kept,) = [found for found in trackio.Api().runs("tests") if found.name == tmp_path.name]
+    assert kept.config["methods"] == "mask_guidance, plain"
+    from trackio.sqlite_storage import SQLiteStorage
+
+    logged = SQLiteStorage.get_logs("tests", tmp_path.name)
+    names = {name for line in logged for name in line}
+    assert curves - {"progress/rows"} <= names and {"pictures/plain", "rows"} <= names
+    assert sync_hint(loggers) is None and show_hint(loggers) == "trackio show --project tests"
 
 
 def test_callbacks_run_without_any_logger(run: Run, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,24 @@ class Outcome:
     err: str
 
 
+FILE = f"""\
+base:
+  prompt: {tiny.PROMPT}
+  regions: ["red cat=0,0,0.5,1", "blue ball=0.5,0.25,1,1"]
+  steps: 2
+  maps: false
+  logger: none
+method: grid
+parameters:
+  method: {{values: [inject1, inject5]}}
+  method.scale: {{values: [1, 2.5]}}
+  method.start: {{value: 0}}
+  seed: {{values: [0, 1]}}
+  cfg_scale: {{value: 4}}
+command: [attnguide, ablate, trial.yaml, "${{args}}"]
+"""
+"""An ablation of four cells, for :func:`ablation`."""
+
 Command = Callable[..., Outcome]
 
 
@@ -28,6 +48,26 @@ Command = Callable[..., Outcome]
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny.pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ablation(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of one ablation with W&B, beside its file, and what it said."""
+    folder, said = tmp_path_factory.mktemp("ablations"), io.StringIO()
+    (folder / "trial.yaml").write_text(FILE)
+    words = ["ablate", str(folder / "trial.yaml"), "--model", str(tiny_folder), "--out", str(folder / "run")]
+    with redirect_stdout(said), redirect_stderr(io.StringIO()):
+        assert main([*words, "--logger", "wandb"]) == 0
+    return folder / "run", said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demonstration, with few steps, in W&B."""
+    folder = tmp_path_factory.mktemp("demonstration") / "demo"
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        assert main(["sample", "--steps", "2", "--logger", "wandb", "--out", str(folder)]) == 0
     return folder
 
 

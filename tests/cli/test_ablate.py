@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from attnguide.cli import main
 from attnguide.records import read_records
 from attnguide.run_tables import read_table
 from tests import tiny
 
-from .conftest import Command
+from .conftest import FILE, Command
 
-FILE = f"""\
-base:
-  prompt: {tiny.PROMPT}
-  regions: ["red cat=0,0,0.5,1", "blue ball=0.5,0.25,1,1"]
-  steps: 2
-  maps: false
-  logger: none
-method: grid
-parameters:
-  method: {{values: [inject1, inject5]}}
-  method.scale: {{values: [1, 2.5]}}
-  method.start: {{value: 0}}
-  seed: {{values: [0, 1]}}
-  cfg_scale: {{value: 4}}
-command: [attnguide, ablate, trial.yaml, "${{args}}"]
-"""
 CELLS = ["plain", "inject1, 1", "inject1, 2.5", "inject5, 1", "inject5, 2.5"]
 
 
-@pytest.fixture(scope="module")
-def first(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+@pytest.fixture
+def first(ablation: tuple[Path, str]) -> tuple[Path, str]:
     """One run that many tests look at, and what it said."""
-    folder, said = tmp_path_factory.mktemp("ablations"), io.StringIO()
-    (folder / "trial.yaml").write_text(FILE)
-    words = ["ablate", str(folder / "trial.yaml"), "--model", str(tiny_folder), "--out", str(folder / "run")]
-    with redirect_stdout(said), redirect_stderr(io.StringIO()):
-        assert main([*words, "--logger", "wandb"]) == 0
-    yield folder / "run", said.getvalue()
+    return ablation
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -19,10 +19,15 @@ from urllib.request import Request, urlopen
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-LOGGERS: tuple[str, ...] = ("wandb", "csv", "tensorboard", "none")
+    from attnguide.loggers.trackio_logger import TrackioLogger
+
+LOGGERS: tuple[str, ...] = ("wandb", "csv", "tensorboard", "trackio", "none")
 """Names that :func:`make_loggers` knows."""
 
-_NEEDS = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}
+WANDB_LOGGER, TRACKIO_LOGGER = "WandbLogger", "TrackioLogger"
+"""Classes of loggers that are told apart by name, so that nobody has to import them."""
+
+_NEEDS = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
 _WANDB_SERVER = "https://api.wandb.ai"
 _ANSWER, _PATIENCE = 3, 7
 """Seconds in which W&B's server must answer at all, and begin a run."""
@@ -52,8 +57,9 @@ def make_loggers(
     name: str | None = None,
     group: str | None = None,
     tags: Sequence[str] = (),
+    job_type: str = "sample",
 ) -> list[Logger]:
-    """Loggers that write below a run folder.
+    """Loggers that write below a run folder; trackio writes to a folder of its own, where its dashboard looks.
 
     Weights & Biases runs offline where there is no key or its server does not answer; a warning of this module's logger says
     why, and :func:`sync_hint` how to upload later. Its staged tables are kept in the run folder too.
@@ -61,10 +67,11 @@ def make_loggers(
     Args:
         names: Of :data:`LOGGERS`; ``none`` adds nothing.
         run_folder: Where files go.
-        project: W&B project.
-        name: Of the run, in W&B; the run folder's own name when ``None``.
-        group: W&B group.
+        project: W&B's and trackio's project.
+        name: Of the run there; the run folder's own name when ``None``.
+        group: Group of runs there.
         tags: W&B tags.
+        job_type: W&B's kind of run: the command.
 
     Raises:
         ValueError: If a name is unknown, or its package is not installed.
@@ -74,12 +81,24 @@ def make_loggers(
     made: list[Logger] = []
     for chosen in dict.fromkeys(names):
         if chosen == "wandb":
-            made.append(_wandb(folder, project, name or folder.resolve().name, group, tags))
+            options = {"project": project, "name": name or folder.resolve().name, "group": group}
+            made.append(_wandb(folder, {**options, "tags": list(tags), "job_type": job_type}))
+        elif chosen == "trackio":
+            made.append(_trackio(project, name or folder.resolve().name, group))
         elif chosen == "csv":
             made.append(_csv(folder))
         elif chosen == "tensorboard":
             made.append(_tensorboard(folder))
     return made
+
+
+def show_hint(loggers: Iterable[Logger]) -> str | None:
+    """The command that shows trackio's dashboard, or ``None`` without that logger."""
+    return next((f"trackio show --project {logger.name}" for logger in loggers if _is(logger, TRACKIO_LOGGER)), None)
+
+
+def _is(logger: Logger, kind: str) -> bool:
+    return type(logger).__name__ == kind
 
 
 def sync_hint(loggers: Iterable[Logger]) -> str | None:
@@ -90,20 +109,22 @@ def sync_hint(loggers: Iterable[Logger]) -> str | None:
     """
     for logger in loggers:
         folder = Path(str(logger.save_dir)) / "wandb"
-        if type(logger).__name__ == "WandbLogger" and any(folder.glob("offline-run-*")):
+        if _is(logger, WANDB_LOGGER) and any(folder.glob("offline-run-*")):
             here = Path.cwd()
             return f"wandb sync {folder.relative_to(here) if folder.is_relative_to(here) else folder}/offline-run-*"
     return None
 
 
 def close_loggers(loggers: Iterable[Logger]) -> None:
-    """End W&B runs, so that their files are complete and the next run of this process gets one of its own.
+    """End runs of W&B and trackio, so that their files are complete and the next run of this process gets one of its own.
 
     Args:
         loggers: Any; other loggers have been closed by the trainer.
     """
     for logger in loggers:
-        if type(logger).__name__ == "WandbLogger" and getattr(logger, "_experiment", None) is not None:
+        if _is(logger, TRACKIO_LOGGER):
+            logger.close()  # type: ignore[attr-defined]
+        if _is(logger, WANDB_LOGGER) and getattr(logger, "_experiment", None) is not None:
             try:
                 logger.experiment.finish()  # type: ignore[attr-defined]
             except Exception as error:  # of many kinds; what the run has written is whole without it
@@ -122,18 +143,18 @@ def _tensorboard(folder: Path) -> TensorBoardLogger:
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
-def _wandb(folder: Path, project: str, name: str, group: str | None, tags: Sequence[str]) -> WandbLogger:
+def _trackio(project: str, name: str, group: str | None) -> TrackioLogger:
+    from attnguide.loggers.trackio_logger import TrackioLogger
+
+    return TrackioLogger(project, name, group)
+
+
+def _wandb(folder: Path, options: dict[str, Any]) -> WandbLogger:
     offline = wandb_offline()
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb-data").resolve())  # read by the library each time it stages a table
     folder.mkdir(parents=True, exist_ok=True)
     # W&B's service outlives a run and stays in the folder where it was started, so that only a whole path means the same to it.
-    options: dict[str, Any] = {
-        "name": name,
-        "save_dir": folder.resolve(),
-        "project": project,
-        "group": group,
-        "tags": list(tags),
-    }
+    options = {**options, "save_dir": folder.resolve()}
     logger = _wandb_logger(options, offline)
     if offline and _settings_problem() is None:
         return logger  # begins when it is first written to
@@ -155,7 +176,7 @@ def _wandb_logger(options: dict[str, Any], offline: bool) -> WandbLogger:
 
     # Not WandbLogger's own offline=True: it would set WANDB_MODE for the rest of the process. The terminal is not recorded.
     quiet = wandb.Settings(silent=offline, console="off", init_timeout=_PATIENCE)
-    logger = WandbLogger(**options, mode="offline" if offline else None, settings=quiet, job_type="sample")
+    logger = WandbLogger(**options, mode="offline" if offline else None, settings=quiet)
     getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # W&B warns of this argument, which Lightning always gives
     return logger
 

@@ -1,0 +1,96 @@
+"""Names under which a run's numbers and pictures stand in every logger. Importing this needs no torch.
+
+Nothing in a name differs from run to run but the method, so that runs share their charts. ``docs/logging.md`` lists them.
+"""
+
+from __future__ import annotations
+
+GUIDE_STEP, GUIDE_PROGRESS = "guide/step", "guide/progress"
+"""Axes of the curves below ``guide/``: network evaluation from 0, and its share of the schedule in [0, 1)."""
+
+MAPS_STEP, MAPS_PROGRESS = "maps/step", "maps/progress"
+"""Axes of the curves below ``maps/``."""
+
+ROW_STEP = "rows/step"
+"""Axis of the lines of single rows, below ``rows/``."""
+
+ROWS_DONE = "progress/rows"
+"""Rows that have ended so far."""
+
+SECONDS = "progress/seconds_per_row"
+FAILED_SO_FAR = "progress/failed"
+
+GUIDE_CURVES: tuple[str, ...] = ("loss", "gradient_norm", "inside")
+MAP_STATISTICS: tuple[str, ...] = ("l2", "max", "entropy", "inside")
+"""Columns of ``map_norms.csv`` that become curves."""
+
+PLACED, UNPLACED = "placed", "unplaced"
+"""Roles of a phrase: whether its region has a place."""
+
+STD = "_std"
+"""Behind the name of a curve: the standard deviation over rows."""
+
+PICTURES, MAPS_PICTURES, SHEET, TABLE = "pictures", "pictures/maps", "pictures/sheet", "rows"
+
+SHOWN: dict[str, tuple[str, ...]] = {
+    GUIDE_STEP: ("guide/loss/*", "guide/inside/*"),
+    ROWS_DONE: (SECONDS,),
+    ROW_STEP: ("rows/loss/*", "rows/inside/*"),
+}
+"""Axis -> keys that W&B draws over it."""
+
+UNSHOWN: dict[str, tuple[str, ...]] = {
+    GUIDE_STEP: ("guide/gradient_norm/*", *(f"guide/{name}{STD}/*" for name in GUIDE_CURVES)),
+    MAPS_STEP: tuple(f"maps/{name}{end}/*" for name in MAP_STATISTICS for end in ("", STD)),
+    ROWS_DONE: (FAILED_SO_FAR,),
+}
+"""Axis -> keys that are there for panels of one's own, but get none by themselves."""
+
+AXES: tuple[str, ...] = (GUIDE_STEP, GUIDE_PROGRESS, MAPS_STEP, MAPS_PROGRESS, ROW_STEP, ROWS_DONE, "trainer/global_step")
+"""Keys that are there to be drawn over; the last is Lightning's."""
+
+
+def method_key(method: str) -> str:
+    """A row's method as part of a name: ``+`` between methods becomes ``_and_``, since loggers want plain names."""
+    return method.replace("+", "_and_")
+
+
+def guide_key(curve: str, method: str) -> str:
+    """``guide/<curve>/<method>``, a mean over rows."""
+    return f"guide/{curve}/{method_key(method)}"
+
+
+def maps_key(statistic: str, method: str, role: str) -> str:
+    """``maps/<statistic>/<method>/<role>``, a mean over rows, sites and phrases of that role."""
+    return f"maps/{statistic}/{method_key(method)}/{role}"
+
+
+def std_key(key: str) -> str:
+    """The spread of a curve over rows: ``guide/loss/x`` has it under ``guide/loss_std/x``."""
+    room, name, whose = key.split("/", 2)
+    return f"{room}/{name}{STD}/{whose}"
+
+
+def row_key(curve: str, id: str) -> str:
+    """``rows/<curve>/<row id>``: a row's own line, for those that were asked for."""
+    return f"rows/{curve}/{id}"
+
+
+def mean_key(metric: str, method: str, *, of: str = "mean") -> str:
+    """``mean/<metric>/<method>`` in the summary, over the rows of a method; ``of`` may also be ``std``."""
+    return f"{of}/{metric}/{method_key(method)}"
+
+
+def rows_key(method: str) -> str:
+    """``n/<method>`` in the summary: how many rows a method has."""
+    return f"n/{method_key(method)}"
+
+
+def cell_key(metric: str, cell: str) -> str:
+    """``cell/<metric>/<cell>``: a metric's mean in a cell of an ablation, in the summary."""
+    return f"cell/{metric}/{cell}"
+
+
+def pictures_key(method: str) -> str:
+    """``pictures/<method>``: a picture for each prompt and seed, at the same place in the list for every method."""
+    return f"{PICTURES}/{method_key(method)}"
