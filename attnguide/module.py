@@ -16,8 +16,7 @@ from attnguide.data import Unopened
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
 from attnguide.sampling.arguments import check_model
-from attnguide.sampling.guard import guarded, guarded_probe
-from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
+from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent, guarded, guarded_probe
 from attnguide.sampling.table import sample_each
 from attnguide.types import Sample, SampleResult, Step
 

@@ -14,6 +14,7 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, require_cells
 from attnguide.guidance.bounds import SubjectBounds, end_token, subject_words
 from attnguide.guidance.clusters import SubjectMasks
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.quirks import repeats_slips
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.prompt.drawing import Rule
@@ -118,7 +119,7 @@ class BoundedAttention(Guidance):
         if not self.mask:
             return []
         scale, levels = self.update.scale, (level,) if self.sites is None else self.sites.levels
-        scales = [scale] * len(targets.regions) if isinstance(scale, int | float) else scale
+        scales = EachRow(scale, "scale").over(len(targets.regions))
         remembered = SiteSelector(levels=levels and (min(levels),), places=("up",)) if self.refine else None
         masks = SubjectMasks(targets, self.clusters, self.threshold, self.rule)
         on = [number != 0 for number in scales]

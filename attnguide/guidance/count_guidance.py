@@ -14,8 +14,9 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites, require_cells
 from attnguide.guidance.instances import FirstPass
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.quirks import repeats_slips
-from attnguide.guidance.update import PerRow, Thresholds, Update, per_row, refinements_at
+from attnguide.guidance.update import PerRow, Thresholds, Update, refinements_at
 from attnguide.injection.base import WindowEdit
 from attnguide.losses.containment import logit_cross_entropy
 from attnguide.prompt.targets import Targets, region_maps
@@ -114,7 +115,7 @@ class CountGuidance(Guidance):
         """Leave the latents as they are; find the instances of the picture that they become without guidance."""
         targets = trials.targets
         free = (targets.valid & ~targets.placed).any(1).tolist()
-        scales = per_row(self.update.scale, targets.rows, latents).tolist()
+        scales = EachRow(self.update.scale, "scale").at(targets.rows, latents).tolist()
         counts = [self.count if isinstance(self.count, int | None) else self.count[row] for row in targets.rows]
         wanted = {row: counts[row] for row in range(len(counts)) if free[row] and scales[row] != 0}
         rows = [row for row, count in wanted.items() if count is not None]

@@ -12,8 +12,9 @@ from attnguide.attention.maps import AttentionMaps, gaussian_smooth
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials
 from attnguide.guidance.noise_search import NoiseJudgement, NoiseSearch
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.quirks import repeats_slips
-from attnguide.guidance.update import PerRow, Refinement, Update, per_row
+from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import blur_deviation, mean_overlap, word_maps
 from attnguide.losses.presence import peak_absence
 from attnguide.losses.stray import stray_peak
@@ -163,7 +164,7 @@ class InitNO(Guidance):
         return ((words - torch.stack(kept)).abs().mean((-2, -1)) * weights).sum(1)
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
-        scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
+        scales = EachRow(self.update.scale, "scale").at(trials.targets.rows, latents).tolist()
         return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self.judged)
 
     def trials_cost(self, steps: int, halves: int) -> ExpectedCost:

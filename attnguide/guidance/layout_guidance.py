@@ -11,8 +11,9 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, cross_sites
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.quirks import repeats_slips
-from attnguide.guidance.update import PerRow, Refinement, Update, per_row
+from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.losses.containment import mass_outside
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window, noise_variance
@@ -93,7 +94,7 @@ class LayoutGuidance(Guidance):
 
     def _stale(self, loss: Tensor, targets: Targets) -> Tensor:
         """The loss from before each row's last update; it no longer changes once it is satisfied."""
-        limits = per_row(self.until, targets.rows, loss).tolist()
+        limits = EachRow(self.until, "until").at(targets.rows, loss).tolist()
         before = [self._last.get(row, math.inf) for row in targets.rows]
         for row, last, limit, now in zip(targets.rows, before, limits, loss.detach().tolist(), strict=True):
             self._last[row] = now if last > limit else last

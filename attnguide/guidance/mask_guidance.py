@@ -12,6 +12,7 @@ from torch import Tensor
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, require_cells
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.losses.containment import inner_box, mask_cross_entropy, mass_outside, outer_box, soft_iou_distance
 from attnguide.prompt.targets import Targets, region_maps
@@ -34,9 +35,9 @@ HARD_TERMS = frozenset({"inside", "outside"})
 
 def _limits(until: float | Sequence[float | None]) -> PerRow:
     """Per-row limits; a row without one never stops."""
-    if isinstance(until, (int, float)):
-        return float(until)
-    return [-math.inf if limit is None else float(limit) for limit in until]
+    given = EachRow[float | None](until, "until")
+    limits = [-math.inf if limit is None else float(limit) for limit in given.values]
+    return limits[0] if given.common else limits
 
 
 class MaskGuidance(Guidance):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
-from attnguide.guidance.update import PerRow, Update, per_row
+from attnguide.guidance.per_row import EachRow
+from attnguide.guidance.update import PerRow, Update
 from attnguide.guidance.word_maps import mean_overlap, word_maps
 from attnguide.losses.presence import peak_absence
 from attnguide.prompt.targets import Targets
@@ -91,7 +92,7 @@ class Saga(Guidance):
         return torch.stack(sizes).mean(0)
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
-        scales = per_row(self.update.scale, trials.targets.rows, latents)
+        scales = EachRow(self.update.scale, "scale").at(trials.targets.rows, latents)
         rows = [row for row, scale in enumerate(scales.tolist()) if scale != 0]
         if not rows:
             return latents

@@ -14,8 +14,9 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials
 from attnguide.guidance.memory import StepMemory
 from attnguide.guidance.noise_search import NoiseJudgement, NoiseSearch
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.quirks import repeats_slips
-from attnguide.guidance.update import PerRow, Refinement, Update, per_row
+from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.guidance.word_maps import blur_deviation, word_maps
 from attnguide.losses.conflict import aggregated_self_maps, self_cross_overlap
 from attnguide.losses.presence import mean_peak_absence
@@ -175,7 +176,7 @@ class SelfCross(Guidance):
         return torch.where(known, total, torch.zeros_like(total))
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
-        scales = per_row(self.update.scale, trials.targets.rows, latents).tolist()
+        scales = EachRow(self.update.scale, "scale").at(trials.targets.rows, latents).tolist()
         return self.search.run(latents, [row for row, scale in enumerate(scales) if scale != 0], trials, self.judged)
 
     def trials_cost(self, steps: int, halves: int) -> ExpectedCost:

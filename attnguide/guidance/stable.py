@@ -12,8 +12,9 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.restarts import lowest_peak, restarted
-from attnguide.guidance.update import PerRow, Refinement, Update, per_row
+from attnguide.guidance.update import PerRow, Refinement, Update
 from attnguide.injection.base import one_of
 from attnguide.injection.transport import Later, Surplus, Transport
 from attnguide.losses.containment import missing_share
@@ -164,7 +165,7 @@ class Stable(Guidance):
         return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus, self.later)]
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
-        scales = per_row(self.scale, trials.targets.rows, latents).tolist()
+        scales = EachRow(self.scale, "scale").at(trials.targets.rows, latents).tolist()
         steered = [row for row, scale in enumerate(scales) if scale != 0]
         return restarted(latents, steered, trials, lowest_peak, self.held, self.attempts)
 
@@ -188,9 +189,7 @@ class Stable(Guidance):
 
 
 def _check_numbers(scale: PerRow, **options: float) -> None:
-    numbers = [scale] if isinstance(scale, int | float) else list(scale)
-    if not all(0 <= number <= 1 for number in numbers):
-        raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
+    EachRow(scale, "scale").require_within(0, 1)
     for name in ("enough", "room"):
         if not 0 < options[name] <= 1:
             raise ValueError(f"{name} must lie in (0, 1]; got {options[name]}.")

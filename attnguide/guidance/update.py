@@ -10,29 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attnguide.guidance.per_row import EachRow
+from attnguide.guidance.per_row import PerRow as PerRow
 from attnguide.schedules import Schedule, constant
 from attnguide.types import Step
 
 Space = Literal["latents", "noise"]
-PerRow = float | Sequence[float]
-"""One number for all rows, or one per row of the batch."""
-
-
-def _numbers(value: PerRow) -> list[float]:
-    return [float(value)] if isinstance(value, (int, float)) else [float(number) for number in value]
-
-
-def per_row(value: PerRow, rows: Sequence[int], like: Tensor) -> Tensor:
-    """``value`` for the given rows as a tensor of ``like``'s device, float32.
-
-    Raises:
-        ValueError: If ``value`` has no number for one of the rows.
-    """
-    if not isinstance(value, (int, float)) and max(rows, default=-1) >= len(value):
-        raise ValueError(f"Expected one number or one per row of the batch; got {len(value)} for row {max(rows)}.")
-    numbers = [float(value)] * len(rows) if isinstance(value, (int, float)) else [float(value[row]) for row in rows]
-    return torch.tensor(numbers, device=like.device, dtype=torch.float32)
-
 
 _DEFAULT_STEP_SIZE = constant(20.0)
 
@@ -57,7 +40,7 @@ class Refinement:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {self.iterations}.")
-        if any(math.isnan(number) for number in _numbers(self.until)):
+        if any(math.isnan(number) for number in EachRow(self.until).values):
             raise ValueError(f"until must be a number; got {self.until}.")
         if outside := [point for point in self.at or () if not 0 <= point < 1]:
             raise ValueError(f"a refinement's point is progress in [0, 1), 0.2 for step 10 of 50; got {outside[0]:g}.")
@@ -118,7 +101,7 @@ class Round:
         """Which of the judged rows ask for a move, bool; ``indicator`` has one value for each of ``rows``."""
         if self.limit is None:
             return torch.ones_like(indicator, dtype=torch.bool)
-        return indicator.detach().float() > per_row(self.limit, rows, indicator)
+        return indicator.detach().float() > EachRow(self.limit, "until").at(rows, indicator)
 
 
 @dataclass(frozen=True)
@@ -149,18 +132,17 @@ class Update:
             raise ValueError(f"space must be 'latents' or 'noise'; got {self.space!r}.")
         if self.space == "noise" and (self.refinements or self.iterations > 1):
             raise ValueError("space 'noise' leaves the latents where they are: it takes one iteration and no refinements.")
-        if not all(math.isfinite(number) for number in _numbers(self.scale)):
-            raise ValueError(f"scale must be finite; got {self.scale}.")
+        EachRow(self.scale, "scale").require_finite()
         if self.max_norm is not None and not self.max_norm > 0:
             raise ValueError(f"max_norm must be above 0; got {self.max_norm}.")
 
     def refinement(self, step: Step, span: int = 1) -> Refinement | None:
         """The refinement of the denoising step that begins at ``step``: the last listed that applies, for every row."""
         found = [refinement for refinement in self.refinements if refinement.applies(step, span)]
-        if len(found) < 2 or isinstance(found[-1].until, (int, float)):
+        if len(found) < 2 or EachRow(found[-1].until).common:
             return found[-1] if found else None
         # Rows have tables of their own, whose points may meet in one step: none may cover another row's.
-        limits = zip(*(_numbers(refinement.until) for refinement in reversed(found)), strict=True)
+        limits = zip(*(EachRow(refinement.until).values for refinement in reversed(found)), strict=True)
         return replace(found[-1], until=[next((one for one in row if one != math.inf), math.inf) for row in limits])
 
     def rounds(self, step: Step, span: int = 1) -> Iterator[Round]:
@@ -179,7 +161,7 @@ class Update:
     def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
         """What to subtract from latents (in the network's input scale), ``batch channels height width``."""
         wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would lose a small gradient
-        size = per_row(self.scale, rows, latents).view(-1, 1, 1, 1) * self.step_size(step)
+        size = EachRow(self.scale, "scale").at(rows, latents).view(-1, 1, 1, 1) * self.step_size(step)
         move = size * gradient.to(wide)
         if self.max_norm is not None:
             limit = self.max_norm * latents.to(wide).flatten(1).norm(dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
+from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.named import named_positions
 from attnguide.prompt.targets import Targets
@@ -109,19 +109,6 @@ class Injection(ABC):
         return noise_pred
 
 
-def per_row_items(name: str, value: Any, rows: int) -> list[Any]:
-    """One entry per row, from a list of them or from one value for all.
-
-    Raises:
-        ValueError: If a list has another length.
-    """
-    if not isinstance(value, list | tuple):
-        return [value] * rows
-    if len(value) != rows:
-        raise ValueError(f"{name} must be one value, or a list with one per row; got {len(value)} for {rows} rows.")
-    return list(value)
-
-
 def as_tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
     """A list from YAML as selectors want it."""
     return None if values is None else tuple(values)
@@ -143,9 +130,7 @@ def finite(name: str, value: PerRow) -> None:
     Raises:
         ValueError: Naming the argument and what came.
     """
-    numbers = [value] if isinstance(value, int | float) else list(value)
-    if not all(number == number and abs(number) != float("inf") for number in numbers):
-        raise ValueError(f"{name} must be finite; got {value}.")
+    EachRow(value, name).require_finite()
 
 
 Factors = Mapping[str, float] | None
@@ -207,7 +192,7 @@ class WindowEdit(Edit):
 
     def __init__(self, sites: SiteSelector, stages: tuple[Stage, ...], window: Window, scale: PerRow, rows: int) -> None:
         self.sites, self.stages, self.window = sites, frozenset(stages), window
-        self.scales = [float(number) for number in per_row_items("scale", scale, rows)]
+        self.scales = [float(number) for number in EachRow(scale, "scale").over(rows)]
         self._gates: dict[Hashable, Tensor] = {}
 
     def active(self, context: PassContext) -> bool:

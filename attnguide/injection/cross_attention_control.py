@@ -9,8 +9,8 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Factors, Injection, Source, WindowEdit, finite, per_row_items, token_factors
+from attnguide.guidance.per_row import EachRow, PerRow
+from attnguide.injection.base import Factors, Injection, Source, WindowEdit, finite, token_factors
 from attnguide.prompt.alignment import equal_spans
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
@@ -61,7 +61,7 @@ class CrossAttentionControl(Injection):
             "self": Window(spatial_start, spatial_stop, "timestep"),
         }
         self.source = Source(source_prompt, "shared")
-        self._idle = scale == 0 if isinstance(scale, int | float) else not any(scale)
+        self._idle = not any(EachRow(scale, "scale").values)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_Swap(self, targets), _Weights(self, targets)]
@@ -107,7 +107,7 @@ class _Weights(WindowEdit):
 
     def __init__(self, method: CrossAttentionControl, targets: Targets) -> None:
         super().__init__(SiteSelector(kind="cross"), ("probs",), Window(), method.scale, len(targets.regions))
-        weights = per_row_items("weights", method.weights, len(targets.tokenized))
+        weights = EachRow(method.weights, "weights").over(len(targets.tokenized))
         pairs = zip(weights, targets.tokenized, strict=True)
         self.factors = torch.stack([token_factors(given, prompt) for given, prompt in pairs])
 

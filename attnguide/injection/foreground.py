@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attnguide.attention.maps import min_max
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
-from attnguide.injection.base import WindowEdit, per_row_items
+from attnguide.guidance.per_row import EachRow, PerRow
+from attnguide.injection.base import WindowEdit
 from attnguide.injection.source import Words, word_attention, word_positions
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
@@ -57,7 +57,7 @@ class Foreground(WindowEdit):
         super().__init__(maps, ("probs",), window, scale, len(targets.regions))
         self.threshold, self.targets, self.drawn = threshold, targets, drawn
         rows = len(targets.tokenized)
-        own = per_row_items("words", words, rows)
+        own = EachRow[str | None](words, "words").over(rows)
         self.words = word_positions(targets, [None] * rows if drawn else own, source_words)
         placed = targets.placed.any(1).tolist() if drawn else [False] * rows
         self.masked = [at or bool(own and source) for at, own, source in zip(placed, *self.words, strict=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
+from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, in_columns
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
@@ -52,7 +52,7 @@ class ForwardLayout(Injection):
         unit: Unit = "progress",
     ) -> None:
         finite("scale", scale)
-        numbers = [scale] if isinstance(scale, int | float) else scale
+        numbers = EachRow(scale, "scale").values
         if not all(0 <= number <= 1 for number in numbers):
             raise ValueError(f"scale must lie in [0, 1]; got {scale}.")
         if spread is not None and not 0 < spread < float("inf"):

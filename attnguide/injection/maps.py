@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.edits import MASS_POLICIES, Edit, MassPolicy, apply_mass_policy
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
+from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.injection.base import Injection, in_columns
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
@@ -71,9 +71,7 @@ class MapInjection(Injection):
         _one_of("reference", reference, ("absolute", "mean", "max", "std", "norm"))
         _one_of("mass", mass, MASS_POLICIES)
         _one_of("branch", branch, ("cond", "both"))
-        numbers = [scale] if isinstance(scale, (int, float)) else list(scale)
-        if not all(number == number and abs(number) != float("inf") for number in numbers):
-            raise ValueError(f"scale must be finite; got {scale}.")
+        EachRow(scale, "scale").require_finite()
         if stage == "scores" and mass != "none":
             raise ValueError(f"mass applies to stage 'probs' only (a softmax follows the scores); got {mass!r}.")
         self.stage, self.operation, self.scale, self.reference, self.mass = stage, operation, scale, reference, mass
@@ -107,11 +105,7 @@ class _MapEdit(Edit):
         self.sites = injection.sites
         self.stages = frozenset({injection.stage})
         self._kept: dict[Hashable, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
-        scale = injection.scale
-        rows = len(targets.regions)
-        self.scales = [float(scale)] * rows if isinstance(scale, (int, float)) else [float(s) for s in scale]
-        if len(self.scales) != rows:
-            raise ValueError(f"scale must be one number or one per row; got {len(self.scales)} for {rows} rows.")
+        self.scales = [float(scale) for scale in EachRow(injection.scale, "scale").over(len(targets.regions))]
 
     def active(self, context: PassContext) -> bool:
         return (

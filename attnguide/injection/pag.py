@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
+from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
@@ -72,7 +72,7 @@ class PerturbedAttention(Injection):
 
     def _strengths(self, step: Step) -> list[float]:
         """One for all rows, or one per row."""
-        scales = [self.scale] if isinstance(self.scale, int | float) else self.scale
+        scales = EachRow(self.scale, "scale").values
         lowered = self.adaptive * (1000 - step.timestep)
         return [max(scale - lowered, 0.0) if self.adaptive else float(scale) for scale in scales]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, WindowEdit, finite, one_of, per_row_items
+from attnguide.guidance.per_row import EachRow, PerRow
+from attnguide.injection.base import Injection, WindowEdit, finite, one_of
 from attnguide.prompt.drawing import binary_mask, sampled_mask
 from attnguide.prompt.regions import rasterise
 from attnguide.prompt.targets import Targets
@@ -77,7 +77,7 @@ class PaintWithWords(Injection):
             return noise
         known = {region.phrase for regions in targets.regions for region in regions if region.has_place}
         noise = noise.clone()
-        given = per_row_items("region_seeds", self.region_seeds, len(targets.regions))
+        given = EachRow[Mapping[str, int] | None](self.region_seeds, "region_seeds").over(len(targets.regions))
         for row, regions in enumerate(targets.regions):
             seeds = given[row] or {}
             for phrase in seeds:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, one_of, per_row_items
+from attnguide.guidance.per_row import EachRow, PerRow
+from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, one_of
 from attnguide.injection.source import HALVES, Readers, from_source, source_unless_idle
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
@@ -114,13 +114,13 @@ class PlugAndPlay(Injection):
     def negative_prompts(self, targets: Targets) -> Sequence[str]:
         if self.source is None or (self.negative_alpha == 1 and self.negative_schedule == "constant"):
             return ()
-        given = per_row_items("negative_prompt", self.negative_prompt, len(targets.regions))
+        given = EachRow[str | None](self.negative_prompt, "negative_prompt").over(len(targets.regions))
         return [source.text if own is None else own for own, source in zip(given, targets.source_prompts, strict=True)]
 
     def unconditional(self, uncond: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
         if "negative" not in answers:
             return uncond
-        scales = per_row_items("scale", self.scale, len(uncond))
+        scales = EachRow(self.scale, "scale").over(len(uncond))
         idle = torch.tensor([scale == 0 for scale in scales], device=uncond.device).view(-1, 1, 1, 1)
         return torch.where(idle, uncond, torch.lerp(answers["negative"], uncond, self.alpha(step)))
 

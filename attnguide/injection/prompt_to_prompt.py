@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.guidance.update import PerRow
+from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.injection.aligned_attention import AlignedCrossAttention, token_spans
 from attnguide.injection.base import (
     Factors,
@@ -18,7 +18,6 @@ from attnguide.injection.base import (
     WindowEdit,
     finite,
     one_of,
-    per_row_items,
     token_factors,
 )
 from attnguide.injection.local_blend import LocalBlend
@@ -127,8 +126,8 @@ class PromptToPrompt(Injection):
 
     def _cross_attention(self, targets: Targets) -> AlignedCrossAttention:
         pairs = list(zip(targets.source_prompts, targets.tokenized, strict=True))
-        reweight = per_row_items("reweight", self.reweight, len(pairs))
-        windows = per_row_items("word_windows", self.word_windows, len(pairs))
+        reweight = EachRow(self.reweight, "reweight").over(len(pairs))
+        windows = EachRow(self.word_windows, "word_windows").over(len(pairs))
         return AlignedCrossAttention(
             self.scale,
             torch.stack([_alignment(self, *pair) for pair in pairs]).to(targets.device),

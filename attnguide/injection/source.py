@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attnguide.guidance.update import PerRow
-from attnguide.injection.base import Source, per_row_items, phrase_positions
+from attnguide.guidance.per_row import EachRow, PerRow
+from attnguide.injection.base import Source, phrase_positions
 from attnguide.prompt.masks import open_picture
 from attnguide.prompt.targets import Targets
 from attnguide.types import Branch, PassContext
@@ -43,11 +43,14 @@ def source_unless_idle(
     for picture in {pictures} if isinstance(pictures, str) else set(pictures or ()):
         if picture is not None:
             open_picture(Path(picture).expanduser(), "source_image")
-    if isinstance(scale, int | float):
-        return Source(prompts, "own", pictures, iterations) if scale != 0 else None
-    given = per_row_items("source_image", pictures, len(scale))
-    active = [picture if strength != 0 else None for picture, strength in zip(given, scale, strict=True)]
-    return Source(prompts, "own", active if any(active) else None, iterations) if any(scale) else None
+    strengths = EachRow(scale, "scale")
+    if not any(strengths.values):
+        return None
+    if strengths.common:
+        return Source(prompts, "own", pictures, iterations)
+    given = EachRow[str | None](pictures, "source_image").over(len(strengths.values))
+    active = [picture if strength != 0 else None for picture, strength in zip(given, strengths.values, strict=True)]
+    return Source(prompts, "own", active if any(active) else None, iterations)
 
 
 def from_source(values: Tensor, share: Tensor, context: PassContext, readers: Readers = HALVES) -> Tensor:
@@ -84,7 +87,8 @@ def word_positions(
         ValueError: If a phrase does not occur, or there is neither one text nor one per row.
     """
     own, others = (
-        per_row_items(name, named, len(targets.tokenized)) for name, named in zip(names, (words, source_words), strict=True)
+        EachRow[str | None](named, name).over(len(targets.tokenized))
+        for name, named in zip(names, (words, source_words), strict=True)
     )
     others = [other or named for other, named in zip(others, own, strict=True)]
     pairs = ((own, targets.tokenized), (others, targets.source_prompts))

@@ -21,14 +21,12 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.parsing import shown
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.branches import Branches, common_source, encode_branches, source_prompts
-from attnguide.sampling.effects import Effects
+from attnguide.sampling.branches import Branches, common_source, encode_branches, read_source, read_whole, source_prompts
+from attnguide.sampling.effects import Effects, warn_of_idle
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.replay import Replay, invert_sources
-from attnguide.sampling.texts import read_source, read_whole
-from attnguide.sampling.windows import warn_of_idle
 from attnguide.types import PassContext, Sample, Step
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from attnguide.guidance.base import Guidance
+from attnguide.guidance.per_row import EachRow
 from attnguide.injection.base import Injection, Source
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.targets import Targets
+from attnguide.prompt.tokens import TokenizedPrompt, require_whole
 from attnguide.sampling.effects import Effects
 from attnguide.types import Branch, PassContext, Sample, Step
 
@@ -151,9 +153,29 @@ def source_prompts(source: Source | None, samples: Sequence[Sample]) -> list[str
     """
     if source is None:
         return []
-    given = source.prompts
-    if isinstance(given, str) or given is None:
-        given = [given] * len(samples)
-    if len(given) != len(samples):
-        raise ValueError(f"source_prompt must be one text or one per row; got {len(given)} for {len(samples)} rows.")
+    given = EachRow[str | None](source.prompts, "source_prompt").over(len(samples))
     return [sample.prompt if prompt is None else prompt for prompt, sample in zip(given, samples, strict=True)]
+
+
+def read_whole(model: ModelAdapter, sample: Sample) -> TokenizedPrompt:
+    """The row's prompt, tokenized; its negative prompt, where one is read, must fit the text encoder as well.
+
+    Raises:
+        ValueError: If one of them is too long, naming it and the words that would be lost.
+    """
+    tokenized = model.tokenize(sample.prompt)
+    require_whole(tokenized)
+    if "uncond" in model.halves(sample):
+        require_whole(model.tokenize(sample.negative_prompt or ""), "negative_prompt")
+    return tokenized
+
+
+def read_source(model: ModelAdapter, prompt: str, name: str = "source_prompt") -> TokenizedPrompt:
+    """A prompt that a method reads beside the row's own, tokenized.
+
+    Raises:
+        ValueError: If it is too long.
+    """
+    tokenized = model.tokenize(prompt)
+    require_whole(tokenized, name)
+    return tokenized

@@ -1,7 +1,8 @@
-"""What each method did to each row, so that one that did nothing is told."""
+"""What each method did to each row, so that one that did, or will do, nothing is told."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,11 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
 from attnguide.guidance.base import Guidance
-from attnguide.guidance.update import per_row
+from attnguide.guidance.per_row import EachRow
 from attnguide.injection.base import Injection, LatentsEdit
 from attnguide.models.base import Conditioning
 from attnguide.prompt.targets import Targets
-from attnguide.schedules import Window
+from attnguide.schedules import Window, position
 from attnguide.types import PassContext, Sample, Step
 
 Method = Guidance | Injection
@@ -120,7 +121,7 @@ def _wanted(method: Method, targets: Targets) -> list[int]:
     inner = getattr(method, "injection", method)
     rows = list(getattr(method, "rows", range(len(targets.regions))))
     scale: Any = inner.update.scale if isinstance(inner, Guidance) else getattr(inner, "scale", 1.0)
-    scales = per_row(1.0 if scale is None else scale, range(len(rows)), targets.weights).tolist()
+    scales = EachRow(1.0 if scale is None else scale, "scale").at(range(len(rows)), targets.weights).tolist()
     counts = [not regions or any(region.weight != 0 for region in regions) for regions in targets.regions]
     return [row for row, strength in zip(rows, scales, strict=True) if strength != 0 and counts[row]]
 
@@ -175,3 +176,30 @@ class _WatchedLatents(_Watched, LatentsEdit):
 
     def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
         return self._look(latents, self.edit.after_step(latents, source, step), range(len(latents)))
+
+
+_UNITS = {"progress": "progress", "timestep": "timestep / 1000", "sigma": "sigma"}
+
+
+def warn_of_idle(methods: Sequence[Method], steps: Sequence[Step]) -> None:
+    """Warn of each method that has a window and will never act: few steps may miss a window in timesteps or sigma.
+
+    A progress window that is empty as it was given (a stop of 0, say) is a choice and no reason to warn.
+
+    Args:
+        methods: Of one batch.
+        steps: Of its scheduler.
+    """
+    for method in methods:
+        window = getattr(method, "window", None)
+        if not isinstance(window, Window) or any(window.active(step) for step in steps):
+            continue
+        if window.unit == "progress" and window.start == window.stop:
+            continue
+        reached = ", ".join(f"{position(step, window.unit):.3g}" for step in steps)
+        warnings.warn(
+            f"Method {method.name!r} does nothing: its window, start {window.start:g} and stop {window.stop:g} in "
+            f"{_UNITS[window.unit]}, holds none of the {len(steps)} steps, which lie at {reached}. Widen the window "
+            "or take more steps.",
+            stacklevel=2,
+        )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
+from attnguide.guidance.judging import check_output, row_gradient
 from attnguide.guidance.update import Round
-from attnguide.sampling.judging import check_output, row_gradient
 from attnguide.sampling.observer import UpdateEvent
 from attnguide.sampling.reading import Reader
 from attnguide.types import Step

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attnguide.injection.base import Source, per_row_items
+from attnguide.guidance.per_row import EachRow
+from attnguide.injection.base import Source
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.masks import open_picture
@@ -54,7 +55,7 @@ def pictured_rows(source: Source | None, rows: int) -> dict[int, Path]:
     """
     if source is None or source.pictures is None:
         return {}
-    files = per_row_items("source_image", source.pictures, rows)
+    files = EachRow[str | None](source.pictures, "source_image").over(rows)
     return {row: Path(file).expanduser() for row, file in enumerate(files) if file is not None}
 
 

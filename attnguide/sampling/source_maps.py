@@ -19,12 +19,12 @@ from attnguide.prompt.nested import settle
 from attnguide.prompt.regions import source_region
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import resolve
+from attnguide.sampling.branches import read_source
 from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.inversion import encode_pictures, invert, noised
 from attnguide.sampling.observer import BatchInfo, Observer, Observers
 from attnguide.sampling.reconstruction import reconstruct
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.texts import read_source
 from attnguide.sources.record import WordMaps, target_mask
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
 

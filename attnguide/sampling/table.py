@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.arguments import check_model, check_observer, instances, whole_batch_size
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.check import mark_rows, sampleable
-from attnguide.sampling.observer import Observer, Observers
+from attnguide.sampling.observer import Observer, Observers, SomeRows
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.some_rows import SomeRows
 from attnguide.sampling.source_maps import Sourced, record_sources, with_cost
 from attnguide.types import Cost, Sample, SampleResult
 
@@ -82,13 +81,14 @@ def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Obser
     samples = [row.sample for row in recorded]
     watching = Observer() if observer is None else Sourced(observer, recorded)
     guidances, injections = build_methods(samples)
+    baseline = build_baseline(samples[0])
+    if baseline is None:
+        return with_cost(Sampler(model, guidances, injections, watching).run(samples), recorded)
 
-    def run(rows: Sequence[Sample], watching: Observer) -> list[SampleResult]:
+    def attempt(rows: Sequence[Sample], watching: Observer) -> list[SampleResult]:
         return Sampler(model, guidances, injections, watching).run(rows)
 
-    baseline = build_baseline(samples[0])
-    results = run(samples, watching) if baseline is None else baseline.sample(run, samples, watching)
-    return with_cost(results, recorded)
+    return with_cost(baseline.sample(attempt, samples, watching), recorded)
 
 
 def sample_each(
@@ -97,6 +97,7 @@ def sample_each(
     observer: Observer | None = None,
     *,
     wanted: Collection[int] | None = None,
+    marked: bool = False,
 ) -> list[SampleResult]:
     """Sample rows that share a batch; a row that cannot be made ends alone.
 
@@ -110,6 +111,7 @@ def sample_each(
         observer: Told of everything, as if there were no other rows than the wanted ones.
         wanted: Numbers of rows that are not finished; the others take part because rows of a batch depend on each other in
             their last bits. All when ``None``.
+        marked: Whether the rows were given to :func:`~attnguide.sampling.check.mark_rows` before.
 
     Returns:
         One result per wanted row, in order.
@@ -117,7 +119,31 @@ def sample_each(
     Raises:
         ValueError: If a method, an option or a scheduler does not exist.
     """
-    return _sample_marked(model, mark_rows(model, _checked(model, samples, observer)), observer, wanted)
+    rows = list(samples) if marked else mark_rows(model, _checked(model, samples, observer))
+    asked = [row for row in range(len(rows)) if wanted is None or row in wanted]
+    found = {row: _unmade(rows[row], f"refused: {rows[row].problem}") for row in asked if rows[row].problem is not None}
+    _give_up(found, observer)
+    good = [row for row, sample in enumerate(rows) if sample.problem is None]
+    waiting = [good] if set(asked) & set(good) else []
+    while waiting:
+        batch = waiting.pop(0)
+        places = [place for place, row in enumerate(batch) if row in asked]
+        witness = None if observer is None else _Witness(observer)
+        partly = witness is not None and len(places) < len(batch)
+        watching = SomeRows(witness, places) if witness is not None and partly else witness
+        try:
+            made = sample_batch(model, [rows[row] for row in batch], watching)
+            found |= {batch[place]: made[place] for place in places}
+        except Exception as error:  # whatever a method, a scheduler or the network raises
+            _raise_if_fatal(error, witness, len(batch))
+            _LOG.debug("rows %s", ", ".join(rows[row].id for row in batch), exc_info=True)
+            if len(batch) > 1:
+                waiting = [[batch[place]] for place in places]
+                continue
+            failed = {batch[0]: _unmade(rows[batch[0]], f"failed: {_told(error)}")}
+            _give_up(failed, observer)
+            found |= failed
+    return [found[row] for row in asked]
 
 
 def sample_rows(
@@ -150,7 +176,7 @@ def sample_rows(
     if batch_size is None:
         batch_size = fitting_batch_size(model, rows)
     for batch in plan_batches(rows, batch_size):
-        yield from _sample_marked(model, batch, observer)
+        yield from sample_each(model, batch, observer, marked=True)
 
 
 def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:
@@ -165,43 +191,24 @@ def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:
     return instances("samples", samples, Sample)
 
 
-def _sample_marked(
-    model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None, wanted: Collection[int] | None = None
-) -> list[SampleResult]:
-    """What :func:`sample_each` does, with rows whose problems are known."""
-    asked = [row for row in range(len(samples)) if wanted is None or row in wanted]
-    good = [row for row, sample in enumerate(samples) if sample.problem is None]
-    found = {row: _unmade(samples[row], f"refused: {samples[row].problem}") for row in asked if row not in good}
-    if found and observer is not None:
-        observer.on_rows_given_up(list(found.values()))
-    places = [place for place, row in enumerate(good) if row in asked]
-    made = _sample_guarded(model, [samples[row] for row in good], places, observer) if places else []
-    found |= {good[place]: result for place, result in zip(places, made, strict=True)}
-    return [found[row] for row in asked]
+def _give_up(results: Mapping[int, SampleResult], observer: Observer | None) -> None:
+    """Show an observer rows that ended without a batch of theirs, if there are any."""
+    if results and observer is not None:
+        observer.on_rows_given_up(list(results.values()))
 
 
-def _sample_guarded(
-    model: ModelAdapter, samples: Sequence[Sample], wanted: Sequence[int], observer: Observer | None
-) -> list[SampleResult]:
-    """Results of a batch's wanted rows, sampled one by one where sampling them together raises an error."""
-    witness = None if observer is None else _Witness(observer)
-    partly = witness is not None and len(wanted) < len(samples)
-    try:
-        results = sample_batch(model, samples, SomeRows(witness, wanted) if witness is not None and partly else witness)
-        return [results[row] for row in wanted]
-    except Exception as error:  # whatever a method, a scheduler or the network raises
-        if witness is not None and witness.error is error:
-            raise
-        if (lack := _lack_of_memory(error, len(samples))) is not None:
-            raise lack from error
-        _LOG.debug("rows %s", ", ".join(sample.id for sample in samples), exc_info=True)
-        if len(samples) > 1:
-            return [result for row in wanted for result in _sample_guarded(model, [samples[row]], [0], observer)]
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        failed = [_unmade(samples[0], f"failed: {kind}{' '.join(str(error).split())}")]
-        if observer is not None:
-            observer.on_rows_given_up(failed)
-        return failed
+def _raise_if_fatal(error: Exception, witness: _Witness | None, rows: int) -> None:
+    """Let an error pass that ends the whole table: the observer's own, or a lack of memory, with advice."""
+    if witness is not None and witness.error is error:
+        raise error
+    if (lack := _lack_of_memory(error, rows)) is not None:
+        raise lack from error
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, with its class unless it is a plain ValueError."""
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return f"{kind}{' '.join(str(error).split())}"
 
 
 def _lack_of_memory(error: Exception, rows: int) -> Exception | None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnguide.guidance.update import Refinement, Update, per_row, refinements_at
+from attnguide.guidance.update import Refinement, Update, refinements_at
 from attnguide.schedules import constant, linear, noise_variance
 from attnguide.types import Step
 from tests.guidance import cases
@@ -14,18 +14,6 @@ STEP = Step.at_sigma(5, 10, 500.0, 1.0)
 
 def _at(index: int, count: int = 10) -> Step:
     return Step.at_sigma(index, count, 999.0 - index, 1.0)
-
-
-def test_one_number_or_one_per_row() -> None:
-    like = torch.zeros(3, dtype=torch.float16)
-    assert per_row(2, [0, 4], like).tolist() == [2.0, 2.0]
-    found = per_row([1.0, 2.0, 3.0], [2, 0], like)
-    assert found.tolist() == [3.0, 1.0] and found.dtype == torch.float32
-
-
-def test_a_number_too_few() -> None:
-    with pytest.raises(ValueError, match="Expected one number or one per row of the batch; got 2 for row 2"):
-        per_row([1.0, 2.0], [0, 2], torch.zeros(2))
 
 
 def test_move_is_step_size_times_scale_times_gradient() -> None:

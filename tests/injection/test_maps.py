@@ -351,5 +351,5 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 
 
 def test_one_strength_a_row() -> None:
-    with pytest.raises(ValueError, match="scale must be one number or one per row; got 2 for 1 rows"):
+    with pytest.raises(ValueError, match="scale must be one value, or a list with one per row; got 2 for 1 rows"):
         MapInjection(scale=[1.0, 2.0]).edits(_targets([CAT]))

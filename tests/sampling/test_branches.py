@@ -175,7 +175,7 @@ def test_one_source_for_all_rows() -> None:
     assert source_prompts(None, _rows()) == []
     with pytest.raises(ValueError, match="Only one method of a row can read another prompt's pass; got reads and reads"):
         common_source([_Reads(), _Reads()])
-    with pytest.raises(ValueError, match="source_prompt must be one text or one per row; got 1 for 2 rows"):
+    with pytest.raises(ValueError, match="source_prompt must be one value, or a list with one per row; got 1 for 2 rows"):
         _latents(_rows(), [_Reads(["a dog"])])
 
 
