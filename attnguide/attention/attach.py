@@ -2,23 +2,29 @@
 
 The module's own forward and processor run; only the scaled-dot-product call inside is intercepted, module by module, by
 torch's forward hooks. They are in place for the length of a pass, at the sites that have a probe or an edit active in it, and
-they act in the thread of that pass alone; every other pass is the library's own.
+they act in the thread of that pass alone; every other pass is the library's own. What gradient checkpointing computes again in
+the backward pass, it computes with the same probes and edits in place.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
+from attnguide.attention.attend import Checked
+from attnguide.attention.blocks import Columns
 from attnguide.attention.capture import Probe
+from attnguide.attention.complaints import absent, silent
 from attnguide.attention.edits import Edit
 from attnguide.attention.hooks import eager, foreign_hooks, hooked, path_modules
-from attnguide.attention.intercept import CaptureError, Interception, Visitors, text_length
+from attnguide.attention.intercept import Interception, text_length
+from attnguide.attention.recompute import checkpointing
 from attnguide.attention.sites import Site, select
+from attnguide.attention.visitors import CaptureError, Visitors
 from attnguide.types import PassContext
 
 __all__ = ["Attention", "CaptureError", "attach", "stop_after"]
@@ -54,6 +60,11 @@ def stop_after(modules: Collection[nn.Module]) -> Iterator[None]:
         except _StopForward as caught:
             if caught is not stop:
                 raise
+            stop.with_traceback(None)  # which holds the frames of the pass, and with them all that it computed
+
+
+Visited = Mapping[nn.Module, Sequence[Visitors]]
+"""The modules that are read or edited in a pass, each with its sites."""
 
 
 class _Pass:
@@ -61,7 +72,8 @@ class _Pass:
 
     def __init__(self) -> None:
         self.ran: set[Site] = set()
-        self.open: dict[Site, Interception] = {}
+        self.open: dict[nn.Module, Interception] = {}
+        self.checked: Checked = {}
 
     def close(self) -> None:
         """Leave what an exception that torch calls no hooks for (an interrupt) has left open."""
@@ -76,9 +88,14 @@ class Attention:
     """
 
     def __init__(
-        self, modules: Mapping[Site, nn.Module], probes: Sequence[Probe], edits: Sequence[Edit], network: nn.Module | None
+        self,
+        modules: Mapping[Site, nn.Module],
+        probes: Sequence[Probe],
+        edits: Sequence[Edit],
+        network: nn.Module | None,
+        columns: Sequence[int] | None,
     ) -> None:
-        self._modules, self._network = modules, network
+        self._modules, self._network, self._columns = modules, network, Columns(columns)
         self._probes = [(probe, frozenset(select(modules, probe.sites))) for probe in probes]
         self._edits = [(edit, frozenset(select(modules, edit.sites))) for edit in edits]
         self._thread = threading.local()
@@ -95,22 +112,35 @@ class Attention:
             CaptureError: If a site that was asked for did not run.
         """
         visited = self._visited(context)
+        path = {} if self._network is None or not visited else path_modules(self._network, _names(visited))
+
+        @contextmanager
+        def again(part: nn.Module | None) -> Iterator[None]:
+            inside = visited if part is None else {one: visited[one] for one in part.modules() if one in visited}
+            with self._entered(inside, path):
+                yield
+
+        with checkpointing(self._network if visited else None, again), self._entered(visited, path) as this:
+            yield
+        missing = self._missing([one.site for several in visited.values() for one in several], this.ran, until)
+        if missing:
+            raise CaptureError(absent(missing, len(this.ran), foreign_hooks(path)))
+
+    @contextmanager
+    def _entered(self, visited: Visited, path: Mapping[str, nn.Module]) -> Iterator[_Pass]:
+        """Hooks in place, acting in this thread."""
         before, this = self._latest, _Pass()
-        path = {} if self._network is None or not visited else path_modules(self._network, [site.name for site in visited])
         with ExitStack() as stack:
             stack.enter_context(eager(list(path.values())))
-            for site, visitors in visited.items():
+            for module, visitors in visited.items():
                 ahead, after = self._hooks(this, visitors, path)
-                stack.enter_context(hooked(self._modules[site], after, ahead, always=True))
+                stack.enter_context(hooked(module, after, ahead, always=True))
             self._thread.latest = this
             try:
-                yield
+                yield this
             finally:
                 self._thread.latest = before
                 this.close()
-        missing = self._missing(visited, this.ran, until)
-        if missing:
-            raise CaptureError(_absent(missing, len(this.ran), foreign_hooks(path)))
 
     @property
     def _latest(self) -> _Pass | None:
@@ -118,49 +148,49 @@ class Attention:
         latest: _Pass | None = getattr(self._thread, "latest", None)
         return latest
 
-    def _visited(self, context: PassContext) -> dict[Site, Visitors]:
-        """The sites that are read or edited in a pass, in the order of the modules."""
+    def _visited(self, context: PassContext) -> Visited:
+        """The modules that are read or edited in a pass, in their order."""
         probes = [(probe, sites) for probe, sites in self._probes if context.kind in probe.kinds]
         edits = [(edit, sites) for edit, sites in self._edits if edit.active(context)]
+        visited: dict[nn.Module, list[Visitors]] = {}
         if not probes and not edits:
-            return {}
-        every = {
-            site: Visitors(
-                site,
-                context,
-                [probe for probe, sites in probes if site in sites],
-                [edit for edit, sites in edits if site in sites],
-            )
-            for site in self._modules
-        }
-        return {site: visitors for site, visitors in every.items() if visitors.probes or visitors.edits}
+            return visited
+        for site, module in self._modules.items():
+            readers = [probe for probe, sites in probes if site in sites]
+            changes = [edit for edit, sites in edits if site in sites]
+            if readers or changes:
+                visited.setdefault(module, []).append(Visitors(site, context, readers, changes, self._columns))
+        return visited
 
     def _hooks(
-        self, this: _Pass, visitors: Visitors, path: Mapping[str, nn.Module]
+        self, this: _Pass, visitors: Sequence[Visitors], path: Mapping[str, nn.Module]
     ) -> tuple[Callable[..., None], Callable[..., Any]]:
-        """Hooks before and after one site's forward; they do nothing but in the pass that they are for."""
-        site = visitors.site
+        """Hooks before and after one module's forward; they do nothing but in the pass that they are for."""
+        attending = [one for one in visitors if one.site.kind != "feature"]
+        features = [one for one in visitors if one.site.kind == "feature"]
 
         def before(module: nn.Module, args: Any, kwargs: Any = None) -> None:
             if self._latest is not this:
                 return
-            this.ran.add(site)
-            if site.kind != "feature":
-                this.open[site] = Interception(visitors, text_length(args, kwargs or {}))
-                this.open[site].__enter__()
+            this.ran.update(one.site for one in visitors)
+            if attending:
+                this.open[module] = Interception(attending, text_length(args, kwargs or {}), this.checked)
+                this.open[module].__enter__()
 
         def after(module: nn.Module, args: Any, result: Any) -> Any:
             if self._latest is not this:
                 return None
-            if site.kind == "feature":
-                return None if result is None else visitors.given_out(result)
-            interception = this.open.pop(site, None)
-            if interception is None:
+            interception = this.open.pop(module, None)
+            if interception is not None:
+                interception.__exit__(None, None, None)
+            if result is None:
                 return None
-            interception.__exit__(None, None, None)
-            if result is not None and not interception.served:
-                raise CaptureError(_silent(site, module, interception, foreign_hooks(path)))
-            return None
+            if interception is not None and interception.waiting:
+                site, passed = interception.waiting[0].site, interception.passed
+                raise CaptureError(silent(site, module, passed, interception.tokens, foreign_hooks(path)))
+            for one in features:
+                result = one.given_out(result)
+            return result if features else None
 
         return before, after
 
@@ -169,7 +199,7 @@ class Attention:
         missing = [site for site in visited if site not in ran]
         if not missing or not until:
             return missing
-        order = {site: (_ORDER.get(site.place, 0), index) for index, site in enumerate(self._modules)}
+        order = {site: (site.depth, _ORDER.get(site.place, 0), index) for index, site in enumerate(self._modules)}
 
         def passed(site: Site) -> bool:
             """Whether a later site ran. Features lie between attention sites in an order of their own."""
@@ -179,43 +209,12 @@ class Attention:
 
 
 _ORDER: Mapping[str, int] = {"down": 0, "mid": 1, "up": 2}
-"""The order in which the parts of a UNet run; a transformer's blocks run as they are listed."""
+"""The order in which the parts of a network run, where sites tell no depth."""
 
 
-def _silent(site: Site, module: nn.Module, interception: Interception, hooks: Sequence[str]) -> str:
-    """Why a module that ran showed no attention."""
-    if interception.passed:
-        calls = ", ".join(f"{queries}x{keys}" for queries, keys in interception.passed)
-        text = "" if interception.tokens is None else f" and a text of {interception.tokens} tokens"
-        return (
-            f"Attention site {site.name!r} ({site.kind}) made attention calls over {calls} positions; none is that of a "
-            f"{site.height}x{site.width} map{text}, so nothing can be read or edited there (does token merging change them?)."
-        )
-    processor = getattr(module, "processor", None)
-    hint = "use the library's default processor (no attention slicing, no xformers)"
-    if hasattr(processor, "_attention_backend"):
-        hint += (
-            "; diffusers' set_attention_backend counts for every model of the process: set 'native' on this one, or leave "
-            "DIFFUSERS_ATTN_BACKEND alone"
-        )
-    return (
-        f"Attention site {site.name!r} ran without calling scaled_dot_product_attention (its processor is "
-        f"{type(processor).__name__}), so nothing can be read or edited there; {hint}{_named(hooks)}."
-    )
-
-
-def _absent(missing: Sequence[Site], ran: int, hooks: Sequence[str]) -> str:
-    """Why sites did not run at all."""
-    names = repr(missing[0].name) + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-    return (
-        f"Attention site {names} did not run in a pass that reads or edits it ({ran} others did): a cache that skips blocks, "
-        "or compiled code, keeps it from running; disable the cache (disable_cache()), and compile with module.compile()"
-        f"{_named(hooks)}."
-    )
-
-
-def _named(hooks: Sequence[str]) -> str:
-    return f" (hooks of other libraries here: {', '.join(hooks)})" if hooks else ""
+def _names(visited: Visited) -> list[str]:
+    sites: Iterable[Site] = (one.site for several in visited.values() for one in several)
+    return list(dict.fromkeys(site.name for site in sites))
 
 
 @contextmanager
@@ -224,18 +223,21 @@ def attach(
     probes: Sequence[Probe] = (),
     edits: Sequence[Edit] = (),
     network: nn.Module | None = None,
+    columns: Sequence[int] | None = None,
 ) -> Iterator[Attention]:
     """Probes and edits for the passes of :meth:`Attention.during`.
 
     Args:
-        modules: The network's attention modules by site.
+        modules: The network's attention modules by site; a module may have several.
         probes: Readers.
-        edits: Changes, applied in the order given.
+        edits: Changes, applied site by site, at each in the order given.
         network: That the sites' names are paths in. Where it, or a block of it, was compiled in place, it runs as written in
-            passes with probes or edits.
+            passes with probes or edits; where it checkpoints its blocks, they run with probes and edits again.
+        columns: Positions within the text that cross sites show: keys, values, scores and probs have these columns alone, in
+            this order, and their rows do not sum to 1. All of the text when ``None``.
 
     Raises:
         ValueError: If a probe or an edit matches no site.
         CaptureError: During a pass, if a site runs without the call that is intercepted, or does not run.
     """
-    yield Attention(modules, probes, edits, network)
+    yield Attention(modules, probes, edits, network, columns)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.types import PassContext
 
-Stage = Literal["qkv", "scores", "probs", "output"]
+Stage = Literal["qkv", "mask", "scores", "probs", "output"]
 MassPolicy = Literal["none", "renormalize", "preserve"]
 MASS_POLICIES: tuple[MassPolicy, ...] = ("none", "renormalize", "preserve")
 
 
 class Edit:
     """A change to attention at chosen sites; override the stages it acts on.
+
+    A site is a block of attention: in joint attention scores and probs are those of its queries and keys alone, whose rows do
+    not sum to 1, and in cross-attention they may be a few columns of the text.
 
     Each method gets one site's tensor of the whole batch and returns a tensor of the same shape; it must not write into its
     argument. ``context`` says which batch elements are conditional and which row each belongs to.
@@ -45,6 +49,14 @@ class Edit:
     def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
         """Change query, key and value, each ``batch heads tokens head_dim``."""
         return query, key, value
+
+    def mask(self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device) -> Tensor | None:
+        """Which keys each query may attend to: bool, broadcast to ``batch 1 queries keys``; ``None`` forbids nothing.
+
+        It is combined with the call's own mask, and attention stays on the fused kernel. On a ``joint`` site it covers the
+        whole call, text and image. Every query must keep a key. The same tensor given again in a pass is not checked anew.
+        """
+        return None
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         """Change scaled scores before the softmax, ``batch heads query key``."""

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
 SiteKind = Literal["cross", "self", "joint", "feature"]
 KINDS: tuple[SiteKind, ...] = ("cross", "self", "joint")
 
+Span = tuple[int | None, int | None]
+"""A range of positions of one attention call, as in a slice: a negative number counts from the end."""
+
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One attention module, or one module whose output is a feature map.
+    """One block of one attention module, or one module whose output is a feature map.
+
+    In a UNet a block is the whole attention of a module. A module of joint attention carries several sites under one name:
+    image queries on text keys (``cross``), image queries on image keys (``self``), and everything (``joint``).
 
     Attributes:
         name: Module path inside the network.
         kind: ``cross`` (queries are image positions, keys are tokens), ``self`` (both are image positions) or ``joint``
-            (both are both); ``feature`` is no attention at all, and chosen only by its name of a kind.
+            (both are both); ``feature`` is no attention at all.
         height: Of its map, in cells.
         width: Of its map, in cells.
         heads: Attention heads; 0 for features.
-        place: ``down``, ``mid`` or ``up`` in a UNet, ``block`` in a transformer.
+        place: ``down``, ``mid`` or ``up``; in a transformer by depth (:func:`place_at`).
         level: Halvings of the latent on the way to this map; 0 is the latent's own size.
+        depth: 0 for the network's first attention, 1 for its last, in the order in which they run.
+        queries: Query positions of the call that are the map's cells; all when ``None``.
+        keys: Key positions of the call that are text (``cross``) or the map's cells (``self``); all when ``None``.
     """
 
     name: str
@@ -33,6 +42,27 @@ class Site:
     heads: int
     place: str = "block"
     level: int = 0
+    depth: float = 0.0
+    queries: Span | None = None
+    keys: Span | None = None
+
+    @property
+    def cells(self) -> int:
+        """Cells of its map."""
+        return self.height * self.width
+
+
+def place_at(depth: float) -> str:
+    """The part of a transformer that a depth lies in: ``down`` below 0.4, ``mid`` up to 0.6, ``up`` above.
+
+    So that what is said of a UNet's encoder, middle and decoder means something in a stack of equal blocks, too.
+    """
+    return "down" if depth < 0.4 else "mid" if depth <= 0.6 else "up"
+
+
+def depths(count: int) -> tuple[float, ...]:
+    """The depth of each of so many attention modules that run one after the other."""
+    return tuple(index / max(count - 1, 1) for index in range(count))
 
 
 @dataclass(frozen=True)
@@ -40,18 +70,22 @@ class SiteSelector:
     """Which sites; every condition that is given must hold.
 
     Attributes:
-        kind: ``cross``, ``self``, ``joint`` or ``feature``; any of the first three when ``None``.
-        levels: Halvings of the latent, so that a choice means the same for every picture size (0 is the largest map).
+        kind: ``cross``, ``self``, ``joint`` or ``feature``; either of the first two when ``None``.
+        levels: Map sizes, counted among those that the network's sites of the same kind have: 0 is the largest, a number
+            beyond the last is the smallest. A choice means the same for every picture size, and something on every network.
         resolutions: Map sizes ``(height, width)``.
-        places: ``down``, ``mid``, ``up``, ``block``.
+        places: ``down``, ``mid``, ``up``.
         names: Glob patterns over module paths.
         where: Any further condition.
-        counted: Whether ``levels`` count among those that the sites of this kind have, so that 0 is the largest map that
-            exists (the largest maps of SDXL's UNet have no attention); :func:`select` counts them.
+        depths: Smallest and largest depth, each in [0, 1].
+        also: Further selectors; what one of them matches is chosen, too.
 
     Example:
-        >>> select([Site("up.attn2", "cross", 8, 8, 4, "up", 1)], SiteSelector(kind="cross", levels=(1,)))[0].name
+        >>> select([Site("up.attn2", "cross", 8, 8, 4, "up", 1)], SiteSelector(kind="cross", levels=(0,)))[0].name
         'up.attn2'
+
+    Raises:
+        ValueError: If a level is negative, or the depths are no range within [0, 1].
     """
 
     kind: SiteKind | None = None
@@ -60,17 +94,31 @@ class SiteSelector:
     places: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     where: Callable[[Site], bool] | None = field(default=None, repr=False)
-    counted: bool = False
+    depths: tuple[float, float] | None = None
+    also: tuple[SiteSelector, ...] = ()
 
-    def matches(self, site: Site) -> bool:
-        """Whether ``site`` fulfils every condition."""
+    def __post_init__(self) -> None:
+        if self.levels is not None and any(level < 0 for level in self.levels):
+            raise ValueError(f"levels must be at least 0; got {self.levels}.")
+        if self.depths is not None and not 0 <= self.depths[0] <= self.depths[1] <= 1:
+            raise ValueError(f"depths must be two numbers in [0, 1], the smaller one first; got {self.depths}.")
+
+    def chosen(self, sites: Sequence[Site]) -> frozenset[Site]:
+        """The sites of a network that match."""
+        there = {kind: levels_of(site for site in sites if site.kind == kind) for kind in (*KINDS, "feature")}
+        own = {site for site in sites if self._matches(site, there[site.kind])}
+        return frozenset(own.union(*(other.chosen(sites) for other in self.also)))
+
+    def _matches(self, site: Site, levels: Sequence[int]) -> bool:
+        """Whether ``site`` fulfils every condition, where its kind has these levels."""
         return (
-            (site.kind == self.kind if self.kind is not None else site.kind != "feature")
-            and (self.levels is None or site.level in self.levels)
+            site.kind in (("cross", "self") if self.kind is None else (self.kind,))
+            and (self.levels is None or site.level in {levels[min(number, len(levels) - 1)] for number in self.levels})
             and (self.resolutions is None or (site.height, site.width) in self.resolutions)
             and (self.places is None or site.place in self.places)
             and (self.names is None or any(fnmatchcase(site.name, pattern) for pattern in self.names))
             and (self.where is None or self.where(site))
+            and (self.depths is None or self.depths[0] <= site.depth <= self.depths[1])
         )
 
 
@@ -81,22 +129,11 @@ def select(sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
         ValueError: If nothing matches; the message says what exists.
     """
     sites = tuple(sites)
-    meant = _counted(sites, selector)
-    chosen = tuple(site for site in sites if meant.matches(site))
+    chosen = selector.chosen(sites)
     if not chosen:
         alike = [site for site in sites if (site.kind == "feature") == (selector.kind == "feature")]
         raise ValueError(f"No attention site matches {selector}; {_describe(alike)}.")
-    return chosen
-
-
-def _counted(sites: Sequence[Site], selector: SiteSelector) -> SiteSelector:
-    """The selector with the sites' own levels in the place of counted ones."""
-    if not selector.counted or selector.levels is None:
-        return selector
-    there = levels_of(
-        site for site in sites if replace(selector, levels=None, places=None, names=None, where=None).matches(site)
-    )
-    return replace(selector, levels=tuple(there[number] for number in selector.levels if number < len(there)), counted=False)
+    return tuple(site for site in sites if site in chosen)
 
 
 def levels_of(sites: Iterable[Site]) -> tuple[int, ...]:

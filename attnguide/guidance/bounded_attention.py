@@ -12,7 +12,7 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, require_cells
-from attnguide.guidance.bounds import SubjectBounds, end_token, subject_words
+from attnguide.guidance.bounds import SubjectBounds, SubjectMaps, end_token, subject_words
 from attnguide.guidance.clusters import SubjectMasks
 from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.quirks import repeats_slips
@@ -103,7 +103,7 @@ class BoundedAttention(Guidance):
         self.rule: Rule = "rounded" if reference else "half"
 
     def usual_sites(self, level: int) -> SiteSelector:
-        return SiteSelector(where=lambda site: site.place == "mid" or (site.place == "up" and site.level == level))
+        return SiteSelector(levels=(level,), places=("up",), also=(SiteSelector(places=("mid",)),))
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         require_cells(targets, sites, self.rule)
@@ -120,10 +120,11 @@ class BoundedAttention(Guidance):
             return []
         scale, levels = self.update.scale, (level,) if self.sites is None else self.sites.levels
         scales = EachRow(scale, "scale").over(len(targets.regions))
-        remembered = SiteSelector(levels=levels and (min(levels),), places=("up",)) if self.refine else None
         masks = SubjectMasks(targets, self.clusters, self.threshold, self.rule)
         on = [number != 0 for number in scales]
-        return [SubjectBounds(targets, on, masks, remembered, self.refine_start, self.refine_every)]
+        bounds = SubjectBounds(targets, on, masks, self.refine_start, self.refine_every)
+        finest = SiteSelector(levels=levels and (min(levels),), places=("up",))
+        return [bounds, SubjectMaps(masks, finest)] if self.refine else [bounds]
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         words = subject_words(targets) | end_token(targets)[:, None]

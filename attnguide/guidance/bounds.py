@@ -35,14 +35,12 @@ class SubjectBounds(Edit):
     Args:
         targets: All rows.
         on: For each row, whether it is masked at all.
-        masks: Of the subjects; refined from maps of the denoising passes.
-        remembered: The sites whose maps they are refined from, of one map size; ``None`` if masks stay as they are.
+        masks: Of the subjects; refined from the maps that :class:`SubjectMaps` shows them.
         start: Progress at which refinement begins.
         every: Progress between one refinement and the next, above 0.
     """
 
-    stages = frozenset({"scores", "probs"})
-    sites = SiteSelector(where=lambda site: site.kind in ("cross", "self"))
+    stages = frozenset({"scores"})
     remembers = True
 
     def __init__(
@@ -50,11 +48,10 @@ class SubjectBounds(Edit):
         targets: Targets,
         on: Sequence[bool],
         masks: SubjectMasks,
-        remembered: SiteSelector | None,
         start: float,
         every: float,
     ) -> None:
-        self.on, self.masks, self.remembered, self.start, self.every = list(on), masks, remembered, start, every
+        self.on, self.masks, self.start, self.every = list(on), masks, start, every
         self.words, self.end = subject_words(targets), end_token(targets)
         self.silent = torch.zeros_like(self.end)
         for row, prompt in enumerate(targets.tokenized):
@@ -78,11 +75,6 @@ class SubjectBounds(Edit):
         hidden = hidden & torch.tensor(touched, device=hidden.device)[:, None, None]
         return scores.masked_fill(hidden[:, None].to(scores.device), torch.finfo(scores.dtype).min)
 
-    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        if self.remembered is not None and context.kind == "denoise" and self.remembered.matches(site):
-            self.masks.see(site, probs[context.positions("cond")].detach().mean(1))
-        return probs
-
     def _due(self, step: Step) -> bool:
         """Whether masks are refined before this step."""
         interval = max(1, round(self.every * step.count))
@@ -97,6 +89,28 @@ class SubjectBounds(Edit):
         visible = torch.einsum("brq,brk->bqk", seeing.float(), words.float()) > 0
         hidden = (words.any(1) | self.silent[rows])[:, None] & ~visible
         return hidden if guiding else hidden | (background[:, :, None] & self.end[rows][:, None])
+
+
+class SubjectMaps(Edit):
+    """Shows attention of the denoising passes' conditional half to the subjects' masks; changes nothing.
+
+    Args:
+        masks: Refined from the maps.
+        sites: Whose maps, of one size.
+    """
+
+    stages = frozenset({"probs"})
+    remembers = True
+
+    def __init__(self, masks: SubjectMasks, sites: SiteSelector) -> None:
+        self.masks, self.sites = masks, sites
+
+    def active(self, context: PassContext) -> bool:
+        return context.kind == "denoise"
+
+    def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        self.masks.see(site, probs[context.positions("cond")].detach().mean(1))
+        return probs
 
 
 def _hidden_cells(masks: Tensor) -> Tensor:

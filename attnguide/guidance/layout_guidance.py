@@ -63,9 +63,8 @@ class LayoutGuidance(Guidance):
         self._last: dict[int, float] = {}
 
     def usual_sites(self, level: int) -> SiteSelector:
-        return SiteSelector(
-            kind="cross", where=lambda site: site.place == "mid" or (site.place != "down" and site.level == level)
-        )
+        middle = SiteSelector(kind="cross", places=("mid",))
+        return SiteSelector(kind="cross", levels=(level,), places=("mid", "up", "block"), also=(middle,))
 
     def start(self, targets: Targets) -> None:
         self._last.clear()

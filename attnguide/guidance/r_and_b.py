@@ -80,10 +80,9 @@ class RegionAndBoundary(Guidance):
         self._finished: set[int] = set()
 
     def usual_sites(self, level: int) -> SiteSelector:
-        def where(site: Site) -> bool:
-            return site.level == level or (site.level == level - 1 and site.place != "down") or site.place == "mid"
-
-        return SiteSelector(kind="cross", where=where)
+        finer = (SiteSelector(kind="cross", levels=(level - 1,), places=("mid", "up", "block")),) if level else ()
+        middle = SiteSelector(kind="cross", places=("mid",))
+        return SiteSelector(kind="cross", levels=(level,), also=(*finer, middle))
 
     def start(self, targets: Targets) -> None:
         self._finished.clear()

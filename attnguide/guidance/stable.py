@@ -161,7 +161,7 @@ class Stable(Guidance):
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
         if not self.inject:
             return []
-        sites = SiteSelector(kind="cross", levels=self.levels, counted=True)
+        sites = SiteSelector(kind="cross", levels=self.levels)
         return [Transport(sites, self.scale, Window(), self.fade, targets, self.room, self.surplus, self.later)]
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
@@ -89,6 +90,14 @@ class _EditForRows(Edit):
         at, own = self.part.of(context)
         found = self.edit.qkv(query[at], key[at], value[at], site, own)
         return _put(query, at, found[0]), _put(key, at, found[1]), _put(value, at, found[2])
+
+    def mask(self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device) -> Tensor | None:
+        at, own = self.part.of(context)
+        allowed = self.edit.mask(site, queries, keys, own, device)
+        if allowed is None or len(at) == len(context.rows):
+            return allowed
+        every = allowed.new_ones(len(context.rows), *allowed.shape[1:])
+        return every.index_copy(0, torch.tensor(at, device=device), allowed.expand(len(at), -1, -1, -1))
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         at, own = self.part.of(context)

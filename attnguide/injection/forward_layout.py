@@ -58,7 +58,7 @@ class ForwardLayout(Injection):
         if spread is not None and not 0 < spread < float("inf"):
             raise ValueError(f"spread must be above 0, or None for a flat window; got {spread}.")
         self.scale, self.spread = scale, spread
-        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels), counted=True)
+        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels))
         self.window = Window(start, stop, unit)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:

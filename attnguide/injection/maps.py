@@ -77,7 +77,7 @@ class MapInjection(Injection):
         self.stage, self.operation, self.scale, self.reference, self.mass = stage, operation, scale, reference, mass
         self.branch: Literal["cond", "both"] = branch
         self.window = Window(start, stop, unit)
-        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places), counted=True)
+        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places))
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_MapEdit(self, targets)]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attnguide.attention.hooks import foreign_hooks
-from attnguide.attention.sites import Site
+from attnguide.attention.sites import Site, levels_of
 from attnguide.models.locks import exclusive
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -265,13 +265,14 @@ class ModelAdapter(ABC):
 
     @property
     def guidance_level(self) -> int:
-        """Level of the maps that guidance reads when it is not told.
+        """Level of the maps that guidance reads when it is not told, counted as a selector's ``levels`` are.
 
         This is 16x16 for Stable Diffusion 1.x, 24x24 for 2.x at 768 pixels, and the coarsest maps where all are larger.
         """
-        cross = [site for site in self.attention_sites(*self.default_size) if site.kind != "self"]
+        cross = [site for site in self.attention_sites(*self.default_size) if site.kind == "cross"]
+        levels = levels_of(cross)
         fitting = [site.level for site in cross if max(site.height, site.width) <= 24]
-        return min(fitting) if fitting else max(site.level for site in cross)
+        return levels.index(min(fitting)) if fitting else len(levels) - 1
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -305,23 +306,17 @@ class ModelAdapter(ABC):
         """All weights without gradient and for this thread alone, each restored afterwards.
 
         For passes with gradients only: torch folds some matrix products differently for weights that require none, so freezing
-        more than that would change the last bits of a plain picture. Gradient checkpointing rests meanwhile: what it computes
-        again would be computed without probes and edits.
+        more than that would change the last bits of a plain picture.
         """
         with self.exclusive():
             modules = self._modules() if self._walked is None else self._walked
             own = [weight for module in modules for weight in module._parameters.values()]
             weights = [weight for weight in own if weight is not None and weight.requires_grad]
-            checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
             try:
                 for weight in weights:
                     weight.requires_grad = False
-                for module in checkpointing:
-                    module.gradient_checkpointing = False  # type: ignore[assignment]
                 yield
             finally:
-                for module in checkpointing:
-                    module.gradient_checkpointing = True  # type: ignore[assignment]
                 for weight in weights:
                     weight.requires_grad = True
 

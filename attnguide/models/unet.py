@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizerFast
 
 from attnguide.attention.attach import stop_after
-from attnguide.attention.sites import Site, SiteKind
+from attnguide.attention.sites import Site, SiteKind, depths
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
 from attnguide.models.schedulers import DiscreteScheduler, NoiseScheduler, named_scheduler, unpatched_copy, written_config
 from attnguide.models.support import plain_module
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
+
+_RUNNING = ("down", "mid", "up")
+"""The parts of a UNet, by the beginnings of their names, in the order in which they run."""
 
 
 class StableDiffusion(ModelAdapter):
@@ -148,10 +152,13 @@ class StableDiffusion(ModelAdapter):
 
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
         modules: dict[Site, nn.Module] = {}
-        for name, module in self._unet.named_modules():
-            if isinstance(module, Attention):
-                kind: SiteKind = "cross" if module.is_cross_attention else "self"
-                modules[self._site(name, kind, module.heads, height, width)] = module
+        found = [(name, module) for name, module in self._unet.named_modules() if isinstance(module, Attention)]
+        running = sorted((name for name, _ in found), key=lambda name: _RUNNING.index(name.partition("_")[0]))
+        depth = dict(zip(running, depths(len(running)), strict=True))
+        for name, module in found:
+            kind: SiteKind = "cross" if module.is_cross_attention else "self"
+            site = self._site(name, kind, module.heads, height, width)
+            modules[replace(site, depth=depth[name])] = module
         return modules
 
     def feature_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:

@@ -152,6 +152,13 @@ class _Watched(Edit):
             self._look(before, after, context.rows)
         return found
 
+    def mask(self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device) -> Tensor | None:
+        allowed = self.edit.mask(site, queries, keys, context, device)
+        if allowed is not None:
+            whole = allowed.expand(len(context.rows), *allowed.shape[1:])
+            self._look(torch.ones_like(whole), whole, context.rows)
+        return allowed
+
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         return self._look(scores, self.edit.scores(scores, site, context), context.rows)
 

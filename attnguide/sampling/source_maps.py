@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
+from attnguide.attention.sites import select
 from attnguide.models.base import ModelAdapter, halves
 from attnguide.prompt.masks import open_picture
 from attnguide.prompt.nested import settle
@@ -344,7 +345,7 @@ def _noised(
         states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
         targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
         words = WordMaps(targets, model.guidance_level)
-        last = [site for site in model.attention_sites(height, width) if words.sites.matches(site)]
+        last = select(model.attention_sites(height, width), words.sites)
         with attach(model.attention_modules(height, width), [words.probe("source")], [], model.network) as attention:
             for step, noisy in zip(path.steps, path.latents, strict=True):
                 context = pass_context(step, "source", range(len(rows)), ("cond",))

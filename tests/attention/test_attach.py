@@ -171,8 +171,10 @@ def _text(tokens: int) -> Tensor:
 )
 def test_the_call_of_a_site_is_known_by_its_shape(kind: Any, shapes: Any, text: Any, served: tuple[int, int]) -> None:
     site, module, recorder = Site("attn", kind, 3, 4, 2), _Calls(*shapes), Recorder()
-    with attach({site: module}, [Probe("probs", recorder)], [_Nothing()]) as attention, attention.during(_context()):
-        module(_text(12), encoder_hidden_states=text)
+    chosen = SiteSelector(kind)
+    with attach({site: module}, [Probe("probs", recorder, chosen)], [_Nothing(sites=chosen)]) as attention:
+        with attention.during(_context()):
+            module(_text(12), encoder_hidden_states=text)
     assert recorder.tensors[site].shape[-2:] == served
 
 

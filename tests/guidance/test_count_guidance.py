@@ -75,7 +75,7 @@ def test_background_gets_nothing_from_instances(quirks: str) -> None:
     context = pass_context(cases.at(3), "denoise", range(2), ("uncond", "cond"))
     probs = torch.rand(4, 2, 24, 24, dtype=torch.float64).softmax(-1)
     edited = edit.probs(probs, SELF, context)
-    assert edit.sites.matches(SELF) and edit.active(context)
+    assert edit.sites.chosen([SELF]) and edit.active(context)
     inside = np.zeros((4, 6))
     inside[:2, :2] = inside[2:, 3:] = 1  # a quarter of six columns is one and a half: covered by half or more
     for position in (0, 2):

@@ -134,7 +134,7 @@ def test_it_acts_on_the_prediction_alone() -> None:
     assert method.sites_at(2).levels == (2,)
     single = replace(SITES[0], name="single_transformer_blocks.3.attn", level=2)
     dual = replace(SITES[0], name="transformer_blocks.3.attn", level=2)
-    assert [method.sites_at(2).matches(site) for site in (single, dual)] == [False, True]
+    assert method.sites_at(0).chosen([single, dual]) == {dual}
 
 
 def test_refusals() -> None:

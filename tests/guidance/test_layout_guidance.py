@@ -71,9 +71,9 @@ def test_regions_of_one_phrase_are_their_union_and_weights_count() -> None:
 
 def test_middle_block_and_upward_sites_of_the_guidance_level() -> None:
     sites = tiny.model().attention_sites(32, 32)
-    chosen = [site for site in sites if cases.guidance("layout_guidance").sites_at(0).matches(site)]
+    chosen = cases.guidance("layout_guidance").sites_at(0).chosen(sites)
     assert {(site.place, site.level) for site in chosen} == {("mid", 1), ("up", 0)}
-    assert {s.level for s in sites if cases.guidance("layout_guidance", levels=(1,)).sites_at(0).matches(s)} == {1}
+    assert {site.level for site in cases.guidance("layout_guidance", levels=(1,)).sites_at(0).chosen(sites)} == {1}
 
 
 class _Judge:

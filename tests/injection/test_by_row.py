@@ -280,16 +280,16 @@ class _Asked(Observer):
     """How often attention is spelt out, step by step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from attnguide.attention import intercept
+        from attnguide.attention import attend
 
         self.steps: list[set[str]] = []
-        spelt_out = intercept._explicit_probs
+        spelt_out = attend._square_probs
 
-        def watched(visitors: Any, *args: Any) -> Tensor:
-            self.steps[-1].add(visitors.site.kind)
-            return spelt_out(visitors, *args)
+        def watched(views: Any, *args: Any) -> Tensor:
+            self.steps[-1].update(view.visitors.site.kind for view in views)
+            return spelt_out(views, *args)
 
-        monkeypatch.setattr(intercept, "_explicit_probs", watched)
+        monkeypatch.setattr(attend, "_square_probs", watched)
 
     def on_denoise_step_start(self, step: Step, latents: Tensor) -> None:
         self.steps.append(set())

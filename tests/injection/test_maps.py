@@ -315,10 +315,10 @@ def test_a_pass_without_a_row_that_wants_it_is_not_edited() -> None:
 
 def test_sites() -> None:
     edit = _edit(_targets([CAT]), levels=(1,), places=("up", "mid"))
-    where = {(site.kind, site.place, site.level) for site in tiny.model().attention_sites(32, 32) if edit.sites.matches(site)}
+    where = {(site.kind, site.place, site.level) for site in edit.sites.chosen(tiny.model().attention_sites(32, 32))}
     assert where == {("cross", "up", 1), ("cross", "mid", 1)}
     everywhere = _edit(_targets([CAT]), levels=None).sites
-    assert sum(everywhere.matches(site) for site in tiny.model().attention_sites(32, 32)) == 7
+    assert len(everywhere.chosen(tiny.model().attention_sites(32, 32))) == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

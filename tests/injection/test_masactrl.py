@@ -133,9 +133,8 @@ def test_rows_with_foregrounds_of_many_kinds_equal_rows_alone() -> None:
 
 def test_the_reference_s_sites_and_steps() -> None:
     edit = MasaCtrl().edits(common.targets_of([tiny.row()], [tiny.PROMPT]))[0]
-    up = [("up", level) for level in range(4)]
-    assert [edit.sites.matches(Site("x", "self", 8, 8, 2, *where)) for where in up] == [True, True, False, False]
-    assert not edit.sites.matches(Site("x", "self", 8, 8, 2, "down", 0)) and not edit.sites.matches(common.CROSS)
+    up = [Site("x", "self", 8, 8, 2, "up", level) for level in range(4)]
+    assert edit.sites.chosen([*up, Site("x", "self", 8, 8, 2, "down", 0), common.CROSS]) == set(up[:2])
     steps = [Step.at_sigma(index, 50, 500.0, 1.0) for index in range(50)]
     assert [edit.active(common.context_of(1, ALL, step)) for step in steps] == [False] * 4 + [True] * 46
 

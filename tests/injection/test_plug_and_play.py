@@ -92,7 +92,7 @@ def test_the_reference_s_blocks() -> None:
     """Of the decoder's twelve blocks, self-attention of 4 to 11 and features of 4."""
     method = PlugAndPlay()
     names = [f"up_blocks.{block}.attentions.{index}.transformer_blocks.0.attn1" for block in (1, 2, 3) for index in range(3)]
-    chosen = [name for name in names if method.attention.matches(Site(name, "self", 8, 8, 2))]
+    chosen = [name for name in names if method.attention.chosen([Site(name, "self", 8, 8, 2)])]
     assert chosen == names[1:]
     features = tiny.model().feature_modules(32, 48)
     assert [site.name for site in select(features, method.features)] == ["up_blocks.1.resnets.1.conv2"]
@@ -111,7 +111,7 @@ def test_feature_maps_have_the_size_their_site_says() -> None:
             model.predict(torch.zeros(1, 4, 16, 24), EARLY, states)
     assert len(recorder.tensors) == len(model.feature_modules(32, 48)) == 8
     assert all(tensor.shape[-2:] == (site.height, site.width) for site, tensor in recorder.tensors.items())
-    assert not any(SiteSelector().matches(site) for site in recorder.tensors)
+    assert not SiteSelector().chosen(list(recorder.tensors))
 
 
 def test_the_source_s_scores_and_features_are_the_source_s_picture_but_for_values() -> None:

@@ -73,7 +73,7 @@ def test_self_attention_becomes_the_source_s_on_small_maps() -> None:
     probs = common.random_scores(context, common.SELF).softmax(-1)
     edited = own.probs(probs, common.SELF, context)
     assert torch.equal(edited[4:8], probs[12:]) and torch.equal(edited[:4], probs[:4]) and torch.equal(edited[8:], probs[8:])
-    assert own.sites.matches(common.SELF) and not own.sites.matches(Site("x", "self", 17, 16, 1)) and cross is not own
+    assert own.sites.chosen([common.SELF, Site("x", "self", 17, 16, 1)]) == {common.SELF} and cross is not own
 
 
 def test_windows() -> None:
@@ -175,7 +175,7 @@ def test_blend_reads_the_prompt_s_own_maps_or_the_edited_ones(quirks: Any) -> No
     context = common.context_of(1, ALL, EARLY)
     probs = common.random_scores(context, common.CROSS).softmax(-1)
     for edit in edits:
-        if edit.sites.matches(common.CROSS):
+        if edit.sites.chosen([common.CROSS]):
             probs = edit.probs(probs, common.CROSS, context)
     (blend,) = (edit for edit in edits if isinstance(edit, LocalBlend))
     (sums,) = blend._sums.values()

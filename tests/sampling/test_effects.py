@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnguide.attention import intercept
+from attnguide.attention import attend
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
@@ -150,13 +150,13 @@ def test_what_wraps_an_edit_hands_on_every_question(wrapper: type[Edit]) -> None
 @pytest.mark.parametrize("name", ["stable", "forward_layout", "inject5"])
 def test_a_watched_edit_leaves_the_other_half_to_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     formed: list[int] = []
-    explicit = intercept._explicit_probs
+    explicit = attend._square_probs
 
-    def watched(visitors: Any, query: Tensor, *others: Any) -> Tensor:
-        formed.append(len(query))
-        return explicit(visitors, query, *others)
+    def watched(views: Any, call: Any, rows: range) -> Tensor:
+        formed.append(len(call.query))
+        return explicit(views, call, rows)
 
-    monkeypatch.setattr(intercept, "_explicit_probs", watched)
+    monkeypatch.setattr(attend, "_square_probs", watched)
     methods = (MethodConfig(name, {"attempts": 1, "inject_until": 0.1} if name == "stable" else {"start": 0.0}),)
     sample_batch(tiny.model(), [tiny.row(str(index), methods=methods, steps=2) for index in range(3)])
     assert set(formed) == {3}

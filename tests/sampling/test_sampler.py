@@ -166,13 +166,13 @@ def test_training_mode_and_frozen_weights_are_restored() -> None:
     assert torch.equal(latents(found), final(MaskGuidance()))
 
 
-def test_gradient_checkpointing_rests_while_gradients_are_taken() -> None:
+def test_gradient_checkpointing_changes_no_gradient() -> None:
     model = adapt(tiny.pipeline())
     unet = model.networks["unet"]
     unet.enable_gradient_checkpointing()  # type: ignore[operator]
     asked = [module for module in unet.modules() if getattr(module, "gradient_checkpointing", False)]
     found = Sampler(model, [MaskGuidance()]).run([tiny.row()])[0]
-    assert torch.equal(latents(found), final(MaskGuidance()))
+    assert_close(latents(found), final(MaskGuidance()))
     assert asked and all(module.gradient_checkpointing for module in asked)
 
 

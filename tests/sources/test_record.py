@@ -37,7 +37,7 @@ def test_maps_are_means_over_heads_tokens_and_sites_of_the_conditional_half() ->
     row = tiny.row()
     targets = Targets.build([row], [tiny.model().tokenize(row.prompt)], "cpu")
     words = WordMaps(targets, 0)
-    assert words.sites.matches(SITE) and words.probe("source").kinds == frozenset({"source"})
+    assert words.sites.chosen([SITE]) and words.probe("source").kinds == frozenset({"source"})
     probs = torch.rand(2, 2, 4, tiny.LENGTH)
     other = Site("down.attn2", "cross", 2, 2, 2, "down", 0)
     for index in range(3):

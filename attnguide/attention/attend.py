@@ -1,0 +1,341 @@
+"""One scaled-dot-product call with readers and changes in between; fused wherever nobody needs the square of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.attention.blocks import Block
+from attnguide.attention.columns import (
+    attention_and_logsumexp,
+    column_probs,
+    mask_part,
+    masked_scores,
+    row_logsumexp,
+    with_columns,
+)
+from attnguide.attention.edits import Stage
+from attnguide.attention.visitors import CaptureError, Visitors
+
+Checked = dict[int, tuple[Tensor, Tensor | None]]
+"""Masks of edits that leave every query a key, beside the call's own mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """One site's visitors, and its block of the call."""
+
+    visitors: Visitors
+    block: Block
+
+    @property
+    def in_columns(self) -> bool:
+        """Whether what it reads and changes are a few columns."""
+        return self.visitors.site.kind == "cross" and not self.block.whole
+
+    @property
+    def explicit(self) -> bool:
+        """Whether somebody needs scores or probabilities."""
+        return self.visitors.reads_probs or self.visitors.edits_probs
+
+    def at(self, positions: Sequence[int]) -> _View:
+        return replace(self, visitors=self.visitors.at(positions))
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What the library hands to the fused kernel; ``batch heads tokens head_dim`` each."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    dropout: float
+    scale: float | None
+
+    @property
+    def factor(self) -> float:
+        """Of the products of queries and keys."""
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    def fused(self, rows: range | None = None) -> Tensor:
+        """The library's own call, for some queries alone."""
+        query = self.query if rows is None else self.query[:, :, rows.start : rows.stop]
+        mask = self.mask if rows is None else mask_part(self.mask, rows)
+        return F.scaled_dot_product_attention(query, self.key, self.value, mask, self.dropout, scale=self.scale)
+
+    def at(self, positions: Sequence[int]) -> _Call:
+        """The call for a part of the batch."""
+        at, mask = _run(positions), self.mask
+        if mask is not None and mask.ndim == 4 and len(mask) > 1:
+            mask = mask[at]
+        return replace(self, query=self.query[at], key=self.key[at], value=self.value[at], mask=mask)
+
+
+def attend(
+    served: Sequence[Visitors],
+    checked: Checked,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention with readers and changes in between, for the sites whose call this is.
+
+    Shapes: query ``batch heads query head_dim``, key and value ``batch heads key head_dim``. ``checked`` holds the masks that
+    were checked before in this pass; all other arguments are those of ``scaled_dot_product_attention``.
+
+    Raises:
+        CaptureError: If the attention is causal or grouped.
+        ValueError: If masks of edits leave a query without any key.
+    """
+    if is_causal or enable_gqa:
+        raise CaptureError(
+            f"Attention site {served[0].site.name!r} uses causal or grouped attention, which cannot be read or edited here."
+        )
+    shape = query.shape[-2], key.shape[-2]
+    views = [_View(visitors, Block.of(visitors.site, *shape, visitors.columns)) for visitors in served]
+    query, key, value = _inputs(views, query, key, value)
+    call = _Call(query, key, value, _mask(views, checked, query, key, attn_mask), dropout_p, scale)
+    return _given_out(views, _output([view for view in views if view.explicit], call))
+
+
+def _output(views: Sequence[_View], call: _Call) -> Tensor:
+    """What attention gives out, explicit only where it must be."""
+    if not views:
+        return call.fused()
+    in_columns = len(views) == 1 and views[0].in_columns
+    form = _in_columns if in_columns else _in_squares
+    touched = set().union(*(view.visitors.touched() for view in views))
+    part = sorted(touched) if len(touched) < len(call.query) else None
+    edited = any(view.visitors.edits_probs for view in views)
+    read = any(view.visitors.reads_probs for view in views)
+    if edited and not read and part is not None:
+        return _in_part(views, part, call, form)
+    # Reading alone must not change a bit of the picture; only where the square is formed with its graph it serves both.
+    if edited or (read and torch.is_grad_enabled() and not in_columns):
+        return form(views, call)
+    _reading(views, call, form)
+    return call.fused()
+
+
+def _reading(views: Sequence[_View], call: _Call, form: Callable[..., Tensor]) -> None:
+    if form is _in_columns:
+        with _without_autocast(call.query.device.type):
+            _read_columns(views[0], call)
+    else:
+        _square_probs(views, call, _hull(views))
+
+
+def _inputs(views: Sequence[_View], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, read and changed block by block."""
+    for view in views:
+        view.visitors.read("query", view.block.take_rows(query))
+        for quantity, tensor in (("key", key), ("value", value)):
+            if view.visitors.reads(quantity):  # type: ignore[arg-type]
+                view.visitors.read(quantity, view.block.take_keys(tensor))  # type: ignore[arg-type]
+    for view in views:
+        block, visitors = view.block, view.visitors
+        for edit in visitors.editing("qkv"):
+            parts = block.take_rows(query), block.take_keys(key), block.take_keys(value)
+            changed = edit.qkv(*parts, visitors.site, visitors.context)
+            query = query if changed[0] is parts[0] else block.put_rows(query, changed[0])
+            key = key if changed[1] is parts[1] else block.put_keys(key, changed[1])
+            value = value if changed[2] is parts[2] else block.put_keys(value, changed[2])
+    return query, key, value
+
+
+def _mask(views: Sequence[_View], checked: Checked, query: Tensor, key: Tensor, own: Tensor | None) -> Tensor | None:
+    """The call's own mask, and what edits forbid beside it."""
+    shape = (len(query), 1, query.shape[-2], key.shape[-2])
+    mask = own
+    for view in views:
+        for edit in view.visitors.editing("mask"):
+            site, context = view.visitors.site, view.visitors.context
+            allowed = edit.mask(site, *view.block.size, context, query.device)
+            if allowed is None:
+                continue
+            if not view.block.whole:
+                part = allowed.expand(allowed.shape[0], 1, *view.block.size)
+                allowed = view.block.put(part.new_ones(len(part), *shape[1:]), part)
+            if mask is None:
+                mask = allowed
+            else:
+                mask = mask & allowed if mask.dtype == torch.bool else torch.where(allowed, mask, float("-inf"))
+            _check_mask(type(edit).__name__, mask, own, checked)
+    return mask
+
+
+def _check_mask(edit: str, mask: Tensor, own: Tensor | None, checked: Checked) -> None:
+    """Refuse a mask that leaves a query without any key, but for those that the call itself leaves none.
+
+    Raises:
+        ValueError: Naming the edit.
+    """
+    if id(mask) in checked and checked[id(mask)][1] is own:
+        return
+    open_ = mask if mask.dtype == torch.bool else ~mask.isneginf()
+    blind = ~open_.any(-1)
+    if own is not None:
+        blind = blind & (own if own.dtype == torch.bool else ~own.isneginf()).any(-1)
+    if bool(blind.any()):
+        raise ValueError(f"{edit} forbids every key to {int(blind.sum())} queries of an attention call; each needs one.")
+    checked[id(mask)] = mask, own
+
+
+def _given_out(views: Sequence[_View], output: Tensor) -> Tensor:
+    """What the call gives out, changed and read block by block."""
+    for view in views:
+        block, visitors = view.block, view.visitors
+        for edit in visitors.editing("output"):
+            part = block.take_rows(output)
+            changed = edit.output(part, visitors.site, visitors.context)
+            output = output if changed is part else block.put_rows(output, changed)
+    for view in views:
+        view.visitors.read("output", view.block.take_rows(output))
+    return output
+
+
+def _in_part(views: Sequence[_View], part: list[int], call: _Call, form: Callable[..., Tensor]) -> Tensor:
+    """Explicit attention in a part of the batch, and fused attention in the rest."""
+    query, value = call.query, call.value
+    rest = sorted(set(range(len(query))) - set(part))
+    batch, heads, cells, _ = query.shape
+    # The memory layout in which the module goes on: cells before heads.
+    output = value.new_empty(batch, cells, heads, value.shape[-1], dtype=_fused_dtype(value)).transpose(1, 2)
+    for positions in (part, rest):
+        if positions:
+            own = call.at(positions)
+            output[_run(positions)] = form([view.at(part) for view in views], own) if positions is part else own.fused()
+    return output
+
+
+def _run(positions: Sequence[int]) -> slice | list[int]:
+    """Positions without a gap as a slice, which copies nothing."""
+    first, last = positions[0], positions[-1]
+    return slice(first, last + 1) if last - first + 1 == len(positions) else list(positions)
+
+
+def _beside(rows: range, output: Tensor, call: _Call) -> Tensor:
+    """The output of some queries among all others', which the fused kernel answers."""
+    parts = [output]
+    if rows.start > 0:
+        parts.insert(0, call.fused(range(rows.start)))
+    if rows.stop < call.query.shape[2]:
+        parts.append(call.fused(range(rows.stop, call.query.shape[2])))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+# ------------------------------------------------------------------------------------------------------- columns
+
+
+def _in_columns(views: Sequence[_View], call: _Call) -> Tensor:
+    """Attention whose chosen columns are changed; the square is never formed."""
+    view = views[0]
+    block, visitors, rows = view.block, view.visitors, view.block.rows
+    columns, others = block.index(call.query.device)
+    lowered = _fused_dtype(call.value)
+    query = block.take_rows(call.query).to(lowered)
+    key, value = (tensor.index_select(2, others).to(lowered) for tensor in (call.key, call.value))
+    rest = attention_and_logsumexp(query, key, value, mask_part(call.mask, rows, others), call.factor)
+    with _without_autocast(query.device.type):
+        scores = _column_scores(view, call)
+        if visitors.reads("original_probs"):
+            visitors.read("original_probs", column_probs(scores, torch.logaddexp(rest[1], scores.logsumexp(-1))))
+        for edit in visitors.editing("scores"):
+            scores = edit.scores(scores, visitors.site, visitors.context)
+        total = torch.logaddexp(rest[1], scores.logsumexp(-1))
+        probs = column_probs(scores, total)
+        for edit in visitors.editing("probs"):
+            probs = edit.probs(probs, visitors.site, visitors.context)
+        visitors.read("probs", probs)
+        output = with_columns(rest[0], rest[1], total, probs, call.value.index_select(2, columns))
+    return _beside(rows, output, call)
+
+
+def _read_columns(view: _View, call: _Call) -> None:
+    """Show scores and probabilities of the chosen columns, with their graph."""
+    visitors = view.visitors
+    scores = _column_scores(view, call)
+    total = row_logsumexp(view.block.take_rows(call.query), call.key, mask_part(call.mask, view.block.rows), call.factor)
+    for quantity in ("original_probs", "probs"):
+        if visitors.reads(quantity):  # type: ignore[arg-type]
+            visitors.read(quantity, column_probs(scores, total))  # type: ignore[arg-type]
+
+
+def _column_scores(view: _View, call: _Call) -> Tensor:
+    block = view.block
+    columns = block.index(call.query.device)[0]
+    mask = mask_part(call.mask, block.rows, columns)
+    scores = masked_scores(block.take_rows(call.query), call.key.index_select(2, columns), mask, call.factor)
+    view.visitors.read("scores", scores)
+    return scores
+
+
+# ------------------------------------------------------------------------------------------------------- squares
+
+
+def _in_squares(views: Sequence[_View], call: _Call) -> Tensor:
+    """Attention over probabilities that are formed, for all keys of the queries that somebody reads or changes."""
+    rows, dtype = _hull(views), _fused_dtype(call.value)
+    probs = _square_probs(views, call, rows)
+    with _without_autocast(call.query.device.type):
+        output = probs.to(dtype) @ call.value.to(dtype)
+    return _beside(rows, output, call)
+
+
+def _hull(views: Sequence[_View]) -> range:
+    """The queries between the first and the last that belong to a block."""
+    return range(min(view.block.rows.start for view in views), max(view.block.rows.stop for view in views))
+
+
+def _square_probs(views: Sequence[_View], call: _Call, rows: range) -> Tensor:
+    """Scores, softmax, and what edits make of both: ``batch heads rows key``."""
+    # Autocast would round the product of queries and keys, and what edits and records compute, to half precision.
+    with _without_autocast(call.query.device.type):
+        scores = masked_scores(call.query[:, :, rows.start : rows.stop], call.key, mask_part(call.mask, rows), call.factor)
+        _show(views, "scores", scores, rows)
+        if any(view.visitors.reads("original_probs") for view in views):
+            _show(views, "original_probs", scores.softmax(-1), rows)
+        probs = _edited(views, "probs", _edited(views, "scores", scores, rows).softmax(-1), rows)
+        _show(views, "probs", probs, rows)
+        return probs
+
+
+def _show(views: Sequence[_View], quantity: Any, square: Tensor, rows: range) -> None:
+    for view in views:
+        if view.visitors.reads(quantity):
+            view.visitors.read(quantity, view.block.take(square, rows.start))
+
+
+def _edited(views: Sequence[_View], stage: Stage, square: Tensor, rows: range) -> Tensor:
+    for view in views:
+        for edit in view.visitors.editing(stage):
+            part = view.block.take(square, rows.start)
+            change = edit.scores if stage == "scores" else edit.probs
+            changed = change(part, view.visitors.site, view.visitors.context)
+            square = square if changed is part else view.block.put(square, changed, rows.start)
+    return square
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, on a device that has it (``meta`` has not)."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _fused_dtype(value: Tensor) -> torch.dtype:
+    """Precision of what the fused call would give out: autocast lowers it, but for float64."""
+    device = value.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and value.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return value.dtype

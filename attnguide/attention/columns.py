@@ -1,0 +1,148 @@
+"""A few key columns of a large attention, read and changed without forming the square of queries and keys.
+
+With the scores ``S`` of the chosen columns and ``r``, the logarithm of the sum of ``exp(scores)`` over all other keys of a row,
+
+* ``total = log(exp(r) + sum exp(S))`` normalises the row, and ``P = exp(S - total)`` are the columns' probabilities,
+* ``output = exp(r - total) O + P V``, where ``O`` is attention over the other keys alone, from the fused kernel.
+
+Changed scores change ``S`` before ``total``; changed probabilities replace ``P``. No difference of large numbers is taken, so
+that half precision is as exact as the fused kernel even where the columns held nearly all of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**24
+"""Most scores that are held at once, over batch, heads, queries and keys."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision to float32, so that softmax and losses keep their digits."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def masked_scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Scaled scores ``batch heads query key`` in float32 or wider, minus infinity where a mask forbids.
+
+    Args:
+        query: ``batch heads query head_dim``.
+        key: ``batch heads key head_dim``.
+        mask: Bool (true may attend) or additive, broadcast to the scores.
+        scale: Factor on the products.
+    """
+    scores = wide(query) @ (wide(key) * scale).transpose(-1, -2)
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, float("-inf"))
+    # A sum with minus infinity has a gradient, which is no number in a row without any key.
+    return (scores + mask).masked_fill(mask.isneginf(), float("-inf"))
+
+
+def mask_part(mask: Tensor | None, rows: range | None = None, keys: Tensor | None = None) -> Tensor | None:
+    """A mask for some queries and some keys, in four axes; an axis of length 1 stands for all."""
+    if mask is None:
+        return None
+    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
+    if rows is not None and mask.shape[2] > 1:
+        mask = mask[:, :, rows.start : rows.stop]
+    return mask.index_select(3, keys) if keys is not None and mask.shape[3] > 1 else mask
+
+
+def row_logsumexp(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Logarithm of the sum of ``exp(scores)`` over all keys of every row, ``batch heads query``; arguments as above.
+
+    Without gradient it comes from a fused kernel where one returns it; else it is summed in chunks of queries, which are
+    computed again in the backward pass, so that no more than :data:`CHUNK` scores are ever held.
+    """
+    graph = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    found = None if graph else _kernel(query, key, key, mask, scale)
+    if found is not None:
+        return found[1]
+    batch, heads, queries, _ = query.shape
+    size = max(1, CHUNK // (batch * heads * key.shape[2]))
+    parts = []
+    for start in range(0, queries, size):
+        rows = range(start, min(start + size, queries))
+        chunk = query[:, :, rows.start : rows.stop], key, mask_part(mask, rows), scale
+        again = checkpoint(_logsumexp, *chunk, use_reentrant=False, preserve_rng_state=False) if graph else _logsumexp(*chunk)
+        parts.append(again)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _logsumexp(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return masked_scores(query, key, mask, scale).logsumexp(-1)
+
+
+def column_probs(scores: Tensor, total: Tensor) -> Tensor:
+    """Probabilities of columns, ``batch heads query columns``, from their scores and the logarithm of their rows' sums."""
+    least = torch.finfo(total.dtype).min  # a row without any key has probabilities of 0
+    return (scores - total.clamp_min(least).unsqueeze(-1)).exp()
+
+
+def attention_and_logsumexp(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Fused attention ``batch heads query head_dim``, and its :func:`row_logsumexp`; 0 in rows without any key."""
+    if key.shape[2] == 0:
+        output = torch.zeros_like(query[..., :1]).expand(*query.shape[:3], value.shape[-1])
+        return output, torch.full_like(wide(query[..., 0]), float("-inf"))
+    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    found = None if graph else _kernel(query, key, value, mask, scale)
+    if found is None:
+        seeing = None if mask is None else _sighted(mask)  # a blind row has no number, and its gradient neither
+        found = F.scaled_dot_product_attention(query, key, value, seeing, scale=scale), row_logsumexp(query, key, mask, scale)
+    output, logsumexp = found
+    return (output if mask is None else torch.where(logsumexp.isneginf().unsqueeze(-1), 0.0, output)), logsumexp
+
+
+def _sighted(mask: Tensor) -> Tensor:
+    """A mask whose rows without any key see all of them."""
+    closed = ~mask if mask.dtype == torch.bool else mask.isneginf()
+    return torch.where(closed.all(-1, keepdim=True), mask.new_ones(()) if mask.dtype == torch.bool else 0.0, mask)
+
+
+def with_columns(output: Tensor, others: Tensor, total: Tensor, probs: Tensor, value: Tensor) -> Tensor:
+    """Attention over all keys, ``batch heads query head_dim``.
+
+    Args:
+        output: Attention over the other keys alone.
+        others: Their :func:`row_logsumexp`, ``batch heads query``.
+        total: The same of all keys.
+        probs: Probabilities of the columns, which need not be those that ``total`` says.
+        value: Values of the columns, ``batch heads columns head_dim``.
+    """
+    least = torch.finfo(total.dtype).min
+    share = (others - total.clamp_min(least)).exp().unsqueeze(-1)
+    return (share * wide(output) + probs @ wide(value)).to(output.dtype)
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor] | None:
+    """Output and row sums of a fused kernel that gives out both; ``None`` where there is none for such tensors."""
+    device, alike = query.device.type, query.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
+    if not alike or 0 in (*query.shape, *key.shape):
+        return None
+    if device == "cpu":
+        added = None if mask is None else _additive(mask, query.dtype).expand(-1, -1, query.shape[2], key.shape[2])
+        output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=added, scale=scale
+        )
+        if added is not None:  # the kernel says 0 of a row without any key
+            logsumexp = logsumexp.masked_fill(added.isneginf().all(-1), float("-inf"))
+        return output, logsumexp
+    if device == "cuda" and mask is None and query.shape[-1] % 8 == 0 and query.dtype != torch.float64:
+        output, logsumexp, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, compute_log_sumexp=True, scale=scale
+        )
+        return output, logsumexp[..., : query.shape[2]]  # padded to whole tiles
+    return None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask in four axes as numbers that are added to scores."""
+    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)

@@ -1,0 +1,67 @@
+"""Why a site showed no attention, and what helps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from torch import nn
+
+from attnguide.attention.sites import Site
+
+
+def silent(site: Site, module: nn.Module, passed: Sequence[tuple[int, int]], tokens: int | None, hooks: Sequence[str]) -> str:
+    """Why a module that ran showed no attention of one of its sites.
+
+    Args:
+        site: The site.
+        module: Its module.
+        passed: Queries and keys of the attention calls that the module made.
+        tokens: Positions of the text that it was given, where known.
+        hooks: Names of other libraries' hooks on the way to it.
+    """
+    if passed:
+        calls = ", ".join(f"{queries}x{keys}" for queries, keys in passed)
+        text = "" if tokens is None else f" and a text of {tokens} tokens"
+        return (
+            f"Attention site {site.name!r} ({site.kind}) made attention calls over {calls} positions; none is that of a "
+            f"{site.height}x{site.width} map{text}, so nothing can be read or edited there (does token merging change them?)."
+        )
+    processor = getattr(module, "processor", None)
+    hint = "use the library's default processor (no attention slicing, no xformers)"
+    backend = attention_backend(processor)
+    if backend is not None:
+        hint = (
+            f"the attention backend {backend!r} is active, which diffusers' set_attention_backend sets for every model of the "
+            "process: call set_attention_backend('native') on this one, and leave DIFFUSERS_ATTN_BACKEND alone"
+        )
+    return (
+        f"Attention site {site.name!r} ran without calling scaled_dot_product_attention (its processor is "
+        f"{type(processor).__name__}), so nothing can be read or edited there; {hint}{_named(hooks)}."
+    )
+
+
+def attention_backend(processor: object) -> str | None:
+    """The backend that a processor of diffusers dispatches its attention to; ``None`` where it does not dispatch.
+
+    A processor without a backend of its own follows the one of the process, which is looked up where diffusers is loaded.
+    """
+    if not hasattr(processor, "_attention_backend"):
+        return None
+    registry = getattr(sys.modules.get("diffusers.models.attention_dispatch"), "_AttentionBackendRegistry", None)
+    backend = processor._attention_backend or getattr(registry, "_active_backend", None)
+    return str(getattr(backend, "value", backend))
+
+
+def absent(missing: Sequence[Site], ran: int, hooks: Sequence[str]) -> str:
+    """Why sites did not run at all, though so many others did."""
+    names = repr(missing[0].name) + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+    return (
+        f"Attention site {names} did not run in a pass that reads or edits it ({ran} others did): a cache that skips blocks, "
+        "or compiled code, keeps it from running; disable the cache (disable_cache()), and compile with module.compile()"
+        f"{_named(hooks)}."
+    )
+
+
+def _named(hooks: Sequence[str]) -> str:
+    return f" (hooks of other libraries here: {', '.join(hooks)})" if hooks else ""

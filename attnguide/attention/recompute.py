@@ -1,0 +1,70 @@
+"""Gradient checkpointing of a network, whose recomputation runs with the same probes and edits as its first pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+Reenter = Callable[[nn.Module | None], AbstractContextManager[None]]
+"""From the part of the network that is computed again (``None`` where it is no module) to what it runs in."""
+
+
+@contextmanager
+def checkpointing(network: nn.Module | None, reenter: Reenter) -> Iterator[None]:
+    """Parts of a network that diffusers checkpoints enter ``reenter`` whenever the backward pass computes them again.
+
+    Where gradient checkpointing is not switched on, or no gradients are computed, nothing changes.
+
+    Args:
+        network: Whose blocks; ``None`` is no network.
+        reenter: Made anew for each recomputation, in the thread of the backward pass.
+    """
+    on = torch.is_grad_enabled() and network is not None
+    modules = [module for module in network.modules() if _checkpointed(module)] if on and network is not None else []
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_replaced(module, reenter))
+        yield
+
+
+def _checkpointed(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func")
+
+
+@contextmanager
+def _replaced(module: nn.Module, reenter: Reenter) -> Iterator[None]:
+    own, thread = module._gradient_checkpointing_func, threading.get_ident()
+
+    def run(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return own(function, *args, **kwargs)  # type: ignore[operator]
+        part = function if isinstance(function, nn.Module) else None
+        contexts = nullcontext(), _Reentry(lambda: reenter(part))
+        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
+
+    module._gradient_checkpointing_func = run  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        module._gradient_checkpointing_func = own
+
+
+class _Reentry(AbstractContextManager[None]):
+    """A context that may be entered once for every backward pass through a graph."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make = make
+        self.entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self.entered.append(self.make())
+        self.entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.entered.pop().__exit__(*error)

@@ -1,0 +1,80 @@
+"""Who reads and changes one site in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from attnguide.attention.blocks import Columns
+from attnguide.attention.capture import EXPLICIT, Probe, Quantity
+from attnguide.attention.edits import Edit, Stage
+from attnguide.attention.sites import Site
+from attnguide.types import PassContext
+
+
+class CaptureError(RuntimeError):
+    """A site that was asked for did not show its attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Visitors:
+    """Who reads and changes one site in one pass.
+
+    Attributes:
+        site: Which.
+        context: What the pass is for.
+        probes: Its readers.
+        edits: Its changes, in order.
+        columns: Text positions that are shown of a cross site.
+    """
+
+    site: Site
+    context: PassContext
+    probes: Sequence[Probe]
+    edits: Sequence[Edit]
+    columns: Columns
+
+    def read(self, quantity: Quantity, tensor: Tensor) -> None:
+        """Show a tensor to the probes of its kind."""
+        for probe in self.probes:
+            if probe.quantity == quantity:
+                probe.record(self.site, tensor, self.context)
+
+    def reads(self, *quantities: Quantity) -> bool:
+        """Whether a probe reads one of these."""
+        return any(probe.quantity in quantities for probe in self.probes)
+
+    def editing(self, stage: Stage) -> list[Edit]:
+        """The edits that act at a stage."""
+        return [edit for edit in self.edits if stage in edit.stages]
+
+    @property
+    def reads_probs(self) -> bool:
+        """Whether somebody reads what the fused kernel never forms."""
+        return self.reads(*EXPLICIT)
+
+    @property
+    def edits_probs(self) -> bool:
+        """Whether somebody changes scores or probabilities."""
+        return any(edit.stages & {"scores", "probs"} for edit in self.edits)
+
+    def touched(self) -> set[int]:
+        """Positions in the batch whose scores or probs are changed."""
+        found = [edit.touches(self.context) for edit in self.edits if edit.stages & {"scores", "probs"}]
+        every = range(len(self.context.rows))
+        return {position for part in found for position in (every if part is None else part)}
+
+    def at(self, positions: Sequence[int]) -> Visitors:
+        """The edits of a part of the batch, and nobody who reads."""
+        rows = tuple(self.context.rows[position] for position in positions)
+        branches = tuple(self.context.branches[position] for position in positions)
+        return replace(self, context=replace(self.context, rows=rows, branches=branches), probes=())
+
+    def given_out(self, output: Tensor) -> Tensor:
+        """What a feature site gives out, changed and read."""
+        for edit in self.editing("output"):
+            output = edit.output(output, self.site, self.context)
+        self.read("output", output)
+        return output
