@@ -124,7 +124,7 @@ class BoundedAttention(Guidance):
         on = [number != 0 for number in scales]
         bounds = SubjectBounds(targets, on, masks, self.refine_start, self.refine_every)
         finest = SiteSelector(levels=levels and (min(levels),), places=("up",))
-        return [bounds, SubjectMaps(masks, finest)] if self.refine else [bounds]
+        return [bounds, SubjectMaps(masks, on, finest)] if self.refine else [bounds]
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         words = subject_words(targets) | end_token(targets)[:, None]

@@ -96,17 +96,18 @@ class SubjectMaps(Edit):
 
     Args:
         masks: Refined from the maps.
+        on: For each row, whether it is masked at all; nothing is shown where none is.
         sites: Whose maps, of one size.
     """
 
     stages = frozenset({"probs"})
     remembers = True
 
-    def __init__(self, masks: SubjectMasks, sites: SiteSelector) -> None:
-        self.masks, self.sites = masks, sites
+    def __init__(self, masks: SubjectMasks, on: Sequence[bool], sites: SiteSelector) -> None:
+        self.masks, self.on, self.sites = masks, list(on), sites
 
     def active(self, context: PassContext) -> bool:
-        return context.kind == "denoise"
+        return context.kind == "denoise" and any(self.on[row] for row in context.rows)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         self.masks.see(site, probs[context.positions("cond")].detach().mean(1))
