@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,11 +20,16 @@ class AttentionMaps:
         probs: ``batch heads query key`` per site, float32 or wider; queries are row-major over the site's ``height width``.
         features: ``batch channels height width`` per feature site, float32 or wider; empty where none were asked for.
         source: The same of the same rows' source at the same step, without gradient; ``None`` where none is read.
+        own: For cross-attention whose keys are a part of the network's, the keys that are the row's own, bool, ``batch key``;
+            ``None`` where every row of probs sums to 1 over its keys. In joint attention the picture holds most of a row, and
+            padding much of the text's part, so that a word's probs have no scale of their own: averages are divided by their
+            sum over these keys (:meth:`normalised`), and thresholds mean what they mean in a UNet.
     """
 
     probs: Mapping[Site, Tensor]
     features: Mapping[Site, Tensor] = field(default_factory=dict)
     source: AttentionMaps | None = None
+    own: Tensor | None = None
 
     def __post_init__(self) -> None:
         for site, tensor in self.probs.items():
@@ -45,7 +50,24 @@ class AttentionMaps:
             {site: tensor[index] for site, tensor in self.probs.items()},
             {site: tensor[index] for site, tensor in self.features.items()},
             None if self.source is None else self.source.select(index),
+            None if self.own is None else self.own[index],
         )
+
+    def among(self, sites: Collection[Site]) -> AttentionMaps:
+        """Only the probs of these sites."""
+        return replace(self, probs={site: self.probs[site] for site in sites}, source=None)
+
+    def normalised(self, values: Tensor) -> Tensor:
+        """Probs over the keys that are the row's own, which then sum to 1; other keys get 0. As they are without :attr:`own`.
+
+        Args:
+            values: Cross-attention, ``batch ... key``, means over heads and sites for one.
+        """
+        if self.own is None:
+            return values
+        own = self.own.view(len(self.own), *[1] * (values.ndim - 2), -1).to(values)
+        held = values * own
+        return held / held.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
 
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:
@@ -53,7 +75,7 @@ class AttentionMaps:
         return tuple(sorted({(site.height, site.width) for site in self.probs}, reverse=True))
 
     def average(self, height: int, width: int) -> Tensor:
-        """Mean over heads and sites of one size: ``batch height width key``.
+        """Mean over heads and sites of one size, :meth:`normalised`: ``batch height width key``.
 
         Raises:
             ValueError: If no site has that size.
@@ -61,14 +83,14 @@ class AttentionMaps:
         chosen = [tensor for site, tensor in self.probs.items() if (site.height, site.width) == (height, width)]
         if not chosen:
             raise ValueError(f"No captured site has a {height}x{width} map; captured sizes are {self.resolutions}.")
-        return torch.cat(chosen, dim=1).mean(1).unflatten(1, (height, width))
+        return self.normalised(torch.cat(chosen, dim=1).mean(1)).unflatten(1, (height, width))
 
     def resized_average(self, height: int, width: int, mode: str = "bilinear") -> Tensor:
-        """Mean over heads and sites after resizing every site's map: ``batch height width key``."""
+        """Mean over heads and sites after resizing every site's map, :meth:`normalised`: ``batch height width key``."""
         parts = [
             resize(tensor.mean(1).unflatten(1, (s.height, s.width)), height, width, mode) for s, tensor in self.probs.items()
         ]
-        return torch.stack(parts).mean(0)
+        return self.normalised(torch.stack(parts).mean(0))
 
 
 def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
@@ -79,23 +101,18 @@ def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Ten
     return F.interpolate(maps.movedim(-1, 1), (height, width), mode=mode, **options).movedim(1, -1)
 
 
-def token_softmax(maps: Tensor, ends: Tensor, temperature: float = 100.0, keep_after_end: bool = False) -> Tensor:
+def token_softmax(maps: Tensor, competing: Tensor, temperature: float = 100.0) -> Tensor:
     """Softmax over the tokens of a map, without the start token: how attend-and-excite compares words.
 
-    ``softmax(temperature * maps[..., 1:last])`` put back at the tokens' own positions, everything else 0
+    ``softmax(temperature * maps[..., competing])`` put back at the tokens' own positions, everything else 0
     (https://arxiv.org/abs/2301.13826).
 
     Args:
         maps: ``batch height width key`` in [0, 1].
-        ends: Position of each row's end token, ``batch``.
+        competing: Which tokens take part, bool, ``batch key`` (:meth:`~attnguide.prompt.targets.Targets.competing`).
         temperature: Factor before the softmax.
-        keep_after_end: Let the end token and the padding after it (all but the last position) compete too, as the reference
-            does for SD 1.x.
     """
-    position = torch.arange(maps.shape[-1], device=maps.device)
-    last = torch.full_like(ends, maps.shape[-1] - 1) if keep_after_end else ends
-    inside = (position[None] >= 1) & (position[None] < last[:, None])
-    logits = (maps * temperature).masked_fill(~inside[:, None, None], float("-inf"))
+    logits = (maps * temperature).masked_fill(~competing[:, None, None], float("-inf"))
     return logits.softmax(-1)
 
 

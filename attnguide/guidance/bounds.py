@@ -21,8 +21,8 @@ def subject_words(targets: Targets) -> Tensor:
 
 
 def end_token(targets: Targets) -> Tensor:
-    """True at the first end token, ``batch tokens``."""
-    return torch.arange(targets.tokens.shape[-1], device=targets.device) == targets.end[:, None]
+    """True at first end tokens, ``batch tokens``; not where the end is the sink, which belongs to no subject."""
+    return targets.ends & ~targets.sinks
 
 
 class SubjectBounds(Edit):

@@ -94,13 +94,13 @@ class Conform(Guidance):
         recalled = memory.recall(targets.rows, step, list(probs))
         # The published code has made one pass more when a refinement begins.
         extra = int(self.update.refinement(step) is not None)
-        losses = []
+        competing, losses = targets.competing(with_end=True), []
         for row, remembered in enumerate(recalled):
             groups = targets.groups[row]
             words = list(dict.fromkeys(word for group in groups for word in group.words))
-            seen = [self._words(probs[row], words, targets.end[row], 100.0)]
+            seen = [self._words(probs[row], words, competing[row], 100.0)]
             if remembered.previous is not None:
-                seen.append(self._words(remembered.previous, words, targets.end[row], self._heat(remembered, extra)))
+                seen.append(self._words(remembered.previous, words, competing[row], self._heat(remembered, extra)))
             related = _related(words, groups, last_only=self.reference).to(probs.device).repeat(len(seen), len(seen))
             losses.append(nt_xent(torch.cat(seen).flatten(1), related, self.temperature) if words else probs[row].sum() * 0)
         return torch.stack(losses)
@@ -111,11 +111,11 @@ class Conform(Guidance):
             return 100.0
         return 100.0 ** min(remembered.passes + extra, 150)
 
-    def _words(self, probs: Tensor, words: Sequence[tuple[int, ...]], end: Tensor, heat: float) -> Tensor:
+    def _words(self, probs: Tensor, words: Sequence[tuple[int, ...]], competing: Tensor, heat: float) -> Tensor:
         """Maps of words from one row's ``height width tokens`` map; ``words height width``."""
         if self.softmax:
             heated = probs * torch.tensor(heat, device=probs.device, dtype=probs.dtype)
-            probs = token_softmax(heated[None], end[None], temperature=1.0, keep_after_end=True)[0]
+            probs = token_softmax(heated[None], competing[None], temperature=1.0)[0]
         maps = torch.stack([probs[..., list(word)].mean(-1) for word in words]) if words else probs.movedim(-1, 0)[:0]
         return gaussian_smooth(maps, self.blur_std) if self.blur_std > 0 and words else maps
 

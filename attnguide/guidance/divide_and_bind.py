@@ -95,7 +95,7 @@ class DivideAndBind(Guidance):
             )
 
         nouns = read(maps)
-        finer = AttentionMaps({s: p for s, p in maps.probs.items() if (s.height, s.width) != (height, width)} or maps.probs)
+        finer = maps.among([site for site in maps.probs if (site.height, site.width) != (height, width)] or [*maps.probs])
         attributes = read(finer, "nearest") if self.bind else nouns
         found = [self._one_row(nouns[i], attributes[i], groups, step) for i, groups in enumerate(targets.groups)]
         losses, least = (torch.stack(parts) for parts in zip(*found, strict=True))

@@ -127,7 +127,7 @@ class MaskGuidance(Guidance):
         """Weighted terms at one map size, ``batch regions``."""
         if self.per_head:
             sites = [probs for site, probs in maps.probs.items() if (site.height, site.width) == (height, width)]
-            heads = torch.cat(sites, dim=1)
+            heads = maps.normalised(torch.cat(sites, dim=1))
             words = torch.einsum("bhqt,brt->brhq", heads, targets.tokens.to(heads.dtype)).unflatten(-1, (height, width))
         else:
             mean = maps.average(height, width).flatten(1, 2)

@@ -115,9 +115,12 @@ class RegionAndBoundary(Guidance):
         words = region_maps(every.flatten(1, 2), tokens).unflatten(-1, (height, width))
         if self.sharpness == 0:
             return words, words
-        upward = {site: probs for site, probs in maps.probs.items() if site.place != "down"} or maps.probs
-        sharp = (AttentionMaps(upward).resized_average(height, width)[..., 1:] * self.sharpness).softmax(-1)
-        return words, region_maps(sharp.flatten(1, 2), tokens[..., 1:]).unflatten(-1, (height, width))
+        upward = maps.among([site for site in maps.probs if site.place != "down"] or [*maps.probs])
+        rivals = targets.own & ~targets.sinks
+        some = rivals.any(0)  # a shorter axis, since the order of summing depends on its length
+        seen = upward.resized_average(height, width)[..., some] * self.sharpness
+        sharp = seen.masked_fill(~rivals[:, None, None, some], -torch.inf).softmax(-1)
+        return words, region_maps(sharp.flatten(1, 2), tokens[..., some]).unflatten(-1, (height, width))
 
     def _smooth(self, maps: Tensor) -> Tensor:
         peak = maps.detach().amax((-2, -1), keepdim=True).clamp_min(1e-12)

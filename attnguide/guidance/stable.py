@@ -57,7 +57,7 @@ class Stable(Guidance):
     * Rows keep their sum, so what a site gives out stays a mean of its value vectors, as without any method. Words take at most
       the share ``room`` of what is free in a cell: where nothing else is left the picture breaks.
     * Where words leave a cell the first token takes what they held. It says nothing about the prompt; end and padding tokens,
-      which know all of it, would draw the objects there again.
+      which know all of it, would draw the objects there again. (Encoders of T5's kind have none: their end token takes it.)
     * Outside of all regions the first token also takes what the end token and padding hold, for the same reason
       (:func:`~attnguide.injection.transport.hush_later`). Words after the last placed one know the objects, too, but say what
       else should be seen, a background for one: they keep theirs unless ``later`` is ``all``.

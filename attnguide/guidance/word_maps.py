@@ -19,7 +19,7 @@ def _compared(
 ) -> Tensor:
     """Token softmax at temperature 100 (https://arxiv.org/abs/2301.13826), ``batch height width tokens``."""
     mean = maps.average(height, width) if mode is None else maps.resized_average(height, width, mode)
-    return token_softmax(mean, targets.end, keep_after_end=not until_end)
+    return token_softmax(mean, targets.competing(with_end=not until_end))
 
 
 def _smoothed(maps: Tensor, blur_std: float) -> Tensor:

@@ -82,8 +82,9 @@ class _Swap(WindowEdit):
         self.indices = torch.zeros(len(targets.tokenized), length, dtype=torch.long)
         self.shared = torch.zeros(len(targets.tokenized), length)
         for row, (source, prompt) in enumerate(zip(targets.source_prompts, targets.tokenized, strict=True)):
-            for position, other in equal_spans(source.ids, prompt.ids).items():
-                self.indices[row, position], self.shared[row, position] = other, 1.0
+            for room in prompt.rooms():
+                for place, other in equal_spans(source.ids[room.start : room.stop], prompt.ids[room.start : room.stop]).items():
+                    self.indices[row, room.start + place], self.shared[row, room.start + place] = room.start + other, 1.0
 
     def active(self, context: PassContext) -> bool:
         return super().active(context) and bool(context.positions("source"))

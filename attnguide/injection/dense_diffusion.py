@@ -93,7 +93,9 @@ class DenseDiffusion(Injection):
                         f"Region {regions[index].phrase!r}: the phrase alone must have the tokens it has in the prompt "
                         f"{targets.tokenized[row].text!r} (positions {positions}); use splice=False."
                     )
-                cond[row, positions] = phrase_states[list(own.word_positions)]
+                columns = targets.columns
+                there = positions if columns is None else [columns[position] for position in positions]
+                cond[row, there] = phrase_states[list(own.word_positions)]
         return replace(states, cond=cond)
 
 

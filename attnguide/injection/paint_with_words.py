@@ -109,10 +109,13 @@ def _on_picture(region: Region, height: int, width: int) -> Tensor:
 
 
 def _occurrences(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[int]:
-    """Positions of every run of the same tokens."""
-    wanted = [prompt.ids[position] for position in positions]
-    starts = [at for at in range(len(prompt.ids)) if list(prompt.ids[at : at + len(wanted)]) == wanted]
-    return [start + offset for start in starts for offset in range(len(wanted))]
+    """Positions of every run of the same tokens in the same segment."""
+    found: list[int] = []
+    for room in prompt.rooms():
+        wanted = [prompt.ids[position] for position in positions if position in room]
+        starts = [at for at in room if wanted and list(prompt.ids[at : at + len(wanted)]) == wanted]
+        found += [start + offset for start in starts for offset in range(len(wanted))]
+    return found
 
 
 class _Painting(WindowEdit):

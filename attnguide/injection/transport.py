@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from attnguide.attention.sites import Site, SiteSelector
@@ -21,6 +21,17 @@ Later = Literal["end", "all", "keep"]
 
 _TINY = 1e-12
 
+Sinks = Sequence[tuple[int, Tensor]]
+"""Positions of tokens that take what is left over, each with its share in every row, ``batch``, in [0, 1]."""
+
+
+def _hand(probs: Tensor, surplus: Tensor, sinks: Sinks | None) -> None:
+    """Add ``batch heads query`` to the sinks, in place; to token 0, which opens CLIP's sentences, when ``None``."""
+    for position, share in sinks or ():
+        probs[..., position] += surplus * share.to(probs)[:, None, None]
+    if sinks is None:
+        probs[..., 0] += surplus
+
 
 def transport(
     probs: Float[Tensor, "batch heads query key"],
@@ -29,6 +40,7 @@ def transport(
     room: float = 1.0,
     surplus: Surplus = "first",
     columns: Int64[Tensor, "columns"] | None = None,
+    sinks: Sinks | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
     """Interpolate the columns of some tokens towards goals; every row keeps its sum.
 
@@ -38,17 +50,18 @@ def transport(
     never gains mass, and loses some only where its region has no room for it.
 
     What is left of a cell belongs to the other tokens. Where they have to make room they shrink by one factor. Where they would
-    grow, ``surplus`` says who does: with ``others`` all of them in proportion; with ``first`` the first alone, which opens
-    every sentence and says nothing about it, whereas end and padding tokens know all of its words, and would draw the same
-    objects where their words have just been taken away.
+    grow, ``surplus`` says who does: with ``others`` all of them in proportion; with ``first`` the sinks alone, for CLIP the
+    first token, which opens every sentence and says nothing about it, whereas end and padding tokens know all of its words,
+    and would draw the same objects where their words have just been taken away.
 
     Args:
-        probs: At least 0; token 0 opens the sentence.
+        probs: At least 0.
         goals: Where each token's mass should lie; columns sum to 1, or to 0 for tokens that stay.
-        strength: In [0, 1]; 0 for tokens that stay, the first one among them.
+        strength: In [0, 1]; 0 for tokens that stay, the sinks among them.
         room: Largest share of what is free in a cell that tokens may take, in (0, 1].
         surplus: ``first`` or ``others``; also ``first`` where a cell held none of the others.
         columns: Positions of the tokens that are steered in any row, where they are known.
+        sinks: Who takes what is left over; token 0 when ``None``.
 
     Returns:
         Probabilities at least 0 with the row sums of ``probs``.
@@ -71,7 +84,7 @@ def transport(
     result = probs * factor[..., None]
     kept = torch.where(moved > 0, 1 - moved, factor[..., None])
     result.index_copy_(-1, columns, kept * found + share[..., None] * coming)
-    result[..., 0] += (left - factor * held).clamp_min(0) * steered
+    _hand(result, (left - factor * held).clamp_min(0) * steered, sinks)
     return result
 
 
@@ -79,31 +92,34 @@ def hush_later(
     probs: Float[Tensor, "batch heads query key"],
     goals: Float[Tensor, "batch query key"],
     strength: Float[Tensor, "batch key"],
-    ends: Int64[Tensor, "batch"] | None = None,
+    later: Bool[Tensor, "batch key"] | None = None,
+    sinks: Sinks | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
-    """Outside of all goals, hand what later tokens hold to the first token.
+    """Outside of all goals, hand what later tokens hold to the sinks.
 
     A causal text encoder lets the tokens after the steered words know them, most of all the end and padding tokens, and where
     those are attended to the words' objects may be drawn without the words. A token loses the share ``s`` of what it holds in a
-    cell, the largest strength of the row; the first token gains it.
+    cell, the largest strength of the row; the sinks gain it.
 
     Args:
-        probs: At least 0; token 0 opens the sentence.
+        probs: At least 0.
         goals: As for :func:`transport`; a cell lies outside if no token has a goal there.
         strength: Likewise.
-        ends: Position of the end token: it and the padding hand over, words before it do not. All tokens after the last
-            steered one do when ``None``; what they say of the picture, its background for one, is then lost outside.
+        later: Tokens that hand over; all after the last steered one when ``None``. What those say of the picture, its
+            background for one, is then lost outside.
+        sinks: Who takes it; token 0 when ``None``.
 
     Returns:
         Probabilities at least 0 with the row sums of ``probs``.
     """
     steered, positions = strength > 0, torch.arange(strength.shape[-1], device=strength.device)
-    last = (positions * steered).amax(-1) if ends is None else ends - 1
-    later = (positions > last[:, None]) & steered.any(-1, keepdim=True)
+    if later is None:
+        later = positions > (positions * steered).amax(-1, keepdim=True)
+    later = later & steered.any(-1, keepdim=True)
     outside = (goals.sum(-1) == 0) * strength.amax(-1, keepdim=True)  # share taken, batch query
     handed = probs * (outside[..., None] * later[:, None])[:, None]
     hushed = probs - handed
-    hushed[..., 0] += handed.sum(-1)
+    _hand(hushed, handed.sum(-1), sinks)
     return hushed
 
 
@@ -134,8 +150,8 @@ class Transport(WindowEdit):
         fade: Factor on the strength, in [0, 1].
         targets: Of the batch.
         room: Largest share of what is free in a cell that words may take, in (0, 1].
-        surplus: Which tokens grow where words leave: ``first`` or ``others``.
-        later: Which tokens hand what they hold outside of all regions to the first (:func:`hush_later`): the ``end`` token and
+        surplus: Which tokens grow where words leave: ``first``, the sinks, or ``others``.
+        later: Which tokens hand what they hold outside of all regions to the sinks (:func:`hush_later`): the ``end`` token and
             padding, ``all`` after the last placed word, or none (``keep``).
     """
 
@@ -153,7 +169,7 @@ class Transport(WindowEdit):
         super().__init__(sites, ("probs",), window, scale, len(targets.regions))
         self.fade, self.targets, self.room, self.surplus, self.later = fade, targets, room, surplus, later
         self._goals: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._drawn: dict[Hashable, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._drawn: dict[Hashable, _Fitted] = {}
 
     def touches(self, context: PassContext) -> Sequence[int]:
         return self.gated(context)
@@ -165,16 +181,39 @@ class Transport(WindowEdit):
         key = (site.height, site.width, context.rows, probs.dtype, probs.device)
         if key not in self._drawn:
             self._drawn[key] = self._fitted(site, context, probs)
-        goals, factors, columns, ends = self._drawn[key]
-        strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * factors
-        moved = transport(probs, goals, strength, self.room, self.surplus, columns)
-        return moved if self.later == "keep" else hush_later(moved, goals, strength, ends if self.later == "end" else None)
+        drawn = self._drawn[key]
+        strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * drawn.factors
+        moved = transport(probs, drawn.goals, strength, self.room, self.surplus, drawn.columns, drawn.sinks)
+        return moved if self.later == "keep" else hush_later(moved, drawn.goals, strength, drawn.later, drawn.sinks)
 
-    def _fitted(self, site: Site, context: PassContext, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Goals and strength factors of a pass's batch elements, the columns of all rows' words, and the end tokens."""
+    def _fitted(self, site: Site, context: PassContext, like: Tensor) -> _Fitted:
         size, rows = (site.height, site.width), list(context.rows)
         if size not in self._goals:
             self._goals[size] = even_goals(self.targets, *size)
         goals, factors = self._goals[size]
         columns = (factors > 0).any(0).nonzero()[:, 0].to(like.device)
-        return goals[rows].to(like), factors[rows].to(like), columns, self.targets.end[rows]
+        later = (self.targets.later if self.later == "end" else after_words(self.targets, factors > 0)) & ~self.targets.sinks
+        shares = self.targets.sinks / self.targets.sinks.sum(-1, keepdim=True)
+        takers = self.targets.sinks.any(0).nonzero()[:, 0].tolist()
+        sinks = [(position, shares[rows, position].to(like)) for position in takers]
+        return _Fitted(goals[rows].to(like), factors[rows].to(like), columns, later[rows], sinks)
+
+
+class _Fitted(NamedTuple):
+    """Of a pass's batch elements: goals, factors on the strength, columns of all rows' words, later tokens, and sinks."""
+
+    goals: Tensor
+    factors: Tensor
+    columns: Tensor
+    later: Tensor
+    sinks: Sinks
+
+
+def after_words(targets: Targets, steered: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+    """True in each segment after its last steered token."""
+    later = torch.zeros_like(steered)
+    for row, prompt in enumerate(targets.tokenized):
+        for room in prompt.rooms():
+            placed = [position for position in room if steered[row, position]]
+            later[row, range(placed[-1] + 1, room.stop) if placed else []] = True
+    return later.to(targets.device)

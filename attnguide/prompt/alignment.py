@@ -31,18 +31,24 @@ def replacement_matrix(
     Raises:
         ValueError: If the prompts differ in their number of words.
     """
-    words = [_words(source), _words(target)]
+    matrix = torch.zeros(len(target.ids), len(target.ids))
+    for room in target.rooms():
+        _replace(matrix, source, target, room, misaligned_tail)
+    return matrix
+
+
+def _replace(matrix: Tensor, source: TokenizedPrompt, target: TokenizedPrompt, room: range, misaligned_tail: bool) -> None:
+    """Write the part of :func:`replacement_matrix` that belongs to one text encoder's positions."""
+    words = [_words(source, room), _words(target, room)]
     if len(words[0]) != len(words[1]):
         raise ValueError(
             f"edit 'replace' needs prompts with equally many words; the source prompt {source.text!r} has {len(words[0])}, "
             f"{target.text!r} has {len(words[1])}."
         )
-    length = len(target.ids)
-    matrix = torch.zeros(length, length)
     pairs = zip(*words, strict=True)
     swapped = [(old, new) for (old_word, old), (new_word, new) in pairs if old_word != new_word and old and new]
-    i = j = 0
-    while i < length and j < length:
+    i = j = room.start
+    while i < room.stop and j < room.stop:
         if swapped and swapped[0][0][0] == i:
             old, new = swapped.pop(0)
             for row, column in zip(old, new, strict=True) if len(old) == len(new) else ((r, c) for r in old for c in new):
@@ -51,7 +57,6 @@ def replacement_matrix(
             continue
         matrix[j if misaligned_tail and not swapped else i, j] = 1.0
         i, j = i + 1, j + 1
-    return matrix
 
 
 def refinement_matrix(
@@ -69,15 +74,16 @@ def refinement_matrix(
         padding_by_position: Let padding read the position it stands at, as the paper's code does, which is a word of a longer
             source.
     """
-    length = len(target.ids)
-    old, new = source.ids[: source.end + 1], target.ids[: target.end + 1]
-    matrix = torch.zeros(length, length)
-    for row, column in _global_alignment(old, new):
-        matrix[row, column] = 1.0
-    offset = 0 if padding_by_position else len(old) - len(new)
-    for column in range(len(new), length):
-        if column + offset < length:
-            matrix[column + offset, column] = 1.0
+    matrix = torch.zeros(len(target.ids), len(target.ids))
+    for room, *segments in zip(target.rooms(), source.segments, target.segments, strict=True):
+        stops = [min(segment.end + 1, room.stop) for segment in segments]
+        old, new = source.ids[room.start : stops[0]], target.ids[room.start : stops[1]]
+        for row, column in _global_alignment(old, new):
+            matrix[room.start + row, room.start + column] = 1.0
+        offset = 0 if padding_by_position else len(old) - len(new)
+        for column in range(stops[1], room.stop):
+            if column + offset < room.stop:
+                matrix[column + offset, column] = 1.0
     return matrix
 
 
@@ -93,9 +99,9 @@ def equal_spans(source: Sequence[int], target: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _words(prompt: TokenizedPrompt) -> list[tuple[str, list[int]]]:
-    """Words between spaces, and the positions of their tokens."""
-    spans = [(position, prompt.offsets[position]) for position in prompt.word_positions]
+def _words(prompt: TokenizedPrompt, room: range) -> list[tuple[str, list[int]]]:
+    """Words between spaces, and the positions of their tokens in one segment."""
+    spans = [(position, prompt.offsets[position]) for position in prompt.word_positions if position in room]
     return [
         (match[0], [position for position, span in spans if span and span[0] < match.end() and match.start() < span[1]])
         for match in re.finditer(r"\S+", prompt.text)

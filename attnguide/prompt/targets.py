@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attnguide.prompt.drawing import Rule, binary_mask, require_cell, soft_mask
 from attnguide.prompt.nested import settle
 from attnguide.prompt.pairs import TokenGroup, group_tokens, row_groups
-from attnguide.prompt.tokens import TokenizedPrompt, resolve
+from attnguide.prompt.tokens import Segment, TokenizedPrompt, resolve, worded, worded_columns
 from attnguide.types import Region, Sample
 
 _T = TypeVar("_T")
@@ -30,8 +30,8 @@ class Targets:
 
     Attributes:
         regions: Per row.
-        token_indices: Per row and region, positions in the tokenized prompt.
-        tokenized: Per row; all of one length.
+        token_indices: Per row and region, positions in the tokenized prompt, like every ``tokens`` axis below.
+        tokenized: Per row; all of one length. Where padding is cut they hold :attr:`columns` of the network's text axis.
         device: Of every tensor given out.
         groups: Per row, nouns and their modifiers: explicit, else found by rule (:mod:`attnguide.prompt.pairs`).
         rows: Each row's number in the batch that is sampled; :meth:`select` keeps it.
@@ -56,23 +56,31 @@ class Targets:
         tokenized: Sequence[TokenizedPrompt],
         device: torch.device | str,
         source_prompts: Sequence[TokenizedPrompt] = (),
+        *,
+        cuts_padding: bool = False,
     ) -> Targets:
         """Look up the words of every region of every row.
 
         Args:
             samples: The rows of one batch, at least one.
-            tokenized: Their prompts, as the model reads them; padded to one length.
+            tokenized: Their prompts, as the model reads them; of one length unless padding is cut.
             device: Where the tensors are wanted.
             source_prompts: Per row, the other prompt whose attention is read, if one is.
+            cuts_padding: Keep only the columns that hold words, end tokens and sinks of any of these prompts
+                (:func:`~attnguide.prompt.tokens.worded_columns`), and pad rows of differing lengths.
 
         Raises:
             ValueError: If the prompts do not match the rows in number or one another in length, or a phrase is not found.
         """
-        lengths = {len(prompt.tokens) for prompt in tokenized}
         if not samples or len(samples) != len(tokenized):
             raise ValueError(
                 f"tokenized must have one prompt per sample, at least one; got {len(tokenized)} for {len(samples)}."
             )
+        if cuts_padding:
+            columns = worded_columns([*tokenized, *source_prompts])
+            tokenized = [prompt.keep(columns) for prompt in tokenized]
+            source_prompts = [prompt.keep(columns) for prompt in source_prompts]
+        lengths = {len(prompt.tokens) for prompt in tokenized}
         if len(lengths) > 1:
             raise ValueError(f"tokenized prompts of a batch must have one length; got {sorted(lengths)}.")
         settled = [settle(row.prompt, row.regions, prompt) for row, prompt in zip(samples, tokenized, strict=True)]
@@ -125,10 +133,14 @@ class Targets:
 
     @cached_property
     def last_tokens(self) -> Float[Tensor, "batch regions tokens"]:
-        """1 at the last position of a region's words, which ends its noun, 0 elsewhere and for padded regions."""
-        position = torch.arange(self.tokens.shape[-1], device=self.device)
-        last = torch.where(self.tokens > 0, position, -1).amax(-1, keepdim=True)
-        return (position == last).float()
+        """Averaging weights of each segment's last position of a region's words, which ends its noun; else 0."""
+        weights = torch.zeros(self.tokens.shape)
+        for row, (prompt, regions) in enumerate(zip(self.tokenized, self.token_indices, strict=True)):
+            for index, positions in enumerate(regions):
+                inside = [[position for position in positions if position in room] for room in prompt.rooms()]
+                last = [max(some) for some in inside if some]
+                weights[row, index, last] = 1 / len(last)
+        return weights.to(self.device)
 
     def source_tokens(self, among: Tensor) -> Float[Tensor, "batch regions tokens"]:
         """Like :attr:`tokens`, at the same words' positions in the source prompts; 0 elsewhere.
@@ -167,10 +179,56 @@ class Targets:
         """True where the row has such a region and its factor is not 0: the regions that decide anything."""
         return self.valid & (self.weights != 0)
 
+    @property
+    def columns(self) -> tuple[int, ...] | None:
+        """Positions in the network's text axis that the ``tokens`` axis stands for; ``None`` for all of them in order."""
+        return self.tokenized[0].columns if self.tokenized else None
+
     @cached_property
-    def end(self) -> Int64[Tensor, "batch"]:
-        """Position of the first end token of each prompt."""
-        return torch.tensor([prompt.end for prompt in self.tokenized], dtype=torch.int64, device=self.device)
+    def ends(self) -> Bool[Tensor, "batch tokens"]:
+        """True at the first end token of each segment."""
+        return self._at(lambda prompt: prompt.ends)
+
+    @cached_property
+    def sinks(self) -> Bool[Tensor, "batch tokens"]:
+        """True at each segment's sink: the token where attention goes that no word wants."""
+        return self._at(lambda prompt: prompt.sinks)
+
+    @cached_property
+    def later(self) -> Bool[Tensor, "batch tokens"]:
+        """True at each segment's end token and, unless it was cut, the padding after it."""
+        return self._at(lambda prompt: [p for s in prompt.segments for p in range(s.end, _last(prompt, s))])
+
+    @cached_property
+    def own(self) -> Bool[Tensor, "batch tokens"]:
+        """True at the row's own positions: all of them, or, where padding is cut, its words, end tokens and sinks."""
+        if self.columns is None:
+            return self._at(lambda prompt: range(len(prompt.tokens)))
+        return self.competing(True) | self.sinks
+
+    def competing(self, with_end: bool) -> Bool[Tensor, "batch tokens"]:
+        """True at the positions that compete in a softmax over words: those after the start token, without sinks.
+
+        Args:
+            with_end: Let end tokens compete as well, and the padding after them but for the last position, as the code of
+                attend-and-excite does for SD 1.x; padding that is cut, and ends that are sinks, never compete.
+        """
+        if not with_end:
+            return self._at(lambda prompt: [p for words in worded(prompt) for p in words]) & ~self.sinks
+        uncut = int(self.columns is None)
+
+        def places(prompt: TokenizedPrompt) -> list[int]:
+            spans = [(prompt.first_word(segment), _last(prompt, segment) - uncut) for segment in prompt.segments]
+            return [place for first, stop in spans for place in range(first, stop)]
+
+        return self._at(places) & ~self.sinks
+
+    def _at(self, places: Callable[[TokenizedPrompt], Iterable[int]]) -> Bool[Tensor, "batch tokens"]:
+        length = len(self.tokenized[0].tokens) if self.tokenized else 0
+        marked = torch.zeros(len(self.tokenized), length, dtype=torch.bool)
+        for row, prompt in enumerate(self.tokenized):
+            marked[row, list(places(prompt))] = True
+        return marked.to(self.device)
 
     def masks(self, height: int, width: int) -> Float[Tensor, "batch regions height width"]:
         """Soft masks in [0, 1] at a map's size, as :func:`~attnguide.prompt.drawing.soft_mask` draws them; 0 where not placed.
@@ -250,6 +308,11 @@ class Targets:
             drawn = soft_mask(region, height, width) if rule is None else binary_mask(region, height, width, rule)
             self._rasters[key] = drawn
         return self._rasters[key]
+
+
+def _last(prompt: TokenizedPrompt, segment: Segment) -> int:
+    """The position after the last of a segment's end token and the padding that was not cut."""
+    return segment.stop if prompt.columns is None else min(segment.end + 1, segment.stop)
 
 
 def region_maps(

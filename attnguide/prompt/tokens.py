@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnguide.prompt.words import Span, occurrences
@@ -13,16 +15,37 @@ _END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
 
 
 @dataclass(frozen=True)
+class Segment:
+    """The positions of a tokenized prompt that one text encoder reads; a network may read several side by side.
+
+    Attributes:
+        start: Its first position.
+        stop: The position after the last one that the network attends to, padding included where that is not masked.
+        end: The position right after the words: the first end token, unless ``end`` equals ``stop`` and there is none.
+        sink: Where attention goes that no word wants: the start token; for encoders of T5's kind, which have none, the end.
+    """
+
+    start: int
+    stop: int
+    end: int
+    sink: int
+
+
+@dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as the text encoder reads it; the four tuples have one entry per position.
+    """A prompt as the network's text encoders read it; the four tuples have one entry per position.
 
     Attributes:
         text: The prompt as the user wrote it, also the part that was cut.
         tokens: Readable pieces, start, end and padding tokens included.
         offsets: Characters ``[first, last + 1)`` of ``text`` behind each position, ``None`` for start, end and padding. All
             vectors of an embedding by textual inversion stand for the characters of its name.
-        ids: The tokenizer's numbers.
-        truncated: The words that the encoder does not read any more, or ``""``.
+        ids: The tokenizer's numbers; -1 where the row is shorter than others of its batch.
+        truncated: The words that no text encoder reads any more, or ``""``.
+        segments: One per text encoder whose states the network attends to, in order. Where none are given all positions are
+            one segment, of CLIP's kind unless the first token is a word or an end token.
+        columns: For a prompt of which only some positions were kept (:meth:`keep`), those positions in the network's text
+            axis; ``None`` where all are there.
 
     Raises:
         ValueError: If the tuples differ in length.
@@ -33,11 +56,21 @@ class TokenizedPrompt:
     offsets: tuple[tuple[int, int] | None, ...]
     ids: tuple[int, ...]
     truncated: str = ""
+    segments: tuple[Segment, ...] = ()
+    columns: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.offsets) == len(self.ids):
             lengths = f"{len(self.tokens)}, {len(self.offsets)} and {len(self.ids)}"
             raise ValueError(f"tokens, offsets and ids must have the same length; got {lengths}.")
+        if not self.segments and self.tokens:
+            object.__setattr__(self, "segments", (self._only_segment(),))
+
+    def _only_segment(self) -> Segment:
+        words = self.word_positions
+        unopened = self.tokens[0] in _END_TOKENS or words[:1] == (0,)  # T5-like tokenizers have no start token
+        end = words[-1] + 1 if words else int(not unopened)
+        return Segment(0, len(self.tokens), end, min(end, len(self.tokens) - 1) if unopened else 0)
 
     @property
     def word_positions(self) -> tuple[int, ...]:
@@ -45,12 +78,63 @@ class TokenizedPrompt:
         return tuple(position for position, span in enumerate(self.offsets) if span is not None and span[0] < span[1])
 
     @property
-    def end(self) -> int:
-        """Position of the first end token: right after the words, also where padding repeats the end token."""
-        words = self.word_positions
-        if words:
-            return words[-1] + 1
-        return 0 if self.tokens[0] in _END_TOKENS else 1  # T5-like tokenizers have no start token
+    def ends(self) -> tuple[int, ...]:
+        """Position of each segment's first end token, where it has one; padding may repeat it."""
+        return tuple(segment.end for segment in self.segments if segment.end < segment.stop)
+
+    @property
+    def sinks(self) -> tuple[int, ...]:
+        """Position of each segment's sink."""
+        return tuple(segment.sink for segment in self.segments)
+
+    def first_word(self, segment: Segment) -> int:
+        """Position of a segment's first word: after the start token and the tokens of a template, if it has any."""
+        inside = (position for position in self.word_positions if segment.start <= position < segment.stop)
+        return next(inside, segment.end)
+
+    def rooms(self) -> tuple[range, ...]:
+        """All positions by segment, the padding behind it included."""
+        starts = [segment.start for segment in self.segments]
+        return tuple(map(range, starts, [*starts[1:], len(self.tokens)]))
+
+    def keep(self, columns: Sequence[int]) -> TokenizedPrompt:
+        """The prompt with these positions of the network's text axis alone, in rising order; those it lacks are padding."""
+        length = len(self.tokens)
+        there = [column if column < length else None for column in columns]
+        segments = tuple(
+            Segment(*(bisect_left(columns, place) for place in (one.start, one.stop, one.end, one.sink)))
+            for one in self.segments
+        )
+        return TokenizedPrompt(
+            self.text,
+            tuple("" if column is None else self.tokens[column] for column in there),
+            tuple(None if column is None else self.offsets[column] for column in there),
+            tuple(-1 if column is None else self.ids[column] for column in there),
+            self.truncated,
+            segments,
+            tuple(columns),
+        )
+
+    def place(self, position: int) -> int | None:
+        """Where a position of the network's text axis stands here; ``None`` if it was not kept."""
+        if self.columns is None:
+            return position if 0 <= position < len(self.tokens) else None
+        return self.columns.index(position) if position in self.columns else None
+
+
+def worded_columns(prompts: Sequence[TokenizedPrompt]) -> tuple[int, ...]:
+    """Positions of the network's text axis at which any of the prompts has a word, its end token or its sink.
+
+    Between a segment's first word in any prompt and the last end token of any, all positions are kept. Padding, which holds a
+    large part of the axis of most transformers, and the tokens of templates are not.
+    """
+    kept: set[int] = set()
+    for same in zip(*(prompt.segments for prompt in prompts), strict=True):
+        pairs = list(zip(prompts, same, strict=True))
+        stop = max(min(segment.end + 1, segment.stop) for segment in same)
+        kept.update(range(min(prompt.first_word(segment) for prompt, segment in pairs), stop))
+        kept.update(segment.sink for segment in same)
+    return tuple(sorted(kept))
 
 
 def find_phrase(prompt: str, phrase: str, occurrence: int | None = None) -> Span:
@@ -84,7 +168,9 @@ def find_phrase(prompt: str, phrase: str, occurrence: int | None = None) -> Span
 
 
 def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | None = None) -> tuple[int, ...]:
-    """Positions in the tokenized prompt (start token = 0) whose characters overlap a phrase's.
+    """Positions in the tokenized prompt (CLIP's start token = 0) whose characters overlap a phrase's, of all segments.
+
+    A segment that ends before the phrase has none, as long as another one reads all of it.
 
     Args:
         tokenized: The prompt.
@@ -92,22 +178,32 @@ def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | Non
         occurrence: Which one is meant, from 0; the first when ``None``.
 
     Raises:
-        ValueError: If the phrase does not occur, or if the text encoder does not read all of it.
+        ValueError: If the phrase does not occur, or if no text encoder reads all of it.
     """
     first, stop = find_phrase(tokenized.text, phrase, occurrence)
-    spans = [tokenized.offsets[position] for position in tokenized.word_positions]
-    read = max((span[1] for span in spans if span), default=0)
     found = positions_of(tokenized, first, stop)
     # Tokenizers may give a combining accent no character of its own, which is no loss.
-    unread = [char for char in tokenized.text[max(read, first) : stop] if not unicodedata.combining(char)]
+    unread = [char for char in tokenized.text[max(_read(tokenized), first) : stop] if not unicodedata.combining(char)]
     if tokenized.truncated and unread:
         raise ValueError(
-            f"Phrase {phrase!r} lies beyond what the text encoder reads ({len(tokenized.tokens)} tokens); "
+            f"Phrase {phrase!r} lies beyond what the text encoder reads ({_longest(tokenized)} tokens); "
             f"lost words: {tokenized.truncated!r}. Shorten the prompt or move the phrase forward."
         )
     if not found:
         raise ValueError(f"Phrase {phrase!r} has no token of its own in the prompt {tokenized.text!r}.")
     return found
+
+
+def _read(tokenized: TokenizedPrompt) -> int:
+    """Where the characters end that any text encoder reads."""
+    return max((span[1] for span in tokenized.offsets if span), default=0)
+
+
+def _longest(tokenized: TokenizedPrompt) -> int:
+    """Positions of the text encoder that reads most; also of a prompt of which some were kept."""
+    if tokenized.columns is not None:
+        return len(tokenized.columns)
+    return max((len(room) for room in tokenized.rooms()), default=0)
 
 
 def positions_of(tokenized: TokenizedPrompt, first: int, stop: int) -> tuple[int, ...]:
@@ -119,21 +215,33 @@ def positions_of(tokenized: TokenizedPrompt, first: int, stop: int) -> tuple[int
 def resolve(tokenized: TokenizedPrompt, region: Region) -> tuple[int, ...]:
     """Positions of a region's words: its own ``token_indices`` if it has any, else those of its phrase.
 
+    Explicit positions are those of the network's text axis, whatever of it was kept.
+
     Raises:
         ValueError: If explicit positions are empty, repeated or not on words, or as for :func:`token_indices`.
     """
     if region.token_indices is None:
         return token_indices(tokenized, region.phrase, region.occurrence)
     given = region.token_indices
-    first, last = min(tokenized.word_positions, default=1), tokenized.end - 1
+    found = tuple(place for place in map(tokenized.place, given) if place is not None)
     if not given or len(set(given)) < len(given):
         raise ValueError(f"Region {region.phrase!r}: token_indices must be distinct positions, at least one; got {given}.")
-    if min(given) < first or max(given) > last:
+    if len(found) < len(given) or not all(any(place in words for words in worded(tokenized)) for place in found):
+        spans = [
+            tuple(place if tokenized.columns is None else tokenized.columns[place] for place in (words[0], words[-1]))
+            for words in worded(tokenized)
+            if words
+        ]
+        ranges = " or ".join(f"{first}..{last}" for first, last in spans) or "nothing"
         raise ValueError(
-            f"Region {region.phrase!r}: token_indices must lie in {first}..{last} (the words of {tokenized.text!r}); "
-            f"got {given}."
+            f"Region {region.phrase!r}: token_indices must lie in {ranges} (the words of {tokenized.text!r}); got {given}."
         )
-    return given
+    return found
+
+
+def worded(tokenized: TokenizedPrompt) -> tuple[range, ...]:
+    """Positions from the first to the last word of each segment."""
+    return tuple(range(tokenized.first_word(segment), segment.end) for segment in tokenized.segments)
 
 
 def require_whole(tokenized: TokenizedPrompt, name: str = "prompt") -> None:
@@ -148,7 +256,7 @@ def require_whole(tokenized: TokenizedPrompt, name: str = "prompt") -> None:
     """
     if tokenized.truncated:
         raise ValueError(
-            f"{name} {tokenized.text!r} is longer than the text encoder reads ({len(tokenized.tokens)} tokens); "
+            f"{name} {tokenized.text!r} is longer than the text encoder reads ({_longest(tokenized)} tokens); "
             f"lost words: {tokenized.truncated!r}. Shorten it."
         )
 

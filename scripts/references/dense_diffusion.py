@@ -50,7 +50,7 @@ class _Tokenizer:
 
     def __call__(self, texts: Sequence[str], **_: object) -> _Tokens:
         read = [tokenized(text) for text in texts]
-        return _Tokens(input_ids=torch.tensor([one.ids for one in read]), length=[one.end + 1 for one in read])
+        return _Tokens(input_ids=torch.tensor([one.ids for one in read]), length=[one.ends[0] + 1 for one in read])
 
 
 class _Pipeline:

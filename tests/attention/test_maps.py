@@ -61,10 +61,14 @@ def test_resize_keeps_axes_apart() -> None:
     assert resize(maps, 2, 3) is maps
 
 
+def _between(*spans: tuple[int, int], keys: int = 6) -> torch.Tensor:
+    position = torch.arange(keys)
+    return torch.stack([(position >= first) & (position < stop) for first, stop in spans])
+
+
 def test_token_softmax_compares_words_only() -> None:
     maps = _random(2, 2, 2, 6) / 20
-    ends = torch.tensor([3, 5])
-    got = token_softmax(maps, ends)
+    got = token_softmax(maps, _between((1, 3), (1, 5)))
     torch.testing.assert_close(got[0, ..., 1:3], (100 * maps[0, ..., 1:3]).softmax(-1))
     torch.testing.assert_close(got[1, ..., 1:5], (100 * maps[1, ..., 1:5]).softmax(-1))
     assert got[0, ..., [0, 3, 4, 5]].abs().max() == 0
@@ -73,7 +77,7 @@ def test_token_softmax_compares_words_only() -> None:
 
 def test_token_softmax_with_padding() -> None:
     maps = _random(1, 2, 2, 6) / 20
-    got = token_softmax(maps, torch.tensor([3]), keep_after_end=True)
+    got = token_softmax(maps, _between((1, 5)))
     torch.testing.assert_close(got[0, ..., 1:5], (100 * maps[0, ..., 1:5]).softmax(-1))
     assert got[..., [0, 5]].abs().max() == 0
 
@@ -81,8 +85,19 @@ def test_token_softmax_with_padding() -> None:
 def test_token_softmax_leaves_its_argument() -> None:
     maps = _random(1, 2, 2, 6)
     before = maps.clone()
-    token_softmax(maps, torch.tensor([4]))
+    token_softmax(maps, _between((1, 4)))
     assert torch.equal(maps, before)
+
+
+def test_maps_of_a_part_of_the_keys_are_shares_of_the_rows_own() -> None:
+    """Where a picture and padding share the softmax a word's probs have no scale; shares of the row's own words have."""
+    probs = torch.tensor([[0.01, 0.03, 0.5], [0.002, 0.006, 0.9]], dtype=torch.float64)[:, None, None].expand(2, 2, 24, 3)
+    maps = AttentionMaps({LARGE: probs}, own=torch.tensor([[True, True, False], [True, True, True]]))
+    for mean in (maps.average(4, 6), maps.resized_average(4, 6), maps.among([LARGE]).average(4, 6)):
+        torch.testing.assert_close(mean[0, 0, 0], torch.tensor([0.25, 0.75, 0], dtype=torch.float64))
+        torch.testing.assert_close(mean[1, 0, 0], probs[1, 0, 0] / 0.908)
+    assert torch.equal(maps.select([1]).average(4, 6), maps.average(4, 6)[1:])
+    assert torch.equal(AttentionMaps({LARGE: probs}).average(4, 6), probs.mean(1).unflatten(1, (4, 6)))
 
 
 def test_smoothing_a_single_cell_by_hand() -> None:
@@ -120,7 +135,7 @@ def test_min_max() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [gaussian_smooth, min_max, lambda maps: token_softmax(maps.movedim(0, -1)[None] / 50, torch.tensor([2]))]
+    "function", [gaussian_smooth, min_max, lambda maps: token_softmax(maps.movedim(0, -1)[None] / 50, _between((1, 2), keys=3))]
 )
 def test_gradcheck(function: object) -> None:
     maps = _random(3, 3, 4).requires_grad_(True)

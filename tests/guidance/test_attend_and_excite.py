@@ -48,7 +48,7 @@ def test_loss_against_the_paper_s_code(until_end: bool, quirks: str, std: float)
     maps, targets = _maps(*LARGE), _targets()
     output = AttendAndExcite(until_end=until_end, quirks=quirks).loss(maps, targets, STEP)  # type: ignore[arg-type]
     for row in range(2):
-        last = int(targets.end[row]) if until_end else tiny.LENGTH - 1
+        last = targets.tokenized[row].ends[0] if until_end else tiny.LENGTH - 1
         words = [indices[0] for indices in targets.token_indices[row]]
         expected = reference.loss(_layers(maps, row, LARGE), words, last, std)
         assert float(output.loss[row]) == pytest.approx(expected, rel=1e-9)

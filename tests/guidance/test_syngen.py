@@ -72,7 +72,7 @@ def test_a_cell_without_attention_has_a_finite_loss_and_the_published_gradient()
     assert torch.isfinite(fine).all() and torch.isfinite(gradient).all()
     published = cases.guidance("syngen", quirks="reference").loss(emptied, targets, cases.FLAT).loss
     (moved,) = torch.autograd.grad(published.sum(), probs)
-    (expected,) = torch.autograd.grad(_published(probs, targets.tokenized[0].end), probs)
+    (expected,) = torch.autograd.grad(_published(probs, targets.tokenized[0].ends[0]), probs)
     assert torch.isfinite(published).all() and not torch.equal(moved, gradient)
     torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-12)
     same = [cases.guidance("syngen", quirks=q).loss(maps, targets, cases.FLAT).loss.item() for q in ("none", "reference")]

@@ -154,7 +154,8 @@ def test_later_tokens_are_hushed_outside_by_hand() -> None:
     hushed = hush_later(probs, goals, torch.tensor([[0.0, 0.5, 0.0, 0.0]], dtype=torch.float64))
     assert torch.equal(hushed[0, 0, 0], probs[0, 0, 0])
     assert hushed[0, 0, 1].tolist() == pytest.approx([0.45, 0.2, 0.15, 0.2])
-    spared = hush_later(probs, goals, torch.tensor([[0.0, 0.5, 0.0, 0.0]], dtype=torch.float64), torch.tensor([3]))
+    last = torch.tensor([[False, False, False, True]])
+    spared = hush_later(probs, goals, torch.tensor([[0.0, 0.5, 0.0, 0.0]], dtype=torch.float64), last)
     assert spared[0, 0, 1].tolist() == pytest.approx([0.3, 0.2, 0.3, 0.2])  # token 2 is a word, token 3 ends the sentence
     assert torch.equal(hush_later(probs, goals, torch.zeros(1, 4, dtype=torch.float64)), probs)
 
@@ -180,7 +181,7 @@ def test_which_later_tokens_give_way(later: str, hushed: tuple[bool, bool]) -> N
     edited = edit.probs(probs, common.CROSS, context)
     torch.testing.assert_close(edited.sum(-1), probs.sum(-1))
     outside = edit._goals[4, 6][0][0].sum(-1) == 0
-    words, end = max(common.token_positions(row, tiny.CAT)) + 1, int(targets.end[0])
+    words, end = max(common.token_positions(row, tiny.CAT)) + 1, targets.tokenized[0].ends[0]
     cond = edited[context.positions("cond")[0]][:, outside]
     assert outside.any() and words < end
     assert (bool((cond[..., words:end] == 0).all()), bool((cond[..., end:] == 0).all())) == hushed

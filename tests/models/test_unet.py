@@ -18,7 +18,7 @@ def test_tokens_have_the_characters_they_stand_for() -> None:
     read = tiny.model().tokenize(prompt)
     assert len(read.tokens) == tiny.LENGTH
     assert read.offsets[0] is None and read.tokens[0] == "<|startoftext|>"
-    assert read.end == len(read.word_positions) + 1
+    assert read.ends[0] == len(read.word_positions) + 1
     pieces = [prompt[span[0] : span[1]] for span in read.offsets if span is not None]
     assert pieces == ["A", "red", *"zebra", ",", "and", "a", "cat", "!"]
     assert read.truncated == ""
@@ -29,7 +29,7 @@ def test_the_padding_token_may_stand_in_a_prompt() -> None:
     built = tiny.pipeline()
     built.tokenizer.pad_token = "!</w>"
     read = adapt(built).tokenize("a cat !")
-    assert read.word_positions == (1, 2, 3) and read.end == 4
+    assert read.word_positions == (1, 2, 3) and read.ends == (4,)
     assert read.ids[4] == built.tokenizer.eos_token_id and set(read.ids[5:]) == {built.tokenizer.pad_token_id}
 
 

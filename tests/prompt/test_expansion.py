@@ -59,7 +59,7 @@ def test_the_tokens_are_those_that_the_encoder_reads(model: StableDiffusion) -> 
     assert tokenized.text == prompt
     assert token_indices(tokenized, "<thing>") == (3, 4, 5)
     assert token_indices(tokenized, "red <thing>") == (2, 3, 4, 5)
-    assert token_indices(tokenized, "dog") == (9,) and tokenized.end == 10
+    assert token_indices(tokenized, "dog") == (9,) and tokenized.ends == (10,)
     assert resolve(tokenized, Region("dog", token_indices=(9,))) == (9,)
 
 

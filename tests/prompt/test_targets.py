@@ -50,8 +50,9 @@ def test_flags_and_weights(targets: Targets) -> None:
     assert targets.valid.tolist() == [[True, True], [False, False], [True, False]]
     assert targets.placed.tolist() == [[True, True], [False, False], [False, False]]
     assert targets.weights.tolist() == [[2.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
-    assert targets.end.tolist() == [7, 3, 5]
-    assert (targets.valid.dtype, targets.weights.dtype, targets.end.dtype) == (torch.bool, torch.float32, torch.int64)
+    assert [row.nonzero()[:, 0].tolist() for row in targets.ends] == [[7], [3], [5]]
+    assert [row.nonzero()[:, 0].tolist() for row in targets.sinks] == [[0]] * 3
+    assert (targets.valid.dtype, targets.weights.dtype, targets.ends.dtype) == (torch.bool, torch.float32, torch.bool)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (3, 7), (8, 2)])
@@ -86,12 +87,12 @@ def test_a_batch_equals_its_rows(targets: Targets) -> None:
         assert torch.equal(alone.tokens[0], targets.tokens[row, :count])
         assert torch.equal(alone.masks(5, 6)[0], targets.masks(5, 6)[row, :count])
         assert torch.equal(alone.weights[0], targets.weights[row, :count])
-        assert alone.end.tolist() == [targets.end[row].item()]
+        assert torch.equal(alone.ends[0], targets.ends[row])
 
 
 def test_select_keeps_the_order_and_may_repeat(targets: Targets) -> None:
     picked = targets.select([2, 0, 0])
-    assert picked.end.tolist() == [5, 7, 7]
+    assert picked.ends.nonzero()[:, 1].tolist() == [5, 7, 7]
     assert torch.equal(picked.tokens, targets.tokens[[2, 0, 0]])
 
 
@@ -145,7 +146,7 @@ def test_tensors_are_what_their_annotations_say(targets: Targets) -> None:
     def declared(member: Callable[..., Any]) -> Any:
         return get_type_hints(member)["return"]
 
-    for name in ("tokens", "valid", "placed", "weights", "end"):
+    for name in ("tokens", "valid", "placed", "weights", "ends"):
         assert isinstance(getattr(targets, name), declared(vars(Targets)[name].func)), name
     for name in ("masks", "joined_masks", "binary_masks"):
         assert isinstance(getattr(targets, name)(3, 5), declared(vars(Targets)[name])), name

@@ -161,7 +161,7 @@ def test_a_phrase_without_tokens_raises() -> None:
 @pytest.mark.parametrize(("text", "end"), [("a red cat", 4), ("zebra", 6), ("", 1), ("  ", 1)])
 def test_end_is_right_after_the_words(text: str, end: int) -> None:
     prompt = tokenize(text)
-    assert prompt.end == end
+    assert prompt.ends == (end,)
     assert prompt.tokens[end] == "<|endoftext|>"
     assert prompt.word_positions == tuple(range(1, end))
 
@@ -169,7 +169,7 @@ def test_end_is_right_after_the_words(text: str, end: int) -> None:
 def test_end_without_a_start_token() -> None:
     empty = TokenizedPrompt("", ("</s>", "<pad>"), (None, None), (1, 0))
     cat = TokenizedPrompt("cat", ("cat", "</s>", "<pad>"), ((0, 3), None, None), (7, 1, 0))
-    assert (empty.end, cat.end) == (0, 1)
+    assert (empty.ends, cat.ends) == ((0,), (1,))
     assert resolve(cat, Region("", token_indices=(0,))) == (0,)
 
 

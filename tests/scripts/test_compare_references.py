@@ -111,7 +111,7 @@ def test_a_nan_is_not_lost() -> None:
 
 def test_words_of_the_prompt() -> None:
     aim = targets([Region("red cat"), Region("ball")])
-    assert aim.token_indices[0] == ((2, 3), (7,)) and tokenized(PROMPT).end == 8
+    assert aim.token_indices[0] == ((2, 3), (7,)) and tokenized(PROMPT).ends == (8,)
     assert tokenized("a cat and a cat").ids[2] == tokenized("a cat and a cat").ids[5] == tokenized("cat").ids[1]
 
 
