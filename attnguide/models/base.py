@@ -62,6 +62,24 @@ class Conditioning:
     uncond: Tensor | None = None
     extra: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longer half."""
+        return max(half.shape[1] for half in (self.cond, self.uncond) if half is not None)
+
+    def padded(self, length: int) -> Conditioning:
+        """The same with this many tokens: states of zeros, and False in masks, which are ``extra`` of bools, at the end.
+
+        Raises:
+            ValueError: If a half that is shorter has no mask, so that the network would attend to the padding.
+        """
+        masks = {name: pair for name, pair in self.extra.items() if pair[0].dtype == torch.bool}
+        halves = [half for half in (self.cond, self.uncond) if half is not None]
+        if not masks and any(half.shape[1] != length for half in halves):
+            raise ValueError(f"Texts of {self.length} and {length} tokens cannot share a pass: there is no mask for padding.")
+        pairs = {name: _longer_pair(pair, length) for name, pair in masks.items()}
+        return Conditioning(*_longer_pair((self.cond, self.uncond), length), {**self.extra, **pairs})
+
     def half(self, *, uncond: bool) -> Conditioning:
         """One half's states for every row, in ``cond``.
 
@@ -88,6 +106,17 @@ class Conditioning:
 
         extra = {name: (pick(*pair), None) for name, pair in self.extra.items()}
         return Conditioning(pick(self.cond, self.uncond), None, extra)
+
+
+def _longer_pair(pair: tuple[Tensor, Tensor | None], length: int) -> tuple[Tensor, Tensor | None]:
+    """Both halves with this many tokens, the second axis, zeros at the end."""
+    first, second = pair
+    return _longer(first, length), None if second is None else _longer(second, length)
+
+
+def _longer(half: Tensor, length: int) -> Tensor:
+    missing = length - half.shape[1]
+    return half if missing == 0 else torch.cat([half, half.new_zeros(len(half), missing, *half.shape[2:])], 1)
 
 
 class ModelAdapter(ABC):
@@ -127,6 +156,14 @@ class ModelAdapter(ABC):
     @abstractmethod
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         """Tokens with character offsets; ``truncated`` holds the words past the end of what the text encoder reads."""
+
+    @property
+    def cuts_padding(self) -> bool:
+        """Whether methods see only the words, end tokens and sinks of the text, not the padding that the network reads.
+
+        False for UNets, whose methods were published with all of CLIP's 77 positions; True where padding is most of the text.
+        """
+        return False
 
     @property
     def guidance_distilled(self) -> bool:

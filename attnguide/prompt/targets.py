@@ -206,6 +206,10 @@ class Targets:
             return self._at(lambda prompt: range(len(prompt.tokens)))
         return self.competing(True) | self.sinks
 
+    def own_keys(self, rows: Sequence[int]) -> Bool[Tensor, "batch tokens"] | None:
+        """:attr:`own` of some rows; ``None`` where no padding is cut, and rows of probs sum to 1 over all tokens."""
+        return None if self.columns is None else self.own[list(rows)]
+
     def competing(self, with_end: bool) -> Bool[Tensor, "batch tokens"]:
         """True at the positions that compete in a softmax over words: those after the start token, without sinks.
 

@@ -6,7 +6,7 @@ import difflib
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from attnguide.prompt.words import Span, occurrences
 from attnguide.types import Region
@@ -101,10 +101,7 @@ class TokenizedPrompt:
         """The prompt with these positions of the network's text axis alone, in rising order; those it lacks are padding."""
         length = len(self.tokens)
         there = [column if column < length else None for column in columns]
-        segments = tuple(
-            Segment(*(bisect_left(columns, place) for place in (one.start, one.stop, one.end, one.sink)))
-            for one in self.segments
-        )
+        segments = tuple(Segment(*(bisect_left(columns, place) for place in astuple(one))) for one in self.segments)
         return TokenizedPrompt(
             self.text,
             tuple("" if column is None else self.tokens[column] for column in there),
@@ -120,6 +117,23 @@ class TokenizedPrompt:
         if self.columns is None:
             return position if 0 <= position < len(self.tokens) else None
         return self.columns.index(position) if position in self.columns else None
+
+
+def joined(parts: Sequence[TokenizedPrompt]) -> TokenizedPrompt:
+    """A prompt that several text encoders read, their positions one after the other in the network's text axis."""
+    segments: list[Segment] = []
+    length = 0
+    for part in parts:
+        segments += [Segment(*(length + place for place in astuple(segment))) for segment in part.segments]
+        length += len(part.tokens)
+    return TokenizedPrompt(
+        parts[0].text,
+        tuple(token for part in parts for token in part.tokens),
+        tuple(span for part in parts for span in part.offsets),
+        tuple(number for part in parts for number in part.ids),
+        min((part.truncated for part in parts), key=len),
+        tuple(segments),
+    )
 
 
 def worded_columns(prompts: Sequence[TokenizedPrompt]) -> tuple[int, ...]:
@@ -191,6 +205,13 @@ def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | Non
         )
     if not found:
         raise ValueError(f"Phrase {phrase!r} has no token of its own in the prompt {tokenized.text!r}.")
+    for number, room in enumerate(tokenized.rooms(), 1):
+        seen = max((span[1] for span in tokenized.offsets[room.start : room.stop] if span), default=0)
+        if first < seen and not any(position in room for position in found):
+            raise ValueError(
+                f"Phrase {phrase!r} has no token of its own for text encoder {number} of {len(tokenized.segments)}, "
+                f"whose tokenizer does not know it. Choose another word."
+            )
     return found
 
 

@@ -211,7 +211,7 @@ def _targets(model: ModelAdapter, samples: Sequence[Sample], methods: Sequence[G
     others = source_prompts(common_source(methods), samples)
     tokenized = [read_whole(model, sample) for sample in samples]
     read = [read_source(model, prompt) for prompt in others]
-    targets = Targets.build(samples, tokenized, model.device, read)
+    targets = Targets.build(samples, tokenized, model.device, read, cuts_padding=model.cuts_padding)
     for method in methods:
         if method.needs_regions and not targets.count:
             raise ValueError(f"Method {method.name!r} needs at least one region; the rows have none.")

@@ -52,6 +52,11 @@ class Branches:
             source_states: Of its prompts.
             negative: Of a method's own negative prompts; left out where no row uses classifier-free guidance.
         """
+        given = [one for one in (conditioning, source_states, negative) if one is not None]
+        longest = max(one.length for one in given)  # a pass may hold any of them, and columns count from the start
+        conditioning = conditioning.padded(longest)
+        source_states = None if source_states is None else source_states.padded(longest)
+        negative = None if negative is None else negative.padded(longest)
         states: dict[Branch, Conditioning] = {}
         cond = conditioning.half(uncond=False)
         if conditioning.uncond is not None:

@@ -89,7 +89,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     if pictured_rows(common_source([*guidances, *injections]), 1):
         shape = model.latent_shape(height, width)
         check_replay(model, model.make_scheduler(sample.scheduler, sample.steps, shape), sample.steps, shape)
-    targets = Targets.build([sample], [tokenized], "cpu", others)
+    targets = Targets.build([sample], [tokenized], "cpu", others, cuts_padding=model.cuts_padding)
     for name, text in [(injection.name, text) for injection in injections for text in injection.negative_prompts(targets)]:
         read_source(model, text, f"negative prompt of {name}")
     if not guidances and not injections:

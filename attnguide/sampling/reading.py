@@ -72,12 +72,13 @@ class Reader:
             own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), kinds))
         return own
 
-    def recorded(self, recorder: Recorder) -> AttentionMaps:
-        """What those probes have recorded; features in float32 or wider."""
+    def recorded(self, recorder: Recorder, rows: Sequence[int]) -> AttentionMaps:
+        """What those probes have recorded of these rows; features in float32 or wider."""
         found = recorder.tensors
         return AttentionMaps(
             {site: found[site] for site in self._sites},
             {site: found[site].to(torch.promote_types(found[site].dtype, torch.float32)) for site in self._features},
+            own=self.batch.targets.own_keys(rows),
         )
 
     @property
@@ -94,4 +95,4 @@ class Reader:
             with attention.during(context, self.until):
                 batch.model.predict(inputs, context.step, states, until=self.until)
         batch.ledger.forward(context.rows)
-        return self.recorded(recorder)
+        return self.recorded(recorder, context.rows)

@@ -343,7 +343,8 @@ def _noised(
         scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(height, width))
         path = noised(model, latents, [row.seed for row in rows], steps=first.steps, scheduler=first.scheduler)
         states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
-        targets = Targets.build(rows, [model.tokenize(row.prompt) for row in rows], model.device)
+        prompts = [model.tokenize(row.prompt) for row in rows]
+        targets = Targets.build(rows, prompts, model.device, cuts_padding=model.cuts_padding)
         words = WordMaps(targets, model.guidance_level)
         last = select(model.attention_sites(height, width), words.sites)
         with attach(model.attention_modules(height, width), [words.probe("source")], [], model.network) as attention:

@@ -99,14 +99,14 @@ class _Trials:
         sources = [torch.Generator().set_state(batch.generators[row].get_state()) for row in own]
         chosen, recorder = select(batch.modules, sites), Recorder()
         end = next((step.index for step in scheduler.steps if step.begins and step.progress > stop), len(scheduler.steps))
-        walk = _Walk(batch, own, scheduler, sources, "source")
+        walk, keys = _Walk(batch, own, scheduler, sources, "source"), batch.targets.own_keys(own)
         latents = latents / scheduler.input_scale(self.step)
         with batch.attach([Probe("probs", recorder, sites, frozenset({"source"}))]) as attention:
             for step in scheduler.steps[:end]:
                 latents = walk.moved(latents, step, attention)
                 if step.begins:
                     cond = walk.context(step).positions("cond")
-                    see(step, AttentionMaps({site: recorder.tensors[site][cond] for site in chosen}))
+                    see(step, AttentionMaps({site: recorder.tensors[site][cond] for site in chosen}, own=keys))
 
     def noise(self, row: int, like: Tensor) -> Tensor:
         source = self._batch.generators[self._rows[row]]

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
-from attnguide.models.base import halves
+from attnguide.models.base import Conditioning, halves
 from tests import tiny
 
 BOTH, ONE = ("uncond", "cond"), ("cond",)
@@ -35,3 +36,14 @@ def test_combining_scale(scale: float, combined: float) -> None:
 def test_a_true_cfg_scale_is_for_distilled_models() -> None:
     with pytest.raises(ValueError, match=r"true_cfg_scale is for models that read cfg_scale as a condition .* got 3"):
         tiny.model().check_row(tiny.row(true_cfg_scale=3.0))
+
+
+def test_texts_of_differing_lengths_share_a_pass_behind_masks() -> None:
+    states, mask = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    shorter = Conditioning(states, states[:, :1], {"mask": (mask, mask[:, :1]), "pooled": (states[:, 0], None)}).padded(5)
+    assert shorter.length == 5 and shorter.cond[:, 3:].abs().max() == 0 and torch.equal(shorter.cond[:, :3], states)
+    assert shorter.extra["mask"][0].sum(1).tolist() == [3, 3] and shorter.half(uncond=True).extra["mask"][0].sum() == 2
+    assert shorter.extra["pooled"][0].shape == (2, 4)
+    with pytest.raises(ValueError, match="Texts of 3 and 5 tokens cannot share a pass"):
+        Conditioning(states).padded(5)
+    assert torch.equal(Conditioning(states).padded(3).cond, states)
