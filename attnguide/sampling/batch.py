@@ -85,7 +85,7 @@ class Batch:
 
     def attach(self, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()) -> AbstractContextManager[Attention]:
         """Probes and edits on the network."""
-        return attach(self.modules, probes, edits, self.model.network)
+        return attach(self.modules, probes, edits, self.model.network, self.targets.columns)
 
     def answer(self, inputs: Tensor, context: PassContext) -> Tensor:
         """The network's prediction in one whole pass, counted: ``batch channels height width``.

@@ -347,7 +347,9 @@ def _noised(
         targets = Targets.build(rows, prompts, model.device, cuts_padding=model.cuts_padding)
         words = WordMaps(targets, model.guidance_level)
         last = select(model.attention_sites(height, width), words.sites)
-        with attach(model.attention_modules(height, width), [words.probe("source")], [], model.network) as attention:
+        with attach(
+            model.attention_modules(height, width), [words.probe("source")], [], model.network, targets.columns
+        ) as attention:
             for step, noisy in zip(path.steps, path.latents, strict=True):
                 context = pass_context(step, "source", range(len(rows)), ("cond",))
                 inputs = (noisy / scheduler.own_scale(step)).to(states.cond.dtype)
