@@ -179,11 +179,12 @@ def _resolved(plan: Plan) -> dict[str, Any]:
     Raises:
         UsageError: If the device is not there.
     """
+    from attnguide.models.folder import usual_half
     from attnguide.models.load import DTYPES, resolve_device, resolve_dtype
 
     try:
         device = resolve_device(plan.config["device"])
-        precision = resolve_dtype(plan.config["dtype"], device)
+        precision = resolve_dtype(plan.config["dtype"], device, usual_half(plan.config["model"]))
     except ValueError as error:
         raise UsageError(str(error)) from error
     dtype = next(name for name, value in DTYPES.items() if value is precision)

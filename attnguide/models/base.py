@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from attnguide.attention.hooks import foreign_hooks
 from attnguide.attention.sites import Site, levels_of
 from attnguide.models.locks import exclusive
+from attnguide.models.pictures import Autoencoding
+from attnguide.models.pictures import Picture as Picture
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Branch, PassContext, Sample, Step
@@ -33,19 +35,6 @@ def halves(sample: Sample, *, distilled: bool = False) -> tuple[Branch, ...]:
     if distilled:
         both = sample.true_cfg_scale > 1 and sample.negative_prompt is not None
     return ("uncond", "cond") if both else ("cond",)
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """What latents were decoded to.
-
-    Attributes:
-        image: The picture, or ``None`` if there is none to show.
-        status: ``"ok"``, or why there is none.
-    """
-
-    image: Image.Image | None
-    status: str = "ok"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +108,7 @@ def _longer(half: Tensor, length: int) -> Tensor:
     return half if missing == 0 else torch.cat([half, half.new_zeros(len(half), missing, *half.shape[2:])], 1)
 
 
-class ModelAdapter(ABC):
+class ModelAdapter(Autoencoding, ABC):
     """One family of text-to-image models behind one face.
 
     Attributes:
@@ -127,6 +116,14 @@ class ModelAdapter(ABC):
     """
 
     name: str
+
+    def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
+        self.pipeline, self.name = pipeline, name
+
+    @classmethod
+    def problems(cls, pipeline: Any) -> Iterator[str]:
+        """What of a pipeline's parts is not supported; each problem supposes that there is no earlier one."""
+        yield from ()
 
     @property
     @abstractmethod
@@ -283,18 +280,6 @@ class ModelAdapter(ABC):
     def inversion_scheduler(self) -> str:
         """Name of the deterministic scheduler whose steps inversion undoes."""
         return "ddim"
-
-    @abstractmethod
-    def decode(self, latents: Tensor) -> list[Picture]:
-        """Latents ``batch channels height width`` to pictures."""
-
-    @abstractmethod
-    def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures of one size to latents ``batch channels height width`` (the posterior's mean).
-
-        Raises:
-            ValueError: If the latents are not finite.
-        """
 
     def attention_sites(self, height: int, width: int) -> tuple[Site, ...]:
         """Sites of a picture of this size in pixels."""

@@ -8,13 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attnguide.models.names import PIPELINES, supported_pipelines
+from attnguide.models.names import FAMILIES, no_adapter
 
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<late>[\w-]+))?"
     r"\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?"
 )
 """Files of weights, whole or in shards; a variant stands before or behind the shard's number."""
+
+_SENTENCE_PIECES = ("spiece.model", "tokenizer.model")
+"""Vocabularies of T5's kind."""
+
+_NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
@@ -33,16 +38,41 @@ def check_class(index: Any) -> None:
     name = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(name, str):
         raise ValueError("model_index.json does not say which pipeline it is of (_class_name)")
-    if name not in PIPELINES:
-        raise UnsupportedModelError(f"No adapter for {name}; supported are {supported_pipelines()}.")
+    if name not in FAMILIES:
+        raise UnsupportedModelError(no_adapter(name))
 
 
 def is_distilled(name: str) -> bool:
     """Whether the network of a local folder reads the guidance weight as a condition; False where it cannot be told yet."""
+    for network, setting in (("unet", "time_cond_proj_dim"), ("transformer", "guidance_embeds")):
+        try:
+            return bool(_read_json(Path(name, network, "config.json")).get(setting))
+        except ValueError:
+            continue
+    return False
+
+
+def usual_half(name: str) -> str:
+    """The 16-bit precision in which the model of a local folder, or of a hub id in the cache, works."""
+    folder = Path(name)
     try:
-        return _read_json(Path(name, "unet", "config.json")).get("time_cond_proj_dim") is not None
-    except ValueError:
-        return False
+        index = _read_json((folder if folder.is_dir() else cached_folder(name) or folder) / "model_index.json")
+    except (ValueError, OSError):
+        return "fp16"
+    family = FAMILIES.get(str(index.get("_class_name")))
+    return "fp16" if family is None else family.half
+
+
+def cached_folder(name: str) -> Path | None:
+    """The snapshot of a hub id in the cache, named by its commit; ``None`` if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "model_index.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def check_folder(folder: Path, variant: str | None) -> str | None:
@@ -61,13 +91,14 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
     """
     index = _read_json(folder / "model_index.json")
     check_class(index)
-    needed = PIPELINES[index["_class_name"]]
+    family = FAMILIES[index["_class_name"]]
+    needed = family.parts
     named = {part: entry for part, entry in index.items() if isinstance(entry, list) and any(entry)}
     missing = [part for part in (*needed, *named) if part not in named or not (folder / part).is_dir()]
     if missing:
         without = "" if missing[0] in needed else "; to do without it, let its entry in model_index.json be [null, null]"
         raise ValueError(f"the folder lacks its part {missing[0]!r}{without}")
-    _check_configurations(folder, needed)
+    _check_configurations(folder, [part for part in (*needed, *family.optional) if part in named])
     found = {part: chosen for part in named if (chosen := _weights(folder / part)) is not None}
     if variant is not None:
         if not any(variant in names for names in found.values()):
@@ -89,10 +120,11 @@ def _check_configurations(folder: Path, parts: Iterable[str]) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    there = [path for path in (folder / "tokenizer.json", folder / "vocab.json") if path.is_file()]
+    there = [folder / name for name in ("tokenizer.json", "vocab.json", *_SENTENCE_PIECES) if (folder / name).is_file()]
     if not there:
         raise ValueError(f"the part {folder.name!r} has neither tokenizer.json nor vocab.json")
-    _read_json(there[0])
+    if there[0].name not in _SENTENCE_PIECES:
+        _read_json(there[0])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -127,7 +159,7 @@ def _weights(folder: Path) -> set[str | None] | None:
             f"the part {folder.name!r} has pickled weights only ({pickled[0]}), which may run code and are not read; where you "
             "trust them: DiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(OTHER)"
         )
-    if folder.name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    if folder.name in _NETWORKS:
         raise ValueError(f"the part {folder.name!r} has no weights (.safetensors)")
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from attnguide.models.folder import cached_folder
 from attnguide.models.names import DEFAULT_MODEL
 
 _READ = (".json", ".safetensors", ".txt", ".model")
@@ -51,11 +52,5 @@ def _sampled(file: Path) -> bytes:
 
 def _revision(name: str) -> str | None:
     """The commit of a hub id in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "model_index.json")
-    except HFValidationError:
-        return None
-    return Path(found).parent.name if isinstance(found, str) else None
+    folder = cached_folder(name)
+    return None if folder is None else folder.name

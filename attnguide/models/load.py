@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from attnguide.models.base import ModelAdapter
-from attnguide.models.folder import UnsupportedModelError, check_class, check_folder
+from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
 from attnguide.parsing import shown
 
@@ -27,6 +28,11 @@ WEIGHTS: tuple[str, ...] = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 _LONGEST = 250
 """Characters of a name that file systems may refuse to look for."""
+
+_TRANSFORMER = re.compile(
+    r"(^|\.)(joint_blocks|double_(blocks|layers)|single_blocks|noise_refiner|blocks\.\d+\.(attn|cross_attn)\.)"
+)
+"""Names of weights that no UNet has."""
 
 _CONFIGURATION = ("*.json", "*.txt", "*.model")
 
@@ -59,19 +65,17 @@ def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
     Raises:
         UnsupportedModelError: If the pipeline is not supported, naming its class or the part, and what would work.
     """
-    from attnguide.models.sdxl import StableDiffusionXL
-    from attnguide.models.support import check_pipeline
-    from attnguide.models.unet import StableDiffusion
+    from attnguide.models.support import adapter_class, check_pipeline
 
     check_pipeline(pipeline)
     kind = type(pipeline).__name__
-    return (StableDiffusionXL if kind == "StableDiffusionXLPipeline" else StableDiffusion)(pipeline, name or kind)
+    return adapter_class(kind)(pipeline, name or kind)
 
 
-def resolve_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Precision by name; by default fp16 on a GPU and fp32 elsewhere."""
+def resolve_dtype(name: str | torch.dtype | None, device: torch.device, half: str = "fp16") -> torch.dtype:
+    """Precision by name; by default ``half`` on a GPU (:func:`~attnguide.models.folder.usual_half`) and fp32 elsewhere."""
     if name is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return DTYPES[half] if device.type == "cuda" else torch.float32
     return DTYPES[check_dtype(str(name))]
 
 
@@ -106,7 +110,8 @@ def load_model(
         name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or
             a hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's; the best available by default.
-        dtype: ``fp32``, ``fp16`` or ``bf16``, by any of torch's names too; fp16 on a GPU and fp32 elsewhere by default.
+        dtype: ``fp32``, ``fp16`` or ``bf16``, by any of torch's names too; by default fp16 (some
+            families: bf16) on a GPU and fp32 elsewhere.
         config: For a single checkpoint, which holds weights alone: a folder in diffusers format with the configuration of such
             a model and its tokenizer; weights in it are not read. From the hub's cache or the hub when ``None``.
         variant: Of the weights of a folder or on the hub, such as ``fp16``; found by itself where there is only one.
@@ -122,7 +127,7 @@ def load_model(
         raise ModelNotFoundError(f"A model is loaded by its name or path; got {shown(name)} (adapt() is for pipelines).")
     name = str(name)
     where = resolve_device(device)
-    precision = resolve_dtype(dtype, where)
+    precision = resolve_dtype(dtype, where, usual_half(name))
     path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
     if len(name) > _LONGEST:
         raise ModelNotFoundError(f"Model {name[:40]!r}... not found: a name of {len(name)} characters is no file's.")
@@ -158,11 +163,14 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str
     if path.suffix != ".safetensors":
         raise ModelNotFoundError(f"Model file {str(path)!r} must be a .safetensors file; pickled checkpoints are not read.")
     try:
+        _check_family(path)
         large = _has_second_encoder(path)
         kind = diffusers.StableDiffusionXLPipeline if large else diffusers.StableDiffusionPipeline
         options = {} if large else {"safety_checker": None}
         with _old_names(), _configuration(config) as folder:
             return kind.from_single_file(str(path), config=folder, torch_dtype=dtype, **options).to(device, dtype)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # a foreign file fails in many places of the library, each in its own way
         hint = (
             "the configuration comes from the hub; offline, give a folder with it: --model-config, or config= in Python"
@@ -172,6 +180,20 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str
         gaps = isinstance(error, NotImplementedError)  # weights that were never filled in cannot be moved
         said = "it lacks some of the weights that its configuration asks for" if gaps else _first_line(error)
         raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {said} ({hint})") from error
+
+
+def _check_family(path: Path) -> None:
+    """Refuse a single checkpoint of a transformer, which lacks the text encoders.
+
+    Raises:
+        UnsupportedModelError: Naming what would work.
+    """
+    with safe_open(path, framework="pt") as weights:
+        if any(_TRANSFORMER.search(name) for name in weights.keys()):
+            raise UnsupportedModelError(
+                f"Model file {str(path)!r} holds a transformer; single files are read of Stable Diffusion and Stable Diffusion "
+                "XL only. Give a folder in diffusers format, or hand over a pipeline that you have loaded."
+            )
 
 
 def _has_second_encoder(path: Path) -> bool:
@@ -232,7 +254,8 @@ def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype, vari
 
     with _old_names():
         loaded = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, variant=variant)
-    return loaded.to(device, dtype)
+    # A UNet's parts are all of one precision; of T5's weights some stay in float32, as it needs them.
+    return loaded.to(device, dtype) if hasattr(loaded, "unet") else loaded.to(device)
 
 
 def _first_line(error: BaseException) -> str:

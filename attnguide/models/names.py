@@ -10,23 +10,56 @@ from typing import Any
 
 DEFAULT_MODEL = "shapes"
 
-_ONE_ENCODER = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
-PIPELINES: dict[str, tuple[str, ...]] = {
-    "StableDiffusionPipeline": _ONE_ENCODER,
-    "LatentConsistencyModelPipeline": _ONE_ENCODER,
-    "StableDiffusionXLPipeline": (*_ONE_ENCODER, "text_encoder_2", "tokenizer_2"),
+@dataclass(frozen=True)
+class Family:
+    """A pipeline of diffusers that is supported.
+
+    Attributes:
+        adapter: ``module:Class`` under ``attnguide.models``.
+        parts: Parts that it must have.
+        optional: Further networks and tokenizers that it may do without.
+        half: The 16-bit precision in which its weights work, and which a GPU takes where none is asked for.
+    """
+
+    adapter: str
+    parts: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    half: str = "fp16"
+
+
+_UNET = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": Family("unet:StableDiffusion", _UNET),
+    "LatentConsistencyModelPipeline": Family("unet:StableDiffusion", _UNET),
+    "StableDiffusionXLPipeline": Family("sdxl:StableDiffusionXL", (*_UNET, "text_encoder_2", "tokenizer_2")),
 }
-"""Pipelines of diffusers that are supported, and the parts that each must have.
+"""Pipelines of diffusers that are supported, by the name of their class.
 
 Exactly these, since what a derived class adds would be dropped silently.
 """
 
+_KINDS: dict[str, str] = {
+    r"Sana": "its self-attention is linear, without a map",
+    r"StableCascade|Wuerstchen|Kandinsky|UnCLIP|DeepFloyd|^IF": "it makes a picture in stages of several networks",
+    r"Video|Wan|LTX|CogVideo|Mochi|AnimateDiff|Allegro|SkyReels|Cosmos|Latte|EasyAnimate|Helios|PIA|I2V|T2V": "it makes videos",
+    r"Audio|Music|AceStep": "it makes sound",
+    r"Modular": "modular pipelines are not read",
+}
+"""Why pipelines of some kinds are not supported, by what their names say."""
+
 
 def supported_pipelines() -> str:
     """Names of the supported pipelines as a sentence's part."""
-    *first, last = PIPELINES
+    *first, last = FAMILIES
     return f"{', '.join(first)} and {last}"
+
+
+def no_adapter(name: str) -> str:
+    """That a pipeline of this class is not supported, why if it is known, and which are."""
+    why = next((f" ({reason})" for pattern, reason in _KINDS.items() if re.search(pattern, name)), "")
+    return f"No adapter for {name}{why}; supported are {supported_pipelines()}."
 
 
 DTYPE_NAMES: tuple[str, ...] = ("fp32", "fp16", "bf16")

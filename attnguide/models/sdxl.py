@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attnguide.models.base import Conditioning
 from attnguide.models.unet import StableDiffusion
+from attnguide.models.unet_problems import unet_problems
 from attnguide.prompt.tokens import TokenizedPrompt
 
 
@@ -27,9 +28,13 @@ class StableDiffusionXL(StableDiffusion):
         name: For people.
     """
 
+    @classmethod
+    def problems(cls, pipeline: Any) -> Iterator[str]:
+        yield from unet_problems(pipeline, pipeline.text_encoder_2)
+
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        parts = {"unet": self._unet, "vae": self._vae, "text_encoder": self.pipeline.text_encoder}
+        parts = {"unet": self._unet, "vae": self.vae, "text_encoder": self.pipeline.text_encoder}
         return {**parts, "text_encoder_2": self.pipeline.text_encoder_2}
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
@@ -78,23 +83,6 @@ class StableDiffusionXL(StableDiffusion):
         sizes = torch.tensor([height, width, 0, 0, height, width], device=inputs.device, dtype=conditioning.cond.dtype)
         added = {"text_embeds": states.pop("text_embeds"), "time_ids": sizes.repeat(len(inputs), 1)}
         return {**states, "added_cond_kwargs": added}
-
-    def _unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the autoencoder decodes them; some checkpoints say mean and spread of every channel."""
-        mean, std = self._statistics(latents)
-        return super()._unscaled(latents * std) + mean
-
-    def _scaled(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics(latents)
-        return super()._scaled(latents - mean) / std
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the latents' channels, each ``1 channels 1 1``; 0 and 1 where the autoencoder says none."""
-        config, channels = self._vae.config, latents.shape[1]
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        values = ([0.0] * channels, [1.0] * channels) if mean is None or std is None else (mean, std)
-        first, second = (torch.tensor(value, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for value in values)
-        return first, second
 
     def _unsafe(self, pixels: Tensor) -> list[bool]:
         return [False] * len(pixels)  # such pipelines have no safety checker

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from attnguide.models.folder import UnsupportedModelError
-from attnguide.models.names import PIPELINES, supported_pipelines
+from attnguide.models.names import FAMILIES, no_adapter
+
+if TYPE_CHECKING:
+    from attnguide.models.base import ModelAdapter
 
 _DECODERS = (AutoencoderKL, AutoencoderTiny)
-
-_BLOCKS = frozenset(
-    {"CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
-)
-
-_CHANNELS = {
-    5: "a depth map as well (depth-to-image)",
-    7: "a small picture as well (upscaling)",
-    8: "a picture as well (instruct-pix2pix)",
-    9: "a mask and a masked picture as well (inpainting)",
-}
-"""What a UNet reads beside latents, by its input channels."""
-
-_CONDITIONS = {
-    "class_embed_type": "class labels",
-    "num_class_embeds": "class labels",
-    "addition_embed_type": "added conditions (sizes, pooled text or images)",
-    "encoder_hid_dim_type": "image prompts (IP-Adapter)",
-    "addition_time_embed_dim": "added conditions (sizes)",
-}
-"""Settings of a UNet that asks for more than latents, a timestep and text."""
-
-_UNLOAD = " Call pipeline.unload_ip_adapter() first."
 
 
 def plain_module(module: Any) -> Any:
     """The network behind ``torch.compile``'s wrapper, or the network itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def adapter_class(pipeline: str) -> type[ModelAdapter]:
+    """The adapter of a supported pipeline, by the name of its class."""
+    module, _, name = FAMILIES[pipeline].adapter.partition(":")
+    found: type[ModelAdapter] = getattr(importlib.import_module(f"attnguide.models.{module}"), name)
+    return found
 
 
 def check_pipeline(pipeline: Any) -> None:
@@ -48,9 +36,10 @@ def check_pipeline(pipeline: Any) -> None:
     Raises:
         UnsupportedModelError: Naming the pipeline's class or part, and what would work.
     """
-    if type(pipeline) not in [getattr(diffusers, name) for name in PIPELINES]:
-        name = type(pipeline).__name__
-        raise UnsupportedModelError(f"No adapter for {name}; supported are {supported_pipelines()}.{_way(pipeline)}")
+    name = type(pipeline).__name__
+    # An older diffusers does not know all of them; a derived class adds something that would be dropped.
+    if name not in FAMILIES or type(pipeline) is not getattr(diffusers, name, None):
+        raise UnsupportedModelError(f"{no_adapter(name)}{_way(pipeline)}")
     check_parts(pipeline)
 
 
@@ -67,38 +56,25 @@ def check_parts(pipeline: Any) -> None:
 
 def _way(pipeline: Any) -> str:
     """How plain text-to-image works with the parts of an unsupported pipeline, if it does."""
-    kind = "StableDiffusionPipeline" if getattr(pipeline, "text_encoder_2", None) is None else "StableDiffusionXLPipeline"
-    if next(_problems(pipeline, kind), None) is not None:
+    kinds = (kind for kind in reversed(FAMILIES) if kind != "LatentConsistencyModelPipeline" and hasattr(diffusers, kind))
+    found = next((kind for kind in kinds if next(_problems(pipeline, kind), None) is None), None)
+    if found is None:
         return ""
     return (
         f" What {type(pipeline).__name__} adds would be dropped; for plain text-to-image with its parts, hand over "
-        f"{kind}.from_pipe(pipeline, torch_dtype=pipeline.dtype)."
+        f"{found}.from_pipe(pipeline, torch_dtype=pipeline.dtype)."
     )
 
 
 def _problems(pipeline: Any, kind: str) -> Iterator[str]:
-    """What is not supported of the parts of a pipeline of this kind; each problem supposes that there is no earlier one."""
-    name = type(pipeline).__name__
-    missing = [part for part in PIPELINES[kind] if getattr(pipeline, part, None) is None]
+    """What is not supported of a pipeline of this kind; each problem supposes that there is no earlier one."""
+    family = FAMILIES[kind]
+    missing = [part for part in family.parts if getattr(pipeline, part, None) is None]
     if missing:
-        yield f"{name} lacks its {' and '.join(missing)}."
-    yield from _weight_problems(pipeline, PIPELINES[kind])
-    unet, vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
-    if type(unet) is not UNet2DConditionModel:
-        yield f"unet must be a UNet2DConditionModel; got {type(unet).__name__}."
-    if type(vae) not in _DECODERS:
-        yield f"vae must be {' or '.join(kind.__name__ for kind in _DECODERS)}; got {type(vae).__name__}."
-    yield from _channel_problems(unet.config, vae.config.latent_channels)
-    second = pipeline.text_encoder_2 if "text_encoder_2" in PIPELINES[kind] else None
-    yield from _condition_problems(unet.config, second)
-    yield from _unet_problems(unet)
-    yield from _text_problems(pipeline.tokenizer, pipeline.text_encoder)
-    if second is not None:
-        yield from _text_problems(pipeline.tokenizer_2, second)
-        if pipeline.tokenizer.model_max_length != pipeline.tokenizer_2.model_max_length:
-            yield "tokenizer and tokenizer_2 must read equally many tokens, whose states lie side by side."
-    if getattr(pipeline, "safety_checker", None) is not None and getattr(pipeline, "feature_extractor", None) is None:
-        yield f"{name} has a safety_checker without the feature_extractor that it needs; set both, or neither."
+        yield f"{type(pipeline).__name__} lacks its {' and '.join(missing)}."
+    there = [part for part in (*family.parts, *family.optional) if getattr(pipeline, part, None) is not None]
+    yield from _weight_problems(pipeline, there)
+    yield from adapter_class(kind).problems(pipeline)
 
 
 def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
@@ -111,51 +87,13 @@ def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
             yield f"{part} has weights on the device 'meta', which holds none: load them first."
 
 
-def _channel_problems(config: Any, channels: int) -> Iterator[str]:
-    if config.in_channels == config.out_channels == channels:
-        return
-    what = _CHANNELS.get(config.in_channels, "something else")
-    reads = f": such a UNet reads {what}, which is not supported." if config.in_channels != channels else "."
-    yield (
-        f"unet must read and predict the vae's {channels} latent channels; it reads {config.in_channels} and predicts "
-        f"{config.out_channels}{reads}"
-    )
+def decoder_problems(vae: Any) -> Iterator[str]:
+    """The autoencoder must be of a kind whose latents are scaled as they are here."""
+    if type(vae) not in _DECODERS:
+        yield f"vae must be {' or '.join(kind.__name__ for kind in _DECODERS)}; got {type(vae).__name__}."
 
 
-def _condition_problems(config: Any, second_encoder: Any) -> Iterator[str]:
-    """What a UNet reads beside latents, a timestep and text; that of SDXL are six sizes and the pooled text."""
-    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": config.get("addition_time_embed_dim")}
-    known = {} if second_encoder is None else sizes
-    for setting, what in _CONDITIONS.items():
-        if config.get(setting) != known.get(setting):
-            way = _UNLOAD if setting == "encoder_hid_dim_type" else ""
-            yield f"unet reads {what}, which are not supported ({setting}={config[setting]!r}).{way}"
-    if second_encoder is None:
-        return
-    reads, text = config.projection_class_embeddings_input_dim, second_encoder.config.projection_dim
-    if reads != text + 6 * config.addition_time_embed_dim:
-        yield (
-            f"unet must read six sizes and the pooled text, {text + 6 * config.addition_time_embed_dim} channels; it reads "
-            f"{reads}, as the refiner of SDXL does, which is not supported."
-        )
-
-
-def _unet_problems(unet: Any) -> Iterator[str]:
-    config = unet.config
-    if getattr(unet, "encoder_hid_proj", None) is not None:
-        yield "unet reads its text states through a projection (encoder_hid_proj), which is not supported."
-    kind = config.get("attention_type", "default")
-    if kind != "default":
-        yield f"unet has attention of the type {kind!r} (GLIGEN), which is not supported."
-    others = {*config.down_block_types, config.mid_block_type, *config.up_block_types} - _BLOCKS - {None}
-    if others:
-        yield f"unet has blocks that are not supported: {', '.join(sorted(others))}."
-    adapters = {type(one).__name__ for one in unet.attn_processors.values() if "IPAdapter" in type(one).__name__}
-    if adapters:
-        yield f"unet has a loaded IP-Adapter ({', '.join(sorted(adapters))}).{_UNLOAD}"
-
-
-def _text_problems(tokenizer: Any, encoder: Any) -> Iterator[str]:
+def text_problems(tokenizer: Any, encoder: Any) -> Iterator[str]:
     """The tokenizer's numbers and lengths must be the text encoder's."""
     words = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:

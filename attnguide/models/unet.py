@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from attnguide.attention.sites import Site, SiteKind, depths
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
 from attnguide.models.schedulers import DiscreteScheduler, NoiseScheduler, named_scheduler, unpatched_copy, written_config
 from attnguide.models.support import plain_module
+from attnguide.models.unet_problems import unet_problems
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
@@ -39,12 +39,15 @@ class StableDiffusion(ModelAdapter):
     """
 
     def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
-        self.pipeline = pipeline
-        self.name = name
-        self._unet, self._vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
+        super().__init__(pipeline, name)
+        self._unet = plain_module(pipeline.unet)
         if self._unet is not pipeline.unet:
             warnings.warn(f"{name}: the UNet runs as it is, not compiled, so that its attention can be read.", stacklevel=3)
         self._fast: dict[str, Any] = {}
+
+    @classmethod
+    def problems(cls, pipeline: Any) -> Iterator[str]:
+        yield from unet_problems(pipeline)
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +63,7 @@ class StableDiffusion(ModelAdapter):
 
     @property
     def _factor(self) -> int:
-        return 2 ** (len(self._vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -70,7 +73,7 @@ class StableDiffusion(ModelAdapter):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        parts = {"unet": self._unet, "vae": self._vae, "text_encoder": self.pipeline.text_encoder}
+        parts = {"unet": self._unet, "vae": self.vae, "text_encoder": self.pipeline.text_encoder}
         checker = self.pipeline.safety_checker
         return {**parts, "safety_checker": checker} if isinstance(checker, nn.Module) else parts
 
@@ -200,25 +203,8 @@ class StableDiffusion(ModelAdapter):
         made.check()
         return made
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Picture]:
-        scaled = self._unscaled(latents)
-        pixels = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
-        shown = self._finite_pictures(range(len(latents)), pixels)
-        if again := [row for row in range(len(latents)) if row not in shown]:
-            shown |= self._finite_pictures(again, self._wide_vae().decode(scaled[again].float(), return_dict=False)[0])
-        none = Picture(None, "the autoencoder's picture is not finite, in float32 neither")
-        return [shown.get(row, none) for row in range(len(latents))]
-
-    def _finite_pictures(self, rows: Sequence[int], pixels: Tensor) -> dict[int, Picture]:
-        """Pictures of the rows whose pixels are finite."""
-        finite = [place for place, fine in enumerate(_finite_rows(pixels)) if fine]
-        return {rows[place]: picture for place, picture in zip(finite, self._pictures(pixels[finite]), strict=True)}
-
     def _pictures(self, pixels: Tensor) -> list[Picture]:
         """Pixels ``batch 3 height width`` in [-1, 1] as pictures that the pipeline's safety checker, if any, lets pass."""
-        if not len(pixels):
-            return []
         unsafe = self._unsafe(pixels)
         images = self._postprocessed(pixels.detach())
         refused = Picture(None, "the pipeline's safety checker holds the picture back")
@@ -230,14 +216,6 @@ class StableDiffusion(ModelAdapter):
         images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, "pil", shift)
         return images
 
-    def _unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the autoencoder decodes them."""
-        return latents / self._vae.config.scaling_factor
-
-    def _scaled(self, latents: Tensor) -> Tensor:
-        """The autoencoder's latents as the network reads them."""
-        return latents * self._vae.config.scaling_factor
-
     def _unsafe(self, pixels: Tensor) -> list[bool]:
         checker = self.pipeline.safety_checker
         if checker is None:
@@ -245,27 +223,3 @@ class StableDiffusion(ModelAdapter):
         # It blackens what it is handed.
         _, found = self.pipeline.run_safety_checker(pixels.clone(), self.device, getattr(checker, "dtype", self.dtype))
         return [bool(flag) for flag in found] if isinstance(found, Sequence) else [bool(found)] * len(pixels)
-
-    def _wide_vae(self) -> Any:
-        """A copy of the autoencoder in float32, for values that overflow half precision."""
-        return copy.deepcopy(self._vae).float()
-
-    @torch.no_grad()
-    def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = self.pipeline.image_processor.preprocess(list(images)).to(self.device, self._vae.dtype)
-        latents = self._encoded(self._vae, pixels)
-        if not all(_finite_rows(latents)):
-            latents = self._encoded(self._wide_vae(), pixels.float())
-        if not all(_finite_rows(latents)):
-            raise ValueError("The autoencoder's latents of a picture are not finite, in float32 neither.")
-        return latents
-
-    def _encoded(self, vae: Any, pixels: Tensor) -> Tensor:
-        answer = vae.encode(pixels)
-        latents: Tensor = answer.latent_dist.mode() if hasattr(answer, "latent_dist") else answer.latents
-        return self._scaled(latents)
-
-
-def _finite_rows(values: Tensor) -> list[bool]:
-    finite: list[bool] = torch.isfinite(values).flatten(1).all(1).tolist()
-    return finite

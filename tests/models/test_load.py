@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from attnguide.models.folder import _weights
+from attnguide.models.folder import UnsupportedModelError, _weights
 from attnguide.models.load import ModelNotFoundError, load_model, resolve_device, resolve_dtype
 from tests import tiny
 from tests.models import ldm
@@ -247,9 +247,9 @@ def test_pickled_weights_tell_the_way(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_of_another_family_is_refused_before_it_is_loaded(folder: Path, tmp_path: Path) -> None:
     copied = _copied(folder, tmp_path)
     index = json.loads((copied / "model_index.json").read_text())
-    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    (copied / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxFillPipeline"}))
     (copied / "unet" / "config.json").unlink()
-    with pytest.raises(TypeError, match=r"No adapter for FluxPipeline; supported are StableDiffusionPipeline,"):
+    with pytest.raises(TypeError, match=r"No adapter for FluxFillPipeline; supported are StableDiffusionPipeline,"):
         load_model(str(copied), device="cpu")
 
 
@@ -316,3 +316,10 @@ def test_half_precision_on_a_cpu_is_said_to_be_slow(folder: Path) -> None:
 def test_a_model_is_named_by_text_or_a_path(odd: object) -> None:
     with pytest.raises(ModelNotFoundError, match="loaded by its name or path"):
         load_model(odd)  # type: ignore[arg-type]
+
+
+def test_a_single_file_of_a_transformer_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "flux.safetensors"
+    save_file({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, path)
+    with pytest.raises(UnsupportedModelError, match="holds a transformer; single files are read of Stable Diffusion and"):
+        load_model(path, device="cpu")

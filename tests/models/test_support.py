@@ -1,6 +1,8 @@
 """What is refused of a held pipeline, and that what is accepted equals diffusers."""
 
 import copy
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +24,11 @@ from diffusers import (
 from torch import Tensor, nn
 
 from attnguide.methods import build_method
-from attnguide.models.folder import UnsupportedModelError
+from attnguide.models.base import ModelAdapter
+from attnguide.models.folder import UnsupportedModelError, check_class, usual_half
 from attnguide.models.load import adapt
-from attnguide.models.names import PIPELINES, supported_pipelines
+from attnguide.models.names import FAMILIES, supported_pipelines
+from attnguide.models.support import adapter_class
 from attnguide.sampling.sampler import Sampler
 from tests import tiny
 
@@ -81,7 +85,7 @@ def test_other_objects(two: object) -> None:
 
 
 def test_every_supported_name_is_a_class_of_diffusers() -> None:
-    assert all(hasattr(diffusers, name) for name in PIPELINES)
+    assert all(hasattr(diffusers, name) for name in FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -341,3 +345,31 @@ def test_layers_that_a_lora_has_wrapped_are_run(scale: float) -> None:
     assert result.latents is not None and torch.equal(result.latents, expected)
     plain = Sampler(tiny.model()).run([row])[0].latents
     assert plain is not None and not torch.allclose(plain, expected, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("SanaPipeline", "its self-attention is linear, without a map"),
+        ("StableCascadeCombinedPipeline", "it makes a picture in stages of several networks"),
+        ("KandinskyV22CombinedPipeline", "it makes a picture in stages of several networks"),
+        ("WanPipeline", "it makes videos"),
+        ("FluxModularPipeline", "modular pipelines are not read"),
+    ],
+)
+def test_why_some_kinds_of_pipelines_are_not_supported(name: str, why: str) -> None:
+    with pytest.raises(UnsupportedModelError) as error:
+        check_class({"_class_name": name})
+    assert str(error.value).startswith(f"No adapter for {name} ({why}); supported are StableDiffusionPipeline, ")
+
+
+def test_every_family_s_adapter_is_there() -> None:
+    for name in FAMILIES:
+        assert issubclass(adapter_class(name), ModelAdapter)
+
+
+def test_the_usual_half_precision(tmp_path: Path) -> None:
+    assert usual_half("shapes") == "fp16" and usual_half(str(tmp_path)) == "fp16"
+    family = next((name for name, family in FAMILIES.items() if family.half == "bf16"), "StableDiffusionPipeline")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": family}))
+    assert usual_half(str(tmp_path)) == FAMILIES[family].half

@@ -1,0 +1,123 @@
+"""Latents to pictures and back, in float32 once more where half precision overflows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide.models.support import plain_module
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What latents were decoded to.
+
+    Attributes:
+        image: The picture, or ``None`` if there is none to show.
+        status: ``"ok"``, or why there is none.
+    """
+
+    image: Image.Image | None
+    status: str = "ok"
+
+
+class Autoencoding:
+    """The autoencoder's side of a model adapter: of every family, with hooks for what differs.
+
+    Attributes:
+        pipeline: A pipeline of diffusers with a ``vae`` and an ``image_processor``.
+    """
+
+    pipeline: Any
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, not compiled."""
+        return plain_module(self.pipeline.vae)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Picture]:
+        """Latents ``batch channels height width`` to pictures; those that are not finite are decoded in float32 again."""
+        shown = self._finite_pictures(range(len(latents)), self._pixels(self.vae, latents))
+        if again := [row for row in range(len(latents)) if row not in shown]:
+            shown |= self._finite_pictures(again, self._pixels(self._wide_vae(), latents[again]))
+        none = Picture(None, "the autoencoder's picture is not finite, in float32 neither")
+        return [shown.get(row, none) for row in range(len(latents))]
+
+    @torch.no_grad()
+    def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures of one size to latents ``batch channels height width`` (the posterior's mean).
+
+        Raises:
+            ValueError: If the latents are not finite.
+        """
+        vae = self.vae
+        pixels = self.pipeline.image_processor.preprocess(list(images)).to(next(vae.parameters()).device, vae.dtype)
+        latents = self._encoded(vae, pixels)
+        if not all(_finite_rows(latents)):
+            latents = self._encoded(self._wide_vae(), pixels.float())
+        if not all(_finite_rows(latents)):
+            raise ValueError("The autoencoder's latents of a picture are not finite, in float32 neither.")
+        return latents
+
+    def _finite_pictures(self, rows: Sequence[int], pixels: Tensor) -> dict[int, Picture]:
+        """Pictures of the rows whose pixels are finite."""
+        finite = [place for place, fine in enumerate(_finite_rows(pixels)) if fine]
+        shown = self._pictures(pixels[finite]) if finite else []
+        return {rows[place]: picture for place, picture in zip(finite, shown, strict=True)}
+
+    def _wide_vae(self) -> Any:
+        """A copy of the autoencoder in float32, for values that overflow half precision."""
+        return copy.deepcopy(self.vae).float()
+
+    def _pixels(self, vae: Any, latents: Tensor) -> Tensor:
+        """Pixels ``batch 3 height width`` in [-1, 1]."""
+        pixels: Tensor = vae.decode(self._unscaled(latents).to(vae.dtype), return_dict=False)[0]
+        return pixels
+
+    def _pictures(self, pixels: Tensor) -> list[Picture]:
+        """Pixels ``batch 3 height width`` in [-1, 1], all finite, as pictures."""
+        return [Picture(image) for image in self.pipeline.image_processor.postprocess(pixels.detach(), "pil")]
+
+    def _encoded(self, vae: Any, pixels: Tensor) -> Tensor:
+        answer = vae.encode(pixels)
+        latents: Tensor = answer.latent_dist.mode() if hasattr(answer, "latent_dist") else answer.latents
+        return self._scaled(latents)
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder decodes them: by scaling factor and shift, or mean and spread of every channel."""
+        mean, std = self._statistics(latents)
+        if std is not None:
+            latents = latents * std
+        latents = latents / self.vae.config.scaling_factor
+        return latents if mean is None else latents + mean
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents as the network reads them."""
+        mean, std = self._statistics(latents)
+        if mean is not None:
+            latents = latents - mean
+        latents = latents * self.vae.config.scaling_factor
+        return latents if std is None else latents / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor | float | None, Tensor | None]:
+        """Mean and spread of the latents' channels, each ``1 channels 1 1`` or ``None``; the mean may be one shift for all."""
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor"), None
+        first, second = (
+            torch.tensor(value, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for value in (mean, std)
+        )
+        return first, second
+
+
+def _finite_rows(values: Tensor) -> list[bool]:
+    finite: list[bool] = torch.isfinite(values).flatten(1).all(1).tolist()
+    return finite
