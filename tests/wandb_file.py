@@ -54,9 +54,11 @@ def _matches(pattern: str, key: str) -> bool:
     return key.startswith(pattern[:-1]) if pattern.endswith("*") else key == pattern
 
 
-def read_wandb(folder: Path) -> WandbRun:
-    """The one offline run below a folder, once W&B's own process has written its end."""
-    records = finished_records(folder)
+def read_wandb(folder: Path, path: Path | None = None) -> WandbRun:
+    """The one offline run below a folder, or one of several by its file, once W&B's own process has written its end."""
+    if path is None:
+        (path,) = wandb_files(folder)
+    records = finished_records(path)
     kinds: dict[str, list[Any]] = {}
     for record in records:
         kinds.setdefault(record.WhichOneof("record_type"), []).append(record)
@@ -84,21 +86,25 @@ def _items(items: Any) -> dict[str, Any]:
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-def finished_records(folder: Path) -> list[Any]:
+def wandb_files(folder: Path) -> list[Path]:
+    """The files of all offline runs below a folder."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def finished_records(path: Path) -> list[Any]:
     """Records of a run's file (a finished run may still be on its way there)."""
     for _ in range(300):
-        records = _read_records(folder)
+        records = _read_records(path)
         if any(record.WhichOneof("record_type") == "exit" for record in records):
             return records
         time.sleep(0.1)
     raise AssertionError(f"the run's file has no end; it holds {len(records)} records")
 
 
-def _read_records(folder: Path) -> list[Any]:
+def _read_records(path: Path) -> list[Any]:
     """Framed protobuf records after a header of 7 bytes, in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, at, part, records = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         room = 32768 - at % 32768

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 
 from attnguide.ablation.axes import Axis, Tradeoff
+from attnguide.ablation.cell_runs import log_cells
 from attnguide.ablation.cells import Row
 from attnguide.ablation.outputs import records_of, write_outputs
 from attnguide.ablation.plots import PLOTS_FOLDER, curves, steered
@@ -33,13 +34,16 @@ class AblationLog(SamplingCallback):
         axes: Of the ablation.
         rows: All of its rows.
         tradeoff: What is drawn of control against quality.
+        cell_runs: Log each cell as a W&B run of its own, too.
 
     Attributes:
         written: Whether the files were written by this process.
     """
 
-    def __init__(self, axes: Sequence[Axis], rows: Sequence[Row], tradeoff: Tradeoff | None = None) -> None:
-        self.axes, self.rows, self.tradeoff = tuple(axes), tuple(rows), tradeoff
+    def __init__(
+        self, axes: Sequence[Axis], rows: Sequence[Row], tradeoff: Tradeoff | None = None, *, cell_runs: bool = False
+    ) -> None:
+        self.axes, self.rows, self.tradeoff, self.cell_runs = tuple(axes), tuple(rows), tradeoff, cell_runs
         self.written = False
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -52,6 +56,8 @@ class AblationLog(SamplingCallback):
         run = wandb_run(trainer)
         if run is not None and files:
             self._show(run, folder, files)
+            if self.cell_runs:
+                log_cells(run, folder, list(records_of(folder, self.rows).values()))
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         """A run that is stopped still shows what it finished."""

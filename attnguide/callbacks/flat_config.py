@@ -75,13 +75,18 @@ def _options(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def axis_key(name: str) -> str:
+    """``axis/<name>``; a dot becomes ``_``, since W&B reads dots as levels."""
+    return f"axis/{name.replace('.', '_')}"
+
+
 def _axes(samples: Iterable[Sample]) -> dict[str, Any]:
     """Values of an ablation's axes, in the order of the rows: the value itself where there is one."""
     values: dict[str, dict[str, Any]] = {}
     for sample in samples:
         for name, value in sample.tags.items():
             if is_cell_column(name) and name.startswith(AXIS):
-                values.setdefault(f"axis/{name.removeprefix(AXIS)}", {})[str(value)] = value
+                values.setdefault(axis_key(name.removeprefix(AXIS)), {})[str(value)] = value
     return {name: next(iter(found.values())) if len(found) == 1 else ", ".join(found) for name, found in values.items()}
 
 

@@ -87,8 +87,11 @@ def rows_key(method: str) -> str:
 
 
 def cell_key(metric: str, cell: str) -> str:
-    """``cell/<metric>/<cell>``: a metric's mean in a cell of an ablation, in the summary."""
-    return f"cell/{metric}/{cell}"
+    """``cell/<metric>/<cell>``: a metric's mean in a cell of an ablation, in the summary.
+
+    ``inject5, 2.5`` becomes ``inject5/2_5``, since W&B reads dots as levels.
+    """
+    return f"cell/{metric}/{cell.replace(', ', '/').replace('.', '_')}"
 
 
 def pictures_key(method: str) -> str:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "ablate": "run a table of cells spanned by axes: sheets, curves, a summary",
     "maps": "record where words look, as pictures that can be edited and used as regions",
     "report": "write a run folder as one page of HTML",
+    "dashboard": "arrange logged runs as a W&B workspace and a report",
     "methods": "list methods, or show the options of one",
     "models": "list what --model takes",
     "init": "copy configurations and example inputs into a folder",

@@ -47,7 +47,10 @@ examples:
   wandb sweep configs/ablations/function_scale.yaml"""
 
 _LEFT_OUT = ("compare",)
-_OWN = ("file", "dry_run")
+_OWN = ("file", "dry_run", "cell_runs")
+_SWITCHES = ("--dry-run", "--cell-runs", "--resume", "--values")
+"""Options that take no value."""
+
 _LAYOUTS = ("layouts", "categories", "prompts")
 _MANY = 10_000
 """Rows from which on their planning is announced."""
@@ -82,6 +85,12 @@ def settings() -> list[Setting]:
         ),
         Setting(
             "prompts", values.whole(1), None, "prompts of each kind of layouts, evenly spread; all by default", metavar="N"
+        ),
+        Setting(
+            "cell_runs",
+            values.flag,
+            False,
+            "log each cell as a W&B run of its own, too, in the ablation's group: W&B then compares cells as it compares runs",
         ),
         Setting("dry_run", values.flag, False, "print the cells and what they cost, and do nothing"),
     ]
@@ -122,7 +131,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     from attnguide.ablation.callback import AblationLog
 
-    log = AblationLog(ablation.axes, rows, ablation.tradeoff)
+    log = AblationLog(ablation.axes, rows, ablation.tradeoff, cell_runs=asked["cell_runs"])
     return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes))
 
 
@@ -132,7 +141,9 @@ def run(argv: Sequence[str]) -> int:
 def _file_of(words: Sequence[str]) -> str | None:
     """The file, which is the first word that is no option and not after one that takes a value."""
     for before, word in zip(["--dry-run", *words], words, strict=False):
-        takes_none = before in ("--dry-run", "--resume", "--values") or before.startswith("--no-") or "=" in before
+        takes_none = (
+            before in ("--dry-run", "--cell-runs", "--resume", "--values") or before.startswith("--no-") or "=" in before
+        )
         if not word.startswith("-") and (takes_none or not before.startswith("--")):
             return word
     return None

@@ -12,6 +12,7 @@ from PIL import Image
 from attnguide.records import read_records
 from attnguide.run_tables import read_table
 from tests import tiny
+from tests.wandb_file import read_wandb, wandb_files
 
 from .conftest import FILE, Command
 
@@ -89,6 +90,20 @@ def test_resume_makes_only_what_is_missing(first: tuple[Path, str], tiny_folder:
     ended = attnguide(*words, "--out", "run", "--resume")
     assert ended.status == 0 and "9 of 10 rows are complete" in ended.out and ended.err.count("\n") == 1
     assert missing.read_bytes() == picture and len(read_records("run")) == 10
+
+
+def test_cells_become_runs_of_their_own_on_request(tiny_folder: Path, attnguide: Command) -> None:
+    Path("trial.yaml").write_text(FILE)
+    words = ["ablate", "trial.yaml", "--method", "inject5", "--method.scale", "2.5", "--seed", "0", "--steps", "1"]
+    ended = attnguide(*words, "--model", tiny_folder, "--out", "run", "--logger", "wandb", "--cell-runs")
+    assert ended.status == 0, ended.err
+    runs = {found.run.display_name: found for found in (read_wandb(Path("run"), path) for path in wandb_files(Path("run")))}
+    assert set(runs) == {"run", "plain", "inject5, 2.5"}
+    cell = runs["inject5, 2.5"]
+    assert (cell.run.job_type, cell.run.run_group) == ("cell", "trial")
+    assert cell.config["axis/method"] == "inject5" and cell.config["axis/method_scale"] == 2.5
+    assert cell.summary["mean/inside"] == pytest.approx(runs["run"].summary["mean/inside/inject5"])
+    assert cell.keys() == {"pictures/cell"}
 
 
 def test_values_are_picked_as_a_wandb_agent_types_them(tiny_folder: Path, attnguide: Command) -> None:

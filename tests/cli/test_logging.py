@@ -52,7 +52,7 @@ def test_every_key_is_documented(found: WandbRun, ablation: tuple[Path, str]) ->
     logged = found.keys() | read_wandb(ablation[0]).keys() - {"trainer/global_step"}
     unknown = [key for key in logged - {"trainer/global_step"} if not any(re.fullmatch(p, key) for p in patterns.values())]
     assert not unknown
-    on_request = ("rows/loss/", "rows/inside/", "rows/step", "ablation/stability")
+    on_request = ("rows/loss/", "rows/inside/", "rows/step", "ablation/stability", "pictures/cell")
     absent = [key for key, p in patterns.items() if not any(re.fullmatch(p, name) for name in logged)]
     assert [key for key in absent if not key.startswith(on_request) and key != "guide/loss/<method>/<guidance>"] == []
 
@@ -61,8 +61,8 @@ def test_an_ablation_says_its_axes_file_and_base(ablation: tuple[Path, str]) -> 
     found = read_wandb(ablation[0])
     assert found.run.job_type == "ablate"
     config = found.config
-    assert config["axis/method"] == "inject1, inject5" and config["axis/method.scale"] == "1, 2.5"
+    assert config["axis/method"] == "inject1, inject5" and config["axis/method_scale"] == "1, 2.5"
     assert config["ablation/name"] == "trial" and str(config["ablation/file"]).endswith("trial.yaml")
     assert config["ablation/cells"] == 4 and config["base/steps"] == 2 and config["rows"] == 10
     assert "samples" not in config and config["prompt"]
-    assert found.summary["cell/inside/inject5, 2.5"] > 0 and found.summary["mean/inside/inject1"] > 0
+    assert found.summary["cell/inside/inject5/2_5"] > 0 and found.summary["mean/inside/inject1"] > 0

@@ -1,0 +1,155 @@
+"""Which panels a dashboard has, in which sections, as plain values. Importing this needs no torch and no W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from attnguide.callbacks.keys import GUIDE_STEP, MAPS_PICTURES, MAPS_STEP, PICTURES, SHEET, TABLE
+from attnguide.dashboard.names import LoggedNames
+
+Kind = Literal["lines", "bars", "scatter", "pictures", "parallel", "importance", "comparer", "table"]
+
+QUALITIES: tuple[str, ...] = ("region_hit", "count", "presence", "inside")
+"""Metrics that say whether a run did what it was asked to; costs are held against the first that it has."""
+
+COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb")
+
+
+@dataclass(frozen=True)
+class PanelPlan:
+    """One panel.
+
+    Attributes:
+        kind: What it draws.
+        title: Above it.
+        keys: What it shows; of ``scatter`` the two axes, of ``parallel`` names of the summary.
+        x: Axis of ``lines``.
+        config: Names of the configuration that ``parallel`` shows before its keys.
+        grid: Whether ``pictures`` stand in a grid, a line a run.
+    """
+
+    kind: Kind
+    title: str
+    keys: tuple[str, ...] = ()
+    x: str | None = None
+    config: tuple[str, ...] = ()
+    grid: bool = False
+
+
+@dataclass(frozen=True)
+class SectionPlan:
+    """Panels under a heading.
+
+    Attributes:
+        name: The heading.
+        text: What they answer, for the report.
+        panels: In order; none of them is empty.
+        pinned: Whether the section stands first in a workspace.
+    """
+
+    name: str
+    text: str
+    panels: tuple[PanelPlan, ...]
+    pinned: bool = False
+
+
+def sections(names: LoggedNames) -> list[SectionPlan]:
+    """The sections of a dashboard: pictures, whether guidance worked, maps, cost against quality, an ablation, the table.
+
+    Only what was logged gets a panel, so that none is empty.
+
+    Args:
+        names: Of what the runs logged.
+    """
+    found = [_pictures(names), _guidance(names), _maps(names), _cost(names), _ablation(names), _table(names)]
+    return [section for section in found if section.panels]
+
+
+def _pictures(names: LoggedNames) -> SectionPlan:
+    others = (MAPS_PICTURES, SHEET)
+    methods = [key for key in names.curves(f"{PICTURES}/") if key not in others]
+    methods.sort(key=lambda key: not key.endswith("/plain"))
+    panels = [PanelPlan("pictures", "By seed and run", tuple(methods), grid=True)] if methods else []
+    titles = {SHEET: "Side by side", MAPS_PICTURES: "Where words look"}
+    panels += [PanelPlan("pictures", titles[key], (key,)) for key in reversed(others) if key in names.history]
+    text = (
+        "The same place in a row of pictures is the same prompt and seed for every method; boxes and masks can be switched on."
+    )
+    return SectionPlan("Pictures", text, tuple(panels), pinned=True)
+
+
+def _lines(names: LoggedNames, title: str, prefix: str, axis: str) -> list[PanelPlan]:
+    keys = names.curves(prefix)
+    return [PanelPlan("lines", title, tuple(keys), x=axis)] if keys else []
+
+
+def _bars(names: LoggedNames, title: str, metric: str) -> list[PanelPlan]:
+    keys = names.means(metric)
+    return [PanelPlan("bars", title, tuple(keys))] if keys else []
+
+
+def _guidance(names: LoggedNames) -> SectionPlan:
+    panels = [
+        *_lines(names, "Loss", "guide/loss/", GUIDE_STEP),
+        *_lines(names, "Attention inside the regions", "guide/inside/", GUIDE_STEP),
+        *_lines(names, "Gradient norm", "guide/gradient_norm/", GUIDE_STEP),
+        *_bars(names, "Objects in their regions", "region_hit"),
+        *_bars(names, "Attention inside the regions, whole run", "inside"),
+        *_bars(names, "Right number of objects", "count"),
+        *_bars(names, "Rows without a picture", "failed"),
+    ]
+    text = "A method that works lowers its loss, draws attention into the regions, and objects with it."
+    return SectionPlan("Did guidance work", text, tuple(panels))
+
+
+def _maps(names: LoggedNames) -> SectionPlan:
+    titles = {"l2": "Norm of the maps", "max": "Largest value", "entropy": "Entropy in nats"}
+    panels = [panel for name, title in titles.items() for panel in _lines(names, title, f"maps/{name}/", MAPS_STEP)]
+    text = "Injections change how strong a map is, guidance changes where it is strong."
+    return SectionPlan("Maps", text, tuple(panels))
+
+
+def _quality(names: LoggedNames) -> str | None:
+    return next((metric for metric in QUALITIES if names.means(metric)), None)
+
+
+def _cost(names: LoggedNames) -> SectionPlan:
+    quality = _quality(names)
+    panels: list[PanelPlan] = []
+    for key in names.means("seconds") if quality else []:
+        method = key.removeprefix("mean/seconds/")
+        against = f"mean/{quality}/{method}"
+        if against in names.summary:
+            panels.append(PanelPlan("scatter", f"{method}: {quality} against seconds", (key, against)))
+    panels += [panel for metric in COSTS for panel in _bars(names, metric.replace("_", " "), metric)]
+    return SectionPlan(
+        "Cost and quality", "A point is a run: what a method reaches, and what a row of it takes.", tuple(panels)
+    )
+
+
+def _ablation(names: LoggedNames) -> SectionPlan:
+    axes = sorted(key for key in names.config if key.startswith("axis/"))
+    if not axes:
+        return SectionPlan("Ablation", "", ())
+    metrics = [f"mean/{metric}" for metric in (*QUALITIES, "seconds") if f"mean/{metric}" in names.summary]
+    drawn = [key for prefix in ("ablation/plots/", "ablation/sheets/") for key in names.curves(prefix)]
+    panels = [PanelPlan("parallel", "Axes and scores", tuple(metrics), config=tuple(axes))] if metrics else []
+    panels += [PanelPlan("importance", "What matters", (metrics[0],))] if metrics else []
+    panels += [PanelPlan("comparer", "What differs")]
+    panels += [PanelPlan("pictures", "Curves, heat maps and sheets", tuple(drawn))] if drawn else []
+    return SectionPlan(
+        "Ablation", "Each run of a sweep, or each cell logged as a run, is a line through its settings.", tuple(panels)
+    )
+
+
+def _table(names: LoggedNames) -> SectionPlan:
+    panels = (PanelPlan("table", "All rows", (TABLE,)),) if TABLE in names.history else ()
+    return SectionPlan("Rows", "Every row with its picture, settings, scores and costs.", panels)
+
+
+def keys_of(plans: Iterable[SectionPlan]) -> set[str]:
+    """Every name that panels show or are drawn over, those of the configuration excepted."""
+    panels = [panel for section in plans for panel in section.panels]
+    return {key for panel in panels for key in (*panel.keys, *([panel.x] if panel.x else []))}

@@ -1,0 +1,79 @@
+"""What a run has in its loggers, by name: from its folder, or from W&B's server. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnguide.callbacks.flat_config import axis_key
+from attnguide.callbacks.run_curves import run_curves
+from attnguide.callbacks.run_log import means, pictures_by_key
+from attnguide.records import AXIS, is_cell_column, read_records
+
+
+@dataclass(frozen=True)
+class LoggedNames:
+    """Names of what runs logged.
+
+    Attributes:
+        history: Keys of curves, pictures and tables.
+        summary: Keys of the summary.
+        config: Keys of the configuration.
+    """
+
+    history: frozenset[str]
+    summary: frozenset[str]
+    config: frozenset[str]
+
+    def curves(self, prefix: str) -> list[str]:
+        """Keys of the history that begin with a prefix, in order."""
+        return sorted(key for key in self.history if key.startswith(prefix))
+
+    def means(self, metric: str) -> list[str]:
+        """``mean/<metric>/<method>`` for every method that has the metric, in order, plain first."""
+        found = [key for key in self.summary if key.startswith(f"mean/{metric}/")]
+        return sorted(found, key=lambda key: (not key.endswith("/plain"), key))
+
+
+def names_of_folder(folder: Path) -> LoggedNames:
+    """Names of what the run in a folder logs.
+
+    Raises:
+        ValueError: If no row is on record there.
+    """
+    records = read_records(folder)
+    if not records:
+        raise ValueError(f"expected the folder of a run; {str(folder)!r} holds no run: no row is on record in it")
+    curves = run_curves(folder, records)
+    axes = {name for record in records for name in record if name.startswith(AXIS) and is_cell_column(name)}
+    steps = {key for points in (curves.guide, curves.maps) for point in points for key in point.values}
+    drawn = {f"ablation/{kind}/{path.stem}" for kind in ("plots", "sheets") for path in folder.glob(f"{kind}/*.png")}
+    pictures = set(pictures_by_key(folder, records))
+    summary = set(means(records)) | ({f"mean/{name}" for name in _metrics(means(records))} if axes else set())
+    config = {"methods", "command", *(axis_key(name.removeprefix(AXIS)) for name in axes)}
+    return LoggedNames(frozenset({*steps, *drawn, *pictures, "rows"}), frozenset(summary), frozenset(config))
+
+
+def _metrics(keys: Iterable[str]) -> set[str]:
+    return {key.split("/")[1] for key in keys if key.startswith("mean/")}
+
+
+def names_of_project(entity: str, project: str) -> LoggedNames:
+    """Names of what the newest runs of a project on W&B's server logged; it is asked over the network.
+
+    Raises:
+        ValueError: If there is no such project, or nothing of attnguide's in it.
+    """
+    import wandb
+
+    try:
+        runs: list[Any] = list(wandb.Api().runs(f"{entity}/{project}", per_page=20)[:20])
+    except Exception as error:  # of many kinds, some of the network below it
+        raise ValueError(f"W&B has no answer about {entity}/{project} ({' '.join(str(error).split())[:200]})") from error
+    summary = {key for run in runs for key in run.summary.keys()}
+    if not any(key.startswith("mean/") for key in summary):
+        raise ValueError(f"expected runs of attnguide in the project {entity}/{project}; its {len(runs)} newest are none")
+    config = {key for run in runs for key in run.config}
+    return LoggedNames(frozenset(key for key in summary if not key.startswith("_")), frozenset(summary), frozenset(config))
