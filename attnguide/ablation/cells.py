@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attnguide.ablation.axes import Ablation, Cell
-from attnguide.ablation.file import named_methods
+from attnguide.ablation.entries import named_methods
 from attnguide.methods import check_options
 from attnguide.prompt.notation import region_to_dict
 from attnguide.prompt.regions import absolute_region

@@ -44,7 +44,7 @@ def expected_costs(samples: Iterable[Sample], *, distilled: bool = False) -> lis
 
 
 def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
-    """Passes of one row; where it names no scheduler, for one with one evaluation a step.
+    """Network passes of one row, assuming a first-order scheduler unless it names one.
 
     Args:
         sample: The row.

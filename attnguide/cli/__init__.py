@@ -14,7 +14,9 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from attnguide.cli.errors import UsageError, one_line, reason, verdict
 from attnguide.cli.signals import ended_like_ctrl_c
@@ -75,48 +77,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in words
+    words = [word for word in words if word != DEBUG]
     with tolerant_streams() as (out, _), _warnings_in_one_line(debug):
-        status = _run([word for word in words if word != DEBUG], debug)
+        with _told(debug) as outcome:
+            command = _command(words)
+            outcome.status = 0 if command is None else command.run(words[1:])
         out.flush()
         if out.failure is not None:
             print(f"error: standard output could not be written ({reason(out.failure)})", file=sys.stderr)
-            return status or 1
-    return status
+            return outcome.status or 1
+    return outcome.status
 
 
-def _run(words: Sequence[str], debug: bool) -> int:
-    """Run a command and tell what ended it; see :func:`main` for the status."""
+@dataclass
+class _Outcome:
+    """Of a command.
+
+    Attributes:
+        status: See :func:`main`.
+    """
+
+    status: int = 0
+
+
+@contextmanager
+def _told(debug: bool) -> Iterator[_Outcome]:
+    """Tell what ended the command inside, and set its status."""
+    outcome = _Outcome()
     try:
         with ended_like_ctrl_c():
-            return _answer(words)
+            yield outcome
     except SystemExit as end:  # after --help and --print_config
-        return end.code if isinstance(end.code, int) else 0
+        outcome.status = end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        outcome.status = 130
     except Exception as error:
         if debug:
             traceback.print_exc()
-        status, message = verdict(error)
+        outcome.status, message = verdict(error)
         print(f"error: {message}", file=sys.stderr)
-        return status
 
 
-def _answer(words: Sequence[str]) -> int:
+def _command(words: Sequence[str]) -> ModuleType | None:
+    """The module of the command that is asked for; ``None`` after help or the version was printed.
+
+    Raises:
+        UsageError: If there is no such command, or it could not run here.
+    """
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
-        return 0
+        return None
     if words[0] == "--version":
         print(f"attnguide {installed_version()}")
-        return 0
+        return None
     _check_text(words)
     if words[0] not in COMMANDS:
         from attnguide.models.names import nearest
 
         raise UsageError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)}; choose from {', '.join(COMMANDS)}")
     _check_here()
-    status: int = importlib.import_module(f"attnguide.cli.{words[0]}").run(words[1:])
-    return status
+    return importlib.import_module(f"attnguide.cli.{words[0]}")
 
 
 def _check_here() -> None:

@@ -56,7 +56,7 @@ _MANY = 10_000
 """Rows from which on their planning is announced."""
 
 _SUBJECTS = {"layouts": _LAYOUTS, "rows": ("rows",), "prompt": ("prompt", "regions", "groups")}
-"""Each kind of what is drawn, and the settings that go with it; there is one kind a run."""
+"""Plot kinds and their settings; one kind per run."""
 
 
 def _more_categories(word: str) -> bool:
@@ -337,7 +337,7 @@ def _subjects(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list
 
 
 def _base_place(ablation: Ablation, error: UsageError) -> str:
-    """Where the base has the setting that a complaint begins with, ``region: ...`` for one; the file if that is not known."""
+    """Line of the setting that an error message starts with, ``region: ...`` say; the file if that is not known."""
     name = str(error).partition(":")[0]
     return ablation.base_lines.get(name) or ablation.base_lines.get(f"{name}s") or ablation.path
 

@@ -77,7 +77,7 @@ class Attempt:
 
 
 class Trials(Protocol):
-    """What a guidance may try on rows before one step: passes that move nothing by themselves, and are counted.
+    """Network passes that a guidance may make on rows before one step. They are counted, and move no latents.
 
     Latents are in the scale that the network reads; rows are numbered within these trials, from 0.
 
@@ -101,10 +101,20 @@ class Trials(Protocol):
         """
 
     def denoised(self, latents: Tensor, rows: Sequence[int]) -> Tensor:
-        """Clean latents as one conditional pass predicts them, likewise."""
+        """Predicted clean latents from one conditional pass, ``rows channels height width``.
+
+        Args:
+            latents: Of the chosen ``rows``, ``rows channels height width``.
+            rows: Which.
+        """
 
     def maps(self, latents: Tensor, rows: Sequence[int]) -> AttentionMaps:
-        """What the guidance reads in one conditional guide pass, without gradient; likewise."""
+        """Attention maps of the guidance's sites from one conditional guide pass, without gradient.
+
+        Args:
+            latents: Of the chosen ``rows``, ``rows channels height width``.
+            rows: Which.
+        """
 
     def restart(self, like: Tensor, rows: Sequence[int]) -> Attempt | None:
         """Denoise rows anew from further noise of their own seeds up to this step, under the edits of all methods.

@@ -89,7 +89,7 @@ class Injection(ABC):
         return noise
 
     def condition(self, states: Conditioning, targets: Targets, model: ModelAdapter) -> Conditioning:
-        """Change what the network reads as text."""
+        """Change the text states of the batch, both halves."""
         return states
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
@@ -171,7 +171,7 @@ class LatentsEdit(Edit):
 
         Args:
             latents: Of the rows, ``batch channels height width``.
-            source: Of their sources on trajectories of their own, likewise.
+            source: Latents of the rows' sources, where these have trajectories of their own, ``batch channels height width``.
             step: The one that was made.
         """
 

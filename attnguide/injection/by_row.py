@@ -50,7 +50,7 @@ class ForRows(Injection):
 
 
 class Part:
-    """Where some rows stand in a pass, and the pass as if there were no others."""
+    """Positions of a subset of rows in a pass's batch, and the pass context restricted to them."""
 
     def __init__(self, rows: Sequence[int]) -> None:
         self.rows = list(rows)

@@ -158,8 +158,8 @@ def make_batch(
     Args:
         model: The adapter.
         samples: Rows of one picture size, scheduler and number of steps.
-        guidances: The batch's, of which it must be known whether they need gradients, places or a source.
-        injections: Likewise; they may change text states and the initial noise.
+        guidances: Methods that need gradients; they are asked whether they need places or a source.
+        injections: Methods that edit attention; they may change text states and the initial noise.
         observer: Told while the batch runs.
         initial_latents: Unit noise ``batch channels height width`` instead of the noise of the rows' seeds.
 

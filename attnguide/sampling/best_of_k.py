@@ -22,8 +22,8 @@ _STRIDE = 1_000_003
 class BestOfK:
     """Samples every row under ``k`` seeds and keeps the picture its judge likes best; the first, where it likes several.
 
-    This stands above the sampler: together with other methods, each try is made with all of them. What it is compared with
-    should cost as much: one with guidance costs ``k`` plain pictures where its network passes do.
+    Each try is made with all other methods of the row. Compare at equal compute: a guidance costs as much as ``k`` plain
+    pictures if it makes as many network passes.
 
     Args:
         k: Tries per row; their seeds are the row's own plus multiples of a large prime.

@@ -68,7 +68,7 @@ class Effects:
             known.acted = known.acted or not same_shape or not torch.equal(before[row], after[row])
 
     def conditioned(self, method: Method, before: Conditioning, after: Conditioning) -> None:
-        """Likewise, for what the network reads as text."""
+        """Compare the text states of every row before and after a method changed them."""
         self.changed(method, before.cond, after.cond)
         self.changed(method, before.uncond, after.uncond)
 
@@ -177,7 +177,7 @@ class _Watched(Edit):
 
 
 class _WatchedLatents(_Watched, LatentsEdit):
-    """The same for an edit that also changes latents."""
+    """Watches an edit that also changes latents."""
 
     edit: LatentsEdit
 

@@ -52,8 +52,8 @@ class UpdateEvent:
         method: Name of the guidance.
         iteration: Counts updates within the step, from 0.
         rows: Rows of the batch that were judged.
-        losses: One value for each of ``rows``.
-        indicators: Likewise.
+        losses: Loss of each of ``rows``.
+        indicators: Indicator of each of ``rows``, which decides on repetition.
         moved: Which of ``rows`` made an update.
         gradient_norms: Euclidean norm of each row's gradient; 0 where it made no update.
     """

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from attnguide.guidance.per_row import EachRow
@@ -105,8 +104,3 @@ def invert_sources(
 def replay_forwards(source: Source | None, steps: int) -> int:
     """Evaluations that inverting one row's picture takes."""
     return 0 if source is None or source.pictures is None else steps * (source.iterations + 1)
-
-
-def with_sources(replay: Replay | None, latents: Tensor, rows: int, index: int) -> Tensor:
-    """Latents of rows and, behind them, of their sources, with what is replayed before evaluation ``index`` in place."""
-    return latents if replay is None else torch.cat([latents[:rows], replay.source(latents[rows:], index)])

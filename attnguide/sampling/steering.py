@@ -103,10 +103,11 @@ class Steering:
 
     @contextmanager
     def during(self, context: PassContext) -> Iterator[None]:
-        """Edits and probes act in the pass that is made inside."""
+        """Edits and probes act in the pass that is made inside, which is counted."""
         assert self._attention is not None, "passes are made inside attached()"
         with self._attention.during(context):
             yield
+        self.batch.ledger.forward(context.rows)
 
     def unconditional(self, answers: Mapping[Branch, Tensor], step: Step) -> Tensor | None:
         """What classifier-free guidance leads away from, ``batch channels height width``; ``None`` without it."""
@@ -147,8 +148,10 @@ class Steering:
         branches = batch.branches.at(step, self.injections)
         context = pass_context(step, "denoise", range(len(batch.samples)), branches)
         parts = torch.cat([batch.branches.latents(branch, latents) for branch in branches])
+        inputs = batch.scheduler.scale_model_input(parts, step)
         with self.during(context):
-            answer = batch.answer(batch.scheduler.scale_model_input(parts, step), context)
+            answer = batch.model.predict(inputs, step, batch.branches.for_pass(context))
+        assert answer is not None
         answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
         combined = combine(self.unconditional(answers, step), answers["cond"], batch.cfg_scales)
         noise_pred = self.correct(combined, answers, step)
