@@ -17,12 +17,12 @@ from torch import Tensor
 
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
 from attnguide.models.base import ModelAdapter
 from attnguide.prompt.targets import region_maps
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.table import sample_rows
-from attnguide.shapes.expectation import expectation_from_layout
 from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout
 from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult, verdict
@@ -128,7 +128,7 @@ def run_benchmark(
     Returns:
         All records, earlier ones first.
     """
-    expected = {layout.id: expectation_from_layout(layout) for layout in layouts}
+    expected = {layout.id: asked_from_layout(layout) for layout in layouts}
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     path = folder / "records.csv"
     done = read_records(path) if path.exists() else []
@@ -150,7 +150,7 @@ def run_benchmark(
         scores: Mapping[str, float] = {}
         if result.image is not None:
             result.image.save(folder / "samples" / f"{sample.id}.png")
-            scores = score(judge(result.image), expected[sample.id.rsplit("-", 1)[0]])
+            scores = score(seen_shapes(result.image), expected[sample.id.rsplit("-", 1)[0]])
         record["scores"] = json.dumps({name: round(float(value), 4) for name, value in scores.items()})
         _append(path, record)
     return read_records(path)

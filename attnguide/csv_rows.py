@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnguide.layouts.boxes import BoxFormat
+from attnguide.layouts.words import placed_regions
 from attnguide.parsing import parse_json, read_text, real_number, shown, whole_number
-from attnguide.prompt.nested import free_occurrences
 from attnguide.row_values import ROW_KEYS, method_names, nearest, read_mapping
 from attnguide.types import MethodConfig
 
@@ -22,12 +23,12 @@ _BOX_COLUMN = re.compile(r"(obj|bbox)(\d{1,4})")
 _KNOWN = (*ROW_KEYS, "method", "options")
 
 
-def csv_rows(path: Path, size: tuple[int, int] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def csv_rows(path: Path, boxes: BoxFormat) -> Iterator[tuple[int, dict[str, Any]]]:
     """For each row its line, and its values by the keys of a row.
 
     Args:
         path: The table.
-        size: ``(height, width)`` in pixels, if boxes are in pixels.
+        boxes: How boxes are written.
 
     Raises:
         ValueError: With file and line, if the table is malformed.
@@ -37,7 +38,7 @@ def csv_rows(path: Path, size: tuple[int, int] | None) -> Iterator[tuple[int, di
         _check_columns(path, list(reader.fieldnames or ()))
         first = reader.line_num + 1
         for cells in reader:
-            yield first, _csv_row(path, first, cells, size)
+            yield first, _csv_row(path, first, cells, boxes)
             first = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not valid CSV: {error}.") from error
@@ -69,19 +70,19 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
             raise ValueError(f"{where}: unknown column {shown(column)} beside {boxed[0]!r}; the box of obj1 stands in bbox1.")
 
 
-def _csv_row(path: Path, line: int, cells: Mapping[str | None, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+def _csv_row(path: Path, line: int, cells: Mapping[str | None, Any], boxes: BoxFormat) -> dict[str, Any]:
     if None in cells or None in cells.values():
         raise ValueError(
             f"{path}, line {line}: has {'more' if None in cells else 'fewer'} cells than the first line has columns."
         )
     given = {str(key): value for key, value in cells.items() if value.strip()}
     try:
-        return _csv_values(given, size)
+        return _csv_values(given, boxes)
     except ValueError as error:
         raise ValueError(f"{path}, line {line}: {error}") from error
 
 
-def _csv_values(given: Mapping[str, str], size: tuple[int, int] | None) -> dict[str, Any]:
+def _csv_values(given: Mapping[str, str], boxes: BoxFormat) -> dict[str, Any]:
     cells = {key: cell for key, cell in given.items() if not _BOX_COLUMN.fullmatch(key)}
     values = {key: _cell(key, cell) for key, cell in cells.items() if key in (*ROW_KEYS, "options")}
     if "method" in cells:
@@ -92,7 +93,7 @@ def _csv_values(given: Mapping[str, str], size: tuple[int, int] | None) -> dict[
     if "options" in values:
         names = method_names(values.get("methods", ""))
         values["methods"] = _with_options(names, read_mapping("options", values.pop("options")))
-    if boxed := _boxed_regions(given, size):
+    if boxed := _boxed_regions(given, boxes):
         values["regions"] = _joined(values.get("regions", []), boxed)
     return values
 
@@ -131,45 +132,16 @@ def _with_options(names: Sequence[str], options: Mapping[str, Any]) -> list[Meth
     return [MethodConfig(name, read_mapping("options", options.get(name, {}))) for name in names]
 
 
-def _boxed_regions(given: Mapping[str, str], size: tuple[int, int] | None) -> list[dict[str, Any]]:
+def _boxed_regions(given: Mapping[str, str], boxes: BoxFormat) -> list[dict[str, Any]]:
     """Regions of a layout benchmark's ``objN`` and ``bboxN`` columns; a phrase that stands twice takes its next occurrence."""
-    regions: list[dict[str, Any]] = []
+    placed: list[tuple[str, Any]] = []
     for key in sorted(given, key=lambda name: (len(name), name)):
         found = _BOX_COLUMN.fullmatch(key)
         if not found:
             continue
+        box = f"bbox{found[2]}"
         if found[1] == "bbox" and f"obj{found[2]}" not in given:
             raise ValueError(f"{key} has a box but obj{found[2]} has no phrase.")
         if found[1] == "obj":
-            phrase = given[key].strip()
-            before = sum(region["phrase"] == phrase for region in regions)
-            box = _box(f"bbox{found[2]}", given.get(f"bbox{found[2]}"), size)
-            regions.append({"phrase": phrase, "box": box})
-            if before:
-                regions[-1]["occurrence"] = _occurrence(given, phrase, before)
-    return regions
-
-
-def _box(key: str, cell: str | None, size: tuple[int, int] | None) -> tuple[float, float, float, float] | None:
-    if cell is None:
-        return None
-    numbers = [real_number(part) for part in cell.strip("()[] \t").split(",", 4)]
-    if len(numbers) != 4 or None in numbers:
-        raise ValueError(f"{key} must be four numbers x0,y0,x1,y1; got {shown(cell)}.")
-    x0, y0, x1, y1 = (number for number in numbers if number is not None)
-    if size is not None:
-        height, width = size
-        return x0 / width, y0 / height, x1 / width, y1 / height
-    if max(x0, y0, x1, y1) > 1:
-        raise ValueError(
-            f"{key} must be fractions of width and height, or the picture's size in pixels must be given (--box-size); "
-            f"got {shown(cell)}."
-        )
-    return x0, y0, x1, y1
-
-
-def _occurrence(given: Mapping[str, str], phrase: str, wanted: int) -> int:
-    """The wanted occurrence outside other objects' phrases if the prompt has it, else the last one."""
-    objects = [value.strip() for key, value in given.items() if re.fullmatch(r"obj\d+", key)]
-    free = free_occurrences(given.get("prompt", ""), phrase, objects)
-    return free[min(wanted, len(free) - 1)] if free else 0
+            placed.append((given[key].strip(), boxes.fractions(box, given[box]) if box in given else None))
+    return placed_regions(given.get("prompt", ""), placed)

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.csv_rows import csv_rows, further_columns
+from attnguide.layouts.boxes import BoxFormat
+from attnguide.layouts.coco import DEFAULT, coco_rows
+from attnguide.layouts.foreign import Boxes, foreign_row
 from attnguide.parsing import parse_json, read_text, shown
 from attnguide.prompt.regions import absolute_region
 from attnguide.rows import MOST_ROWS, RowError, check_ids, table_row
@@ -17,9 +20,6 @@ from attnguide.yaml12 import YamlError, parse_yaml, read_yaml
 _LineOf = Callable[[str | None], int]
 _Rows = Iterator[tuple[_LineOf, Mapping[str, Any]]]
 """For each row, the line of one of its keys, and its values."""
-
-_FOREIGN = {"annotations": "COCO", "locations": "GLIGEN", "bounding boxes": "LLM-grounded diffusion"}
-"""Keys by which files of layouts that are no tables of rows are known."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,24 @@ class Table:
 
 
 def read_samples(
-    path: str | Path, *, size: tuple[int, int] | None = None, defaults: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    box_format: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[Sample]:
     """Rows of a table; arguments and errors as for :func:`read_table`."""
-    return list(read_table(path, size=size, defaults=defaults).samples)
+    return list(read_table(path, size=size, box_format=box_format, defaults=defaults).samples)
 
 
-def read_table(path: str | Path, *, size: tuple[int, int] | None = None, defaults: Mapping[str, Any] | None = None) -> Table:
-    """Read a table of rows.
+def read_table(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    box_format: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Table:
+    """Read a table of rows, or a layout benchmark in the form its authors gave it.
 
     A row has the keys :data:`~attnguide.rows.ROW_KEYS`; only ``prompt`` is needed. Rows without an ``id`` are numbered
     ``0000``, ``0001``, ...
@@ -55,33 +65,41 @@ def read_table(path: str | Path, *, size: tuple[int, int] | None = None, default
     * ``.jsonl``: one row a line.
     * ``.csv``: one row a line. ``method`` holds names joined by ``+``, ``options`` a JSON object from method name to options,
       ``regions``, ``groups`` and ``tags`` JSON; regions may instead stand in columns ``obj1``, ``bbox1``, ``obj2``, ... with
-      boxes ``x0,y0,x1,y1``. Any further column becomes a tag.
+      boxes ``x0,y0,x1,y1``, as 7Bench and C-Bench have them. Any further column becomes a tag.
+    * ``.txt``: one prompt a line.
+
+    In JSON and JSON lines the rows may also be GenEval's (:func:`~attnguide.layouts.geneval.geneval_row`), GLIGEN's
+    (``phrases``, ``locations``), LLM-grounded diffusion's (``gen_boxes``) or LayoutSAM's (``region_captions``, ``bbox_list``),
+    and a ``.json`` file may hold COCO's instances (:func:`~attnguide.layouts.coco.coco_rows`).
 
     A row whose box has no area, or whose phrase its prompt lacks, is read with that as its
     :attr:`~attnguide.types.Sample.problem`: it ends alone, the other rows are made.
 
     Args:
         path: The table. Relative paths of masks in it are relative to its folder.
-        size: ``(height, width)`` in pixels, if the boxes of a CSV file are in pixels and not fractions.
+        size: ``(height, width)`` in pixels of the pictures that boxes in pixels are of.
+        box_format: How boxes are written, where that is not as the format has it: ``xyxy`` or ``xywh``, ``fractions``,
+            ``pixels`` or ``permille``, or both as ``xywh-pixels``. Regions of rows of our own are always corners in fractions.
         defaults: Values of a row's keys that neither the row nor the file gives.
 
     Raises:
         ValueError: If the file is missing or malformed, with file, line and key; if it has more than
-            :data:`~attnguide.rows.MOST_ROWS` rows; or two rows have the same id.
+            :data:`~attnguide.rows.MOST_ROWS` rows; two rows have the same id; or ``size`` or ``box_format`` is given for a
+            file without such boxes.
     """
     path = Path(path)
-    readers = {
+    boxes = Boxes(box_format, size)
+    readers: dict[str, Callable[[Path], _Rows]] = {
         ".yaml": _read_yaml,
         ".yml": _read_yaml,
-        ".json": _read_json,
-        ".jsonl": _read_json_lines,
-        ".csv": lambda path: ((_always(line), row) for line, row in csv_rows(path, size)),
+        ".json": lambda path: _read_json(path, boxes),
+        ".jsonl": lambda path: _read_json_lines(path, boxes),
+        ".csv": lambda path: ((_always(line), row) for line, row in csv_rows(path, boxes.over(BoxFormat()))),
+        ".txt": _read_lines,
     }
     suffix = path.suffix.lower()
     if suffix not in readers:
         raise ValueError(f"Table {shown(str(path))} must be a file ending in {', '.join(readers)}.")
-    if size is not None and suffix != ".csv":
-        raise ValueError(f"size is for the boxes of a CSV table; got it with {shown(str(path))}.")
     samples: list[Sample] = []
     named: set[str] = set()
     for index, (line_of, values) in enumerate(readers[suffix](path)):
@@ -97,6 +115,9 @@ def read_table(path: str | Path, *, size: tuple[int, int] | None = None, default
             named.add(sample.id)
     if not samples:
         raise ValueError(f"Table {shown(str(path))} has no rows.")
+    if (size is not None or box_format is not None) and not boxes.read:
+        given = "size" if size is not None else "box_format"
+        raise ValueError(f"{given} is for boxes as layout files write them; got it with {shown(str(path))}, which has none.")
     try:
         check_ids(samples)
     except ValueError as error:
@@ -115,26 +136,45 @@ def _read_yaml(path: Path) -> _Rows:
     return _listed(path, *read_yaml(path, f"Table {shown(str(path))}"))
 
 
-def _read_json(path: Path) -> _Rows:
+def _read_json(path: Path, boxes: Boxes) -> _Rows:
     text = read_text(path, f"Table {shown(str(path))}")
     try:
         content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        return _read_coco(path, content, boxes)
+    if isinstance(content, dict) and "samples" not in content and foreign_row(content, boxes) is not None:
+        content = [content]  # a file for each picture
+        return _listed(path, None, content, boxes)
     try:
         root = parse_yaml(text)[0]  # which knows lines
     except YamlError:  # JSON writes some letters as YAML does not
         root = None
-    return _listed(path, root, content)
+    return _listed(path, root, content, boxes)
 
 
-def _listed(path: Path, root: Any, content: Any) -> _Rows:
+def _read_coco(path: Path, content: Mapping[str, Any], boxes: Boxes) -> _Rows:
+    try:
+        for row in coco_rows(content, boxes.over(DEFAULT)):
+            yield _always(1), row
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_lines(path: Path) -> _Rows:
+    """A prompt a line."""
+    for number, line in enumerate(read_text(path, f"Table {shown(str(path))}").split("\n"), 1):
+        if line.strip():
+            yield _always(number), {"prompt": line.strip()}
+
+
+def _listed(path: Path, root: Any, content: Any, boxes: Boxes | None = None) -> _Rows:
     """Rows of a list, or of a mapping with the list under ``samples``."""
     common: dict[str, Any] = {}
     node: Any = root
     if isinstance(content, dict):
         if "samples" not in content:
-            _refuse_foreign(path, content)
             raise ValueError(f"{path}, line 1: key 'samples' is missing; a table is a list of rows, or has them under samples.")
         common = {key: value for key, value in content.items() if key != "samples"}
         node = next(value for key, value in node.value if key.value == "samples") if node is not None else None
@@ -145,16 +185,16 @@ def _listed(path: Path, root: Any, content: Any) -> _Rows:
         line_of = _always(1) if node is None else _yaml_lines(node.value[index], root)
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {line_of(None)}: a row is a mapping with the key prompt; got {shown(row)}.")
-        _refuse_foreign(path, row)
-        yield line_of, {**common, **row}
+        yield line_of, {**common, **_own_row(f"{path}, line {line_of(None)}", row, boxes)}
 
 
-def _refuse_foreign(path: Path, values: Mapping[str, Any]) -> None:
-    for key, whose in _FOREIGN.items():
-        if key in values:
-            raise ValueError(
-                f"{path}: {key!r} is a key of {whose} layouts, which are not read; make a table of prompts and regions."
-            )
+def _own_row(place: str, values: Mapping[str, Any], boxes: Boxes | None) -> Mapping[str, Any]:
+    """A row with our keys, whoever wrote it."""
+    try:
+        found = None if boxes is None else foreign_row(values, boxes)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return values if found is None else found
 
 
 def _yaml_lines(row: Any, root: Any) -> _LineOf:
@@ -168,7 +208,7 @@ def _yaml_lines(row: Any, root: Any) -> _LineOf:
     return line_of
 
 
-def _read_json_lines(path: Path) -> _Rows:
+def _read_json_lines(path: Path, boxes: Boxes) -> _Rows:
     for number, line in enumerate(read_text(path, f"Table {shown(str(path))}").split("\n"), 1):
         if not line.strip():
             continue
@@ -178,8 +218,7 @@ def _read_json_lines(path: Path) -> _Rows:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a row is a JSON object with the key prompt; got {shown(line)}.")
-        _refuse_foreign(path, row)
-        yield _always(number), row
+        yield _always(number), _own_row(f"{path}, line {number}", row, boxes)
 
 
 def _always(line: int) -> _LineOf:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from attnguide.metrics.functional import box_iou
+from attnguide.judges.boxes import box_iou
 from attnguide.shapes.judge import Verdict, judge
 from attnguide.shapes.renderer import object_masks, render
 from attnguide.shapes.scene import Scene, random_scene

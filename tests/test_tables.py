@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from attnguide.metrics.asked import asked_of
 from attnguide.prompt.nested import settle
 from attnguide.rows import checked_samples, sample_from_dict, sample_to_dict
 from attnguide.tables import read_samples, read_table
@@ -109,7 +110,7 @@ def test_csv_regions_and_tags_as_json(tmp_path: Path) -> None:
         ("rows.csv", 'prompt,bbox1\na,"0,0,1,1"\n', "line 2: bbox1 has a box but obj1 has no phrase"),
         ("rows.csv", 'prompt,options\na,"{""inject1"": {}}"\n', "line 2: options name the method 'inject1'"),
         ("rows.csv", "prompt,tags\na,{\n", "line 2: tags must be JSON"),
-        ("rows.txt", "a", "must be a file ending in .yaml"),
+        ("rows.xml", "a", "must be a file ending in .yaml"),
     ],
 )
 def test_malformed_tables_name_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -204,18 +205,6 @@ def test_columns_that_cannot_be_meant(tmp_path: Path, head: str, message: str) -
         read_samples(write(tmp_path, "rows.csv", f"{head}\n"))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"images": [], "annotations": []}', "key of COCO layouts"),
-        ('[{"prompt": "a", "phrases": ["a"], "locations": [[0, 0, 1, 1]]}]', "key of GLIGEN layouts"),
-    ],
-)
-def test_layouts_of_other_kinds_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_samples(write(tmp_path, "rows.json", text))
-
-
 def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnguide.tables.MOST_ROWS", 2)
     with pytest.raises(ValueError, match="at most 2 rows; got more"):
@@ -227,3 +216,12 @@ def test_tables_of_the_docs_page_are_read(tmp_path: Path, kind: str, place: int)
     page = (Path(__file__).parents[1] / "docs" / "tables.md").read_text(encoding="utf-8")
     first, *_ = read_samples(write(tmp_path, f"rows.{kind}", page.split("```text\n")[place].split("```")[0]))
     assert [region.box for region in first.regions] == [(0.05, 0.3, 0.45, 0.7), (0.55, 0.3, 0.95, 0.7)]
+
+
+def test_the_docs_pages_tag_is_what_its_picture_is_judged_by(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tables.md").read_text(encoding="utf-8")
+    text = next(block for block in page.split("```text\n")[1:] if "asked:" in block).split("```")[0]
+    (row,) = read_samples(write(tmp_path, "rows.yaml", text))
+    asked = asked_of(row)
+    assert [(one.label, one.count, len(one.boxes)) for one in asked.objects] == [("clock", 2, 2), ("blue dog", 1, 1)]
+    assert asked.relations == ((0, "left of", 1),) and row.problem is None

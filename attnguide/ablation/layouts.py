@@ -34,29 +34,37 @@ def layout_rows(
     categories: Sequence[str] | None = None,
     prompts: int | None = None,
     size: Sequence[int] | None = None,
+    box_format: str | None = None,
 ) -> list[dict[str, Any]]:
     """Rows as plain values, with a region for each object; category and the like are tags.
 
     Args:
-        source: A name in :data:`~attnguide.shapes.layouts.FILES`, or a CSV file with their columns.
+        source: A name in :data:`~attnguide.shapes.layouts.FILES`, or a file that :func:`~attnguide.tables.read_table` reads.
         categories: Which; all when ``None``.
         prompts: How many of each category, :func:`~attnguide.shapes.layouts.spread` over it; all when ``None``.
-        size: Height and width in pixels of the picture that the boxes of a CSV file refer to; the shapes world's when ``None``.
+        size: Height and width in pixels of the picture that boxes refer to; for a CSV file the shapes world's when ``None``.
+        box_format: How boxes are written, where that is not as the format has it.
 
     Raises:
         LayoutsError: If there is no such file or category.
         ValueError: With the file's line, if the file is malformed.
     """
     path = FILES.get(source, Path(source))
-    if not path.is_file() or path.suffix.lower() != ".csv":
+    if not path.is_file():
         known = ", ".join(FILES)
-        raise LayoutsError("layouts", f"expected {known}, or a CSV file{nearest(source, tuple(FILES))}; got {source!r}")
-    height, width = (SIDE, SIDE) if size is None or source in FILES else size
+        raise LayoutsError("layouts", f"expected {known}, or a file{nearest(source, tuple(FILES))}; got {source!r}")
     kinds: dict[str, list[Sample]] = {}
-    for sample in read_samples(path, size=(height, width)):
+    for sample in read_samples(path, **box_options(source, path, size, box_format)):
         kinds.setdefault(str(sample.tags.get("category", "")), []).append(sample)
     for category in categories or ():
         if category not in kinds:
             raise LayoutsError("categories", f"expected some of {', '.join(kinds)}{nearest(category, kinds)}; got {category!r}")
     chosen = [sample_to_dict(sample) for category in categories or kinds for sample in spread(kinds[category], prompts)]
     return [{key: value for key, value in row.items() if key in _KEPT} for row in chosen]
+
+
+def box_options(source: str, path: Path, size: Sequence[int] | None, box_format: str | None) -> dict[str, Any]:
+    """Arguments of :func:`~attnguide.tables.read_table`: boxes of CSV files are of the shapes world where nothing is said."""
+    if source in FILES or (size is None and box_format is None and path.suffix.lower() == ".csv"):
+        return {"size": (SIDE, SIDE)}
+    return {"size": None if size is None else (size[0], size[1]), "box_format": box_format}

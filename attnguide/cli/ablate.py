@@ -72,7 +72,7 @@ def settings() -> list[Setting]:
             "layouts",
             values.words,
             None,
-            "prompts with boxes instead of a prompt: benchmark, development, or a CSV file of that form",
+            "prompts with boxes instead of a prompt: benchmark, development, or a file of layouts (see docs/tables.md)",
             metavar="NAME",
         ),
         Setting(
@@ -251,6 +251,7 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
         "groups": None,
         "seed": None,
         "box_size": None,
+        "box_format": None,
         "methods": [],
         "plain": False,
     }
@@ -284,7 +285,8 @@ def _with_layouts(ablation: Ablation, config: Mapping[str, Any]) -> dict[str, An
             return left
         if config["prompt"] is not None or config["rows"] is not None or ablation.prompts:
             raise LayoutsError("layouts", "expected either layouts, rows or a prompt; got several")
-        return {**left, "rows": layout_rows(source, categories, prompts, config["box_size"]), "box_size": None}
+        rows = layout_rows(source, categories, prompts, config["box_size"], config["box_format"])
+        return {**left, "rows": rows, "box_size": None, "box_format": None}
     except LayoutsError as error:
         own = config[error.setting] == ablation.base.get(error.setting)
         raise ValueError(f"{ablation.base_lines[error.setting]}: {error}" if own else str(error)) from error

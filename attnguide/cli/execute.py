@@ -265,13 +265,15 @@ def _predict(
     """Let Lightning run it; see :func:`_sample` for what is returned."""
     from attnguide.callbacks import ValueInvariance, standard_callbacks
     from attnguide.data import SampleDataModule
+    from attnguide.judges.shapes import ShapesJudge
     from attnguide.loggers import show_hint, sync_hint
-    from attnguide.metrics.scoring import shapes_scores
+    from attnguide.metrics.scoring import JudgeScores
     from attnguide.module import GuidanceModule, make_trainer
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values", "row_curves")}
     facts = {**plan.facts, "command": plan.command}
-    standard = standard_callbacks(config, resume=plan.resume, scorer=shapes_scores, lock=held.lock, facts=facts, **chosen)
+    scorer = JudgeScores([ShapesJudge()])
+    standard = standard_callbacks(config, resume=plan.resume, scorer=scorer, lock=held.lock, facts=facts, **chosen)
     callbacks = [*standard, *further]
     loggers = _loggers(plan)
     held.closing.callback(_close, loggers, plan)

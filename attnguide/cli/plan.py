@@ -29,6 +29,9 @@ ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "step
 _LARGE = 2**20
 """Bytes of a table from which on reading it is announced."""
 
+_SETTLED: dict[str, Any] = {"seed": None, "box_size": None, "box_format": None}
+"""Settings that rows have taken in."""
+
 NOT_KEPT = ("out", "resume")
 """Settings that say where a run lies, not what it is."""
 
@@ -84,7 +87,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if config["rows"] is not None:
-        config |= {"rows": [_kept_row(row, named=row.id in table.named) for row in own], "seed": None, "box_size": None}
+        config |= {"rows": [_kept_row(row, named=row.id in table.named) for row in own], **_SETTLED}
     folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     notes = [f"columns {', '.join(table.tags)} are tags"] if table.tags else []
     return Plan(config, tuple(samples), folder, (*notes, *_weight_notes(samples)))
@@ -114,8 +117,9 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(settings)
     if config["prompt"] is not None and config["rows"] is not None:
         raise UsageError("rows: expected either a prompt or a table of rows; got both")
-    if config["box_size"] is not None and not str(config["rows"]).lower().endswith(".csv"):
-        raise UsageError("box_size: expected --rows with a CSV table, whose boxes it is for; got none")
+    for name in ("box_size", "box_format"):
+        if config[name] is not None and not isinstance(config["rows"], str):
+            raise UsageError(f"{name}: expected --rows with a file, whose boxes it is for; got none")
     if config["prompt"] is None and config["rows"] is None:
         if config["regions"] is not None:
             raise UsageError("prompt: expected the prompt that the regions are of; got none")
@@ -159,7 +163,8 @@ def _own_rows(config: Mapping[str, Any]) -> Table:
     if isinstance(config["rows"], str):
         height, width = config["box_size"] or (None, None)
         _announce(config["rows"])
-        table = read_table(config["rows"], size=(height, width) if height and width else None, defaults=common)
+        size = (height, width) if height and width else None
+        table = read_table(config["rows"], size=size, box_format=config["box_format"], defaults=common)
     else:
         rows = [table_row({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
         given = zip(rows, config["rows"], strict=True)

@@ -47,7 +47,7 @@ def _alone(word: str) -> bool:
 def _rows(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(row, dict) for row in value)):
         return value
-    raise ValueError(f"expected a file (.yaml, .json, .jsonl, .csv) or a list of rows; got {value!r}")
+    raise ValueError(f"expected a file (.yaml, .json, .jsonl, .csv, .txt) or a list of rows; got {value!r}")
 
 
 def settings() -> list[Setting]:
@@ -93,7 +93,8 @@ def settings() -> list[Setting]:
             "rows",
             _rows,
             None,
-            "table of rows (.yaml, .json, .jsonl, .csv) instead of a prompt; a row has the keys prompt, id, seed, regions, "
+            "table of rows (.yaml, .json, .jsonl, .csv), a list of prompts (.txt) or a layout benchmark (7Bench, GenEval, "
+            "COCO, GLIGEN, LLM-grounded, LayoutSAM) instead of a prompt; a row has the keys prompt, id, seed, regions, "
             "groups, methods, negative_prompt, height, width, steps, cfg_scale, true_cfg_scale, scheduler, tags; a CSV file "
             "may have regions in columns obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
             metavar="FILE",
@@ -102,8 +103,16 @@ def settings() -> list[Setting]:
             "box_size",
             values.box_size,
             None,
-            "if the boxes of a CSV table are in pixels: side of the picture they are of, or HEIGHTxWIDTH",
+            "if the boxes of a table are in pixels: side of the picture they are of, or HEIGHTxWIDTH",
             metavar="PIXELS",
+        ),
+        Setting(
+            "box_format",
+            values.box_format,
+            None,
+            "how a table writes boxes, if not as its kind does: xyxy (corners) or xywh (corner, width, height); fractions, "
+            "pixels or permille; or both, as xywh-pixels",
+            metavar="FORMAT",
         ),
         Setting(
             "model",

@@ -10,6 +10,7 @@ from typing import Any
 
 from attnguide.cli.signatures import check_value, options_of
 from attnguide.fields import MOST_SEED
+from attnguide.layouts.boxes import box_format as read_box_format
 from attnguide.loggers import check_loggers
 from attnguide.models.names import check_device, check_dtype, check_scheduler, nearest
 from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
@@ -123,6 +124,13 @@ def box_size(value: Any) -> list[int]:
     if len(numbers) not in (1, 2) or any(side is None or side < 1 for side in numbers):
         raise ValueError(f"expected a picture's side in pixels, or HEIGHTxWIDTH; got {shown(value)}")
     return [side for side in (numbers * 2)[:2] if side is not None]
+
+
+def box_format(value: Any) -> str:
+    """How boxes are written: ``xywh``, ``permille``, ``xyxy-pixels``."""
+    named = text(value)
+    read_box_format(named)
+    return named
 
 
 def number(value: Any) -> float:

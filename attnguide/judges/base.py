@@ -148,9 +148,11 @@ class Judge(ABC):
 
     Attributes:
         name: Begins the names of its numbers where several judges find objects.
+        finds_objects: Whether it gives detections.
     """
 
     name: ClassVar[str]
+    finds_objects: ClassVar[bool] = False
 
     @abstractmethod
     def look(self, pictures: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Seen | None]:

@@ -35,6 +35,7 @@ class DetectorJudge(Judge):
     """
 
     name = "detector"
+    finds_objects = True
 
     def __init__(self, model: str, *, threshold: float = 0.2, nms: float = 0.5, batch_size: int = 8) -> None:
         if not 0 < threshold < 1:

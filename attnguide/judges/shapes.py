@@ -20,6 +20,7 @@ class ShapesJudge(Judge):
     """
 
     name = "shapes"
+    finds_objects = True
 
     def look(self, pictures: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Seen | None]:
         check_equally_many(pictures, asked)

@@ -2,35 +2,39 @@
 
 from attnguide.metrics.distance import FixedFeatures, PictureDistance
 from attnguide.metrics.functional import score
-from attnguide.metrics.shapes import (
+from attnguide.metrics.objects import (
     AllPresent,
     AttributeBinding,
     BackgroundAccuracy,
     ExactCount,
     ExplainedForeground,
+    InsideShare,
+    ObjectMetric,
     Presence,
     RegionHit,
+    RegionOverlap,
     RelationAccuracy,
-    ShapesMetric,
-    shapes_metrics,
+    object_metrics,
 )
-from attnguide.shapes.expectation import Expectation, expectation_from_layout, expectation_from_prompt
+from attnguide.metrics.precision import AveragePrecision
+from attnguide.metrics.scoring import asked_of
 
 __all__ = [
     "AllPresent",
     "AttributeBinding",
+    "AveragePrecision",
     "BackgroundAccuracy",
     "ExactCount",
-    "Expectation",
     "ExplainedForeground",
     "FixedFeatures",
+    "InsideShare",
+    "ObjectMetric",
     "PictureDistance",
     "Presence",
     "RegionHit",
+    "RegionOverlap",
     "RelationAccuracy",
-    "ShapesMetric",
-    "expectation_from_layout",
-    "expectation_from_prompt",
+    "asked_of",
+    "object_metrics",
     "score",
-    "shapes_metrics",
 ]

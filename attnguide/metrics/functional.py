@@ -1,4 +1,4 @@
-"""How well one picture shows what was asked for: counts of right and asked things, from the judge's verdict."""
+"""How well one picture shows what was asked for: right things among asked things, from any judge's detections."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from attnguide.shapes.expectation import Expectation
-from attnguide.shapes.judge import Detection, Verdict
+from attnguide.judges.base import Asked, Detection, Seen
+from attnguide.judges.boxes import box_area, box_iou, common_area
 from attnguide.shapes.scene import relation_holds
 from attnguide.types import Box
 
@@ -27,60 +27,59 @@ class Tally(NamedTuple):
     asked: float
 
 
-def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, in [0, 1]."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0.0) * max(height, 0.0)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - common
-    return common / union if union > 0 else 0.0
+def presence(seen: Seen, asked: Asked) -> Tally:
+    """Objects that were found under their label, of those asked for; a group counts as one object."""
+    return Tally(sum(label in seen.labels for label in asked.labels), len(asked.labels))
 
 
-def presence(verdict: Verdict, expectation: Expectation) -> Tally:
-    """Objects that were found with the right shape and colour, of those asked for; a group counts as one object."""
-    return Tally(sum(name in verdict.names for name in expectation.names), len(expectation.names))
-
-
-def all_present(verdict: Verdict, expectation: Expectation) -> Tally:
+def all_present(seen: Seen, asked: Asked) -> Tally:
     """Whether every asked object was found."""
-    return Tally(float(set(expectation.names) <= set(verdict.names)), 1)
+    return Tally(float(set(asked.labels) <= set(seen.labels)), 1)
 
 
-def attribute_binding(verdict: Verdict, expectation: Expectation) -> Tally:
-    """Instances with the right colour, of those whose shape was found.
+def attribute_binding(seen: Seen, asked: Asked) -> Tally:
+    """Instances with the right attribute, of those whose noun was found; only where labels carry attributes.
 
-    Shape by shape: of the asked and the found instances, the smaller number can be compared at all; those are right whose
-    colour is asked for as often.
+    Noun by noun: of the asked and the found instances, the smaller number can be compared at all; those are right whose
+    attribute is asked for as often.
     """
-    asked: dict[str, Counter[str]] = {}
-    for (color, shape), count in zip(expectation.objects, expectation.counts, strict=True):
-        asked.setdefault(shape, Counter())[color] += count
+    wanted: dict[str, Counter[str]] = {}
+    for one in asked.objects:
+        if one.noun and one.attribute:
+            wanted.setdefault(one.noun, Counter())[one.attribute] += one.count
     right = comparable = 0
-    for shape, colors in asked.items():
-        found = Counter(detection.color for detection in verdict.detections if detection.shape == shape)
-        right += (colors & found).total()
-        comparable += min(colors.total(), found.total())
+    for noun, attributes in wanted.items():
+        found = Counter(d.attribute for d in seen.detections or () if d.noun == noun)
+        right += (attributes & found).total()
+        comparable += min(attributes.total(), found.total())
     return Tally(right, comparable)
 
 
-def exact_count(verdict: Verdict, expectation: Expectation) -> Tally:
+def exact_count(seen: Seen, asked: Asked) -> Tally:
     """Whether every asked object was found exactly as often as asked; other objects do not matter."""
-    found = Counter(verdict.names)
-    right = all(found[name] == count for name, count in zip(expectation.names, expectation.counts, strict=True))
-    return Tally(float(right), 1)
+    found = Counter(seen.labels)
+    return Tally(float(all(found[one.label] == one.count for one in asked.objects)), 1)
 
 
-def count_found(verdict: Verdict, expectation: Expectation) -> int:
-    """How many objects of the asked names were found; other objects do not matter."""
-    return sum(name in expectation.names for name in verdict.names)
+def count_found(seen: Seen, asked: Asked) -> int:
+    """How many objects of the asked labels were found; other objects do not matter."""
+    return sum(label in asked.labels for label in seen.labels)
 
 
-def _matched(boxes: Sequence[Box], detections: Sequence[Detection], fits: Callable[[Box, Detection], bool]) -> int:
-    """Most boxes that can be given a fitting detection of their own."""
-    if not boxes or not detections:
-        return 0
-    table = np.array([[fits(box, detection) for detection in detections] for box in boxes])
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return int(table[rows, columns].sum())
+def matched_pairs(worth: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of a box and a detection, one to one, of the largest total worth.
+
+    Args:
+        worth: ``boxes detections``, at least 0.
+    """
+    if not worth.size:
+        return []
+    rows, columns = linear_sum_assignment(worth, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def _of_label(seen: Seen, label: str) -> list[Detection]:
+    return [detection for detection in seen.detections or () if detection.label == label]
 
 
 def _center_inside(box: Box, detection: Detection) -> bool:
@@ -88,83 +87,128 @@ def _center_inside(box: Box, detection: Detection) -> bool:
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
-def region_hit(verdict: Verdict, expectation: Expectation, iou_threshold: float | None = None) -> Tally:
-    """Boxes that hold an object of the asked name; no object serves two boxes.
+def region_hit(seen: Seen, asked: Asked, iou_threshold: float | None = None) -> Tally:
+    """Boxes that hold an object of the asked label; no object serves two boxes.
 
     Args:
-        verdict: What the picture shows.
-        expectation: What was asked for, with boxes.
+        seen: What the picture shows.
+        asked: What was asked for, with boxes.
         iou_threshold: How well the object's bounds must fit the box, in (0, 1]; ``None`` asks only for its centre inside.
 
     Raises:
         ValueError: If the threshold is out of range.
     """
-    if iou_threshold is not None and not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must lie in (0, 1] or be None; got {iou_threshold}.")
+    check_iou_threshold(iou_threshold)
 
     def fits(box: Box, detection: Detection) -> bool:
         return _center_inside(box, detection) if iou_threshold is None else box_iou(box, detection.box) >= iou_threshold
 
-    right = 0
-    for name, boxes in zip(expectation.names, expectation.boxes, strict=False):
-        right += _matched(boxes, [detection for detection in verdict.detections if detection.name == name], fits)
-    return Tally(right, sum(map(len, expectation.boxes)))
+    right = 0.0
+    for one in asked.objects:
+        worth = np.array([[float(fits(box, found)) for found in _of_label(seen, one.label)] for box in one.boxes])
+        right += sum(worth[pair] for pair in matched_pairs(worth))
+    return Tally(int(right), _boxes(asked))
 
 
-def relation(verdict: Verdict, expectation: Expectation) -> Tally:
-    """Whether the first object stands in the asked relation to the second; wrong where either is missing.
+def check_iou_threshold(iou_threshold: float | None) -> None:
+    """Refuse a threshold that no overlap is compared with.
 
-    Where a name was found more than once, its surest detection counts.
+    Raises:
+        ValueError: If it is out of range.
     """
-    if expectation.relation is None:
-        return Tally(0, 0)
-    ends = []
-    for name in expectation.names:
-        named = [detection for detection in verdict.detections if detection.name == name]
-        if not named:
-            return Tally(0, 1)
-        ends.append(max(named, key=lambda detection: detection.confidence).center)
-    return Tally(float(relation_holds(ends[0], ends[1], expectation.relation)), 1)
+    if iou_threshold is not None and not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must lie in (0, 1] or be None; got {iou_threshold}.")
 
 
-def background(verdict: Verdict, expectation: Expectation) -> Tally:
+def _boxes(asked: Asked) -> int:
+    return sum(len(one.boxes) for one in asked.objects)
+
+
+def region_overlap(seen: Seen, asked: Asked) -> Tally:
+    """Sum over boxes of the intersection over union with an object of the asked label; no object serves two boxes."""
+    total = 0.0
+    for one in asked.objects:
+        worth = np.array([[box_iou(box, found.box) for found in _of_label(seen, one.label)] for box in one.boxes])
+        total += sum(worth[pair] for pair in matched_pairs(worth))
+    return Tally(float(total), _boxes(asked))
+
+
+def inside_share(seen: Seen, asked: Asked) -> Tally:
+    """Share of each found object's box that lies inside a box of its label: the one of those that holds most of it.
+
+    Objects of labels without boxes do not count; nothing found, nothing asked.
+    """
+    shares = [
+        max(common_area(found.box, box) for box in one.boxes) / area
+        for one in asked.objects
+        for found in _of_label(seen, one.label)
+        if one.boxes and (area := box_area(found.box)) > 0
+    ]
+    return Tally(sum(shares), len(shares))
+
+
+def relation(seen: Seen, asked: Asked) -> Tally:
+    """Relations that hold between centres, of those asked for; one of an object that is missing does not hold.
+
+    Where a label was found more than once, its surest detection counts.
+    """
+    right = 0
+    for first, named, second in asked.relations:
+        ends = [_of_label(seen, asked.labels[index]) for index in (first, second)]
+        if all(ends):
+            a, b = (max(found, key=lambda detection: detection.score).center for found in ends)
+            right += relation_holds(a, b, named)
+    return Tally(right, len(asked.relations))
+
+
+def background(seen: Seen, asked: Asked) -> Tally:
     """Whether the background is the one that was asked for; wrong where there is no plain one."""
-    if expectation.background is None:
+    if asked.background is None or not seen.knows_background:
         return Tally(0, 0)
-    return Tally(float(verdict.background == expectation.background), 1)
+    return Tally(float(seen.background == asked.background), 1)
 
 
-def explained(verdict: Verdict, expectation: Expectation | None = None) -> Tally:
+def explained(seen: Seen, asked: Asked | None = None) -> Tally:
     """Share of the foreground that lies in recognised objects, whichever they are: low where a picture is ruined."""
-    return Tally(verdict.explained, 1)
+    return Tally(0, 0) if seen.explained is None else Tally(seen.explained, 1)
 
 
-QUESTIONS: dict[str, Callable[[Verdict, Expectation], Tally]] = {
+Question = Callable[[Seen, Asked], Tally]
+
+QUESTIONS: dict[str, Question] = {
     "presence": presence,
     "all_present": all_present,
     "binding": attribute_binding,
     "count": exact_count,
     "region_hit": region_hit,
-    "region_iou": lambda verdict, expectation: region_hit(verdict, expectation, iou_threshold=0.5),
+    "region_iou": lambda seen, asked: region_hit(seen, asked, iou_threshold=0.5),
     "relation": relation,
     "background": background,
     "explained": explained,
 }
 """What :func:`score` asks of a picture."""
 
+DETAILS: dict[str, Question] = {"iou": region_overlap, "object_inside": inside_share}
+"""Numbers of how well objects fit their boxes, beside :data:`QUESTIONS`."""
 
-def score(verdict: Verdict, expectation: Expectation) -> dict[str, float]:
+
+def score(seen: Seen, asked: Asked, questions: Sequence[str] = tuple(QUESTIONS)) -> dict[str, float]:
     """All scores of one picture, each in [0, 1], 1 is best; a score that does not apply to it is absent.
 
+    Args:
+        seen: What the picture shows.
+        asked: What was asked for.
+        questions: Names in :data:`QUESTIONS` and :data:`DETAILS`.
+
     Example:
-        >>> from attnguide.shapes.expectation import expectation_from_prompt
-        >>> from attnguide.shapes.judge import judge
+        >>> from attnguide.judges.shapes import asked_from_caption, seen_shapes
         >>> from attnguide.shapes.renderer import render
         >>> from attnguide.shapes.scene import Scene, SceneObject
         >>> picture = render(Scene((SceneObject("circle", "red", 0.3, 0.5, 0.15),)))
-        >>> scores = score(judge(picture), expectation_from_prompt("a red circle to the left of a blue star"))
+        >>> scores = score(seen_shapes(picture), asked_from_caption("a red circle to the left of a blue star"))
         >>> scores["presence"], scores["all_present"], scores["relation"], "region_hit" in scores
         (0.5, 0.0, 0.0, False)
     """
-    tallies = {name: question(verdict, expectation) for name, question in QUESTIONS.items()}
+    known = {**QUESTIONS, **DETAILS}
+    tallies = {name: known[name](seen, asked) for name in questions}
     return {name: tally.right / tally.asked for name, tally in tallies.items() if tally.asked}

@@ -28,7 +28,7 @@ FILES = {
     "phrase.csv": 'prompt,obj1,bbox1\na cat,dog,"0,0,1,1"\n',
     "open.jsonl": '{"prompt": "a cat"}\n{"prompt": "a dog"\n',
     "text.png": "no picture\n",
-    "rows.txt": "a cat\n",
+    "rows.xml": "a cat\n",
     "options.yaml": "- prompt: a cat\n  regions: ['cat=0,0,1,1']\n  methods: mask_guidance\n"
     "- prompt: a cat\n  regions: ['cat=0,0,1,1']\n  methods: {name: mask_guidance, options: {scale: .inf}}\n",
 }
@@ -80,7 +80,8 @@ WITH_PROMPT: list[tuple[list[str], list[str]]] = [
     (["--cfg-scale", "nan"], ["cfg_scale", "finite number", "'nan'"]),
     (["--height", "100"], ["height", "multiple of 8", "'100'"]),
     (["--batch-size", "0"], ["batch_size", "at least 1", "'0'"]),
-    (["--box-size", "64"], ["box_size", "CSV"]),
+    (["--box-size", "64"], ["box_size", "--rows"]),
+    (["--rows", "seed.csv", "--box-format", "cxcywh"], ["box_format", "xyxy", "'cxcywh'"]),
     # collections of settings
     (["--wandb.projct", "x"], ["wandb", "'projct'", "did you mean 'project'"]),
     (["--wandb.tags", "3"], ["wandb", "tags", "expected text", "3"]),
@@ -109,7 +110,7 @@ WITHOUT_PROMPT: list[tuple[list[str], list[str]]] = [
     (["--rows", "phrase.csv"], ["'dog'", "'a cat'"]),
     (["--rows", "rows.yaml"], ["rows.yaml, line 2", "'promt'", "did you mean 'prompt'"]),
     (["--rows", "open.jsonl"], ["open.jsonl, line 2", "not valid JSON"]),
-    (["--rows", "rows.txt"], ["rows.txt", ".csv"]),
+    (["--rows", "rows.xml"], ["rows.xml", ".csv"]),
     (["--rows", "gone.csv"], ["gone.csv", "does not exist"]),
     (["--rows", "seed.csv", "--box-size", "axb"], ["box_size", "'axb'"]),
 ]
@@ -183,7 +184,7 @@ def test_options_of_every_row_are_judged_before_a_model_is_loaded(attnguide: Com
         (["--model", "gone"], ["'gone'", "not found", "owner/name"]),
         (["--model", "./gone.safetensors"], ["gone.safetensors", "not found"]),
         (["--model", "nobody/nothing"], ["'nobody/nothing'", "could not be loaded", "offline", "'shapes'"]),
-        (["--model", "rows.txt"], ["rows.txt", ".safetensors"]),
+        (["--model", "rows.xml"], ["rows.xml", ".safetensors"]),
         (["--model-config", "gone"], ["model", "config is for a single .safetensors file", "'gone'", "'shapes'"]),
     ],
     ids=lambda value: " ".join(value),
@@ -216,7 +217,7 @@ def test_folder_of_another_run(attnguide: Command) -> None:
 
 @pytest.mark.usefixtures("no_model")
 def test_folder_below_a_file(attnguide: Command) -> None:
-    _check(attnguide, [tiny.PROMPT, "--out", "rows.txt/run"], ["out", "rows.txt", "is a file"])
+    _check(attnguide, [tiny.PROMPT, "--out", "rows.xml/run"], ["out", "rows.xml", "is a file"])
 
 
 @pytest.mark.usefixtures("no_model")

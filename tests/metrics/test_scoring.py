@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from attnguide.metrics.scoring import shapes_scores
+from attnguide.judges.shapes import ShapesJudge
+from attnguide.metrics.scoring import JudgeScores, shapes_scores
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult
@@ -32,8 +33,10 @@ def test_a_rendered_scene_is_judged_with_and_without_its_places() -> None:
     swapped = Region("red circle", box=(0.55, 0.25, 0.95, 0.75)), Region("a blue square", box=(0.05, 0.25, 0.45, 0.75))
     assert "region_hit" not in shapes_scores(result(picture, prompt))
     assert shapes_scores(result(picture, prompt))["all_present"] == 1
-    assert shapes_scores(result(picture, prompt))["count_found"] == 2
-    assert shapes_scores(result(picture, "two red circles on a white background"))["count_found"] == 1
+    counting = JudgeScores([ShapesJudge()])
+    assert counting(result(picture, prompt))["count_found"] == 2
+    assert counting(result(picture, "two red circles on a white background"))["count_found"] == 1
+    assert "count_found" not in shapes_scores(result(picture, prompt)), "a number of objects decides no choice among pictures"
     assert shapes_scores(result(picture, prompt, *right))["region_hit"] == 1
     assert shapes_scores(result(picture, prompt, *swapped))["region_hit"] == 0
     assert shapes_scores(result(picture, "a green star on a white background"))["all_present"] == 0

@@ -1,0 +1,129 @@
+"""Average precision of detections over thresholds of overlap, as COCO has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from attnguide.judges.base import Asked, Seen
+from attnguide.judges.boxes import box_iou
+from attnguide.metrics.objects import check_pairs
+from attnguide.types import Box
+
+THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""Of COCO: 0.5, 0.55, ..., 0.95."""
+
+_RECALLS = np.linspace(0, 1, 101)
+
+
+def hits(boxes: Sequence[Box], found: Sequence[Box], scores: Sequence[float], thresholds: Sequence[float]) -> np.ndarray:
+    """Which detections of one label are right: surest first, each takes the free box that it overlaps most.
+
+    Args:
+        boxes: That were asked for.
+        found: Boxes of the detections.
+        scores: How sure the judge is of each.
+        thresholds: Least intersection over union.
+
+    Returns:
+        Bool, ``detections thresholds``.
+    """
+    right = np.zeros((len(found), len(thresholds)), dtype=bool)
+    overlap = np.array([[box_iou(one, box) for box in boxes] for one in found]).reshape(len(found), len(boxes))
+    for column, threshold in enumerate(thresholds):
+        free = np.ones(len(boxes), dtype=bool)
+        for index in sorted(range(len(found)), key=lambda i: -scores[i]):
+            worth = np.where(free, overlap[index], -1.0)
+            best = int(worth.argmax()) if len(boxes) else -1
+            if best >= 0 and worth[best] >= threshold:
+                right[index, column], free[best] = True, False
+    return right
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray, asked: float) -> float:
+    """Area under precision over recall, at 101 recalls, precision made monotone.
+
+    Args:
+        scores: Of detections of all pictures.
+        right: Bool, which of them are right.
+        asked: Boxes that were asked for.
+    """
+    if not asked:
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    true = np.cumsum(right[order])
+    precision = true / np.arange(1, len(order) + 1)
+    recall = true / asked
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(recall, _RECALLS - 1e-12, side="left")
+    return float(np.append(best, 0.0)[at].mean())
+
+
+class AveragePrecision(Metric):
+    """Average precision of asked boxes, mean over thresholds of overlap: ``AP@[.5:.95]``, 1 is best.
+
+    NaN where no box was asked for.
+
+    Detections of all pictures and labels are ranked together by score, since labels are phrases of which each picture has its
+    own; a detection is right if it overlaps a free box of its label in its picture. Labels without a box are left out.
+
+    Args:
+        thresholds: Of intersection over union.
+        **kwargs: For ``torchmetrics.Metric``.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    scores: list[Tensor]
+    right: list[Tensor]
+    asked: Tensor
+
+    def __init__(self, thresholds: Sequence[float] = THRESHOLDS, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+            raise ValueError(f"thresholds must lie in (0, 1], at least one; got {tuple(thresholds)}.")
+        self.thresholds = tuple(thresholds)
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("right", [], dist_reduce_fx="cat")
+        self.add_state("asked", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, seen: Sequence[Seen], asked: Sequence[Asked]) -> None:
+        """Add a batch of pictures.
+
+        Args:
+            seen: What the pictures show.
+            asked: What was asked for, one per picture.
+
+        Raises:
+            ValueError: If the lengths differ.
+        """
+        check_pairs(seen, asked)
+        for shown, wanted in zip(seen, asked, strict=True):
+            for one in wanted.objects:
+                if one.boxes:
+                    self._add(one.boxes, [d for d in shown.detections or () if d.label == one.label])
+
+    def _add(self, boxes: Sequence[Box], found: Sequence[Any]) -> None:
+        self.asked += len(boxes)
+        if found:
+            scores = [detection.score for detection in found]
+            right = hits(boxes, [detection.box for detection in found], scores, self.thresholds)
+            self.scores.append(torch.tensor(scores, dtype=torch.float32, device=self.device))
+            self.right.append(torch.from_numpy(right.astype(np.float32)).to(self.device))
+
+    def compute(self) -> Tensor:
+        if not self.scores:
+            return torch.tensor(0.0 if self.asked else float("nan"))
+        scores, right = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.right).cpu().numpy()
+        found = [average_precision(scores, right[:, column] > 0, float(self.asked)) for column in range(right.shape[1])]
+        return torch.tensor(found).mean()
