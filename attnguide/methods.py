@@ -230,6 +230,12 @@ METHODS: dict[str, MethodInfo] = {
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "source_image", "negative_prompt"}),
     ),
+    "taca": MethodInfo(
+        "attnguide.injection.taca:Taca",
+        "injection",
+        "scores of the image with the text are multiplied in the first steps",
+        needs_regions=None,
+    ),
     "best_of_k": MethodInfo(
         "attnguide.sampling.best_of_k:BestOfK",
         "baseline",

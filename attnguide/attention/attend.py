@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnguide.attention.blocks import Block
+from attnguide.attention.blocks import Block, Columns
 from attnguide.attention.columns import (
     attention_and_logsumexp,
     column_probs,
@@ -20,7 +20,7 @@ from attnguide.attention.columns import (
     row_logsumexp,
     with_columns,
 )
-from attnguide.attention.edits import Stage
+from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.visitors import CaptureError, Visitors
 
 Checked = dict[int, tuple[Tensor, Tensor | None]]
@@ -38,6 +38,10 @@ class _View:
     def in_columns(self) -> bool:
         """Whether what it reads and changes are a few columns."""
         return self.visitors.site.kind == "cross" and not self.block.whole
+
+    def block_of(self, edit: Edit) -> Block:
+        """The block that an edit masks, multiplies or blends: with all of the text where it asks for that."""
+        return replace(self.block, columns=Columns()) if edit.whole_text else self.block
 
     @property
     def explicit(self) -> bool:
@@ -106,8 +110,54 @@ def attend(
     shape = query.shape[-2], key.shape[-2]
     views = [_View(visitors, Block.of(visitors.site, *shape, visitors.columns)) for visitors in served]
     query, key, value = _inputs(views, query, key, value)
-    call = _Call(query, key, value, _mask(views, checked, query, key, attn_mask), dropout_p, scale)
-    return _given_out(views, _output([view for view in views if view.explicit], call))
+    bare = _Call(query, key, value, attn_mask, dropout_p, scale)
+    output = _with_gains(views, replace(bare, mask=_mask(views, checked, bare)))
+    return _given_out(views, _blended(views, checked, bare, output))
+
+
+def _with_gains(views: Sequence[_View], call: _Call) -> Tensor:
+    """What attention gives out, with the scores of some blocks multiplied: their keys are, for their queries alone."""
+    explicit = [view for view in views if view.explicit]
+    key, rows = call.key, None
+    for view in views:
+        for edit in view.visitors.editing("gain"):
+            factor = edit.gain(view.visitors.site, view.visitors.context, key.device)
+            if factor is None:
+                continue
+            block = view.block_of(edit)
+            if rows not in (None, block.rows):
+                raise ValueError(
+                    f"{type(edit).__name__} multiplies scores of other queries than an edit before it, in one call."
+                )
+            rows, key = block.rows, block.put_keys(key, block.take_keys(key) * factor.to(key.dtype))
+    if rows is None:
+        return _output(explicit, call)
+    louder = replace(call, key=key)
+    inside = _output(explicit, louder)[:, :, rows.start : rows.stop] if explicit else louder.fused(rows)
+    return _beside(rows, inside, call)
+
+
+def _blended(views: Sequence[_View], checked: Checked, bare: _Call, output: Tensor) -> Tensor:
+    """What attention gives out, with shares of further attention under masks of its own.
+
+    Args:
+        views: The sites' visitors.
+        checked: Masks that leave every query a key.
+        bare: The call with the library's own mask.
+        output: Of the call.
+    """
+    for view in views:
+        for edit in view.visitors.editing("blend"):
+            block, site = view.block_of(edit), view.visitors.site
+            found = edit.blend(site, *block.size, view.visitors.context, output.device)
+            if found is None:
+                continue
+            share, allowed = found
+            mask = _combined(bare, block, allowed)
+            _check_mask(type(edit).__name__, mask, bare.mask, checked)
+            second, first = block.take_rows(replace(bare, mask=mask).fused()), block.take_rows(output)
+            output = block.put_rows(output, torch.lerp(first, second, share.to(first)))
+    return output
 
 
 def _output(views: Sequence[_View], call: _Call) -> Tensor:
@@ -155,34 +205,36 @@ def _inputs(views: Sequence[_View], query: Tensor, key: Tensor, value: Tensor) -
     return query, key, value
 
 
-def _mask(views: Sequence[_View], checked: Checked, query: Tensor, key: Tensor, own: Tensor | None) -> Tensor | None:
+def _mask(views: Sequence[_View], checked: Checked, call: _Call) -> Tensor | None:
     """The call's own mask, and what edits forbid beside it."""
-    shape = (len(query), 1, query.shape[-2], key.shape[-2])
-    mask = own
+    own = call.mask
     for view in views:
         for edit in view.visitors.editing("mask"):
-            site, context = view.visitors.site, view.visitors.context
-            allowed = edit.mask(site, *view.block.size, context, query.device)
-            if allowed is None:
-                continue
-            if not view.block.whole:
-                part = allowed.expand(allowed.shape[0], 1, *view.block.size)
-                allowed = view.block.put(part.new_ones(len(part), *shape[1:]), part)
-            if mask is None:
-                mask = allowed
-            else:
-                mask = mask & allowed if mask.dtype == torch.bool else torch.where(allowed, mask, float("-inf"))
-            _check_mask(type(edit).__name__, mask, own, checked)
-    return mask
+            block = view.block_of(edit)
+            allowed = edit.mask(view.visitors.site, *block.size, view.visitors.context, call.query.device)
+            if allowed is not None:
+                call = replace(call, mask=_combined(call, block, allowed))
+                _check_mask(type(edit).__name__, call.mask, own, checked)
+    return call.mask
 
 
-def _check_mask(edit: str, mask: Tensor, own: Tensor | None, checked: Checked) -> None:
+def _combined(call: _Call, block: Block, allowed: Tensor) -> Tensor:
+    """A call's mask, and what is forbidden in a block."""
+    if not block.whole:
+        part = allowed.expand(allowed.shape[0], 1, *block.size)
+        allowed = block.put(part.new_ones(len(part), 1, *block.shape), part)
+    if call.mask is None:
+        return allowed
+    return call.mask & allowed if call.mask.dtype == torch.bool else torch.where(allowed, call.mask, float("-inf"))
+
+
+def _check_mask(edit: str, mask: Tensor | None, own: Tensor | None, checked: Checked) -> None:
     """Refuse a mask that leaves a query without any key, but for those that the call itself leaves none.
 
     Raises:
         ValueError: Naming the edit.
     """
-    if id(mask) in checked and checked[id(mask)][1] is own:
+    if mask is None or (id(mask) in checked and checked[id(mask)][1] is own):
         return
     open_ = mask if mask.dtype == torch.bool else ~mask.isneginf()
     blind = ~open_.any(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.types import PassContext
 
-Stage = Literal["qkv", "mask", "scores", "probs", "output"]
+Stage = Literal["qkv", "mask", "gain", "blend", "scores", "probs", "output"]
 MassPolicy = Literal["none", "renormalize", "preserve"]
 MASS_POLICIES: tuple[MassPolicy, ...] = ("none", "renormalize", "preserve")
 
@@ -29,11 +29,17 @@ class Edit:
         sites: Where it acts.
         stages: Which of the methods below are called.
         remembers: Whether what it does depends on passes it saw before, so that it must see each step once, with all rows.
+        guides: Whether it is in place in guide passes too, whosever guidance they are for: an edit without which the text
+            states that a method has changed mean something else.
+        whole_text: Whether ``mask``, ``gain`` and ``blend`` are about all of the text where the batch's methods are shown some
+            columns of it.
     """
 
     sites: SiteSelector = SiteSelector()
     stages: frozenset[Stage] = frozenset()
     remembers: bool = False
+    guides: bool = False
+    whole_text: bool = False
 
     def active(self, context: PassContext) -> bool:
         """Whether it acts in this pass at all; where nothing acts, the library's fused kernel runs."""
@@ -55,6 +61,25 @@ class Edit:
 
         It is combined with the call's own mask, and attention stays on the fused kernel. On a ``joint`` site it covers the
         whole call, text and image. Every query must keep a key. The same tensor given again in a pass is not checked anew.
+        """
+        return None
+
+    def gain(self, site: Site, context: PassContext, device: torch.device) -> Tensor | None:
+        """Factor on the block's scores before the softmax, ``batch 1 1 1``; ``None`` for 1.
+
+        Attention stays on the fused kernel: the keys are multiplied, for the block's queries alone. What is read of scores and
+        probabilities, and what the stages after this one change, is with the factor.
+        """
+        return None
+
+    def blend(
+        self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """A second attention of the same queries, and its share in what the block gives out; ``None`` for none.
+
+        Returns:
+            The share in [0, 1], broadcast to ``batch 1 queries 1``, and the mask of the second attention, as :meth:`mask` has
+            it. The second attention is without other changes of scores and probabilities.
         """
         return None
 

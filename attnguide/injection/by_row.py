@@ -76,6 +76,7 @@ class _EditForRows(Edit):
     def __init__(self, edit: Edit, part: Part) -> None:
         self.edit, self.part = edit, part
         self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
+        self.guides, self.whole_text = edit.guides, edit.whole_text
 
     def active(self, context: PassContext) -> bool:
         positions, own = self.part.of(context)
@@ -96,8 +97,21 @@ class _EditForRows(Edit):
         allowed = self.edit.mask(site, queries, keys, own, device)
         if allowed is None or len(at) == len(context.rows):
             return allowed
-        every = allowed.new_ones(len(context.rows), *allowed.shape[1:])
-        return every.index_copy(0, torch.tensor(at, device=device), allowed.expand(len(at), -1, -1, -1))
+        return _among(allowed, at, len(context.rows), 1)
+
+    def gain(self, site: Site, context: PassContext, device: torch.device) -> Tensor | None:
+        at, own = self.part.of(context)
+        factor = self.edit.gain(site, own, device)
+        return None if factor is None else _among(factor, at, len(context.rows), 1)
+
+    def blend(
+        self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        at, own = self.part.of(context)
+        found = self.edit.blend(site, queries, keys, own, device)
+        return (
+            None if found is None else (_among(found[0], at, len(context.rows), 0), _among(found[1], at, len(context.rows), 1))
+        )
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         at, own = self.part.of(context)
@@ -127,3 +141,9 @@ def _put(values: Tensor, positions: list[int], part: Tensor) -> Tensor:
     changed = values.clone()
     changed[positions] = part.to(values)
     return changed
+
+
+def _among(part: Tensor, positions: list[int], count: int, filling: int) -> Tensor:
+    """A tensor of ``count`` batch elements, some of them given and the others filled with a number."""
+    every = torch.full((count, *part.shape[1:]), filling, dtype=part.dtype, device=part.device)
+    return every.index_copy(0, torch.tensor(positions, device=part.device), part.expand(len(positions), *part.shape[1:]))

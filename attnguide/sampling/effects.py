@@ -138,6 +138,7 @@ class _Watched(Edit):
     def __init__(self, edit: Edit, rows: dict[int, _Row]) -> None:
         self.edit = edit
         self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
+        self.guides, self.whole_text = edit.guides, edit.whole_text
         self._unseen = {row: known for row, known in rows.items() if not known.acted}
 
     def active(self, context: PassContext) -> bool:
@@ -158,6 +159,17 @@ class _Watched(Edit):
             whole = allowed.expand(len(context.rows), *allowed.shape[1:])
             self._look(torch.ones_like(whole), whole, context.rows)
         return allowed
+
+    def gain(self, site: Site, context: PassContext, device: torch.device) -> Tensor | None:
+        factor = self.edit.gain(site, context, device)
+        if factor is not None:
+            self._look(torch.ones_like(factor), factor, context.rows)
+        return factor
+
+    def blend(
+        self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        return self.edit.blend(site, queries, keys, context, device)
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         return self._look(scores, self.edit.scores(scores, site, context), context.rows)

@@ -54,8 +54,9 @@ class Steering:
         level, watched, targets = batch.model.guidance_level if guidances else 0, batch.effects.watched, batch.targets
         own = [watched(guidance, guidance.edits(targets, level)) for guidance in guidances]
         seen = [probe for probe in probes if "guide" in probe.kinds]
-        self.readers = [Reader(batch, guidance, edits, seen) for guidance, edits in zip(guidances, own, strict=True)]
         self.edits: list[Edit] = [edit for injection in injections for edit in watched(injection, injection.edits(targets))]
+        common = [edit for edit in self.edits if edit.guides]
+        self.readers = [Reader(batch, one, [*common, *edits], seen) for one, edits in zip(guidances, own, strict=True)]
         self.edits += [edit for edits in own for edit in edits]
         self._attention: Attention | None = None
 

@@ -185,7 +185,7 @@ def test_latents_of_its_rows_alone() -> None:
 
 def test_injections_that_only_edit_mix() -> None:
     found = {name for name, info in METHODS.items() if info.family == "injection" and build_method(name, {}).mixes}  # type: ignore[union-attr]
-    assert found == {*(f"inject{number}" for number in range(1, 9)), "map_injection", "forward_layout"}
+    assert found == {*(f"inject{number}" for number in range(1, 9)), "map_injection", "forward_layout", "taca"}
     assert _Sees().mixes
 
 
