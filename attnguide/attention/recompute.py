@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from attnguide.attention.weights import OwnWeights, exchanges_weights
+
 Reenter = Callable[[nn.Module | None], AbstractContextManager[None]]
 """From the part of the network that is computed again (``None`` where it is no module) to what it runs in."""
 
@@ -28,8 +30,9 @@ def checkpointing(network: nn.Module | None, reenter: Reenter) -> Iterator[None]
     on = torch.is_grad_enabled() and network is not None
     modules = [module for module in network.modules() if _checkpointed(module)] if on and network is not None else []
     with ExitStack() as stack:
+        exchanging = bool(modules) and network is not None and exchanges_weights(network)
         for module in modules:
-            stack.enter_context(_replaced(module, reenter))
+            stack.enter_context(_replaced(module, reenter, exchanging))
         yield
 
 
@@ -38,7 +41,7 @@ def _checkpointed(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _replaced(module: nn.Module, reenter: Reenter) -> Iterator[None]:
+def _replaced(module: nn.Module, reenter: Reenter, exchanging: bool) -> Iterator[None]:
     own, thread = module._gradient_checkpointing_func, threading.get_ident()
 
     def run(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -46,13 +49,24 @@ def _replaced(module: nn.Module, reenter: Reenter) -> Iterator[None]:
             return own(function, *args, **kwargs)  # type: ignore[operator]
         part = function if isinstance(function, nn.Module) else None
         contexts = nullcontext(), _Reentry(lambda: reenter(part))
-        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
+        computed = _with_own_weights(function) if exchanging else function
+        return checkpoint(computed, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
 
     module._gradient_checkpointing_func = run  # type: ignore[assignment]
     try:
         yield
     finally:
         module._gradient_checkpointing_func = own
+
+
+def _with_own_weights(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose graph remembers the weights as they are while it runs, in whatever thread it is computed again."""
+
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        with OwnWeights():
+            return function(*args, **kwargs)
+
+    return computed
 
 
 class _Reentry(AbstractContextManager[None]):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnguide.attention.hooks import foreign_hooks
 from attnguide.attention.sites import Site, levels_of
+from attnguide.attention.weights import weights_on_demand
 from attnguide.models.locks import exclusive
 from attnguide.models.pictures import Autoencoding
 from attnguide.models.pictures import Picture as Picture
@@ -215,10 +215,11 @@ class ModelAdapter(Autoencoding, ABC):
                     f"Guidance needs gradients, and the weights of {name} were made inside torch.inference_mode(): load the "
                     "model outside of it."
                 )
-        if "LayerwiseCastingHook" in foreign_hooks(dict(self.network.named_modules())):
+        quantizer = getattr(self.network, "hf_quantizer", None)
+        if quantizer is not None and not quantizer.is_trainable:
             raise ValueError(
-                "Guidance needs gradients, and the network's weights change their precision between passes "
-                "(enable_layerwise_casting): load the model without it."
+                f"Guidance needs gradients through the network, which its quantised weights ({type(quantizer).__name__}) do "
+                "not have: load them in bf16 with offload='group', or use a method without gradients (attnguide methods)."
             )
 
     @abstractmethod
@@ -323,6 +324,16 @@ class ModelAdapter(Autoencoding, ABC):
                 for module in training:
                     module.training = True
 
+    def enable_checkpointing(self) -> None:
+        """Have the network compute its activations anew in the backward pass instead of keeping them.
+
+        Raises:
+            ValueError: If its class cannot.
+        """
+        if not getattr(self.network, "_supports_gradient_checkpointing", False):
+            raise ValueError(f"checkpointing: {type(self.network).__name__} cannot compute its activations anew.")
+        self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """All weights without gradient and for this thread alone, each restored afterwards.
@@ -337,7 +348,8 @@ class ModelAdapter(Autoencoding, ABC):
             try:
                 for weight in weights:
                     weight.requires_grad = False
-                yield
+                with weights_on_demand(self.network):
+                    yield
             finally:
                 for weight in weights:
                     weight.requires_grad = True

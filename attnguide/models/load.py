@@ -18,6 +18,7 @@ from safetensors import safe_open
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
+from attnguide.models.offload import Placement
 from attnguide.parsing import shown
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -103,6 +104,8 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     config: str | None = None,
     variant: str | None = None,
+    offload: str = "none",
+    checkpointing: bool = False,
 ) -> ModelAdapter:
     """Load a model.
 
@@ -115,38 +118,46 @@ def load_model(
         config: For a single checkpoint, which holds weights alone: a folder in diffusers format with the configuration of such
             a model and its tokenizer; weights in it are not read. From the hub's cache or the hub when ``None``.
         variant: Of the weights of a folder or on the hub, such as ``fp16``; found by itself where there is only one.
+        offload: What waits in the CPU's memory while it is not needed: ``none``; ``model``, the networks that do not run;
+            ``group``, all blocks of a network but the one that runs; ``sequential``, all modules but one.
+        checkpointing: Compute the network's activations anew in the backward pass instead of keeping them: guided steps take
+            less memory, and one forward more.
 
     Raises:
         ModelNotFoundError: If there is no such folder or file, it is incomplete or broken, or the hub cannot be reached.
         UnsupportedModelError: If the pipeline's family is not supported.
-        ValueError: If device or dtype is unknown, or ``config`` or ``variant`` is given for what it is not for.
+        ValueError: If device, dtype or offload is unknown or of no use here, or ``config`` or ``variant`` is given for what it
+            is not for.
 
     Weights are read from safetensors only.
     """
     if not isinstance(name, str | Path):
         raise ModelNotFoundError(f"A model is loaded by its name or path; got {shown(name)} (adapt() is for pipelines).")
     name = str(name)
-    where = resolve_device(device)
-    precision = resolve_dtype(dtype, where, usual_half(name))
+    on = resolve_device(device)
+    where = Placement(on, resolve_dtype(dtype, on, usual_half(name)), offload)
     path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
     if len(name) > _LONGEST:
         raise ModelNotFoundError(f"Model {name[:40]!r}... not found: a name of {len(name)} characters is no file's.")
     if path.is_file():
         if variant is not None:
             raise ValueError(f"variant is for a model's folder or a hub id; got {variant!r} for the file {name!r}.")
-        pipeline = _from_file(path, where, precision, config)
+        pipeline = _from_file(path, where, config)
     elif config is not None:
         raise ValueError(f"config is for a single .safetensors file; got {config!r} for the model {name!r}.")
     elif path.is_dir():
-        pipeline = _from_folder(path, name, where, precision, variant)
+        pipeline = _from_folder(path, name, where, variant)
     elif name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelNotFoundError(f"Model {name!r} not found: no such file or folder, and not a hub id (owner/name).")
     else:
-        pipeline = _from_hub(name, where, precision, variant)
-    if where.type == "cpu" and precision != torch.float32:
-        short = next(known for known, value in DTYPES.items() if value is precision)
+        pipeline = _from_hub(name, where, variant)
+    if on.type == "cpu" and where.dtype != torch.float32:
+        short = next(known for known, value in DTYPES.items() if value is where.dtype)
         warnings.warn(f"{short} on a CPU is slower than fp32 and less exact; it saves memory only.", stacklevel=2)
-    return adapt(pipeline, name)
+    adapter = adapt(pipeline, name)
+    if checkpointing:
+        adapter.enable_checkpointing()
+    return adapter
 
 
 @contextmanager
@@ -157,7 +168,7 @@ def _old_names() -> Iterator[None]:
         yield
 
 
-def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str | None) -> Any:
+def _from_file(path: Path, where: Placement, config: str | None) -> Any:
     import diffusers
 
     if path.suffix != ".safetensors":
@@ -168,7 +179,7 @@ def _from_file(path: Path, device: torch.device, dtype: torch.dtype, config: str
         kind = diffusers.StableDiffusionXLPipeline if large else diffusers.StableDiffusionPipeline
         options = {} if large else {"safety_checker": None}
         with _old_names(), _configuration(config) as folder:
-            return kind.from_single_file(str(path), config=folder, torch_dtype=dtype, **options).to(device, dtype)
+            return where.put(kind.from_single_file(str(path), config=folder, torch_dtype=where.dtype, **options))
     except UnsupportedModelError:
         raise
     except Exception as error:  # a foreign file fails in many places of the library, each in its own way
@@ -219,27 +230,27 @@ def _configuration(config: str | None) -> Iterator[str | None]:
         yield folder
 
 
-def _from_folder(path: Path, name: str, device: torch.device, dtype: torch.dtype, variant: str | None) -> Any:
+def _from_folder(path: Path, name: str, where: Placement, variant: str | None) -> Any:
     try:
-        return _from_pretrained(str(path), device, dtype, check_folder(path, variant))
+        return _from_pretrained(str(path), where, check_folder(path, variant))
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"Model {name!r}: {_first_line(error)}") from error
     except Exception as error:  # a foreign folder may be wrong in many ways, each found elsewhere in the libraries
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}") from error
 
 
-def _from_hub(name: str, device: torch.device, dtype: torch.dtype, variant: str | None) -> Any:
+def _from_hub(name: str, where: Placement, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
         check_class(DiffusionPipeline.load_config(name))  # before gigabytes are fetched
         try:
-            return _from_pretrained(name, device, dtype, variant)
+            return _from_pretrained(name, where, variant)
         except OSError as error:
             if variant is not None:
                 raise
             try:
-                return _from_pretrained(name, device, dtype, "fp16")  # all that some models have
+                return _from_pretrained(name, where, "fp16")  # all that some models have
             except OSError:
                 raise error from None
     except UnsupportedModelError as error:
@@ -249,13 +260,12 @@ def _from_hub(name: str, device: torch.device, dtype: torch.dtype, variant: str 
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}; {hint}") from error
 
 
-def _from_pretrained(source: str, device: torch.device, dtype: torch.dtype, variant: str | None) -> Any:
+def _from_pretrained(source: str, where: Placement, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
     with _old_names():
-        loaded = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, variant=variant)
-    # A UNet's parts are all of one precision; of T5's weights some stay in float32, as it needs them.
-    return loaded.to(device, dtype) if hasattr(loaded, "unet") else loaded.to(device)
+        loaded = DiffusionPipeline.from_pretrained(source, torch_dtype=where.dtype, use_safetensors=True, variant=variant)
+    return where.put(loaded)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 
 DEFAULT_MODEL = "shapes"
 
+OFFLOADS = ("none", "model", "group", "sequential")
+"""What of a model waits in the CPU's memory: nothing, the networks that do not run, all blocks but one, all modules but one."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -287,6 +290,17 @@ def check_scheduler(name: str) -> str:
         ValueError: As for :func:`scheduler_choice`.
     """
     return scheduler_choice(name).name
+
+
+def check_offload(name: str) -> str:
+    """One of :data:`OFFLOADS`.
+
+    Raises:
+        ValueError: If it is another word.
+    """
+    if name not in OFFLOADS:
+        raise ValueError(f"offload must be one of {', '.join(OFFLOADS)}; got {name!r}.")
+    return name
 
 
 def check_dtype(name: str) -> str:

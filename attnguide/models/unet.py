@@ -17,6 +17,7 @@ from transformers import CLIPTokenizerFast
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind, depths
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
+from attnguide.models.offload import computing_device
 from attnguide.models.schedulers import DiscreteScheduler, NoiseScheduler, named_scheduler, unpatched_copy, written_config
 from attnguide.models.support import plain_module
 from attnguide.models.unet_problems import unet_problems
@@ -51,10 +52,7 @@ class StableDiffusion(ModelAdapter):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self._unet.parameters()).device
-        if hasattr(self._unet, "_hf_hook"):  # offloaded weights are moved in when they are needed
-            device = self.pipeline._execution_device
-        return device
+        return computing_device(self.pipeline, self._unet)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -100,13 +100,6 @@ def test_weights_made_in_inference_mode_serve_all_but_guidance_and_stay_as_they_
     assert all(weight.requires_grad for weight in built.unet.parameters())
 
 
-def test_weights_that_change_their_precision_between_passes_give_no_gradients() -> None:
-    built = tiny.pipeline()
-    built.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    edited, guided = mark_rows(adapt(built), [tiny.row(id=c.name, steps=1, methods=(c,)) for c in reversed(METHODS)])
-    assert edited.problem is None and guided.problem is not None and "enable_layerwise_casting" in guided.problem
-
-
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_that_hold_nothing(part: str) -> None:
     built = tiny.pipeline()

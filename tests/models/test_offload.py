@@ -1,0 +1,114 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from attnguide.attention.weights import weights_on_demand
+from attnguide.models.load import adapt
+from attnguide.models.offload import Placement, offload_blocks
+from attnguide.sampling.table import sample_rows
+from attnguide.types import MethodConfig
+from tests import tiny
+from tests.closeness import assert_close
+
+ROW = tiny.row(steps=2, methods=(MethodConfig("mask_guidance"), MethodConfig("forward_layout")))
+CPU = torch.device("cpu")
+
+
+def _latents(pipeline: Any) -> torch.Tensor:
+    (result,) = sample_rows(adapt(pipeline), [ROW])
+    assert result.status == "ok" and result.latents is not None
+    return result.latents
+
+
+def test_blocks_in_turn_make_the_same_picture() -> None:
+    held = tiny.pipeline()
+    expected = _latents(held)
+    offload_blocks(held, CPU)
+    assert adapt(held).device == CPU
+    torch.testing.assert_close(_latents(held), expected, rtol=0, atol=0)
+
+
+def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and text states."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    return latents, torch.randn(2, tiny.LENGTH, tiny.CHANNELS, generator=torch.Generator().manual_seed(1))
+
+
+def _gradient(network: nn.Module) -> torch.Tensor:
+    """Of the sum of squares of a prediction, with respect to the latents."""
+    latents, states = _inputs()
+    with weights_on_demand(network):
+        loss = network(latents, 7, encoder_hidden_states=states)[0].square().sum()
+    return torch.autograd.grad(loss, latents)[0]
+
+
+def _stored_in_8_bits() -> tuple[Any, Any]:
+    """A pipeline that computes in float32 with weights of 8 bits, and one with the same values in float32."""
+    stored, rounded = tiny.pipeline(), tiny.pipeline()
+    stored.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    with torch.no_grad():
+        for one, other in zip(stored.unet.parameters(), rounded.unet.parameters(), strict=True):
+            other.copy_(one.float())
+    return stored, rounded
+
+
+def test_weights_that_change_their_precision_give_the_gradient_of_what_they_store() -> None:
+    stored, rounded = (pipeline.unet.requires_grad_(False) for pipeline in _stored_in_8_bits())
+    torch.testing.assert_close(_gradient(stored), _gradient(rounded))
+    assert {weight.dtype for weight in stored.parameters()} == {torch.float8_e4m3fn, torch.float32}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+def test_guidance_through_weights_that_change_their_precision(checkpointing: bool) -> None:
+    stored, rounded = _stored_in_8_bits()
+    if checkpointing:
+        stored.unet.enable_gradient_checkpointing()
+    assert_close(_latents(stored), _latents(rounded))
+
+
+def test_a_graph_keeps_no_weights() -> None:
+    """Their numbers may go once the forward is over: the backward pass finds those that are there by then."""
+    network = tiny.pipeline().unet.requires_grad_(False)
+    expected = _gradient(network)
+    network.enable_layerwise_casting(storage_dtype=torch.float32, compute_dtype=torch.float32)
+    latents, states = _inputs()
+    kept = {name: weight.data for name, weight in network.named_parameters()}
+    with weights_on_demand(network):
+        loss = network(latents, 7, encoder_hidden_states=states)[0].square().sum()
+    for weight in network.parameters():
+        weight.data = torch.full_like(weight, torch.nan)
+    assert torch.autograd.grad(loss, latents, retain_graph=True)[0].isnan().any()
+    for name, weight in network.named_parameters():
+        weight.data = kept[name].clone()
+    torch.testing.assert_close(torch.autograd.grad(loss, latents)[0], expected)
+
+
+def test_quantised_weights_without_gradients_are_refused_by_name() -> None:
+    class GGUFQuantizer:
+        is_trainable = False
+
+    model = adapt(tiny.pipeline())
+    model.network.hf_quantizer = GGUFQuantizer()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"which its quantised weights \(GGUFQuantizer\) do not have"):
+        model.check_gradients()
+
+
+def test_checkpointing_is_the_network_s_own() -> None:
+    model = adapt(tiny.pipeline())
+    model.enable_checkpointing()
+    assert model.network.is_gradient_checkpointing
+    expected, found = _latents(tiny.pipeline()), _latents(model.pipeline)  # type: ignore[attr-defined]
+    assert_close(found, expected)
+    model.network._supports_gradient_checkpointing = False  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="checkpointing: UNet2DConditionModel cannot compute its activations anew"):
+        model.enable_checkpointing()
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="offload must be one of none, model, group, sequential; got 'disk'"):
+        Placement(CPU, torch.float32, "disk")
+    for offload in ("model", "group", "sequential"):
+        with pytest.raises(ValueError, match=f"offload '{offload}' keeps weights in the CPU's memory .* the device is 'cpu'"):
+            Placement(CPU, torch.float32, offload)
