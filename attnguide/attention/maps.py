@@ -69,6 +69,12 @@ class AttentionMaps:
         held = values * own
         return held / held.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
 
+    def _normalised(self, values: Tensor) -> Tensor:
+        """:meth:`normalised` means of the sites; of self-attention, whose block holds a part of a row only, by its whole sum."""
+        if self.own is None or any(site.kind == "cross" for site in self.probs):
+            return self.normalised(values)
+        return values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:
         """Distinct map sizes ``(height, width)``, largest first."""
@@ -83,14 +89,14 @@ class AttentionMaps:
         chosen = [tensor for site, tensor in self.probs.items() if (site.height, site.width) == (height, width)]
         if not chosen:
             raise ValueError(f"No captured site has a {height}x{width} map; captured sizes are {self.resolutions}.")
-        return self.normalised(torch.cat(chosen, dim=1).mean(1)).unflatten(1, (height, width))
+        return self._normalised(torch.cat(chosen, dim=1).mean(1)).unflatten(1, (height, width))
 
     def resized_average(self, height: int, width: int, mode: str = "bilinear") -> Tensor:
         """Mean over heads and sites after resizing every site's map, :meth:`normalised`: ``batch height width key``."""
         parts = [
             resize(tensor.mean(1).unflatten(1, (s.height, s.width)), height, width, mode) for s, tensor in self.probs.items()
         ]
-        return self.normalised(torch.stack(parts).mean(0))
+        return self._normalised(torch.stack(parts).mean(0))
 
 
 def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:

@@ -255,12 +255,12 @@ class ModelAdapter(Autoencoding, ABC):
 
     @abstractmethod
     def predict(
-        self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
+        self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
     ) -> Tensor | None:
         """Run the network.
 
         Args:
-            inputs: Scaled latents, ``batch channels height width``.
+            latents: As the network reads them (scaled), ``batch channels height width``.
             step: Where in the schedule.
             conditioning: States for exactly these batch elements (:meth:`Conditioning.for_pass`).
             until: Compute no further than the last of these sites, and return ``None``.

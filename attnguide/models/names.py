@@ -31,12 +31,21 @@ class Family:
     half: str = "fp16"
 
 
+_TRANSFORMER = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _UNET = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family("unet:StableDiffusion", _UNET),
     "LatentConsistencyModelPipeline": Family("unet:StableDiffusion", _UNET),
     "StableDiffusionXLPipeline": Family("sdxl:StableDiffusionXL", (*_UNET, "text_encoder_2", "tokenizer_2")),
+    "StableDiffusion3Pipeline": Family(
+        "sd3:StableDiffusion3",
+        (*_TRANSFORMER, "text_encoder_2", "tokenizer_2"),
+        optional=("text_encoder_3", "tokenizer_3"),
+    ),
+    "PixArtAlphaPipeline": Family("pixart:PixArtAlpha", _TRANSFORMER),
+    "PixArtSigmaPipeline": Family("pixart:PixArtSigma", _TRANSFORMER),
+    "AuraFlowPipeline": Family("auraflow:AuraFlow", _TRANSFORMER),
 }
 """Pipelines of diffusers that are supported, by the name of their class.
 

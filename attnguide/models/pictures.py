@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnguide.models.offload import computing_device
 from attnguide.models.support import plain_module
 
 
@@ -58,7 +59,7 @@ class Autoencoding:
             ValueError: If the latents are not finite.
         """
         vae = self.vae
-        pixels = self.pipeline.image_processor.preprocess(list(images)).to(next(vae.parameters()).device, vae.dtype)
+        pixels = self.pipeline.image_processor.preprocess(list(images)).to(computing_device(self.pipeline, vae), vae.dtype)
         latents = self._encoded(vae, pixels)
         if not all(_finite_rows(latents)):
             latents = self._encoded(self._wide_vae(), pixels.float())

@@ -18,7 +18,7 @@ from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind, depths
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
 from attnguide.models.offload import computing_device
-from attnguide.models.schedulers import DiscreteScheduler, NoiseScheduler, named_scheduler, unpatched_copy, written_config
+from attnguide.models.schedulers import NoiseScheduler, make_discrete
 from attnguide.models.support import plain_module
 from attnguide.models.unet_problems import unet_problems
 from attnguide.prompt.expansion import follow, spread
@@ -177,17 +177,17 @@ class StableDiffusion(ModelAdapter):
         return Site(name, kind, -(-rows // 2**level), -(-columns // 2**level), heads, place, level)
 
     def predict(
-        self, inputs: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
+        self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
     ) -> Tensor | None:
-        timestep = torch.tensor(step.timestep, device=inputs.device, dtype=torch.float32)
+        timestep = torch.tensor(step.timestep, device=latents.device, dtype=torch.float32)
         if timestep == timestep.round():
             timestep = timestep.long()
-        arguments = {"encoder_hidden_states": conditioning.cond, "return_dict": False, **self._extra(conditioning, inputs)}
+        arguments = {"encoder_hidden_states": conditioning.cond, "return_dict": False, **self._extra(conditioning, latents)}
         if until is None:
-            answer: Tensor = self._unet(inputs, timestep, **arguments)[0]
+            answer: Tensor = self._unet(latents, timestep, **arguments)[0]
             return answer
         with stop_after([self._unet.get_submodule(site.name) for site in until]):
-            self._unet(inputs, timestep, **arguments)
+            self._unet(latents, timestep, **arguments)
         return None
 
     def _extra(self, conditioning: Conditioning, inputs: Tensor) -> dict[str, Any]:
@@ -195,11 +195,7 @@ class StableDiffusion(ModelAdapter):
         return {name: states for name, (states, _) in conditioning.extra.items()}
 
     def make_scheduler(self, name: str | None, steps: int, latent_shape: tuple[int, int, int] | None = None) -> NoiseScheduler:
-        own = self.pipeline.scheduler
-        chosen = unpatched_copy(own) if name is None else named_scheduler(name, written_config(own))
-        made = DiscreteScheduler(chosen, steps, self.device)
-        made.check()
-        return made
+        return make_discrete(self.pipeline.scheduler, name, steps, self.device)
 
     def _pictures(self, pixels: Tensor) -> list[Picture]:
         """Pixels ``batch 3 height width`` in [-1, 1] as pictures that the pipeline's safety checker, if any, lets pass."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnguide.models.names import NEEDS, SCHEDULERS, scheduler_choice
-from attnguide.models.schedulers.base import NoiseScheduler
+from attnguide.models.schedulers.base import NoiseScheduler, unpatched_copy, written_config
 from attnguide.types import Step
 
 _KNOWN = frozenset({*SCHEDULERS.values(), "DDIMParallelScheduler", "DDPMParallelScheduler"})
@@ -193,3 +193,21 @@ def scheduler_class(name: str) -> Any:
         needed = NEEDS[class_name]
         raise ValueError(f"Scheduler {name!r} needs the package {needed}: pip install {needed}.") from error
     return getattr(module, class_name)
+
+
+def make_discrete(own: Any, name: str | None, steps: int, device: torch.device) -> DiscreteScheduler:
+    """A scheduler for a model that predicts noise, set to a number of steps and tried on blank latents.
+
+    Args:
+        own: The pipeline's own scheduler.
+        name: Of another one; the model's own when ``None``.
+        steps: Denoising steps.
+        device: Where latents live.
+
+    Raises:
+        ValueError: If the name is unknown, or the scheduler does not fit the network or cannot make this many steps.
+    """
+    chosen = unpatched_copy(own) if name is None else named_scheduler(name, written_config(own))
+    made = DiscreteScheduler(chosen, steps, device)
+    made.check()
+    return made

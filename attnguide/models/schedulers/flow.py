@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnguide.models.names import FLOW_CLASSES, FLOW_NAMES, flow_choice
-from attnguide.models.schedulers.base import NoiseScheduler
+from attnguide.models.schedulers.base import NoiseScheduler, unpatched_copy, written_config
 from attnguide.schedules import MOST_SIGMA
 from attnguide.types import Step
 
@@ -174,3 +174,34 @@ def _shift(config: Mapping[str, Any], mu: float | None) -> float:
     if mu is None:
         raise ValueError("The schedule shifts with the picture's size, but by how much is not said (mu).")
     return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def make_flow(
+    own: Any,
+    name: str | None,
+    steps: int,
+    device: torch.device,
+    *,
+    sigmas: Sequence[float] | None = None,
+    mu: float | None = None,
+) -> FlowScheduler:
+    """A scheduler for a flow-matching model, set to a number of steps and tried on blank latents.
+
+    Args:
+        own: The pipeline's own scheduler.
+        name: Of another one; the model's own when ``None``.
+        steps: Denoising steps.
+        device: Where latents live.
+        sigmas: As for :class:`FlowScheduler`.
+        mu: As for :class:`FlowScheduler`.
+
+    Raises:
+        ValueError: If the name is unknown, or the scheduler does not fit the network or cannot make this many steps.
+    """
+    if name is not None and not is_flow(own):
+        told = f"the pipeline's own, {type(own).__name__}, is none of flow matching"
+        raise ValueError(f"Scheduler {name!r} cannot be set up: {told}, with which the network was trained.")
+    chosen = unpatched_copy(own) if name is None else named_flow_scheduler(name, written_config(own), mu)
+    made = FlowScheduler(chosen, steps, device, sigmas=sigmas, mu=mu)
+    made.check()
+    return made

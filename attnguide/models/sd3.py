@@ -1,0 +1,95 @@
+"""Stable Diffusion 3 and 3.5 pipelines: joint attention of the picture with the texts of CLIP and T5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnguide.models.base import Conditioning
+from attnguide.models.readers import TextReader
+from attnguide.models.support import text_problems
+from attnguide.models.transformer import SELF, Blocks, TransformerAdapter, image_first
+from attnguide.prompt.tokens import TokenizedPrompt, joined
+from attnguide.types import Step
+
+LONGEST = 256
+"""Positions of T5, as the pipeline has it by default."""
+
+
+class StableDiffusion3(TransformerAdapter):
+    """Adapter for ``StableDiffusion3Pipeline`` (https://arxiv.org/abs/2403.03206), also without T5.
+
+    The network reads the states of both CLIP encoders side by side in the channels of 77 positions, and those of T5 in 256
+    more behind them; all positions take part in attention, padding too. A pipeline without T5 has zeros there. The first blocks
+    of 3.5 medium also let the picture look at itself alone, which are further sites of self-attention (``attn2``).
+
+    Skip-layer guidance is a choice of the pipeline's call, not of the model, and is not made.
+    """
+
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+    @classmethod
+    def problems(cls, pipeline: Any) -> Iterator[str]:
+        yield from super().problems(pipeline)
+        for part in ("", "_2", "_3"):
+            encoder, tokenizer = getattr(pipeline, f"text_encoder{part}"), getattr(pipeline, f"tokenizer{part}")
+            if (encoder is None) != (tokenizer is None):
+                yield f"text_encoder{part} and tokenizer{part} belong together; one of them is missing."
+            if encoder is not None:
+                yield from text_problems(tokenizer, encoder)
+        if getattr(pipeline.transformer, "image_proj", None) is not None:
+            yield "transformer has a loaded IP-Adapter. Call pipeline.unload_ip_adapter() first."
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Tokens of CLIP, and behind them those of T5 where the pipeline has it.
+
+        Raises:
+            ValueError: If the second tokenizer of CLIP cuts the prompt elsewhere, so that a word has no position of its own.
+        """
+        length = self.pipeline.tokenizer_max_length
+        tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
+        first, second = (TextReader(tokenizer, length, padded=True).read(prompt) for tokenizer in tokenizers)
+        if first.offsets != second.offsets:
+            raise ValueError(f"The two tokenizers of CLIP in {self.name} cut {prompt!r} differently.")
+        if self.pipeline.text_encoder_3 is None:
+            return first
+        return joined([first, TextReader(self.pipeline.tokenizer_3, LONGEST, padded=True).read(prompt)])
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str | None] | None,
+        cfg_scales: Sequence[float] | None = None,
+    ) -> Conditioning:
+        negative = None if negative_prompts is None else [text or "" for text in negative_prompts]
+        cond, uncond, pooled, other = self.pipeline.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=negative is not None,
+            negative_prompt=negative,
+            max_sequence_length=LONGEST,
+        )
+        pair = (pooled.to(self.dtype), None if negative is None else other.to(self.dtype))
+        return Conditioning(cond.to(self.dtype), None if negative is None else uncond.to(self.dtype), {"pooled": pair})
+
+    def attentions(self, cells: int) -> Iterator[tuple[str, Blocks]]:
+        for index, block in enumerate(self.transformer.transformer_blocks):
+            yield f"transformer_blocks.{index}.attn", image_first(cells)
+            if block.use_dual_attention:
+                yield f"transformer_blocks.{index}.attn2", SELF
+
+    def forward(self, latents: Tensor, step: Step, conditioning: Conditioning) -> Tensor:
+        answer: Tensor = self.transformer(
+            latents,
+            encoder_hidden_states=conditioning.cond,
+            pooled_projections=conditioning.extra["pooled"][0],
+            timestep=self.timesteps(latents, step),
+            return_dict=False,
+        )[0]
+        return answer
