@@ -70,7 +70,7 @@ class AttentionMaps:
         return held / held.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
 
     def _normalised(self, values: Tensor) -> Tensor:
-        """:meth:`normalised` means of the sites; of self-attention, whose block holds a part of a row only, by its whole sum."""
+        """:meth:`normalised` means of the sites; of self-attention, whose block may hold a part of a row, by the whole sum."""
         if self.own is None or any(site.kind == "cross" for site in self.probs):
             return self.normalised(values)
         return values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
