@@ -1,10 +1,14 @@
-"""Train the embedded model, autoencoder first, then text encoder and UNet together, and export a diffusers pipeline.
+"""Train the embedded models: the UNet (`--stage all`, autoencoder first) and the joint-attention one (`--stage mmdit`).
 
-    python scripts/train_shapes.py                      # everything; run it again to resume where it stopped
-    python scripts/train_shapes.py --stage diffusion --diffusion-steps 20000 --logger wandb
-    python scripts/train_shapes.py --start-from attnguide/shapes/weights --diffusion-steps 20000   # go on from those
+    python scripts/train_shapes.py                          # the UNet model from nothing
+    python scripts/train_shapes.py --stage mmdit            # the joint-attention model, on the embedded autoencoder and CLIP
+    python scripts/train_shapes.py --stage mmdit --minutes 9 --device cuda --workers 16             # as far as 9 minutes go
+    python scripts/train_shapes.py --stage mmdit --minutes 9 --device cuda --workers 16 --finish    # the last of such calls
+    python scripts/train_shapes.py --stage diffusion --start-from attnguide/shapes/weights --minutes 60 --finish
 
-Checkpoints, cached latents and logs go to --out; the finished pipeline goes to --export.
+The same command goes on where it stopped; SIGTERM stops it with its state kept. It computes in float32 on a CPU, on a graphics
+card in bfloat16, compiled, with batches of 512. Checkpoints, prepared scenes, judged previews and logs go to --out, pipelines to
+--export. docs/training.md says more.
 """
 
 from __future__ import annotations

@@ -11,20 +11,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from attnguide.shapes.training.architecture import build_pipeline, build_scheduler, build_text_encoder, build_unet
 from attnguide.shapes.training.muon import Muon, split_parameters
+from attnguide.shapes.training.pace import Progress, paced
 from attnguide.shapes.training.preview import preview
-
-
-def learning_rate_factor(step: int, steps: int, warmup: int = 200, decay: float = 0.4) -> float:
-    """Rise over ``warmup`` steps, hold, then fall in a line to 0 over the last ``decay`` of ``steps``.
-
-    The held part makes a training that is resumed with more steps go on as if it had been that long from the start.
-    """
-    return max(0.0, min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps)))
 
 
 def draw_timesteps(count: int, total: int) -> Tensor:
@@ -42,7 +34,7 @@ class DiffusionModule(L.LightningModule):
 
     Args:
         tokenizer: Whose vocabulary the text encoder gets.
-        steps: Optimizer steps of the whole training, for the learning-rate schedule.
+        progress: Share of the training that is done, for the learning-rate schedule.
         lr: Peak learning rate.
         compile_unet: Run the UNet through ``torch.compile``.
         vae: Decodes the pictures of the validation step; none is run when ``None``.
@@ -52,14 +44,14 @@ class DiffusionModule(L.LightningModule):
     def __init__(
         self,
         tokenizer: CLIPTokenizer,
-        steps: int,
+        progress: Progress,
         lr: float = 1e-3,
         compile_unet: bool = False,
         vae: AutoencoderKL | None = None,
         previews: Path | None = None,
     ) -> None:
         super().__init__()
-        self.steps, self.lr, self.previews, self.tokenizer = steps, lr, previews, tokenizer
+        self.progress, self.lr, self.previews, self.tokenizer = progress, lr, previews, tokenizer
         object.__setattr__(self, "_vae", vae)  # not a submodule: neither trained nor saved here
         self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
         self.unet: UNet2DConditionModel = build_unet()
@@ -78,7 +70,7 @@ class DiffusionModule(L.LightningModule):
             self.unet.set_attn_processor(AttnProcessor())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        latents, token_ids = batch["latents"], batch["token_ids"]
+        latents, token_ids = batch["latents"], batch["clip_ids"]
         noise = torch.randn_like(latents)
         timesteps = draw_timesteps(len(latents), self.noise_schedule.config.num_train_timesteps).to(latents.device)
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
@@ -100,6 +92,4 @@ class DiffusionModule(L.LightningModule):
         self.log_dict(preview(pipeline, batch, path), prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
-        optimizer = Muon(*split_parameters(self), lr=self.lr)
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return paced(Muon(*split_parameters(self), lr=self.lr), self.progress)

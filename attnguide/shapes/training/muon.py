@@ -19,29 +19,34 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Matrices (``count rows columns``) with the same singular vectors and all singular values near 1.
 
-    Newton-Schulz steps ``X <- (a + b X X^T + c (X X^T)^2) X``, in bfloat16 as their published form: an update
-    need not be exact, and products of bfloat16 are cheaper.
+    Newton-Schulz steps ``X <- (a + b X X^T + c (X X^T)^2) X``, in bfloat16 on a graphics card as their published
+    form: an update need not be exact, and products of bfloat16 are cheaper there. Many processors have none of their own.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalise(matrices.mT, iterations).mT
     a, b, c = COEFFICIENTS
-    values = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16().contiguous()
+    kind = torch.bfloat16 if matrices.is_cuda else torch.float32
+    values = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(kind).contiguous()
     for _ in range(iterations):
         gram = values @ values.mT
         values = a * values + (b * gram + c * (gram @ gram)) @ values
     return values.to(matrices.dtype)
 
 
+OUTER = ("embed", "conv_in.", "conv_out.", "norm", "shared.", "bias", "transformer.proj_out.", "content.")
+"""Parts of the names of weights that are not maps from one hidden space to another."""
+
+
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Hidden matrices and convolutions of ``module``, and everything else.
 
-    Embeddings, the first and the last convolution, norms and biases are not maps from one hidden space to another: AdamW's.
+    Embeddings, the first and the last layer, norms (with a transformer's modulations) and biases are AdamW's.
     """
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        outer = any(part in name for part in ("embedding.", "embeddings.", "conv_in.", "conv_out."))
-        (rest if outer or parameter.ndim < 2 else hidden).append(parameter)
+        outer = parameter.ndim < 2 or any(part in name for part in OUTER)
+        (rest if outer else hidden).append(parameter)
     return hidden, rest
 
 
@@ -58,6 +63,7 @@ class Muon(Optimizer):
         hidden: Parameters of two or more dimensions.
         rest: Parameters for AdamW.
         lr: Learning rate of both.
+        rest_lr: Learning rate of ``rest``, where it is another.
         momentum: Decay of the running mean of the gradients.
         betas: AdamW's.
         weight_decay: Decoupled, of both.
@@ -68,11 +74,15 @@ class Muon(Optimizer):
         hidden: Iterable[nn.Parameter],
         rest: Iterable[nn.Parameter],
         lr: float = 1e-3,
+        rest_lr: float | None = None,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.01,
     ) -> None:
-        groups = [{"params": list(hidden), "orthogonal": True}, {"params": list(rest), "orthogonal": False}]
+        groups = [
+            {"params": list(hidden), "orthogonal": True},
+            {"params": list(rest), "orthogonal": False, "lr": rest_lr or lr},
+        ]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import FluxPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from attnguide.models.load import adapt
@@ -19,9 +20,13 @@ from attnguide.shapes.scene import random_scene
 from attnguide.types import Sample
 
 KINDS = ("single", "pair", "count")
+STEPS = 20
+FLOW_GUIDANCE = 2.0
 
 
-def preview(pipeline: StableDiffusionPipeline, seeds: Sequence[int], path: Path, columns: int = 8) -> dict[str, float]:
+def preview(
+    pipeline: StableDiffusionPipeline | FluxPipeline, seeds: Sequence[int], path: Path, columns: int = 8
+) -> dict[str, float]:
     """Sample captions of held-out scenes (single objects: of any), write a grid, and judge which show exactly what was asked.
 
     Args:
@@ -37,22 +42,48 @@ def preview(pipeline: StableDiffusionPipeline, seeds: Sequence[int], path: Path,
     for index, seed in enumerate(seeds):
         kind = KINDS[index % len(KINDS)]
         scene = random_scene(seed, kind, held_out=kind != "single")
-        rows.append(Sample(str(index), caption(scene, seed), seed=seed, steps=20))
+        rows.append(Sample(str(index), caption(scene, seed), seed=seed, steps=STEPS))
         wanted.append(Counter(obj.name for obj in scene.objects))
         kinds.append(kind)
     sheet = Image.new("RGB", (columns * SIDE, -(-len(rows) // columns) * SIDE))
     exact: dict[str, list[float]] = {kind: [] for kind in KINDS}
     explained = []
-    for index, result in enumerate(sample_rows(adapt(pipeline), rows, batch_size=len(rows))):
-        if result.image is None:
+    for index, picture in enumerate(_pictures(pipeline, rows)):
+        if picture is None:
             exact[kinds[index]].append(0.0)
             continue
-        verdict = judge(result.image)
+        verdict = judge(picture)
         found = Counter(f"{d.color} {d.shape}" for d in verdict.detections)
         exact[kinds[index]].append(float(found == wanted[index]))
         explained.append(verdict.explained)
-        sheet.paste(result.image, ((index % columns) * SIDE, (index // columns) * SIDE))
+        sheet.paste(picture, ((index % columns) * SIDE, (index // columns) * SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     scores = {f"preview/{kind}": fmean(values) for kind, values in exact.items() if values}
     return {**scores, "preview/explained": fmean(explained) if explained else 0.0}
+
+
+def _pictures(pipeline: StableDiffusionPipeline | FluxPipeline, rows: Sequence[Sample]) -> Iterator[Image.Image | None]:
+    if isinstance(pipeline, FluxPipeline):
+        yield from draw_flux(pipeline, [row.prompt for row in rows], [row.seed for row in rows], STEPS)
+    else:
+        yield from (result.image for result in sample_rows(adapt(pipeline), rows, batch_size=len(rows)))
+
+
+@torch.no_grad()
+def draw_flux(
+    pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float = FLOW_GUIDANCE
+) -> list[Image.Image]:
+    """Pictures by diffusers' own pipeline, one seed each; ``guidance`` is classifier-free, against the empty prompt."""
+    pipeline.set_progress_bar_config(disable=True)
+    pictures: list[Image.Image] = pipeline(
+        prompt=[*prompts],
+        negative_prompt=[""] * len(prompts),
+        true_cfg_scale=guidance,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=steps,
+        max_sequence_length=pipeline.tokenizer_2.model_max_length,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+    return pictures

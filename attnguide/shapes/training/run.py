@@ -1,165 +1,265 @@
-"""The training command: stages, checkpoints, resuming, export."""
+"""The training command: stages, scenes prepared beforehand, checkpoints, resuming, export."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from diffusers import AutoencoderKL
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import CLIPTextModel, CLIPTokenizer, T5Tokenizer
 
+from attnguide.shapes.training import store
 from attnguide.shapes.training.architecture import build_pipeline, build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule, standardise_latents
-from attnguide.shapes.training.data import FIRST_TRAINING_SEED, CachedLatents, Crops, encode_scenes, picture_tensor
+from attnguide.shapes.training.data import FIRST_TRAINING_SEED, Crops, picture_tensor
 from attnguide.shapes.training.diffusion import DiffusionModule
+from attnguide.shapes.training.export import save_pipeline
+from attnguide.shapes.training.flow import FlowModule
+from attnguide.shapes.training.mmdit import build_t5_tokenizer
+from attnguide.shapes.training.pace import Clock, Keeper, Progress
+
+EMBEDDED = Path(__file__).parents[1] / "weights"
+"""The embedded UNet model, whose autoencoder and CLIP the joint-attention model reads."""
+
+FOLDERS = {"diffusion": "pipeline", "mmdit": "pipeline-mmdit"}
+EXPORTED_AFTER = {"diffusion": ("all", "diffusion", "export"), "mmdit": ("mmdit", "export")}
+
+STANDARD = 256
+"""Pictures over which latents are made to have mean 0 and deviation 1."""
+
+log = logging.getLogger(__name__)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded shapes model.")
-    parser.add_argument("--stage", choices=("all", "autoencoder", "diffusion", "export"), default="all")
-    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="checkpoints, cached latents, logs")
-    parser.add_argument("--export", type=Path, default=None, help="pipeline folder (default: OUT/pipeline)")
+    """Read the command line, and choose for the device what was not said."""
+    parser = argparse.ArgumentParser(description="Train the embedded models.")
+    parser.add_argument("--stage", choices=("all", "autoencoder", "scenes", "diffusion", "mmdit", "export"), default="all")
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="checkpoints, prepared scenes, logs, pipelines")
+    parser.add_argument("--export", type=Path, default=None, help="where pipeline and pipeline-mmdit go (default: OUT)")
     parser.add_argument(
         "--start-from",
         type=Path,
         default=None,
         help="pipeline folder that a new training begins from, e.g. attnguide/shapes/weights; its autoencoder stays",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=None, help="end the command after so long, instead of after the steps")
+    parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 over the end of --minutes")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--diffusion-steps", type=int, default=40000)
-    parser.add_argument("--scenes", type=int, default=60000, help="scenes encoded once and reused")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the diffusion stage")
-    parser.add_argument("--max-time", default=None, help="stop a stage after DD:HH:MM:SS; run again to go on")
-    parser.add_argument("--checkpoint-every", type=int, default=500)
-    parser.add_argument("--preview-every", type=int, default=1000, help="steps between judged previews of the diffusion stage")
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--mmdit-steps", type=int, default=60000)
+    parser.add_argument("--scenes", type=int, default=60000, help="scenes prepared once and reused")
+    parser.add_argument("--batch-size", type=int, default=None, help="default: 32, on a graphics card 512")
+    parser.add_argument("--lr", type=float, default=None, help="peak learning rate; default: 1e-3, of the mmdit 4e-3")
+    parser.add_argument("--checkpoint-every", type=float, default=3.0, help="minutes between checkpoints")
+    parser.add_argument("--preview-every", type=int, default=1000, help="steps between judged previews")
+    parser.add_argument("--precision", default=None, help="default: 32-true, on a graphics card bf16-mixed")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; 0: this one")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a graphics card")
     parser.add_argument("--logger", choices=("csv", "wandb"), default="csv")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.finish and args.minutes is None:
+        parser.error("--finish needs --minutes; a training that counts steps finishes by itself.")
+    card = args.device == "cuda"
+    if card and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no graphics card here; leave the option out to train on the CPU.")
+    chosen = {"batch_size": 512 if card else 32, "precision": "bf16-mixed" if card else "32-true", "compile": card}
+    for name, value in chosen.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
-def _trainer(args: argparse.Namespace, stage: str, steps: int, extra: list[Callback]) -> L.Trainer:
-    logger: Logger
-    if args.logger == "wandb":
-        logger = WandbLogger(project="attnguide-shapes", name=stage, save_dir=args.out)
-    else:
-        logger = CSVLogger(args.out, name=f"log-{stage}")
-    keep = ModelCheckpoint(
-        args.out / stage, save_last=True, save_top_k=0, every_n_train_steps=args.checkpoint_every, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [keep, *extra]
-    if args.max_time:
-        callbacks.append(Timer(args.max_time))
-    return L.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_steps=steps,
-        max_epochs=-1,
-        precision=args.precision,
-        gradient_clip_val=1.0,
-        logger=logger,
-        callbacks=callbacks,
-        log_every_n_steps=50,
-        val_check_interval=args.preview_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        inference_mode=False,
-        enable_model_summary=False,
-        default_root_dir=args.out,
-    )
+class Command:
+    """One call of the command: its arguments, its clock, and what every stage does alike."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out, self.clock = args, args.out, Clock(args.minutes)
+
+    @cached_property
+    def tokenizers(self) -> tuple[CLIPTokenizer, T5Tokenizer]:
+        """CLIP's, which both networks read, and T5's."""
+        return build_tokenizer(), build_t5_tokenizer()
+
+    @property
+    def tokenize(self) -> dict[str, store.Tokenize]:
+        """What makes ids of captions, by the ids' name."""
+        return {name: store.tokenizer_ids(by) for name, by in zip(("clip_ids", "t5_ids"), self.tokenizers, strict=True)}
+
+    def checkpoint(self, stage: str, finished: bool = False) -> Path:
+        """Where a stage keeps its state. A finishing run writes beside it, so that a later one can go on at full rate."""
+        path: Path = self.out / stage / ("finished.ckpt" if finished else "last.ckpt")
+        return path
+
+    def newest(self, stage: str) -> Path | None:
+        """The checkpoint to export: the last one, or the finished one if that is newer."""
+        paths = (self.checkpoint(stage, finished) for finished in (False, True))
+        return max((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
+
+    def seed(self, stage: str) -> int:
+        """Seed everything; a resumed stage gets another seed, so that nothing is drawn twice."""
+        path = self.checkpoint(stage)
+        done = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"]) if path.exists() else 0
+        return L.seed_everything(self.args.seed + done, workers=True)
+
+    def progress(self, steps: int) -> Progress:
+        """How far the learning rate has come: by steps, or within this call's minutes if it finishes, else held."""
+        if self.args.minutes is None:
+            return lambda step: step / steps
+        return self.clock.progress() if self.args.finish else lambda step: 0.0
+
+    def trainer(self, stage: str, steps: int, extra: list[Callback]) -> L.Trainer:
+        """A trainer of one device that stops with the clock and keeps the stage's checkpoint."""
+        args = self.args
+        logger: Logger
+        if args.logger == "wandb":
+            logger = WandbLogger(project="attnguide-shapes", name=stage, save_dir=self.out)
+        else:
+            logger = CSVLogger(self.out, name=f"log-{stage}", flush_logs_every_n_steps=10)
+        keeper = Keeper(self.checkpoint(stage, args.finish), self.clock, args.checkpoint_every)
+        return L.Trainer(
+            accelerator="gpu" if args.device == "cuda" else "cpu",
+            devices=1,
+            max_steps=steps,
+            max_epochs=-1,
+            precision=args.precision,
+            gradient_clip_val=1.0,
+            logger=logger,
+            callbacks=[*extra, keeper],
+            enable_checkpointing=False,
+            log_every_n_steps=20,
+            val_check_interval=args.preview_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            inference_mode=False,
+            enable_model_summary=False,
+            default_root_dir=self.out,
+        )
+
+    def fit(self, module: L.LightningModule, stage: str, steps: int, batches: store.Batches) -> None:
+        """Train, or go on from the stage's checkpoint, with averaged weights and a preview now and then."""
+        steps = steps if self.args.minutes is None else -1
+        trainer = self.trainer(stage, steps, [EMAWeightAveraging(decay=0.998, update_every_n_steps=1)])
+        previews: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
+        last = self.checkpoint(stage)
+        trainer.fit(module, DataLoader(batches, batch_size=None), previews, ckpt_path=last if last.exists() else None)
 
 
-def _last_checkpoint(args: argparse.Namespace, stage: str) -> Path | None:
-    path: Path = args.out / stage / "last.ckpt"
-    return path if path.exists() else None
-
-
-def _steps_done(args: argparse.Namespace, stage: str) -> int:
-    """Optimizer steps behind the newest checkpoint; seeds after resuming follow it, so that nothing is drawn twice."""
-    checkpoint = _last_checkpoint(args, stage)
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint else 0
-
-
-def train_autoencoder(args: argparse.Namespace) -> None:
+def train_autoencoder(command: Command) -> None:
     """Train (or go on training) the autoencoder, then standardise its latents and save it as ``OUT/vae``."""
-    seed = L.seed_everything(args.seed + _steps_done(args, "autoencoder"), workers=True)
-    module = AutoencoderModule(steps=args.autoencoder_steps)
-    trainer = _trainer(args, "autoencoder", args.autoencoder_steps, [])
-    trainer.fit(
-        module,
-        DataLoader(Crops(seed=seed), batch_size=32),
-        ckpt_path=_last_checkpoint(args, "autoencoder"),
-    )
-    if trainer.global_step < args.autoencoder_steps:
+    steps, last = command.args.autoencoder_steps, command.checkpoint("autoencoder")
+    seed = command.seed("autoencoder")
+    module = AutoencoderModule(steps=steps)
+    trainer = command.trainer("autoencoder", steps, [])
+    trainer.fit(module, DataLoader(Crops(seed=seed), batch_size=32), ckpt_path=last if last.exists() else None)
+    if trainer.global_step < steps:
         raise SystemExit("autoencoder not finished; run the same command again to go on")
     vae = module.vae.float().cpu().eval()
-    standardise_latents(vae, torch.stack([picture_tensor(FIRST_TRAINING_SEED + i) for i in range(256)]))
-    vae.save_pretrained(args.out / "vae")
+    standardise_latents(vae, torch.stack([picture_tensor(FIRST_TRAINING_SEED + i) for i in range(STANDARD)]))
+    vae.save_pretrained(command.out / "vae")
 
 
-def train_diffusion(args: argparse.Namespace) -> None:
-    """Train (or go on training) text encoder and UNet on cached latents."""
-    L.seed_everything(args.seed + _steps_done(args, "diffusion"), workers=True)
-    if args.start_from and not (args.out / "vae").exists():
-        AutoencoderKL.from_pretrained(args.start_from / "vae").save_pretrained(args.out / "vae")
-    vae = AutoencoderKL.from_pretrained(args.out / "vae").eval()
-    tokenizer = build_tokenizer()
-    latents = encode_scenes(vae, args.scenes, args.out / "latents.safetensors")
-    module = DiffusionModule(tokenizer, args.diffusion_steps, args.lr, args.compile, vae, args.out / "previews")
-    if args.start_from and _last_checkpoint(args, "diffusion") is None:
+def autoencoder(command: Command) -> AutoencoderKL:
+    """The autoencoder of ``OUT``: the one trained there, or that of ``--start-from``; for the mmdit the embedded one."""
+    folder: Path = command.out / "vae"
+    if not folder.exists():
+        source = command.args.start_from or EMBEDDED
+        AutoencoderKL.from_pretrained(source / "vae").save_pretrained(folder)
+    return AutoencoderKL.from_pretrained(folder).float().eval().to(command.args.device)
+
+
+@contextmanager
+def _drawing(workers: int) -> Iterator[Any]:
+    """``map``, or its like on so many processes."""
+    if not workers:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield pool.imap
+
+
+def prepare_scenes(command: Command) -> None:
+    """Draw, encode and tokenize the scenes that ``OUT/scenes`` lacks."""
+    with _drawing(command.args.workers) as draw:
+        store.prepare(command.out / "scenes", command.args.scenes, autoencoder(command), command.tokenize, draw)
+
+
+def batches(command: Command, seed: int) -> store.Batches:
+    """Endless batches of the prepared scenes, which are kept on the device."""
+    args = command.args
+    prepare_scenes(command)
+    scenes = {name: values.to(args.device) for name, values in store.load(command.out / "scenes", args.scenes).items()}
+    empty: dict[str, Tensor] = {name: ids([""])[0].to(args.device) for name, ids in command.tokenize.items()}
+    return store.Batches(scenes, args.batch_size, empty, seed=seed)
+
+
+def train_diffusion(command: Command) -> None:
+    """Train (or go on training) CLIP and UNet on prepared scenes."""
+    args, seed = command.args, command.seed("diffusion")
+    data, vae = batches(command, seed), autoencoder(command)
+    progress = command.progress(args.diffusion_steps)
+    module = DiffusionModule(command.tokenizers[0], progress, args.lr or 1e-3, args.compile, vae, command.out / "previews")
+    if args.start_from and not command.checkpoint("diffusion").exists():
         module.load_weights(args.start_from)
-    loader = DataLoader(CachedLatents(latents, tokenizer), batch_size=args.batch_size, shuffle=True, drop_last=True)
-    preview_seeds: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
-    trainer = _trainer(args, "diffusion", args.diffusion_steps, [EMAWeightAveraging(decay=0.998, update_every_n_steps=1)])
-    trainer.fit(module, loader, preview_seeds, ckpt_path=_last_checkpoint(args, "diffusion"))
+    command.fit(module, "diffusion", args.diffusion_steps, data)
 
 
-def export(args: argparse.Namespace) -> Path:
-    """Write the pipeline from the newest checkpoint's averaged weights, in float16 safetensors."""
-    checkpoint = _last_checkpoint(args, "diffusion")
-    if checkpoint is None:
-        raise SystemExit(f"nothing to export: no checkpoint in {args.out / 'diffusion'}")
-    tokenizer = build_tokenizer()
-    module = DiffusionModule(tokenizer, steps=1)
-    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    vae = AutoencoderKL.from_pretrained(args.out / "vae")
-    pipeline = build_pipeline(vae, module.text_encoder, tokenizer, module.unet).to(dtype=torch.float16)
-    target: Path = args.export or args.out / "pipeline"
-    pipeline.save_pretrained(target, safe_serialization=True)
-    _forget_paths(target)
-    _readable_by_older_versions(target)
-    return target
+def flow_module(command: Command, vae: AutoencoderKL | None) -> FlowModule:
+    """The joint-attention model untrained, with the text encoder of ``--start-from`` or of the embedded model."""
+    args = command.args
+    clip = CLIPTextModel.from_pretrained((args.start_from or EMBEDDED) / "text_encoder").float()
+    return FlowModule(
+        (command.tokenizers[0], clip),
+        command.progress(args.mmdit_steps),
+        args.lr or 4e-3,
+        compile_blocks=args.compile,
+        vae=vae,
+        previews=command.out / "previews-mmdit",
+    )
 
 
-def _forget_paths(folder: Path) -> None:
-    """Drop the paths of this machine that the libraries note in their configs."""
-    for path in folder.rglob("*.json"):
-        config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+def train_mmdit(command: Command) -> None:
+    """Train (or go on training) T5 and transformer on prepared scenes."""
+    data = batches(command, command.seed("mmdit"))
+    command.fit(flow_module(command, autoencoder(command)), "mmdit", command.args.mmdit_steps, data)
 
 
-def _readable_by_older_versions(folder: Path) -> None:
-    """Names that transformers 4 and 5 both know: a tokenizer in one file, text encoder weights behind ``text_model.``.
-
-    The older one would look for other tokenizer files, and put random numbers where it misses a weight's name.
-    """
-    index = folder / "model_index.json"
-    index.write_text(index.read_text().replace('"CLIPTokenizer"', '"CLIPTokenizerFast"'))
-    weights = folder / "text_encoder" / "model.safetensors"
-    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(weights).items()}
-    save_file(named, weights, metadata={"format": "pt"})
+def export(command: Command) -> list[Path]:
+    """Write a pipeline from the averaged weights of each network that has a checkpoint."""
+    written = []
+    for stage, folder in FOLDERS.items():
+        checkpoint = command.newest(stage)
+        if checkpoint is None or command.args.stage not in EXPORTED_AFTER[stage]:
+            continue
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        vae = autoencoder(command).cpu()
+        target = (command.args.export or command.out) / folder
+        if stage == "mmdit":
+            flow = flow_module(command, None)
+            flow.load_state_dict(state)
+            save_pipeline(flow.pipeline(vae), target)
+        else:
+            module = DiffusionModule(command.tokenizers[0], lambda step: 0.0)
+            module.load_state_dict(state)
+            save_pipeline(build_pipeline(vae, module.text_encoder, module.tokenizer, module.unet), target)
+        written.append(target)
+    if not written:
+        raise SystemExit(f"nothing to export: no checkpoint in {command.out}")
+    return written
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -168,9 +268,14 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO)
     if args.threads:
         torch.set_num_threads(args.threads)
+    command = Command(args)
     if args.stage in ("all", "autoencoder") and not args.start_from and not (args.out / "vae").exists():
-        train_autoencoder(args)
+        train_autoencoder(command)
+    if args.stage == "scenes":
+        prepare_scenes(command)
     if args.stage in ("all", "diffusion"):
-        train_diffusion(args)
-    if args.stage in ("all", "diffusion", "export"):
-        logging.getLogger(__name__).info("pipeline: %s", export(args))
+        train_diffusion(command)
+    if args.stage == "mmdit":
+        train_mmdit(command)
+    if args.stage in ("all", "diffusion", "mmdit", "export"):
+        log.info("pipeline: %s", ", ".join(map(str, export(command))))

@@ -6,29 +6,17 @@ import pytest
 import torch
 
 from attnguide.shapes.training.architecture import LATENT_CHANNELS, MAX_TOKENS, build_autoencoder, build_tokenizer
-from attnguide.shapes.training.diffusion import DiffusionModule, draw_timesteps, learning_rate_factor
-
-
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 0.005), (99, 0.5), (199, 1.0), (400, 1.0), (600, 1.0), (800, 0.5), (900, 0.25), (1000, 0.0), (1100, 0.0)],
-)
-def test_learning_rate_by_hand(step: int, factor: float) -> None:
-    assert learning_rate_factor(step, 1000) == pytest.approx(factor)
-
-
-def test_a_longer_training_starts_like_a_shorter_one() -> None:
-    assert all(learning_rate_factor(step, 1000) == learning_rate_factor(step, 3000) for step in range(600))
+from attnguide.shapes.training.diffusion import DiffusionModule, draw_timesteps
 
 
 def test_one_step_reaches_text_encoder_and_unet_alone() -> None:
     vae = build_autoencoder()
-    module = DiffusionModule(build_tokenizer(300), steps=10, vae=vae)
+    module = DiffusionModule(build_tokenizer(300), lambda step: 0.0, vae=vae)
     names = {name.split(".")[0] for name in module.state_dict()}
     assert names == {"text_encoder", "unet"}  # the autoencoder is neither trained nor saved
     logged: dict[str, torch.Tensor] = {}
     module.log = lambda name, value, **kwargs: logged.update({name: value})  # type: ignore[method-assign, assignment]
-    batch = {"latents": torch.randn(2, LATENT_CHANNELS, 16, 16), "token_ids": torch.randint(0, 600, (2, MAX_TOKENS))}
+    batch = {"latents": torch.randn(2, LATENT_CHANNELS, 16, 16), "clip_ids": torch.randint(0, 600, (2, MAX_TOKENS))}
     loss = module.training_step(batch, 0)
     loss.backward()
     assert logged["diffusion/loss"] is loss and 0.2 < loss.item() < 2  # an untrained velocity misses unit variance
@@ -48,12 +36,12 @@ def test_timesteps_are_one_from_each_equal_share_of_a_sine() -> None:
 
 
 def test_loss_weighs_errors_by_the_signal_s_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = DiffusionModule(build_tokenizer(300), steps=10)
+    module = DiffusionModule(build_tokenizer(300), lambda step: 0.0)
     timesteps = torch.tensor([100, 700])
     monkeypatch.setattr("attnguide.shapes.training.diffusion.draw_timesteps", lambda count, total: timesteps)
     monkeypatch.setattr(module.noise_schedule, "get_velocity", lambda latents, noise, t: torch.full_like(latents, 2.0))
     monkeypatch.setattr(module.unet, "forward", lambda noisy, t, states: SimpleNamespace(sample=torch.zeros_like(noisy)))
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
-    batch = {"latents": torch.zeros(2, LATENT_CHANNELS, 8, 8), "token_ids": torch.zeros(2, MAX_TOKENS, dtype=torch.long)}
+    batch = {"latents": torch.zeros(2, LATENT_CHANNELS, 8, 8), "clip_ids": torch.zeros(2, MAX_TOKENS, dtype=torch.long)}
     first, second = module.noise_schedule.alphas_cumprod[timesteps].tolist()
     assert module.training_step(batch, 0).item() == pytest.approx((4 * first**0.5 + 4 * second**0.5) / 2)

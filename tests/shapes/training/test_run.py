@@ -1,40 +1,60 @@
-"""The training command from nothing to a pipeline, with a real trainer and a handful of steps."""
+"""The training command from nothing to pipelines, with a real trainer and a handful of steps."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, FluxPipeline, StableDiffusionPipeline
 
 from attnguide.models.load import load_model
-from attnguide.shapes.training import run
+from attnguide.shapes.renderer import SIDE
+from attnguide.shapes.training import flow, run, store
+from attnguide.shapes.training.architecture import build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule
 from attnguide.shapes.training.diffusion import DiffusionModule
+from attnguide.shapes.training.flow import FlowModule
+from attnguide.shapes.training.mmdit import build_transformer
+from attnguide.shapes.training.preview import draw_flux
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's advice
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _small() -> Any:
+    """Few pictures where many are only slower, a small transformer, and one tokenizer for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "STANDARD", 8)
+        patch.setattr(run, "build_tokenizer", cache(build_tokenizer))
+        patch.setattr(store, "CHUNK", 8)
+        patch.setattr(flow, "build_transformer", lambda: build_transformer(heads=1, dual=1, single=2))
+        yield
+
+
 def _train(out: Path, *arguments: object) -> None:
-    common = ["--out", out, "--scenes", 8, "--batch-size", 4, "--precision", "32-true", "--checkpoint-every", 1]
+    common = ["--out", out, "--scenes", 8, "--batch-size", 4, "--device", "cpu"]
     run.main([str(word) for word in [*common, *arguments]])
 
 
-def _checkpoint(out: Path, stage: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(out / stage / "last.ckpt", weights_only=True)
+def _checkpoint(out: Path, stage: str, name: str = "last") -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(out / stage / f"{name}.ckpt", weights_only=True)
     return loaded
 
 
-def _count_steps(monkeypatch: pytest.MonkeyPatch, module: type) -> list[int]:
-    """The global step at every training step from now on."""
+def _count_steps(monkeypatch: pytest.MonkeyPatch, module: type, end: Any = lambda module: None) -> list[int]:
+    """The global step at every training step from now on; ``end`` is called before each."""
     steps: list[int] = []
     original = module.training_step  # type: ignore[attr-defined]
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         steps.append(self.global_step)
+        end(self)
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(module, "training_step", training_step)
@@ -43,10 +63,19 @@ def _count_steps(monkeypatch: pytest.MonkeyPatch, module: type) -> list[int]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both stages and the export, two steps each."""
+    """Both stages of the UNet model and the mmdit, two steps each, and their export."""
     out = tmp_path_factory.mktemp("shapes")
     _train(out, "--autoencoder-steps", 2, "--diffusion-steps", 2)
+    _train(out, "--stage", "mmdit", "--mmdit-steps", 2)
     return out
+
+
+@pytest.fixture
+def resumed(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that training to go on with."""
+    for name in ("vae", "diffusion", "mmdit", "scenes"):
+        shutil.copytree(trained / name, tmp_path / name)
+    return tmp_path
 
 
 def test_both_stages_leave_a_pipeline(trained: Path) -> None:
@@ -60,8 +89,23 @@ def test_both_stages_leave_a_pipeline(trained: Path) -> None:
     assert load_model(str(trained / "pipeline")).default_size == (128, 128)
 
 
-def test_the_pipeline_names_no_path_of_the_machine(trained: Path) -> None:
-    files = [path for path in (trained / "pipeline").rglob("*") if path.is_file()]
+def test_the_mmdit_opens_as_flux_and_draws(trained: Path) -> None:
+    pipeline = FluxPipeline.from_pretrained(trained / "pipeline-mmdit", torch_dtype=torch.float32)
+    state = _checkpoint(trained, "mmdit")["state_dict"]
+    assert torch.equal(pipeline.transformer.proj_out.weight, state["transformer.proj_out.weight"].half().float())
+    assert torch.equal(pipeline.text_encoder_2.shared.weight, state["t5.shared.weight"].half().float())
+    embedded = StableDiffusionPipeline.from_pretrained(run.EMBEDDED, torch_dtype=torch.float32)
+    with torch.no_grad():
+        ids = torch.tensor([embedded.tokenizer("a red circle", padding="max_length").input_ids])
+        theirs, ours = embedded.text_encoder(ids).pooler_output, pipeline.text_encoder(ids).pooler_output
+    assert torch.equal(theirs, ours)
+    first, second = draw_flux(pipeline, ["a red circle", "a blue square"], [0, 1], steps=2)
+    assert first.size == second.size == (SIDE, SIDE) and first.tobytes() != second.tobytes()
+
+
+@pytest.mark.parametrize("folder", ["pipeline", "pipeline-mmdit"])
+def test_the_pipelines_name_no_path_of_the_machine(trained: Path, folder: str) -> None:
+    files = [path for path in (trained / folder).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
     for path in files:
         content = path.read_bytes()
@@ -69,46 +113,121 @@ def test_the_pipeline_names_no_path_of_the_machine(trained: Path) -> None:
         assert b"_name_or_path" not in content, path
 
 
-def test_more_steps_go_on_from_the_last_checkpoint(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("vae", "diffusion"):
-        shutil.copytree(trained / name, tmp_path / name)
-    shutil.copy(trained / "latents.safetensors", tmp_path)
-    steps = _count_steps(monkeypatch, DiffusionModule)
+def test_more_steps_go_on_from_the_last_checkpoint(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, others = _count_steps(monkeypatch, DiffusionModule), _count_steps(monkeypatch, FlowModule)
     first = _count_steps(monkeypatch, AutoencoderModule)
-    _train(tmp_path, "--autoencoder-steps", 2, "--diffusion-steps", 4, "--export", tmp_path / "longer")
-    assert steps == [2, 3] and first == []  # the autoencoder is done
-    assert _checkpoint(tmp_path, "diffusion")["global_step"] == 4
-    assert (tmp_path / "longer" / "model_index.json").exists()
+    _train(resumed, "--autoencoder-steps", 2, "--diffusion-steps", 4, "--export", resumed / "longer")
+    assert steps == [2, 3] and first == others == []  # the autoencoder is done
+    assert _checkpoint(resumed, "diffusion")["global_step"] == 4
+    assert (resumed / "longer" / "pipeline" / "model_index.json").exists()
+
+
+def test_sigterm_leaves_a_state_that_a_later_call_goes_on_from(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminated(module: Any) -> None:
+        if module.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        assert _count_steps(patch, FlowModule, terminated) is not None
+        _train(resumed, "--stage", "mmdit", "--minutes", 60)
+    state = _checkpoint(resumed, "mmdit")
+    assert state["global_step"] == 4 and signal.getsignal(signal.SIGTERM) == before
+    kept = state["current_model_state"]["transformer.proj_out.weight"]
+    assert not torch.equal(kept, state["state_dict"]["transformer.proj_out.weight"])  # its average
+    begun: list[torch.Tensor] = []
+    steps = _count_steps(
+        monkeypatch, FlowModule, lambda module: begun.append(module.transformer.proj_out.weight.detach().clone())
+    )
+    _train(resumed, "--stage", "mmdit", "--mmdit-steps", 5)
+    assert steps == [4] and torch.equal(begun[0], kept)
+
+
+def test_time_ends_a_stage(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = _count_steps(monkeypatch, FlowModule)
+    _train(resumed, "--stage", "mmdit", "--minutes", 0)
+    assert steps == [2] and _checkpoint(resumed, "mmdit")["global_step"] == 3
+
+
+def test_a_finished_training_can_still_go_on(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate falls to 0 within the minutes; the state before that stays, and the export takes what is newer."""
+    old = _checkpoint(resumed, "mmdit")["state_dict"]
+    _train(resumed, "--stage", "mmdit", "--minutes", 0, "--finish")
+    finished = _checkpoint(resumed, "mmdit", "finished")
+    assert finished["global_step"] == 3 and _checkpoint(resumed, "mmdit")["global_step"] == 2
+    assert finished["optimizer_states"][0]["param_groups"][0]["lr"] == 0.0
+    transformer = FluxPipeline.from_pretrained(resumed / "pipeline-mmdit").transformer
+    name = "time_text_embed.text_embedder.linear_1.weight"
+    assert not torch.equal(finished["state_dict"][f"transformer.{name}"], old[f"transformer.{name}"])
+    assert torch.equal(transformer.state_dict()[name].float(), finished["state_dict"][f"transformer.{name}"].half().float())
+    steps = _count_steps(monkeypatch, FlowModule)
+    _train(resumed, "--stage", "mmdit", "--mmdit-steps", 3)
+    assert steps == [2]
+
+
+def test_previews_are_drawn_and_judged(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def preview(pipeline: Any, seeds: list[int], path: Path) -> dict[str, float]:
+        asked.append(len(seeds))
+        assert isinstance(pipeline, FluxPipeline) and path == resumed / "previews-mmdit" / "000003.png"
+        return {"preview/single": 0.5}
+
+    monkeypatch.setattr(flow, "preview", preview)
+    _train(resumed, "--stage", "mmdit", "--mmdit-steps", 3, "--preview-every", 1)
+    assert asked == [24]
+    logged = "".join(path.read_text() for path in resumed.glob("log-mmdit/*/metrics.csv"))
+    assert "preview/single" in logged
 
 
 def test_a_training_can_begin_from_a_pipeline(trained: Path, tmp_path: Path) -> None:
     source = trained / "pipeline"
-    _train(tmp_path, "--start-from", source, "--diffusion-steps", 1, "--lr", 0.0)  # one step that moves nothing
+    _train(tmp_path, "--start-from", source, "--diffusion-steps", 1, "--lr", 1e-30)  # one step that moves nothing
     begun, before = (StableDiffusionPipeline.from_pretrained(folder) for folder in (tmp_path / "pipeline", source))
     for name in ("unet", "text_encoder", "vae"):
         old = getattr(before, name).state_dict()
         assert all(torch.equal(weight, old[key]) for key, weight in getattr(begun, name).state_dict().items()), name
 
 
-def test_a_stage_out_of_time_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_autoencoder_out_of_time_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = ("--stage", "autoencoder", "--autoencoder-steps", 3)
     with pytest.raises(SystemExit, match="run the same command again"):
-        _train(tmp_path, *autoencoder, "--max-time", "00:00:00:00")
-    original = AutoencoderModule.training_step
-
-    def last_step(self: Any, batch: Any, batch_idx: int) -> Any:
-        self.trainer.should_stop = True  # what the timer does
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as early, pytest.raises(SystemExit, match="run the same command again"):
-        early.setattr(AutoencoderModule, "training_step", last_step)
-        _train(tmp_path, *autoencoder)
+        _train(tmp_path, *autoencoder, "--minutes", 0)
     assert _checkpoint(tmp_path, "autoencoder")["global_step"] == 1 and not (tmp_path / "vae").exists()
     steps = _count_steps(monkeypatch, AutoencoderModule)
     _train(tmp_path, *autoencoder)
     assert steps == [1, 2] and (tmp_path / "vae").exists()
 
 
+def test_scenes_can_be_prepared_alone(tmp_path: Path) -> None:
+    _train(tmp_path, "--stage", "scenes", "--scenes", 9)
+    assert len(list((tmp_path / "scenes").iterdir())) == 2
+    embedded, taken = (AutoencoderKL.from_pretrained(folder / "vae").state_dict() for folder in (run.EMBEDDED, tmp_path))
+    assert all(torch.equal(taken[name].float(), weight.float()) for name, weight in embedded.items())
+
+
 def test_export_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no checkpoint in"):
         run.main(["--stage", "export", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--finish"], "--finish needs --minutes"), (["--device", "cuda"], "torch sees no graphics card here")],
+    ids=["finish", "cuda"],
+)
+def test_what_cannot_be_is_refused(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        run.parse_args(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card, processor = run.parse_args([]), run.parse_args(["--device", "cpu"])
+    assert (card.device, card.precision, card.batch_size, card.compile) == ("cuda", "bf16-mixed", 512, True)
+    assert (processor.precision, processor.batch_size, processor.compile) == ("32-true", 32, False)
+    assert run.parse_args(["--no-compile", "--batch-size", "64"]).batch_size == 64

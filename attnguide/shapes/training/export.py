@@ -1,0 +1,40 @@
+"""A finished training as a pipeline folder that diffusers opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+
+def save_pipeline(pipeline: DiffusionPipeline, target: Path) -> None:
+    """Write ``pipeline`` in float16 safetensors, without this machine's paths, for transformers 4 and 5 alike."""
+    pipeline.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
+    _forget_paths(target)
+    _readable_by_older_versions(target)
+
+
+def _forget_paths(folder: Path) -> None:
+    """Drop the paths of this machine that the libraries note in their configs."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _readable_by_older_versions(folder: Path) -> None:
+    """Names that transformers 4 and 5 both know: tokenizers in one file, CLIP's weights behind ``text_model.``.
+
+    The older one would look for other tokenizer files, and put random numbers where it misses a weight's name.
+    """
+    index = folder / "model_index.json"
+    text = index.read_text()
+    for name in ("CLIPTokenizer", "T5Tokenizer"):
+        text = text.replace(f'"{name}"', f'"{name}Fast"')
+    index.write_text(text)
+    weights = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})

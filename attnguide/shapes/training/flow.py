@@ -1,0 +1,167 @@
+"""Training of the joint-attention model: T5 and transformer together, by flow matching on cached latents."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FluxPipeline
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from attnguide.shapes.training.mmdit import build_flux_pipeline, build_t5, build_t5_tokenizer, build_transformer
+from attnguide.shapes.training.muon import Muon, split_parameters
+from attnguide.shapes.training.pace import Progress, paced
+from attnguide.shapes.training.preview import preview
+from attnguide.shapes.training.store import NAMES, tokenizer_ids
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents as FLUX's image tokens: ``batch channels height width`` to ``batch tokens 4 channels``, two by two cells each."""
+    batch, channels, height, width = latents.shape
+    cells = latents.view(batch, channels, height // 2, 2, width // 2, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
+
+
+def grid_positions(height: int, width: int) -> Tensor:
+    """Rotary positions of image tokens in FLUX, ``tokens 3``: 0, row, column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).float()
+
+
+def draw_noise_levels(count: int, shift: float = 1.5) -> Tensor:
+    """``count`` noise levels in (0, 1): logistic of a normal value, one from each equal share of it, moved towards noise.
+
+    ``s -> shift s / (1 + (shift - 1) s)`` as in `Esser et al., 2024 <https://arxiv.org/abs/2403.03206>`_.
+    """
+    shares = (torch.arange(count) + torch.rand(count)) / count
+    level = torch.special.ndtri(shares.clamp(1e-4, 1 - 1e-4)).sigmoid()
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def initialise(transformer: nn.Module) -> None:
+    """Xavier-uniform matrices; modulations and the last layer start at 0, so that every block starts as the identity.
+
+    As in `Peebles & Xie, 2023 <https://arxiv.org/abs/2212.09748>`_.
+    """
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            if "norm" in name or name == "proj_out":
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class ContentHead(nn.Module):
+    """Reads off a middle block what each image token shows; trained with the network, left out of the pipeline.
+
+    A network that must say early which shape and colour stands where should learn sooner to draw them, as one whose middle
+    states are aligned with a recognising network's does (`Yu et al., 2024 <https://arxiv.org/abs/2410.06940>`_). Here the
+    labels are exact.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(names) for names in NAMES]
+        self.classes = nn.Linear(width, sum(self.sizes))
+
+    def forward(self, states: Tensor, contents: Tensor) -> Tensor:
+        """Mean cross-entropy of shape plus that of colour: states ``batch tokens width``, contents ``batch tokens 2``."""
+        shapes, colors = self.classes(states).split(self.sizes, -1)
+        return F.cross_entropy(shapes.mT, contents[..., 0]) + F.cross_entropy(colors.mT, contents[..., 1])
+
+
+class FlowModule(L.LightningModule):
+    """Squared error on the velocity ``noise - latents``, with captions and pooled vectors dropped at random.
+
+    Args:
+        clip: Tokenizer and text encoder whose pooled vector the transformer reads; not trained.
+        progress: Share of the training that is done, for the learning-rate schedule.
+        lr: Peak learning rate of Muon's matrices; the rest has half of it.
+        content_weight: Weight of :class:`ContentHead`'s loss.
+        drop_pooled: Share of rows whose pooled vector is the empty prompt's, so that the words' own tokens carry everything.
+        compile_blocks: Run each block through ``torch.compile``; blocks of a kind share one compilation.
+        vae: Decodes the pictures of the validation step; none is run when ``None``.
+        previews: Folder for grids of those pictures.
+    """
+
+    def __init__(
+        self,
+        clip: tuple[CLIPTokenizer, CLIPTextModel],
+        progress: Progress,
+        lr: float = 4e-3,
+        content_weight: float = 0.1,
+        drop_pooled: float = 0.3,
+        compile_blocks: bool = False,
+        vae: AutoencoderKL | None = None,
+        previews: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.progress, self.lr, self.content_weight, self.drop_pooled = progress, lr, content_weight, drop_pooled
+        self.previews, self.tokenizers = previews, (clip[0], build_t5_tokenizer())
+        frozen = {"clip": clip[1].eval().requires_grad_(False), "vae": vae}
+        object.__setattr__(self, "_frozen", frozen)  # not submodules: neither trained nor saved here
+        self.register_buffer("empty_clip_ids", tokenizer_ids(clip[0])([""])[0].long(), persistent=False)
+        self.t5 = build_t5(self.tokenizers[1])
+        self.transformer = build_transformer()
+        initialise(self.transformer)
+        self.content = ContentHead(self.transformer.inner_dim)
+        self.middle: Tensor | None = None
+        self.transformer.single_transformer_blocks[0].register_forward_hook(self._keep_middle)
+        if compile_blocks:
+            for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
+                block.compile()
+
+    def _keep_middle(self, block: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        if self.training:
+            self.middle = output[1]
+
+    empty_clip_ids: Tensor
+
+    @torch.no_grad()
+    def pooled(self, clip_ids: Tensor) -> Tensor:
+        """CLIP's pooled vectors of ids, some of them the empty prompt's."""
+        dropped = torch.rand(len(clip_ids), 1, device=clip_ids.device) < self.drop_pooled
+        clip: CLIPTextModel = self.__dict__["_frozen"]["clip"].to(clip_ids.device)
+        vectors: Tensor = clip(torch.where(dropped, self.empty_clip_ids, clip_ids)).pooler_output
+        return vectors
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        latents = pack(batch["latents"])
+        noise = torch.randn_like(latents)
+        levels = draw_noise_levels(len(latents)).to(latents.device)
+        mixed = torch.lerp(latents, noise, levels[:, None, None])
+        side = math.isqrt(latents.shape[1])
+        velocity = self.transformer(
+            hidden_states=mixed,
+            encoder_hidden_states=self.t5(batch["t5_ids"]).last_hidden_state,
+            pooled_projections=self.pooled(batch["clip_ids"]),
+            timestep=levels,
+            img_ids=grid_positions(side, side).to(latents.device),
+            txt_ids=torch.zeros(batch["t5_ids"].shape[1], 3, device=latents.device),
+        ).sample
+        error = F.mse_loss(velocity.float(), noise - latents)
+        middle, self.middle = self.middle, None
+        assert middle is not None
+        content = self.content(middle, batch["contents"])
+        self.log_dict({"flow/error": error, "flow/content": content}, prog_bar=True)
+        return error + self.content_weight * content
+
+    def pipeline(self, vae: AutoencoderKL) -> FluxPipeline:
+        """The parts as they are now, shared, with an autoencoder."""
+        clip = (self.tokenizers[0], self.__dict__["_frozen"]["clip"])
+        return build_flux_pipeline(vae, clip, (self.tokenizers[1], self.t5), self.transformer)
+
+    def validation_step(self, batch: list[int], batch_idx: int) -> None:
+        vae = self.__dict__["_frozen"]["vae"]
+        if vae is None or self.previews is None:
+            return
+        path = self.previews / f"{self.global_step:06d}.png"
+        self.log_dict(preview(self.pipeline(vae.to(self.device)), batch, path), prog_bar=True, batch_size=len(batch))
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        return paced(Muon(*split_parameters(self), lr=self.lr, rest_lr=self.lr / 2), self.progress)

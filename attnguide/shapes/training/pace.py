@@ -1,0 +1,88 @@
+"""When a training stops, how fast it learns on the way there, and its checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Progress = Callable[[int], float]
+"""Share of a training that is done at a step, from 0 to 1."""
+
+
+def learning_rate_factor(step: int, progress: float, warmup: int = 200, decay: float = 0.4) -> float:
+    """Rise over ``warmup`` steps, hold, then fall in a line to 0 over the last ``decay`` of the training.
+
+    The held part makes a training that is resumed and made longer go on as if it had been that long from the start.
+    """
+    return max(0.0, min(1.0, (step + 1) / warmup, (1 - progress) / decay))
+
+
+def paced(optimizer: Optimizer, progress: Progress) -> dict[str, Any]:
+    """What Lightning wants of an optimizer whose learning rate follows :func:`learning_rate_factor`."""
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, progress(step)))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Clock:
+    """Time left to a command that may run for some minutes; it starts when made.
+
+    Args:
+        minutes: How long; ``None`` for ever.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.seconds = None if minutes is None else 60 * minutes
+        self.begin = time.monotonic()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the time is over."""
+        return self.seconds is not None and time.monotonic() - self.begin >= self.seconds
+
+    def progress(self) -> Progress:
+        """Share of what is left now that will have passed at a later step."""
+        start, end = time.monotonic(), self.begin + (self.seconds or 0.0)
+        return lambda step: 1.0 if end <= start else min((time.monotonic() - start) / (end - start), 1.0)
+
+
+class Keeper(Callback):
+    """Writes a checkpoint every few minutes and at the end, and ends the training when its time is over or SIGTERM arrives.
+
+    Args:
+        path: The checkpoint; a new one takes the old one's place once it is whole.
+        clock: The command's time.
+        every: Minutes between checkpoints.
+    """
+
+    def __init__(self, path: Path, clock: Clock, every: float) -> None:
+        self.path, self.clock, self.every = path, clock, every
+        self.written, self.told = time.monotonic(), False
+
+    def _told_to_stop(self, *_: Any) -> None:
+        self.told = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.before = signal.signal(signal.SIGTERM, self._told_to_stop)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.told or self.clock.is_up:
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # a trainer that stops early validates once more, for which there is no time
+        last = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if last or time.monotonic() - self.written >= 60 * self.every:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_suffix(".part")
+            trainer.save_checkpoint(part)
+            part.replace(self.path)
+            self.written = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, self.before)

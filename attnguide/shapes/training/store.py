@@ -1,0 +1,173 @@
+"""Training scenes prepared once: latents, captions in both tokenizers' ids, and what each image token shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from attnguide.shapes.captions import caption
+from attnguide.shapes.renderer import object_masks, render
+from attnguide.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Scene, random_scene
+from attnguide.shapes.training.data import FIRST_TRAINING_SEED
+
+CHUNK = 1000
+"""Scenes a file."""
+
+WORDINGS = 8
+"""Captions a scene; training draws one each time."""
+
+TOKENS_A_SIDE = 8
+"""Image tokens a side of the joint-attention model."""
+
+NAMES = (("none", *SHAPES), (*COLORS, *BACKGROUNDS))
+"""Classes of :func:`token_contents`: shapes, then colours."""
+
+Tokenize = Callable[[list[str]], Tensor]
+
+
+def token_contents(scene: Scene) -> Tensor:
+    """Shape and colour class of what covers each image token, ``tokens 2`` int8, indices into :data:`NAMES`.
+
+    A token shows the object that covers most of it, if that is a quarter or more, else the background.
+    """
+    masks = object_masks(scene, 4 * TOKENS_A_SIDE)
+    cover = masks.reshape(len(masks), TOKENS_A_SIDE, 4, TOKENS_A_SIDE, 4).mean((2, 4)).reshape(len(masks), -1)
+    most, share = cover.argmax(0), cover.max(0)
+    shapes = np.array([1 + SHAPES.index(obj.shape) for obj in scene.objects])[most]
+    colors = np.array([[*COLORS].index(obj.color) for obj in scene.objects])[most]
+    ground = len(COLORS) + [*BACKGROUNDS].index(scene.background)
+    return torch.from_numpy(np.stack([np.where(share < 0.25, 0, shapes), np.where(share < 0.25, ground, colors)], -1)).to(
+        torch.int8
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stretch of training scenes without latents, as one process makes it: pictures, captions, contents."""
+
+    pixels: np.ndarray
+    captions: list[str]
+    contents: Tensor
+
+
+def draw_scenes(start: int, stop: int) -> Prepared:
+    """Training scenes number ``start`` to ``stop``, drawn: uint8 ``scenes height width 3``, and what is said of them."""
+    scenes = [random_scene(FIRST_TRAINING_SEED + number) for number in range(start, stop)]
+    said = [caption(scene, WORDINGS * (start + index) + way) for index, scene in enumerate(scenes) for way in range(WORDINGS)]
+    pixels = np.stack([np.asarray(render(scene)) for scene in scenes])
+    return Prepared(pixels, said, torch.stack([token_contents(scene) for scene in scenes]))
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
+    """Latent means of uint8 pictures, ``count channels height width`` float16."""
+    weight = next(vae.parameters())
+    pictures = torch.from_numpy(pixels).to(weight.device).permute(0, 3, 1, 2).to(weight.dtype) / 127.5 - 1
+    means = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+    return (means.float() * vae.config.scaling_factor).half().cpu().contiguous()
+
+
+def tokenizer_ids(tokenizer: PreTrainedTokenizerBase) -> Tokenize:
+    """Captions to ids, ``captions tokens`` int16, padded or cut to the tokenizer's own length."""
+
+    def ids(captions: list[str]) -> Tensor:
+        read = tokenizer(captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+        return torch.tensor(read["input_ids"], dtype=torch.int16)
+
+    return ids
+
+
+def prepare(
+    folder: Path,
+    scenes: int,
+    vae: AutoencoderKL,
+    tokenize: Mapping[str, Tokenize],
+    draw: Callable[[Callable[[int], Prepared], list[int]], Iterable[Prepared]] = map,
+) -> None:
+    """Write the files of the first ``scenes`` training scenes that ``folder`` lacks, :data:`CHUNK` scenes each.
+
+    Args:
+        folder: One safetensors file a chunk: ``latents``, ``contents`` and the ids named in ``tokenize``.
+        scenes: How many; rounded up to whole chunks.
+        vae: Encodes the pictures, on its own device.
+        tokenize: Name of the ids to what makes them of captions.
+        draw: Like ``map``; ``pool.imap`` draws on all cores while this process encodes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [chunk for chunk in range(-(-scenes // CHUNK)) if not _file(folder, chunk).exists()]
+    for chunk, drawn in zip(missing, draw(_draw_chunk, missing), strict=True):
+        latents = [encode(vae, drawn.pixels[start : start + 50]) for start in range(0, CHUNK, 50)]
+        ids = {name: make(drawn.captions).view(CHUNK, WORDINGS, -1) for name, make in tokenize.items()}
+        part = _file(folder, chunk).with_suffix(".part")
+        save_file({"latents": torch.cat(latents), "contents": drawn.contents, **ids}, part)
+        part.rename(_file(folder, chunk))
+
+
+def _draw_chunk(chunk: int) -> Prepared:
+    return draw_scenes(chunk * CHUNK, (chunk + 1) * CHUNK)
+
+
+def _file(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:05d}.safetensors"
+
+
+def load(folder: Path, scenes: int | None = None) -> dict[str, Tensor]:
+    """What :func:`prepare` wrote, joined: ``latents`` (scenes channels height width), ``contents``, and ids.
+
+    Args:
+        folder: Where it wrote.
+        scenes: Use as many at most; all that are there when ``None``.
+
+    Raises:
+        ValueError: If there is nothing.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no prepared scenes.")
+    parts = [load_file(file) for file in files[: None if scenes is None else -(-scenes // CHUNK)]]
+    return {name: torch.cat([part[name] for part in parts])[:scenes] for name in parts[0]}
+
+
+class Batches(IterableDataset[dict[str, Tensor]]):
+    """Endless whole batches of prepared scenes, each with one of its captions; every scene once before any comes twice.
+
+    Items: ``latents`` float32, ``contents`` int64, and each of the ids, int64. They are gathered where the scenes are kept,
+    so that a graphics card with the scenes in its memory never waits.
+
+    Args:
+        scenes: What :func:`load` gives.
+        size: Scenes a batch.
+        empty: Name of the ids to those of the empty prompt, which stand in for captions that are dropped.
+        drop_caption: Share of captions that are dropped.
+        seed: Decides order, wording and drops.
+    """
+
+    def __init__(
+        self, scenes: Mapping[str, Tensor], size: int, empty: Mapping[str, Tensor], drop_caption: float = 0.1, seed: int = 0
+    ) -> None:
+        self.scenes, self.size, self.empty, self.drop_caption, self.seed = scenes, size, empty, drop_caption, seed
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        latents = self.scenes["latents"]
+        generator = torch.Generator(latents.device).manual_seed(self.seed)
+        draw = {"generator": generator, "device": latents.device}
+        order = torch.empty(0, dtype=torch.long, device=latents.device)
+        while True:
+            while len(order) < self.size:
+                order = torch.cat([order, torch.randperm(len(latents), **draw)])  # type: ignore[call-overload]
+            which, order = order[: self.size], order[self.size :]
+            wording = torch.randint(WORDINGS, (self.size,), **draw)  # type: ignore[call-overload]
+            dropped = torch.rand(self.size, **draw)[:, None] < self.drop_caption  # type: ignore[call-overload]
+            batch = {"latents": latents[which].float(), "contents": self.scenes["contents"][which].long()}
+            for name, nothing in self.empty.items():
+                batch[name] = torch.where(dropped, nothing, self.scenes[name][which, wording]).long()
+            yield batch
