@@ -7,8 +7,8 @@
     python scripts/train_shapes.py --stage diffusion --start-from attnguide/shapes/weights --minutes 60 --finish
 
 The same command goes on where it stopped; SIGTERM stops it with its state kept. It computes in float32 on a CPU, on a graphics
-card in bfloat16, compiled, with batches of 512. Checkpoints, prepared scenes, judged previews and logs go to --out, pipelines to
---export. docs/training.md says more.
+card in bfloat16, compiled, with batches of 512. Checkpoints, prepared scenes, judged previews and logs go to --out, pipelines
+to --export. docs/training.md says more.
 """
 
 from __future__ import annotations
