@@ -230,6 +230,11 @@ METHODS: dict[str, MethodInfo] = {
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "source_image", "negative_prompt"}),
     ),
+    "regional_prompts": MethodInfo(
+        "attnguide.injection.regional_prompts:RegionalPrompts",
+        "injection",
+        "every region reads a prompt of its own",
+    ),
     "taca": MethodInfo(
         "attnguide.injection.taca:Taca",
         "injection",

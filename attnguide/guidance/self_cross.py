@@ -130,7 +130,8 @@ class SelfCross(Guidance):
         return SiteSelector(levels=self.levels or (level,), where=self._reads)
 
     def _reads(self, site: Site) -> bool:
-        return site.kind != "joint"
+        first, last = self.depths
+        return site.queries is None or first <= site.depth <= last
 
     def start(self, targets: Targets) -> None:
         self._memory.clear()

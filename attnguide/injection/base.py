@@ -52,11 +52,14 @@ class Injection(ABC):
         needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
             are needed.
         source: A second prompt whose pass the edits read.
+        extends_text: Whether :meth:`condition` puts further texts behind the rows' own; then no method of the batch can have
+            a source, whose text is shorter.
     """
 
     name: str = "injection"
     needs_regions: str | None = "place"
     source: Source | None = None
+    extends_text: bool = False
 
     @property
     def mixes(self) -> bool:
@@ -65,7 +68,7 @@ class Injection(ABC):
         They can where :meth:`edits` is all that it overrides, since an edit can be given some rows of a pass. A source and
         every other hook are for the batch as a whole.
         """
-        alone = ("edits", "check")  # one row's affair
+        alone = ("edits", "check", "further_prompts")  # one row's affair
         hooks = [name for name, found in vars(Injection).items() if callable(found) and name[0] != "_" and name not in alone]
         return self.source is None and all(getattr(type(self), name) is getattr(Injection, name) for name in hooks)
 
@@ -83,6 +86,10 @@ class Injection(ABC):
     @abstractmethod
     def edits(self, targets: Targets) -> Sequence[Edit]:
         """The edits for one batch of rows, made once before its first step."""
+
+    def further_prompts(self, targets: Targets) -> Sequence[str]:
+        """Texts that :meth:`condition` has encoded, which must fit the text encoder."""
+        return ()
 
     def initial_noise(self, noise: Tensor, targets: Targets) -> Tensor:
         """Change the rows' unit noise, ``batch channels height width``."""

@@ -85,7 +85,13 @@ class Batch:
 
     def attach(self, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()) -> AbstractContextManager[Attention]:
         """Probes and edits on the network."""
-        return attach(self.modules, probes, edits, self.model.network, self.targets.columns)
+        return attach(self.modules, probes, edits, self.model.network, self.columns)
+
+    @property
+    def columns(self) -> tuple[int, ...] | None:
+        """Positions of the text that methods are shown: of the rows' prompts alone where further texts stand behind these."""
+        read, own = self.branches.states["cond"].cond.shape[1], len(self.targets.tokenized[0].tokens)
+        return tuple(range(own)) if self.targets.columns is None and read > own else self.targets.columns
 
     def answer(self, inputs: Tensor, context: PassContext) -> Tensor:
         """The network's prediction in one whole pass, counted: ``batch channels height width``.

@@ -141,12 +141,16 @@ def common_source(methods: Sequence[Guidance | Injection]) -> Source | None:
     """What the methods of a batch read.
 
     Raises:
-        ValueError: If two of them want a source each.
+        ValueError: If two of them want a source each, or one beside a method that extends the text.
     """
     wanting = [method for method in methods if method.source is not None]
     if len(wanting) > 1:
         names = " and ".join(method.name for method in wanting)
         raise ValueError(f"Only one method of a row can read another prompt's pass; got {names}.")
+    extending = [method.name for method in methods if isinstance(method, Injection) and method.extends_text]
+    if extending and (wanting or len(extending) > 1):
+        others = [*extending[1:], *[method.name for method in wanting]]
+        raise ValueError(f"{extending[0]} gives a row several texts, beside which there is no place for those of {others[0]}.")
     return wanting[0].source if wanting else None
 
 

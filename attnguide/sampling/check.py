@@ -90,8 +90,8 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
         shape = model.latent_shape(height, width)
         check_replay(model, model.make_scheduler(sample.scheduler, sample.steps, shape), sample.steps, shape)
     targets = Targets.build([sample], [tokenized], "cpu", others, cuts_padding=model.cuts_padding)
-    for name, text in [(injection.name, text) for injection in injections for text in injection.negative_prompts(targets)]:
-        read_source(model, text, f"negative prompt of {name}")
+    for injection in injections:
+        _check_texts(model, injection, targets)
     if not guidances and not injections:
         return
     if guidances:
@@ -111,6 +111,14 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     for guidance in guidances:
         for edit in guidance.edits(targets, model.guidance_level):
             select(every, edit.sites)
+
+
+def _check_texts(model: ModelAdapter, injection: Injection, targets: Targets) -> None:
+    """Refuse texts of a method's own that are longer than the text encoder reads."""
+    for text in injection.negative_prompts(targets):
+        read_source(model, text, f"negative prompt of {injection.name}")
+    for text in injection.further_prompts(targets):
+        read_source(model, text, f"prompt of a region of {injection.name}")
 
 
 def _check_places(method: Guidance | Injection, targets: Targets, sites: Sequence[Site]) -> None:
