@@ -27,6 +27,9 @@ _HOMES: dict[str, str] = {
     "Observer": "attnguide.sampling.observer",
     "Sampler": "attnguide.sampling.sampler",
     "sample_rows": "attnguide.sampling.table",
+    # in a notebook
+    "Watch": "attnguide.figures.watch",
+    "plot": "attnguide.figures.plot",
     # judges
     "Asked": "attnguide.judges",
     "AskedObject": "attnguide.judges",
@@ -70,6 +73,8 @@ if TYPE_CHECKING:
     from attnguide.callbacks import SamplingCallback as SamplingCallback
     from attnguide.callbacks import standard_callbacks as standard_callbacks
     from attnguide.data import SampleDataModule as SampleDataModule
+    from attnguide.figures.plot import plot as plot
+    from attnguide.figures.watch import Watch as Watch
     from attnguide.guidance.base import Guidance as Guidance
     from attnguide.guidance.base import LossOutput as LossOutput
     from attnguide.guidance.update import PerRow as PerRow

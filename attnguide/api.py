@@ -15,11 +15,12 @@ from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
 from attnguide.parsing import as_whole, shown, unpacked
 from attnguide.prompt.notation import regions_from_places
 from attnguide.rows import MOST_ROWS, check_samples
-from attnguide.types import MethodConfig, Region, Sample, SampleResult
+from attnguide.types import MethodConfig, Region, Sample
 
 if TYPE_CHECKING:
     import torch
 
+    from attnguide.figures.results import Results
     from attnguide.models.base import ModelAdapter
     from attnguide.sampling.observer import Observer
 
@@ -47,8 +48,9 @@ def sample(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     observer: Observer | None = None,
+    progress: bool = False,
     **options: Any,
-) -> list[SampleResult]:
+) -> Results:
     """Sample one prompt.
 
     Args:
@@ -76,11 +78,13 @@ def sample(
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
         device: For a model given by name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's.
         dtype: For a model given by name: ``fp32``, ``fp16``, ``bf16``, or one of torch's.
-        observer: Told of everything.
+        observer: Told of everything; an :class:`attnguide.Watch` keeps maps and losses for :func:`attnguide.plot`.
+        progress: Show a bar over the steps on standard error.
         options: Of the method, if it is given by name and alone.
 
     Returns:
         One result for each seed (two with ``plain``), in order; a row that stopped has no picture and says why in ``status``.
+        Notebooks show the list as pictures.
 
     Raises:
         ValueError: If a phrase is not in the prompt, or a place, option or name is wrong.
@@ -108,22 +112,36 @@ def sample(
         scheduler=scheduler,
     )
     rows = [replace(common, id=f"seed{number}", seed=number) for number in _seeds(seed)]
-    _check_kinds(plain=plain, batch_size=batch_size, device=device, dtype=dtype)
+    _check_kinds(plain=plain, progress=progress, batch_size=batch_size, device=device, dtype=dtype)
     if plain and methods:
         rows = [twin for row in rows for twin in (row.plain(), row)]
     check_samples(rows)
-    return _sample(_adapter(model, device, dtype), rows, batch_size, observer)
+    return _sample(_adapter(model, device, dtype), rows, batch_size, _observers(observer, len(rows) if progress else None))
 
 
-def _sample(
-    model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None, observer: Observer | None
-) -> list[SampleResult]:
+def _sample(model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None, observer: Observer | None) -> Results:
+    from attnguide.figures.results import Results
     from attnguide.sampling.check import check_rows
     from attnguide.sampling.table import sample_rows
 
     check_rows(model, rows)
     found = {result.sample.id: result for result in sample_rows(model, rows, batch_size=batch_size, observer=observer)}
-    return [found[row.id] for row in rows]
+    return Results(found[row.id] for row in rows)
+
+
+def _observers(observer: Observer | None, rows: int | None) -> Observer | None:
+    """The caller's observer, and a bar where there is a number of rows to count to."""
+    if rows is None:
+        return observer
+    from attnguide.figures.progress import StepBar
+    from attnguide.sampling.arguments import check_observer
+    from attnguide.sampling.observer import Observers
+
+    bar = StepBar(rows)
+    if observer is None:
+        return bar
+    check_observer(observer)
+    return Observers([observer, bar])
 
 
 def _adapter(model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> ModelAdapter:
@@ -205,9 +223,10 @@ def _check_names(options: Mapping[str, Any], *, given: bool) -> None:
             raise ValueError(f"sample has no argument {name!r} (did you mean {near[0]!r}?).")
 
 
-def _check_kinds(*, plain: Any, batch_size: Any, device: Any, dtype: Any) -> None:
-    if not isinstance(plain, bool):
-        raise ValueError(f"plain must be True or False; got {shown(plain)}.")
+def _check_kinds(*, plain: Any, progress: Any, batch_size: Any, device: Any, dtype: Any) -> None:
+    for name, value in (("plain", plain), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False; got {shown(value)}.")
     if batch_size is not None and ((number := as_whole(batch_size)) is None or number < 1):
         raise ValueError(f"batch_size must be a whole number of at least 1; got {shown(batch_size)}.")
     if device is not None:

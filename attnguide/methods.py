@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from attnguide.hints import fits, spelt
+from attnguide.html import table
 from attnguide.parsing import shown
 from attnguide.types import MethodConfig, Sample
 
@@ -46,6 +48,13 @@ class MethodInfo:
     per_row: frozenset[str] = frozenset({"scale"})
     placeless: str | None = None
     reads_groups: bool = False
+
+    def _repr_html_(self) -> str:
+        """What it is, and its options with their defaults, for notebooks."""
+        needs = {"place": "a region with a place", "phrase": "a region's phrase", None: "no region"}[self.needs_regions]
+        options = {**_defaults(_class_at(self.target)), **self.preset}
+        said = f"<p>{escape(self.family)}: {escape(self.summary)}; needs {needs}</p>"
+        return said + table(("option", "default"), options.items())
 
 
 _MAPS = "attnguide.injection.maps:MapInjection"
@@ -267,7 +276,11 @@ def method_info(name: str) -> MethodInfo:
 
 def method_class(name: str) -> type:
     """The class behind a method name."""
-    module, attribute = method_info(name).target.split(":")
+    return _class_at(method_info(name).target)
+
+
+def _class_at(target: str) -> type:
+    module, attribute = target.split(":")
     found: type = getattr(importlib.import_module(module), attribute)
     return found
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from attnguide.fields import MOST_LETTERS, MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
+from attnguide.html import figure, png_bytes
 from attnguide.parsing import as_whole, shown
 from attnguide.places import SOURCE_KINDS as SOURCE_KINDS
 from attnguide.places import Blob as Blob
@@ -272,6 +273,17 @@ class SampleResult:
     latents: Tensor | None
     cost: Cost
     status: str = "ok"
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture, for notebooks and terminals that show pictures."""
+        return None if self.image is None else png_bytes(self.image)
+
+    def _repr_html_(self) -> str:
+        """The picture with its boxes, over method, seed, cost and status, for notebooks."""
+        row, cost = self.sample, self.cost
+        passes = f"{cost.unet_forwards} forwards, {cost.unet_backwards} backwards, {cost.seconds:.1f} s"
+        boxes = [(region.phrase, region.box) for region in row.regions if region.box is not None]
+        return figure(self.image, f"{row.method}, seed {row.seed}, {passes}: {self.status}", boxes)
 
 
 Verdict = Literal["ok", "refused", "failed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from attnguide.html import Color as Color
+from attnguide.html import region_color as region_color
 from attnguide.prompt.regions import rasterise
 from attnguide.types import Region
-
-Color = tuple[int, int, int]
 
 _ANCHORS = np.array(
     [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164)],
@@ -23,12 +22,6 @@ _ANCHORS = np.array(
 
 _GAP = 6
 _INK, _PAPER, _ABSENT = (30, 30, 30), (255, 255, 255), (238, 238, 238)
-
-
-def region_color(index: int) -> Color:
-    """The colour of a row's ``index``-th region: hues far apart, the same everywhere."""
-    red, green, blue = colorsys.hsv_to_rgb((0.98 + index * 0.381966) % 1, 0.85, 0.85)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def heat_colors(values: NDArray[np.floating]) -> NDArray[np.uint8]:

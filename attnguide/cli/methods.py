@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
 from attnguide.cli.signatures import options_of
 from attnguide.cli.values import Setting, words
+from attnguide.method_docs import method_meaning, option_meanings
 from attnguide.methods import METHODS, method_info
 
 EXAMPLES = """\
@@ -37,8 +39,12 @@ def run(argv: Sequence[str]) -> int:
         info.needs_regions
     ]
     reads = "; reads groups of words (--group), found by rule where none are given" if info.reads_groups else ""
-    print(f"{asked['name']}  {info.family}: {info.summary}; {needs}{reads}")
-    print("\n".join(_lines({f"  {o.name}": f"{o.default or '(required)'}  {o.annotation}".rstrip() for o in options.values()})))
+    print(f"{asked['name']}  {info.family}: {info.summary}; {needs}{reads}\n")
+    print(textwrap.indent(method_meaning(asked["name"]).replace("``", ""), "  "), end="\n\n")
+    meanings = option_meanings(asked["name"])
+    for option in options.values():
+        print(f"  {option.name} = {option.default or '(required)'}  {option.annotation}".rstrip())
+        print(textwrap.fill(meanings.get(option.name, ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6) or "      ")
     return 0
 
 

@@ -19,6 +19,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
 from attnguide.models.offload import Placement
+from attnguide.models.quiet import quietly
 from attnguide.parsing import shown
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -168,6 +169,7 @@ def _old_names() -> Iterator[None]:
         yield
 
 
+@quietly()
 def _from_file(path: Path, where: Placement, config: str | None) -> Any:
     import diffusers
 
@@ -230,6 +232,7 @@ def _configuration(config: str | None) -> Iterator[str | None]:
         yield folder
 
 
+@quietly()
 def _from_folder(path: Path, name: str, where: Placement, variant: str | None) -> Any:
     try:
         return _from_pretrained(str(path), where, check_folder(path, variant))
@@ -239,6 +242,7 @@ def _from_folder(path: Path, name: str, where: Placement, variant: str | None) -
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}") from error
 
 
+@quietly()
 def _from_hub(name: str, where: Placement, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 

@@ -1,0 +1,35 @@
+"""Results of a call, which notebooks show as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import SupportsIndex, overload
+
+from attnguide.types import SampleResult
+
+_MOST = 64
+"""Pictures that are shown at once."""
+
+
+class Results(list[SampleResult]):
+    """A list of results; notebooks show their pictures side by side, each over its method, seed and status."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> SampleResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> SampleResult | Results:
+        """One result, or some of them."""
+        found = super().__getitem__(index)
+        return Results(found) if isinstance(found, list) else found
+
+    def __add__(self, other: Iterable[SampleResult]) -> Results:  # type: ignore[override]
+        """Both lists as one."""
+        return Results([*self, *other])
+
+    def _repr_html_(self) -> str:
+        """Pictures side by side."""
+        more = f"<p>and {len(self) - _MOST} more</p>" if len(self) > _MOST else ""
+        return "".join(result._repr_html_() for result in self[:_MOST]) + more

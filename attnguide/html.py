@@ -1,0 +1,67 @@
+"""Small pieces of HTML for notebooks: pictures with boxes, grids, tables. Importing this needs neither torch nor Pillow."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Color = tuple[int, int, int]
+Named = tuple[str, tuple[float, float, float, float]]
+"""A phrase and its box as fractions from the top left."""
+
+_SMALLEST, _LARGEST = 192, 384
+"""Sides between which a picture is shown, in pixels."""
+
+
+def region_color(index: int) -> Color:
+    """The colour of a row's ``index``-th region: hues far apart, the same everywhere."""
+    red, green, blue = colorsys.hsv_to_rgb((0.98 + index * 0.381966) % 1, 0.85, 0.85)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as the content of a PNG file."""
+    raw = io.BytesIO()
+    image.save(raw, "PNG")
+    return raw.getvalue()
+
+
+def figure(image: Image.Image | None, caption: str, boxes: Sequence[Named] = ()) -> str:
+    """A picture over its caption, boxes outlined in the colours of their regions; a grey field where there is no picture."""
+    if image is None:
+        field = f'<div style="width:{_SMALLEST}px;height:{_SMALLEST}px;background:#eee"></div>'
+        return _captioned(field, _SMALLEST, caption)
+    scale = max(_SMALLEST / max(image.size), min(1.0, _LARGEST / max(image.size)))
+    width, height = round(image.width * scale), round(image.height * scale)
+    data = base64.b64encode(png_bytes(image)).decode()
+    shown = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(caption)}">'
+    drawn = "".join(_box(index, phrase, box) for index, (phrase, box) in enumerate(boxes))
+    return _captioned(f'<div style="position:relative;width:{width}px;height:{height}px">{shown}{drawn}</div>', width, caption)
+
+
+def _captioned(field: str, width: int, caption: str) -> str:
+    text = f'<figcaption style="max-width:{width}px;font-size:small">{escape(caption)}</figcaption>'
+    return f'<figure style="display:inline-block;margin:4px;vertical-align:top">{field}{text}</figure>'
+
+
+def _box(index: int, phrase: str, box: tuple[float, float, float, float]) -> str:
+    x0, y0, x1, y1 = (100 * edge for edge in box)
+    color = "rgb({},{},{})".format(*region_color(index))
+    place = f"left:{x0:.2f}%;top:{y0:.2f}%;width:{x1 - x0:.2f}%;height:{y1 - y0:.2f}%"
+    style = f"position:absolute;box-sizing:border-box;border:2px solid {color};{place}"
+    label = f'<span style="background:{color};color:white;font-size:x-small;padding:0 2px">{escape(phrase)}</span>'
+    return f'<div style="{style}" title="{escape(phrase)}">{label}</div>'
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table of texts."""
+    heads = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
+    cells = ("".join(f'<td style="text-align:left">{escape(str(cell))}</td>' for cell in line) for line in lines)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in cells)}</tbody></table>"

@@ -1,0 +1,116 @@
+"""The notebook of the documentation, run as a reader runs it, and what objects show in one."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+import attnguide
+from attnguide.figures.results import Results
+from attnguide.html import figure, table
+from attnguide.method_docs import method_meaning, option_meanings
+from attnguide.methods import METHODS, method_options
+from attnguide.types import Cost, Region, Sample, SampleResult
+from tests import tiny
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
+
+
+def _kinds(notebook: nbformat.NotebookNode) -> list[set[str]]:
+    """Which kinds of output each code cell that shows something has, streams excepted."""
+    cells = [cell.get("outputs", []) for cell in notebook.cells if cell.cell_type == "code"]
+    return [{kind for output in outputs for kind in output.get("data", {})} for outputs in cells]
+
+
+def test_the_notebook_runs_and_shows_pictures_without_the_libraries_advice(tmp_path: Path) -> None:
+    kept = nbformat.read(NOTEBOOK, as_version=4)
+    fresh = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in fresh.cells:
+        cell.pop("outputs", None)
+        if cell.cell_type == "code":
+            cell.outputs = []
+            cell.source = cell.source.replace("steps=10", "steps=2")
+    NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    streams = "".join(o.text for cell in fresh.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    assert streams and all(
+        line.startswith("rows 1 to 1 of 1") for line in streams.replace("\r", "\n").splitlines() if line.strip()
+    )
+    assert _kinds(fresh) == _kinds(kept), "the outputs that are kept are those of this code"
+    assert sum("image/png" in kinds for kinds in _kinds(fresh)) == 3
+    pages = [o.data["text/html"] for c in fresh.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
+    assert pages[0].count("<img") == 4 and pages[1].count("<img") == 3 and "step_size" in pages[2]
+
+
+def _result(**settings: object) -> SampleResult:
+    row = Sample("a", "a <b> cat", seed=3, regions=(Region("cat", box=(0.25, 0, 0.75, 0.5)),))
+    return SampleResult(
+        row, **{"image": Image.new("RGB", (64, 32), "red"), "latents": None, "cost": Cost(2, 1, 0.5, 0), **settings}
+    )
+
+
+def test_a_result_is_its_picture_with_boxes() -> None:
+    result = _result()
+    assert result._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = result._repr_html_()
+    assert "left:25.00%;top:0.00%;width:50.00%;height:50.00%" in page and ">cat</span>" in page
+    assert "plain, seed 3, 2 forwards, 1 backwards" in page and 'width="192" height="96"' in page
+    failed = _result(image=None, status="loss is <nan>")
+    assert failed._repr_png_() is None and "&lt;nan&gt;" in failed._repr_html_() and "<img" not in failed._repr_html_()
+
+
+def test_a_list_of_results_stays_one_when_it_is_cut_or_joined() -> None:
+    results = Results([_result(), _result(), _result()])
+    assert isinstance(results[:2], Results) and isinstance(results + results, Results) and results[0].status == "ok"
+    assert results[1:]._repr_html_().count("<img") == 2
+    assert "and 2 more" in Results([_result()] * 66)._repr_html_()
+
+
+def test_text_cannot_leave_its_place() -> None:
+    assert "<script>" not in figure(None, "<script>") and "<script>" not in table(["<script>"], [["<script>"]])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_option_of_every_method_says_what_it_means(name: str) -> None:
+    meanings = option_meanings(name)
+    assert set(method_options(name)) - set(meanings) == set() and all(meanings.values())
+    assert method_meaning(name) and "Args:" not in method_meaning(name)
+    assert escape(METHODS[name].summary) in METHODS[name]._repr_html_()
+
+
+def test_a_watch_keeps_maps_and_losses_of_each_row() -> None:
+    watch = attnguide.Watch()
+    places = {"red cat": (0, 0, 0.5, 1), "blue ball": (0.5, 0, 1, 1)}
+    results = attnguide.sample(
+        tiny.PROMPT, regions=places, method="mask_guidance", seed=[0, 1], steps=3, model=tiny.model(), observer=watch
+    )
+    assert [row.result.sample.seed for row in watch.rows] == [0, 1] and watch[1].result.image is results[1].image
+    assert {phrase: maps.shape[0] for phrase, maps in watch[0].maps.items()} == {"red cat": 3, "blue ball": 3}
+    steps = [step for step, _ in watch[0].losses["mask_guidance"]]
+    assert steps == sorted(steps) and all(loss > 0 for _, loss in watch[0].losses["mask_guidance"])
+    assert watch._repr_html_().count("<img") == 6
+    for kind, axes in (("maps", 4 * 4 + 1), ("loss", 1), ("sheet", 2)):
+        drawn = attnguide.plot(watch, kind)
+        assert len(drawn.axes) == axes and drawn._repr_png_()[:4] == b"\x89PNG"
+    assert len(attnguide.plot(watch[0].result).axes) == 1
+
+
+def test_what_cannot_be_plotted_is_said() -> None:
+    with pytest.raises(ValueError, match="needs an attnguide"):
+        attnguide.plot([_result()], "maps")
+    with pytest.raises(ValueError, match=r"kind must be one of sheet, maps, loss; got"):
+        attnguide.plot([_result()], "map")
+    with pytest.raises(ValueError, match="at least one result"):
+        attnguide.plot([])
+
+
+def test_progress_counts_steps_and_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    attnguide.sample(tiny.PROMPT, seed=[0, 1], steps=3, model=tiny.model(), batch_size=1, progress=True)
+    said = capsys.readouterr()
+    assert "rows 1 to 1 of 2" in said.err and "rows 2 to 2 of 2" in said.err and "3/3" in said.err and said.out == ""
+    with pytest.raises(ValueError, match="progress must be True or False"):
+        attnguide.sample("a cat", progress=2)
