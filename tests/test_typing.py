@@ -27,7 +27,7 @@ def test_the_public_names_have_their_types(tmp_path: Path) -> None:
     environment = {"MYPYPATH": str(PACKAGE.parents[1]), "PATH": ""}
     output = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     told = [line.removeprefix("program.py:") for line in output.splitlines() if line.startswith("program.py:")]
-    assert told[0] == '6: note: Revealed type is "list[attnguide.types.SampleResult]"', output
+    assert told[0] == '6: note: Revealed type is "attnguide.figures.results.Results"', output
     assert told[1] == '7: note: Revealed type is "tuple[float, float, float, float] | None"'
     assert told[2].startswith('8: error: Module has no attribute "sampel"')
     assert told[3].startswith('9: error: Argument 1 to "sample" has incompatible type "int"')
