@@ -233,8 +233,8 @@ def attach(
         edits: Changes, applied site by site, at each in the order given.
         network: That the sites' names are paths in. Where it, or a block of it, was compiled in place, it runs as written in
             passes with probes or edits; where it checkpoints its blocks, they run with probes and edits again.
-        columns: Positions within the text that cross sites show: keys, values, scores and probs have these columns alone, in
-            this order, and their rows do not sum to 1. All of the text when ``None``.
+        columns: Positions within the text, rising, that cross sites show: keys, values, scores and probs have these columns
+            alone, and their rows do not sum to 1. Columns beyond a text that is shorter get nothing. All when ``None``.
 
     Raises:
         ValueError: If a probe or an edit matches no site.

@@ -306,11 +306,12 @@ def _in_columns(views: Sequence[_View], call: _Call) -> Tensor:
             visitors.read("original_probs", column_probs(scores, torch.logaddexp(rest[1], scores.logsumexp(-1))))
         for edit in visitors.editing("scores"):
             scores = edit.scores(scores, visitors.site, visitors.context)
-        total = torch.logaddexp(rest[1], scores.logsumexp(-1))
-        probs = column_probs(scores, total)
+        total = torch.logaddexp(rest[1], block.cut(scores).logsumexp(-1))
+        probs = block.padded(column_probs(block.cut(scores), total))
         for edit in visitors.editing("probs"):
             probs = edit.probs(probs, visitors.site, visitors.context)
-        visitors.read("probs", probs)
+        probs = block.cut(probs)
+        visitors.read("probs", block.padded(probs))
         output = with_columns(rest[0], rest[1], total, probs, call.value.index_select(2, columns))
     return _beside(rows, output, call)
 
@@ -329,7 +330,8 @@ def _column_scores(view: _View, call: _Call) -> Tensor:
     block = view.block
     columns = block.index(call.query.device)[0]
     mask = mask_part(call.mask, block.rows, columns)
-    scores = masked_scores(block.take_rows(call.query), call.key.index_select(2, columns), mask, call.factor)
+    here = masked_scores(block.take_rows(call.query), call.key.index_select(2, columns), mask, call.factor)
+    scores = block.padded(here, float("-inf"))
     view.visitors.read("scores", scores)
     return scores
 
@@ -367,13 +369,14 @@ def _square_probs(views: Sequence[_View], call: _Call, rows: range) -> Tensor:
 def _show(views: Sequence[_View], quantity: Any, square: Tensor, rows: range) -> None:
     for view in views:
         if view.visitors.reads(quantity):
-            view.visitors.read(quantity, view.block.take(square, rows.start))
+            missing = float("-inf") if quantity == "scores" else 0.0
+            view.visitors.read(quantity, view.block.take(square, rows.start, missing))
 
 
 def _edited(views: Sequence[_View], stage: Stage, square: Tensor, rows: range) -> Tensor:
     for view in views:
         for edit in view.visitors.editing(stage):
-            part = view.block.take(square, rows.start)
+            part = view.block.take(square, rows.start, float("-inf") if stage == "scores" else 0.0)
             change = edit.scores if stage == "scores" else edit.probs
             changed = change(part, view.visitors.site, view.visitors.context)
             square = square if changed is part else view.block.put(square, changed, rows.start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,11 +21,16 @@ class Columns:
     """Chosen positions of a text, as index tensors that are made once for every device.
 
     Args:
-        chosen: Positions within the text block; all when ``None``.
+        chosen: Positions within the text block, in rising order; all when ``None``.
+
+    Raises:
+        ValueError: If they are negative or do not rise.
     """
 
     def __init__(self, chosen: Sequence[int] | None = None) -> None:
         self.chosen = None if chosen is None else tuple(chosen)
+        if self.chosen is not None and not all(low < high for low, high in pairwise((-1, *self.chosen))):
+            raise ValueError(f"columns must be positions of the text in rising order; got {list(self.chosen)}.")
         self._index: dict[tuple[range, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def index(self, text: range, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -37,9 +43,13 @@ class Columns:
         """
         where = (text, keys, device)
         if where not in self._index:
-            columns = list(text) if self.chosen is None else [text[position] for position in self.chosen]
+            chosen = range(len(text)) if self.chosen is None else self.chosen
+            columns = [text[position] for position in chosen if position < len(text)]
             others = sorted(set(range(keys)) - set(columns))
-            self._index[where] = torch.tensor(columns, device=device), torch.tensor(others, device=device, dtype=torch.long)
+            self._index[where] = (
+                torch.tensor(columns, device=device, dtype=torch.long),
+                torch.tensor(others, device=device, dtype=torch.long),
+            )
         return self._index[where]
 
 
@@ -61,16 +71,9 @@ class Block:
 
     @classmethod
     def of(cls, site: Site, queries: int, keys: int, columns: Columns) -> Block:
-        """The block of a site in a call over so many queries and keys; ``columns`` are chosen in cross-attention alone.
-
-        Raises:
-            ValueError: If a column lies outside of the text.
-        """
-        text = resolve(site.keys, keys)
+        """The block of a site in a call over so many queries and keys; ``columns`` are chosen in cross-attention alone."""
         shown = columns if site.kind == "cross" else Columns()
-        if shown.chosen and max(shown.chosen) >= len(text):
-            raise ValueError(f"columns must lie within the {len(text)} text positions of {site.name!r}; got {shown.chosen}.")
-        return cls(resolve(site.queries, queries), text, (queries, keys), shown)
+        return cls(resolve(site.queries, queries), resolve(site.keys, keys), (queries, keys), shown)
 
     @property
     def whole(self) -> bool:
@@ -81,6 +84,23 @@ class Block:
     def size(self) -> tuple[int, int]:
         """Rows and columns that are shown."""
         return len(self.rows), len(self.keys) if self.columns.chosen is None else len(self.columns.chosen)
+
+    @property
+    def missing(self) -> int:
+        """Columns at the end that the call has not, as its texts are shorter than others of the batch."""
+        return 0 if self.columns.chosen is None else sum(position >= len(self.keys) for position in self.columns.chosen)
+
+    def padded(self, part: Tensor, value: float = 0.0, axis: int = -1) -> Tensor:
+        """Columns that the call has, and a value for those that it has not."""
+        if not self.missing:
+            return part
+        size = list(part.shape)
+        size[axis] = self.missing
+        return torch.cat([part, part.new_full(size, value)], axis)
+
+    def cut(self, part: Tensor, axis: int = -1) -> Tensor:
+        """The columns that the call has."""
+        return part.narrow(axis, 0, part.shape[axis] - self.missing) if self.missing else part
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Key positions that are shown, and all others."""
@@ -94,12 +114,18 @@ class Block:
         """The shown keys of a tensor whose ``axis`` counts keys."""
         if self.columns.chosen is None:
             return tensor.narrow(axis, self.keys.start, len(self.keys))
-        return tensor.index_select(axis, self.index(tensor.device)[0])
+        return self.padded(tensor.index_select(axis, self.index(tensor.device)[0]), axis=axis)
 
-    def take(self, square: Tensor, first: int = 0) -> Tensor:
-        """The block of ``batch heads query key``, whose first query is the call's query ``first``."""
+    def take(self, square: Tensor, first: int = 0, missing: float = 0.0) -> Tensor:
+        """The block of ``batch heads query key``, whose first query is the call's query ``first``.
+
+        ``missing`` stands in the columns that the call has not.
+        """
         start = self.rows.start - first
-        return self.take_keys(square[:, :, start : start + len(self.rows)], 3)
+        strip = square[:, :, start : start + len(self.rows)]
+        if self.columns.chosen is None:
+            return strip.narrow(3, self.keys.start, len(self.keys))
+        return self.padded(strip.index_select(3, self.index(square.device)[0]), missing)
 
     def put_rows(self, tensor: Tensor, part: Tensor) -> Tensor:
         """A copy of ``batch heads query channels`` with its rows replaced."""
@@ -109,7 +135,7 @@ class Block:
         """A copy of ``batch heads key channels`` with the shown keys replaced."""
         if self.columns.chosen is None:
             return _put(tensor, part, 2, self.keys)
-        return tensor.index_copy(2, self.index(tensor.device)[0], part.to(tensor.dtype))
+        return tensor.index_copy(2, self.index(tensor.device)[0], self.cut(part, 2).to(tensor.dtype))
 
     def put(self, square: Tensor, part: Tensor, first: int = 0) -> Tensor:
         """A copy of ``batch heads query key``, whose first query is the call's query ``first``, with the block replaced."""
@@ -120,7 +146,7 @@ class Block:
         if self.columns.chosen is None:
             strip = _put(strip, part, 3, self.keys)
         else:
-            strip = strip.index_copy(3, self.index(square.device)[0], part.to(square.dtype))
+            strip = strip.index_copy(3, self.index(square.device)[0], self.cut(part).to(square.dtype))
         return _put(square, strip, 2, range(start, start + len(self.rows)))
 
 

@@ -123,7 +123,7 @@ def _run(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("columns", [None, [2, 0]])
+@pytest.mark.parametrize("columns", [None, [0, 2]])
 @pytest.mark.parametrize("graph", [False, True])
 def test_blocks_are_read(order: str, columns: list[int] | None, graph: bool) -> None:
     inputs, sites = [tensor.requires_grad_(graph) for tensor in _inputs()], _sites(order)
@@ -163,7 +163,7 @@ def test_reading_changes_no_bit() -> None:
     "stages", [["cross scores"], ["cross probs"], ["self scores"], ["cross scores", "cross probs", "self scores", "self probs"]]
 )
 def test_blocks_are_changed(order: str, masked: bool, stages: list[str]) -> None:
-    sites, columns = _sites(order), [2, 0]
+    sites, columns = _sites(order), [0, 2]
     image, text, *_ = ORDERS[order]
     mask = torch.ones(2, 1, 1, CELLS + TEXT, dtype=torch.bool) if masked else None
     if mask is not None:
@@ -276,9 +276,33 @@ def test_the_call_that_fits_is_taken() -> None:
             module(*inputs)
 
 
-def test_columns_outside_of_the_text_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"columns must lie within the 5 text positions of 'attn'; got \(5,\)"):
-        _run(_inputs(), {"cross": _sites("text, image")["cross"]}, [], [5], None, ("probs",))
+@pytest.mark.parametrize("columns", [[2, 0], [1, 1], [-1, 2]])
+def test_columns_must_rise(columns: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"columns must be positions of the text in rising order; got"):
+        _run(_inputs(), {"cross": _sites("text, image")["cross"]}, [], columns, None, ("probs",))
+
+
+@pytest.mark.parametrize("kinds", [("cross",), ("cross", "self")])
+def test_columns_beyond_a_shorter_text_get_nothing(kinds: tuple[SiteKind, ...]) -> None:
+    """Rows of a batch whose texts are longer may rest; what is drawn for their words must touch nothing."""
+    inputs, sites = _inputs(), {kind: _sites("text, image")[kind] for kind in kinds}
+    edits: list[Edit] = [_Change("cross", stage, _tilted) for stage in ("scores", "probs")]
+    edits += [_Change(kind, "probs", lambda probs: probs + 0) for kind in kinds]
+
+    def tilted(values: Tensor, keys: list[int]) -> Tensor:
+        padded = torch.cat([values[:, :, TEXT:][..., keys], torch.zeros(2, 3, CELLS, 2, dtype=values.dtype)], -1)
+        rows = values[:, :, TEXT:].index_copy(-1, torch.tensor(keys), _tilted(padded)[..., :2])
+        return torch.cat([values[:, :, :TEXT], rows], 2)
+
+    scores = inputs[0] @ inputs[1].transpose(-1, -2) * 8**-0.5
+    probs = tilted(tilted(scores, [1, 3]).softmax(-1), [1, 3])
+    output, seen = _run(inputs, sites, edits, [1, 3, 5, 9], None, ("probs", "scores", "key"))
+    found = seen["probs"][sites["cross"]]
+    torch.testing.assert_close(output, probs @ inputs[2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[..., :2], probs[:, :, TEXT:][..., [1, 3]], rtol=0, atol=1e-12)
+    if kinds == ("cross",):
+        assert not found[..., 2:].any()
+    assert seen["scores"][sites["cross"]][..., 2:].isneginf().all() and not seen["key"][sites["cross"]][:, :, 2:].any()
 
 
 @torch.no_grad()
