@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from attnguide.attention.attend import Checked
-from attnguide.attention.blocks import Columns
+from attnguide.attention.blocks import Columns, Owned
 from attnguide.attention.capture import Probe
 from attnguide.attention.complaints import absent, silent
 from attnguide.attention.edits import Edit
@@ -93,9 +93,9 @@ class Attention:
         probes: Sequence[Probe],
         edits: Sequence[Edit],
         network: nn.Module | None,
-        columns: Sequence[int] | None,
+        columns: Columns,
     ) -> None:
-        self._modules, self._network, self._columns = modules, network, Columns(columns)
+        self._modules, self._network, self._columns = modules, network, columns
         self._probes = [(probe, frozenset(select(modules, probe.sites))) for probe in probes]
         self._edits = [(edit, frozenset(select(modules, edit.sites))) for edit in edits]
         self._thread = threading.local()
@@ -224,6 +224,7 @@ def attach(
     edits: Sequence[Edit] = (),
     network: nn.Module | None = None,
     columns: Sequence[int] | None = None,
+    owned: Owned | None = None,
 ) -> Iterator[Attention]:
     """Probes and edits for the passes of :meth:`Attention.during`.
 
@@ -235,9 +236,11 @@ def attach(
             passes with probes or edits; where it checkpoints its blocks, they run with probes and edits again.
         columns: Positions within the text, rising, that cross sites show: keys, values, scores and probs have these columns
             alone, and their rows do not sum to 1. Columns beyond a text that is shorter get nothing. All when ``None``.
+        owned: Which columns each element of a pass has as its own. Scores of others are shown as minus infinity and probs as
+            0, and what edits make of them is not taken, so that a row is the same beside longer ones.
 
     Raises:
         ValueError: If a probe or an edit matches no site.
         CaptureError: During a pass, if a site runs without the call that is intercepted, or does not run.
     """
-    yield Attention(modules, probes, edits, network, columns)
+    yield Attention(modules, probes, edits, network, Columns(columns, owned))

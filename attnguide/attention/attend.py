@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from attnguide.attention.columns import (
     row_logsumexp,
     with_columns,
 )
-from attnguide.attention.edits import Edit, Stage
+from attnguide.attention.edits import Edit
 from attnguide.attention.visitors import CaptureError, Visitors
 
 Checked = dict[int, tuple[Tensor, Tensor | None]]
@@ -50,6 +50,27 @@ class _View:
 
     def at(self, positions: Sequence[int]) -> _View:
         return replace(self, visitors=self.visitors.at(positions))
+
+    def shown(self, part: Tensor, hidden: float) -> Tensor:
+        """Scores or probs of its block, with a value in the columns that are not the elements' own."""
+        own = self._own(part.device)
+        return part if own is None else part.masked_fill(~own, hidden)
+
+    def edited(self, stage: Literal["scores", "probs"], part: Tensor) -> Tensor:
+        """Scores or probs of its block as the edits make them; ``part`` itself where none does."""
+        visitors, hidden = self.visitors, float("-inf") if stage == "scores" else 0.0
+        before = now = self.shown(part, hidden)
+        for edit in visitors.editing(stage):
+            change = edit.scores if stage == "scores" else edit.probs
+            now = change(now, visitors.site, visitors.context)
+        own = self._own(part.device)
+        if now is before:
+            return part
+        return now if own is None else torch.where(own, now, part)
+
+    def _own(self, device: torch.device) -> Tensor | None:
+        visitors = self.visitors
+        return visitors.columns.own(visitors.context, device) if visitors.site.kind == "cross" else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,15 +324,12 @@ def _in_columns(views: Sequence[_View], call: _Call) -> Tensor:
     with _without_autocast(query.device.type):
         scores = _column_scores(view, call)
         if visitors.reads("original_probs"):
-            visitors.read("original_probs", column_probs(scores, torch.logaddexp(rest[1], scores.logsumexp(-1))))
-        for edit in visitors.editing("scores"):
-            scores = edit.scores(scores, visitors.site, visitors.context)
-        total = torch.logaddexp(rest[1], block.cut(scores).logsumexp(-1))
-        probs = block.padded(column_probs(block.cut(scores), total))
-        for edit in visitors.editing("probs"):
-            probs = edit.probs(probs, visitors.site, visitors.context)
-        probs = block.cut(probs)
-        visitors.read("probs", block.padded(probs))
+            original = column_probs(scores, torch.logaddexp(rest[1], scores.logsumexp(-1)))
+            visitors.read("original_probs", view.shown(original, 0.0))
+        scores = block.cut(view.edited("scores", scores))
+        total = torch.logaddexp(rest[1], scores.logsumexp(-1))
+        probs = block.cut(view.edited("probs", block.padded(column_probs(scores, total))))
+        visitors.read("probs", view.shown(block.padded(probs), 0.0))
         output = with_columns(rest[0], rest[1], total, probs, call.value.index_select(2, columns))
     return _beside(rows, output, call)
 
@@ -323,7 +341,7 @@ def _read_columns(view: _View, call: _Call) -> None:
     total = row_logsumexp(view.block.take_rows(call.query), call.key, mask_part(call.mask, view.block.rows), call.factor)
     for quantity in ("original_probs", "probs"):
         if visitors.reads(quantity):  # type: ignore[arg-type]
-            visitors.read(quantity, column_probs(scores, total))  # type: ignore[arg-type]
+            visitors.read(quantity, view.shown(column_probs(scores, total), 0.0))  # type: ignore[arg-type]
 
 
 def _column_scores(view: _View, call: _Call) -> Tensor:
@@ -332,7 +350,8 @@ def _column_scores(view: _View, call: _Call) -> Tensor:
     mask = mask_part(call.mask, block.rows, columns)
     here = masked_scores(block.take_rows(call.query), call.key.index_select(2, columns), mask, call.factor)
     scores = block.padded(here, float("-inf"))
-    view.visitors.read("scores", scores)
+    if view.visitors.reads("scores"):
+        view.visitors.read("scores", view.shown(scores, float("-inf")))
     return scores
 
 
@@ -370,15 +389,14 @@ def _show(views: Sequence[_View], quantity: Any, square: Tensor, rows: range) ->
     for view in views:
         if view.visitors.reads(quantity):
             missing = float("-inf") if quantity == "scores" else 0.0
-            view.visitors.read(quantity, view.block.take(square, rows.start, missing))
+            view.visitors.read(quantity, view.shown(view.block.take(square, rows.start, missing), missing))
 
 
-def _edited(views: Sequence[_View], stage: Stage, square: Tensor, rows: range) -> Tensor:
+def _edited(views: Sequence[_View], stage: Literal["scores", "probs"], square: Tensor, rows: range) -> Tensor:
     for view in views:
-        for edit in view.visitors.editing(stage):
+        if view.visitors.editing(stage):
             part = view.block.take(square, rows.start, float("-inf") if stage == "scores" else 0.0)
-            change = edit.scores if stage == "scores" else edit.probs
-            changed = change(part, view.visitors.site, view.visitors.context)
+            changed = view.edited(stage, part)
             square = square if changed is part else view.block.put(square, changed, rows.start)
     return square
 

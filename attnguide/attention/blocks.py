@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.sites import Site, Span
+from attnguide.types import Branch, PassContext
+
+Owned = Callable[[PassContext], Tensor]
+"""From a pass to the columns that are each element's own, bool, ``batch columns``."""
 
 
 def resolve(span: Span | None, length: int) -> range:
@@ -22,16 +26,27 @@ class Columns:
 
     Args:
         chosen: Positions within the text block, in rising order; all when ``None``.
+        owned: Which of them each element of a pass has as its own; all of them when ``None``.
 
     Raises:
         ValueError: If they are negative or do not rise.
     """
 
-    def __init__(self, chosen: Sequence[int] | None = None) -> None:
+    def __init__(self, chosen: Sequence[int] | None = None, owned: Owned | None = None) -> None:
         self.chosen = None if chosen is None else tuple(chosen)
+        self._owned = owned
+        self._own: dict[tuple[tuple[int, ...], tuple[Branch, ...], torch.device], Tensor | None] = {}
         if self.chosen is not None and not all(low < high for low, high in pairwise((-1, *self.chosen))):
             raise ValueError(f"columns must be positions of the text in rising order; got {list(self.chosen)}.")
         self._index: dict[tuple[range, int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def own(self, context: PassContext, device: torch.device) -> Tensor | None:
+        """True at the elements' own columns, ``batch 1 1 columns``; ``None`` where that is all of them."""
+        where = (context.rows, context.branches, device)
+        if self._owned is not None and where not in self._own:
+            own = self._owned(context)
+            self._own[where] = None if bool(own.all()) else own[:, None, None].to(device)
+        return self._own.get(where)
 
     def index(self, text: range, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Key positions of the columns, and all other key positions.

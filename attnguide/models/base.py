@@ -266,6 +266,15 @@ class ModelAdapter(Autoencoding, ABC):
             until: Compute no further than the last of these sites, and return ``None``.
         """
 
+    def after_cfg(self, combined: Tensor, cond: Tensor) -> Tensor:
+        """What the family's pipeline makes of the combined halves, ``batch channels height width``; nothing in most.
+
+        Args:
+            combined: As classifier-free guidance has it; ``cond`` itself in rows without.
+            cond: The conditional answer.
+        """
+        return combined
+
     @abstractmethod
     def make_scheduler(self, name: str | None, steps: int, latent_shape: tuple[int, int, int] | None = None) -> NoiseScheduler:
         """A fresh noise scheduler, set to a number of steps.

@@ -46,6 +46,9 @@ FAMILIES: dict[str, Family] = {
     "PixArtAlphaPipeline": Family("pixart:PixArtAlpha", _TRANSFORMER),
     "PixArtSigmaPipeline": Family("pixart:PixArtSigma", _TRANSFORMER),
     "AuraFlowPipeline": Family("auraflow:AuraFlow", _TRANSFORMER),
+    "QwenImagePipeline": Family("qwen_image:QwenImage", _TRANSFORMER, half="bf16"),
+    "ZImagePipeline": Family("z_image:ZImage", _TRANSFORMER, half="bf16"),
+    "Krea2Pipeline": Family("krea2:Krea2", _TRANSFORMER, half="bf16"),
 }
 """Pipelines of diffusers that are supported, by the name of their class.
 

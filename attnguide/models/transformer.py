@@ -141,7 +141,7 @@ class TransformerAdapter(ModelAdapter):
         modules: dict[Site, nn.Module] = {}
         for depth, (name, blocks) in zip(depths(len(found)), found, strict=True):
             module = self.transformer.get_submodule(name)
-            heads = int(module.heads)
+            heads = int(getattr(module, "heads", 0) or module.num_heads)
             for kind, (queries, keys) in blocks.items():
                 site = Site(name, kind, rows, columns, heads, place_at(depth), level, depth, queries, keys)
                 modules[site] = module

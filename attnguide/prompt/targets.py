@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -15,9 +15,10 @@ from attnguide.prompt.drawing import Rule, binary_mask, require_cell, soft_mask
 from attnguide.prompt.nested import settle
 from attnguide.prompt.pairs import TokenGroup, group_tokens, row_groups
 from attnguide.prompt.tokens import Segment, TokenizedPrompt, resolve, worded, worded_columns
-from attnguide.types import Region, Sample
+from attnguide.types import Branch, PassContext, Region, Sample
 
 _T = TypeVar("_T")
+_SOURCES: tuple[Branch, ...] = ("source", "source_uncond")
 _Rasters = dict[tuple[Region, int, int, Rule | None], Tensor]
 
 
@@ -209,6 +210,23 @@ class Targets:
     def own_keys(self, rows: Sequence[int]) -> Bool[Tensor, "batch tokens"] | None:
         """:attr:`own` of some rows; ``None`` where no padding is cut, and rows of probs sum to 1 over all tokens."""
         return None if self.columns is None else self.own[list(rows)]
+
+    @property
+    def owned(self) -> Callable[[PassContext], Bool[Tensor, "elements tokens"]] | None:
+        """From a pass to the positions that are each element's own, by the prompt that its branch reads words of.
+
+        ``None`` where no padding is cut.
+        """
+        return None if self.columns is None else self._owned
+
+    def _owned(self, context: PassContext) -> Tensor:
+        sources = self._source_own if self.source_prompts else self.own
+        elements = zip(context.rows, context.branches, strict=True)
+        return torch.stack([(sources if branch in _SOURCES else self.own)[row] for row, branch in elements])
+
+    @cached_property
+    def _source_own(self) -> Bool[Tensor, "batch tokens"]:
+        return replace(self, tokenized=self.source_prompts).own
 
     def competing(self, with_end: bool) -> Bool[Tensor, "batch tokens"]:
         """True at the positions that compete in a softmax over words: those after the start token, without sinks.

@@ -85,7 +85,7 @@ class Batch:
 
     def attach(self, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()) -> AbstractContextManager[Attention]:
         """Probes and edits on the network."""
-        return attach(self.modules, probes, edits, self.model.network, self.columns)
+        return attach(self.modules, probes, edits, self.model.network, self.columns, self.targets.owned)
 
     @property
     def columns(self) -> tuple[int, ...] | None:

@@ -180,7 +180,9 @@ def _noise(
     answer = model.predict(inputs, step, states.for_pass(context))
     assert answer is not None
     parts = answer.float().chunk(len(halves))
-    return combine(parts[0] if len(halves) > 1 else None, parts[-1], [cfg_scale] * len(latents))
+    if len(halves) == 1:
+        return parts[0]
+    return model.after_cfg(combine(parts[0], parts[-1], [cfg_scale] * len(latents)), parts[-1])
 
 
 def _move(scheduler: NoiseScheduler, step: Step) -> tuple[float, float]:

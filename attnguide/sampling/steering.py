@@ -154,9 +154,14 @@ class Steering:
             answer = batch.model.predict(inputs, step, batch.branches.for_pass(context))
         assert answer is not None
         answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
-        combined = combine(self.unconditional(answers, step), answers["cond"], batch.cfg_scales)
+        combined = self._combined(self.unconditional(answers, step), answers["cond"])
         noise_pred = self.correct(combined, answers, step)
         if batch.branches.own_source:
-            source = combine(answers.get("source_uncond"), answers["source"], batch.cfg_scales)
+            source = self._combined(answers.get("source_uncond"), answers["source"])
             noise_pred = torch.cat([noise_pred, source])
         return self.shifted(noise_pred, shift, step)
+
+    def _combined(self, uncond: Tensor | None, cond: Tensor) -> Tensor:
+        """Both halves by the rows' scales, as the family has it."""
+        batch = self.batch
+        return cond if uncond is None else batch.model.after_cfg(combine(uncond, cond, batch.cfg_scales), cond)

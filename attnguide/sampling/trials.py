@@ -146,4 +146,6 @@ class _Walk:
             answer = self.batch.answer(inputs, context)
         *uncond, cond = answer.chunk(len(halves))
         scales = [self.batch.cfg_scales[row] for row in self.rows]
-        return self.scheduler.step(combine(uncond[0] if uncond else None, cond, scales), step, latents, self.sources)
+        if uncond:
+            cond = self.batch.model.after_cfg(combine(uncond[0], cond, scales), cond)
+        return self.scheduler.step(cond, step, latents, self.sources)

@@ -111,12 +111,13 @@ def _run(
     columns: list[int] | None = None,
     mask: Tensor | None = None,
     quantities: tuple[Quantity, ...] = (),
+    owned: Callable[[PassContext], Tensor] | None = None,
 ) -> tuple[Tensor, dict[Quantity, dict[Site, Tensor]]]:
     recorders = {quantity: Recorder() for quantity in quantities}
     everywhere = SiteSelector(also=(SiteSelector("joint"),))
     probes = [Probe(quantity, recorder, everywhere) for quantity, recorder in recorders.items()]
     module = _Joint()
-    with attach(dict.fromkeys(sites.values(), module), probes, edits, columns=columns) as attention:
+    with attach(dict.fromkeys(sites.values(), module), probes, edits, columns=columns, owned=owned) as attention:
         with attention.during(_context(len(inputs[0]))):
             output = module(*inputs, mask)
     return output, {quantity: recorder.tensors for quantity, recorder in recorders.items()}
@@ -250,6 +251,30 @@ def test_a_mask_that_leaves_a_query_nothing_is_refused() -> None:
         _run(_inputs(), _sites("text, image"), [_Hides("joint", everything=True)])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kinds", [("cross",), ("cross", "self")], ids=["columns", "squares"])
+def test_a_row_is_the_same_beside_rows_with_other_columns(kinds: tuple[SiteKind, ...]) -> None:
+    """An edit that compares all words that it sees sees those of the row alone."""
+    inputs, sites, own = _inputs(), {kind: _sites("text, image")[kind] for kind in kinds}, ([0, 2], [0, 1, 4])
+    union = sorted({column for columns in own for column in columns})
+    owned = torch.tensor([[column in columns for column in union] for columns in own])
+    edits: list[Edit] = [
+        _Change("cross", "scores", lambda scores: scores + scores.softmax(-1)),
+        _Change("cross", "probs", lambda probs: probs.roll(1, 2) * probs.sum(-1, keepdim=True)),
+    ]
+    edits += [_Change("self", "probs", lambda probs: probs / 2)] if "self" in kinds else []
+    quantities: tuple[Quantity, ...] = ("scores", "original_probs", "probs")
+    together, seen = _run(inputs, sites, edits, union, None, quantities, lambda context: owned)
+    for element, columns in enumerate(own):
+        alone, wanted = _run([one[element : element + 1] for one in inputs], sites, edits, columns, None, quantities)
+        torch.testing.assert_close(together[element : element + 1], alone, rtol=0, atol=1e-12)
+        for quantity in quantities:
+            found = seen[quantity][sites["cross"]][element][..., owned[element]]
+            torch.testing.assert_close(found, wanted[quantity][sites["cross"]][0], rtol=0, atol=1e-12)
+            others = seen[quantity][sites["cross"]][element][..., ~owned[element]]
+            assert (others == (float("-inf") if quantity == "scores" else 0.0)).all()
+
+
 class _Twice(nn.Module):
     """Text among itself, then image queries over both, as Qwen-Image 2.1 calls."""
 
@@ -282,7 +307,7 @@ def test_columns_must_rise(columns: list[int]) -> None:
         _run(_inputs(), {"cross": _sites("text, image")["cross"]}, [], columns, None, ("probs",))
 
 
-@pytest.mark.parametrize("kinds", [("cross",), ("cross", "self")])
+@pytest.mark.parametrize("kinds", [("cross",), ("cross", "self")], ids=["columns", "squares"])
 def test_columns_beyond_a_shorter_text_get_nothing(kinds: tuple[SiteKind, ...]) -> None:
     """Rows of a batch whose texts are longer may rest; what is drawn for their words must touch nothing."""
     inputs, sites = _inputs(), {kind: _sites("text, image")[kind] for kind in kinds}

@@ -1,0 +1,82 @@
+"""What the adapters share whose text is the states of a language model: as many positions as a prompt has tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from attnguide.models.base import Conditioning
+from attnguide.models.support import text_problems
+from attnguide.models.transformer import TransformerAdapter
+
+MASK = "text_mask"
+"""Name of the mask of a conditioning, bool, ``batch tokens``: True at a row's own tokens."""
+
+
+class LanguageModelAdapter(TransformerAdapter):
+    """Base of adapters of pipelines whose prompts differ in length; shorter rows of a batch are padded under a mask.
+
+    A prompt is encoded by itself, since padding would move what the text encoder makes of the words.
+    """
+
+    @abstractmethod
+    def states(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        """States of one prompt ``1 tokens channels``, and a mask of its tokens where the network does not attend to all."""
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str | None] | None,
+        cfg_scales: Sequence[float] | None = None,
+    ) -> Conditioning:
+        cond = self._stacked(prompts)
+        if negative_prompts is None:
+            return cond
+        uncond = self._stacked([text or "" for text in negative_prompts])
+        both = Conditioning(cond.cond, uncond.cond, {MASK: (cond.extra[MASK][0], uncond.extra[MASK][0])})
+        return both.padded(both.length)
+
+    def _stacked(self, prompts: Sequence[str]) -> Conditioning:
+        """The states of prompts, padded to the longest."""
+        known = {prompt: self._encoded_text(prompt) for prompt in dict.fromkeys(prompts)}
+        length = max(one.length for one in known.values())
+        rows = [known[prompt].padded(length) for prompt in prompts]
+        masks = torch.cat([row.extra[MASK][0] for row in rows])
+        return Conditioning(torch.cat([row.cond for row in rows]), None, {MASK: (masks, None)})
+
+    def _encoded_text(self, prompt: str) -> Conditioning:
+        states, mask = self.states(prompt)
+        whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return Conditioning(states.to(self.dtype), None, {MASK: (whole if mask is None else mask.bool(), None)})
+
+    def sigmas(self, steps: int) -> Sequence[float]:
+        return [float(share) for share in torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)]
+
+
+def text_mask(conditioning: Conditioning) -> Tensor | None:
+    """The mask of a pass; ``None`` where every token of every row is its own."""
+    mask = conditioning.extra[MASK][0]
+    return None if bool(mask.all()) else mask
+
+
+def language_problems(tokenizer: object, encoder: object) -> Iterator[str]:
+    """A tokenizer's numbers must be its text encoder's; how long a text may be is the pipeline's to say."""
+    yield from (problem for problem in text_problems(tokenizer, encoder) if "model_max_length" not in problem)
+
+
+def packed(latents: Tensor, patch: int = 2) -> Tensor:
+    """Latents ``batch channels height width`` as image tokens ``batch cells channels * patch^2``, row by row."""
+    batch, channels, height, width = latents.shape
+    cells = latents.view(batch, channels, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(batch, (height // patch) * (width // patch), channels * patch**2)
+
+
+def unpacked(cells: Tensor, like: Tensor, patch: int = 2) -> Tensor:
+    """Image tokens as latents of the shape of ``like``."""
+    batch, channels, height, width = like.shape
+    parts = cells.view(batch, height // patch, width // patch, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(batch, channels, height, width)
