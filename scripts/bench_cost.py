@@ -1,9 +1,12 @@
 """What attend-and-excite costs: floating-point operations of the same run plain, with attnguide, and with diffusers' pipeline.
 
+In the fourth arm, ``fused``, attnguide's loss and maps are the same, but the gradient moves the noise prediction and comes from
+the conditional denoising pass itself (:mod:`attnguide.sampling.fused`); attend-and-excite's own rule moves latents instead.
+
     python scripts/bench_cost.py                        # Stable Diffusion 1.5, 50 steps, 25 guided; no weights, no GPU
     python scripts/bench_cost.py --small --size 256     # another architecture and picture size
 
-Seconds and memory of the same three arms: ``bench_time.py``. The arms share one UNet, one DDIM scheduler, the same text states
+Seconds and memory of the same arms: ``bench_time.py``. The arms share one UNet, one DDIM scheduler, the same text states
 and the same initial latents. Text encoder and autoencoder are left out: they cost the same in every arm. There is no refinement
 (``thresholds={}``), as its length depends on the weights and not on the code.
 """
@@ -41,7 +44,7 @@ from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Region, Sample
 
-ARMS = ("plain", "attnguide", "diffusers")
+ARMS = ("plain", "attnguide", "diffusers", "fused")
 PROMPT = "a cat and a dog"
 WORDS = {"cat": 2, "dog": 5}
 """Guided words and their positions in the tokenized prompt."""
@@ -152,12 +155,13 @@ class Bench:
         """One whole run of an arm, of the case's length or another; its last latents."""
         steps = self.case.steps if steps is None else steps
         guided = self.case.guided if guided is None else guided
-        latents = self._attnguide(steps, guided) if arm == "attnguide" else self._pipeline(arm, steps, guided)
+        ours = arm in ("attnguide", "fused")
+        latents = self._attnguide(steps, guided, arm == "fused") if ours else self._pipeline(arm, steps, guided)
         if latents.is_cuda:
             torch.cuda.synchronize()
         return latents
 
-    def _attnguide(self, steps: int, guided: int) -> Tensor:
+    def _attnguide(self, steps: int, guided: int, fused: bool) -> Tensor:
         model = BareModel(self.unet, self.scheduler, self.states)
         regions = tuple(Region(word) for word in WORDS)
         side = self.case.latent * 8
@@ -165,7 +169,10 @@ class Bench:
             Sample(str(row), PROMPT, row, regions, height=side, width=side, steps=steps, cfg_scale=CFG_SCALE)
             for row in range(self.case.batch)
         ]
-        results = Sampler(model, [AttendAndExcite(stop=guided / steps, thresholds={})]).run(rows, self.latents)
+        method = AttendAndExcite(stop=guided / steps, thresholds={})
+        if fused:
+            method.update = replace(method.update, space="noise", fused=True)
+        results = Sampler(model, [method]).run(rows, self.latents)
         return torch.stack([result.latents for result in results if result.latents is not None])
 
     def _pipeline(self, arm: str, steps: int, guided: int) -> Tensor:

@@ -15,6 +15,7 @@ from attnguide.injection.base import Injection
 from attnguide.methods import method_info, method_options
 from attnguide.models.base import halves
 from attnguide.models.schedulers import DiscreteScheduler, named_scheduler
+from attnguide.sampling.fused import fused_guidance
 from attnguide.sampling.replay import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
@@ -57,7 +58,9 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     guidances, injections = build_methods([sample])
     branches = len(halves(sample, distilled=distilled))
     forwards = sum(branches + _further(injections, step, branches) for step in steps)
-    cost = total([ExpectedCost(forwards, 0, forwards, 0), *(_guided(guidance, steps, branches) for guidance in guidances)])
+    fused = fused_guidance(guidances, injections)
+    guided = [_guided(guidance, steps, branches, fused=guidance is fused) for guidance in guidances]
+    cost = total([ExpectedCost(forwards, 0, forwards, 0), *guided])
     sources = expected_forwards(sample, distilled=distilled) if sample.methods else 0  # a plain picture needs no map
     sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
     sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
@@ -97,7 +100,8 @@ def _further(injections: Sequence[Injection], step: Step, branches: int) -> int:
     return len(named) + (branches if own else 0)
 
 
-def _guided(guidance: Guidance, steps: Sequence[Step], branches: int) -> ExpectedCost:
+def _guided(guidance: Guidance, steps: Sequence[Step], branches: int, *, fused: bool) -> ExpectedCost:
+    """Passes of a guidance beside the denoising passes; a fused one takes its gradient from these."""
     update, cost = guidance.update, guidance.trials_cost(len(steps), branches)
     for step in steps:
         if not guidance.acts(step):
@@ -105,7 +109,8 @@ def _guided(guidance: Guidance, steps: Sequence[Step], branches: int) -> Expecte
         refinement = update.refinement(step, _span(steps, step))
         least, most = (0, 0) if refinement is None else (1, refinement.iterations)
         always = update.iterations
-        cost += ExpectedCost(least + always, always, most + always, most + always)
+        passes = 0 if fused else always
+        cost += ExpectedCost(least + passes, always, most + passes, most + always)
     return cost
 
 

@@ -181,6 +181,7 @@ class Guidance(ABC):
         optimise_at: Progress of the step before which :meth:`optimise` is called; never when ``None``.
         source: A second prompt on a trajectory of its own; the loss finds its maps of the same step in ``maps.source``.
         features: Feature sites to read as well, into ``maps.features``; none when ``None``.
+        remembers: Whether its edits depend on earlier passes, so that they must see each step once, with all branches.
     """
 
     name: str = "guidance"
@@ -188,6 +189,7 @@ class Guidance(ABC):
     optimise_at: float | None = None
     source: Source | None = None
     features: SiteSelector | None = None
+    remembers: bool = False
 
     def __init__(self, *, sites: SiteSelector | None = None, window: Window = _ALWAYS, update: Update = _PLAIN_UPDATE) -> None:
         self.sites = sites

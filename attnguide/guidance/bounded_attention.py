@@ -98,6 +98,7 @@ class BoundedAttention(Guidance):
             update=Update(linear(step_size, step_end, max(stop, _TINY)), scale, iterations=0, refinements=(refinement,)),
         )
         self.cross_weight, self.self_weight = cross_weight, self_weight
+        self.remembers = mask  # the subjects' masks follow the maps of earlier passes
         self.mask, self.refine, self.refine_start, self.refine_every = mask, refine, refine_start, refine_every
         self.clusters, self.threshold = clusters, threshold
         self.rule: Rule = "rounded" if reference else "half"

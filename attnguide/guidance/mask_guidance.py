@@ -13,7 +13,7 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, require_cells
 from attnguide.guidance.per_row import EachRow
-from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.guidance.update import PerRow, Refinement, Space, Update
 from attnguide.losses.containment import inner_box, mask_cross_entropy, mass_outside, outer_box, soft_iou_distance
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.schedules import SCHEDULES, Unit, Window
@@ -61,6 +61,10 @@ class MaskGuidance(Guidance):
         places: ``down``, ``mid``, ``up``; all when ``None``.
         per_head: Judge every head's own map instead of their mean.
         max_norm: Largest norm of one update as a share of the latents' norm.
+        space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(1 - alpha_bar)``, to the noise prediction
+            instead, with one update a step and no ``until``.
+        fused: In space ``noise``, take the gradient from the conditional denoising pass itself: two forwards and a backward a
+            guided step, and no guide pass.
         scale: Factor on the step size, one number or one per row.
 
     Raises:
@@ -86,6 +90,8 @@ class MaskGuidance(Guidance):
         places: tuple[str, ...] | None = None,
         per_head: bool = False,
         max_norm: float | None = None,
+        space: Space = "latents",
+        fused: bool = False,
         scale: PerRow = 1.0,
     ) -> None:
         losses = {"mass": 1.0} if losses is None else dict(losses)
@@ -97,11 +103,9 @@ class MaskGuidance(Guidance):
         if step_rule not in SCHEDULES:
             raise ValueError(f"step_rule must be one of {', '.join(SCHEDULES)}; got {step_rule!r}.")
         rule = SCHEDULES[step_rule](step_size)
-        update = (
-            Update(rule, scale, iterations=iterations, max_norm=max_norm)
-            if until is None
-            else Update(rule, scale, iterations=0, refinements=(Refinement(_limits(until), iterations),), max_norm=max_norm)
-        )
+        repeated = () if until is None else (Refinement(_limits(until), iterations),)
+        always = iterations if until is None else 0
+        update = Update(rule, scale, iterations=always, refinements=repeated, space=space, max_norm=max_norm, fused=fused)
         super().__init__(window=Window(start, stop, unit), update=update)
         self.losses, self.levels, self.places = losses, levels, places
         self.per_head = per_head

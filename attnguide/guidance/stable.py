@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from attnguide.attention.sites import SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput, Trials, cross_sites
 from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.restarts import lowest_peak, restarted
-from attnguide.guidance.update import PerRow, Refinement, Update
+from attnguide.guidance.update import PerRow, Refinement, Space, Update
 from attnguide.injection.base import one_of
 from attnguide.injection.transport import Later, Surplus, Transport
 from attnguide.losses.containment import missing_share
@@ -95,6 +94,8 @@ class Stable(Guidance):
         guide_from: Noise level sigma from which on guidance acts; from the start when ``None``.
         guide_until: Noise level sigma at which it ends.
         space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(v)``, to the noise prediction instead.
+        fused: In space ``noise``, take the gradient from the conditional denoising pass itself, in which the injection acts:
+            each site is judged before it is edited there.
         step_size: Peak of the factor on the gradient.
         max_norm: Largest norm of a move as a share of the latents' norm.
         iterations: Most updates a step; when ``None``, three, and one in space ``noise``, which allows no more.
@@ -125,7 +126,8 @@ class Stable(Guidance):
         fade: float = 0.0,
         guide_from: float | None = None,
         guide_until: float = 1.5,
-        space: Literal["latents", "noise"] = "latents",
+        space: Space = "latents",
+        fused: bool = False,
         step_size: float = 30.0,
         max_norm: float = 0.05,
         iterations: int | None = None,
@@ -148,7 +150,7 @@ class Stable(Guidance):
         super().__init__(
             sites=cross_sites(guide_levels),
             window=Window(first, guide_until, "sigma") if guide else _NEVER,
-            update=_update(step_size, scale, iterations, space, max_norm),
+            update=_update(step_size, scale, iterations, space, max_norm, fused),
         )
         self.optimise_at = restart_at if attempts > 1 else None
         self.attempts, self.held = attempts, held
@@ -200,12 +202,11 @@ def _check_numbers(scale: PerRow, **options: float) -> None:
             raise ValueError(f"{name} must be a number of at least 0; got {options[name]}.")
 
 
-def _update(
-    step_size: float, scale: PerRow, iterations: int | None, space: Literal["latents", "noise"], max_norm: float
-) -> Update:
+def _update(step_size: float, scale: PerRow, iterations: int | None, space: Space, max_norm: float, fused: bool) -> Update:
     """Rows whose loss is 0 leave at once; in space ``noise`` there is one pass, which does not move them."""
     rule = noise_variance(step_size)
     if space == "noise":
-        return Update(rule, scale, iterations=1 if iterations is None else iterations, space=space, max_norm=max_norm)
+        always = 1 if iterations is None else iterations
+        return Update(rule, scale, iterations=always, space=space, max_norm=max_norm, fused=fused)
     repeated = Refinement(0.0, _ITERATIONS if iterations is None else iterations)
-    return Update(rule, scale, iterations=0, refinements=(repeated,), space=space, max_norm=max_norm)
+    return Update(rule, scale, iterations=0, refinements=(repeated,), space=space, max_norm=max_norm, fused=fused)

@@ -116,6 +116,8 @@ class Update:
         space: ``latents`` moves them; ``noise`` adds ``step_size * sqrt(1 - alpha_bar) * gradient`` to the noise prediction
             instead.
         max_norm: Largest norm of one update per row as a share of the latents' own norm; ``None`` for no limit.
+        fused: In space ``noise``, take the gradient from the conditional denoising pass itself instead of a guide pass
+            (:mod:`attnguide.sampling.fused`), where the batch's other methods allow it.
     """
 
     step_size: Schedule = _DEFAULT_STEP_SIZE
@@ -124,6 +126,7 @@ class Update:
     refinements: tuple[Refinement, ...] = ()
     space: Space = "latents"
     max_norm: float | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -132,6 +135,11 @@ class Update:
             raise ValueError(f"space must be 'latents' or 'noise'; got {self.space!r}.")
         if self.space == "noise" and (self.refinements or self.iterations > 1):
             raise ValueError("space 'noise' leaves the latents where they are: it takes one iteration and no refinements.")
+        if self.fused and (self.space != "noise" or self.iterations != 1):
+            raise ValueError(
+                f"fused takes the gradient from the denoising pass: one update a step in space 'noise'; got {self.iterations} "
+                f"in space {self.space!r}."
+            )
         EachRow(self.scale, "scale").require_finite()
         if self.max_norm is not None and not self.max_norm > 0:
             raise ValueError(f"max_norm must be above 0; got {self.max_norm}.")

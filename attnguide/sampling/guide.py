@@ -50,15 +50,21 @@ def noise_shift(reader: Reader, latents: Tensor, step: Step) -> Tensor:
 
     ``step_size sqrt(1 - alpha_bar) dL/dx``, with ``x`` the network's input.
     """
-    rows = list(reader.batch.alive)
+    rows, shift = list(reader.batch.alive), torch.zeros_like(latents)
     source = reader.source_maps(latents, step)
     inputs = reader.inputs(latents, step, rows)
-    shift = torch.zeros_like(latents)
     for iteration, part in enumerate(reader.guidance.update.rounds(step)):
         found = descend(reader, reader.maps(inputs, step, rows, source), inputs, step, rows, part)
-        if found.move is not None:
-            shift[rows] += (found.move * (1 - step.alpha_bar) ** 0.5).to(shift.dtype)
         tell(reader, found, step, iteration)
+        shift = shift + as_shift(found, latents, step)
+    return shift
+
+
+def as_shift(found: Descent, latents: Tensor, step: Step) -> Tensor:
+    """A move as it is added to the predicted noise, of the latents' shape; 0 for rows that make none."""
+    shift = torch.zeros_like(latents)
+    if found.move is not None:
+        shift[list(found.rows)] = (found.move * (1 - step.alpha_bar) ** 0.5).to(shift.dtype)
     return shift
 
 

@@ -87,7 +87,11 @@ class Observer:
     """
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        """Readers to attach for this batch; asked once, before ``on_sample_start``."""
+        """Readers to attach for this batch; asked once, before ``on_sample_start``.
+
+        Those of denoising passes are shown all branches in one pass; in steps where a guidance is fused with the conditional
+        half (:mod:`attnguide.sampling.fused`), that half alone.
+        """
         return ()
 
     def on_sample_start(self, info: BatchInfo) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnguide.attention.capture import Probe, Recorder
+from attnguide.attention.capture import Probe, Quantity, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector, select
@@ -64,10 +64,10 @@ class Reader:
         inputs = branches.latents("source", scheduler.scale_model_input(latents, step))
         return self._read(inputs, pass_context(step, "source", range(branches.rows), ("source",)))
 
-    def probes(self, recorder: Recorder, context: PassContext) -> list[Probe]:
-        """Probes that record in such a pass what the guidance reads."""
+    def probes(self, recorder: Recorder, context: PassContext, quantity: Quantity = "probs") -> list[Probe]:
+        """Probes that record what the guidance reads in passes of the context's kind: ``quantity`` of sites, and features."""
         wanted, kinds = frozenset((*self._sites, *self._features)), frozenset({context.kind})
-        own = [Probe("probs", recorder, SiteSelector(where=wanted.__contains__), kinds)]
+        own = [Probe(quantity, recorder, SiteSelector(where=wanted.__contains__), kinds)]
         if self._features:
             own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), kinds))
         return own

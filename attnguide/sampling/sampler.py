@@ -67,7 +67,8 @@ class Sampler:
                 for step in scheduler.steps:
                     observer.on_denoise_step_start(step, batch.shown(x))
                     x = steering.before(x, step)
-                    noise_pred = steering.predict(x, step)
+                    answers = steering.evaluate(x, step)
+                    noise_pred = steering.predict(answers, step)
                     x = scheduler.step(noise_pred, step, x, batch.generators)
                     x = steering.after(batch.replayed(x, step.index + 1), step)
                     x = batch.without_broken(x, step)

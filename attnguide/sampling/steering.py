@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,10 +16,24 @@ from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection, LatentsEdit
 from attnguide.sampling.batch import Batch
 from attnguide.sampling.cfg import combine, pass_context
+from attnguide.sampling.fused import fused_guidance, fused_pass
 from attnguide.sampling.guide import guide, noise_shift
 from attnguide.sampling.reading import Reader
 from attnguide.sampling.trials import optimise
 from attnguide.types import Branch, PassContext, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one evaluation of the network gave.
+
+    Attributes:
+        branches: Prediction of each branch, ``batch channels height width``.
+        shift: What guidances of the prediction add to the predicted noise for all latents; ``None`` where none acts.
+    """
+
+    branches: Mapping[Branch, Tensor]
+    shift: Tensor | None = None
 
 
 class Steering:
@@ -27,28 +42,34 @@ class Steering:
     Inside :meth:`attached`, for every evaluation of the network at latents ``x``::
 
         x = steering.before(x, step)               # guidance moves latents
-        shift = steering.shift(x, step)            # guidance of the prediction
-        with steering.during(context):             # injections act in the pass
-            answers = network(x)                   # by branch
-        uncond = steering.unconditional(answers, step)
-        noise_pred = steering.correct(cfg(uncond, answers["cond"]), answers, step)
-        x = scheduler.step(steering.shifted(noise_pred, shift, step), step, x)
+        answers = steering.evaluate(x, step)       # the network, in whose passes injections act
+        noise_pred = steering.predict(answers, step)
+        x = scheduler.step(noise_pred, step, x)
         x = steering.after(x, step)
 
-    :meth:`predict` makes all of the middle by the batch's own model.
+    A driver that evaluates the network itself does so inside :meth:`during`, and combines the answers with the help of
+    :meth:`unconditional`, :meth:`correct`, :meth:`shift` and :meth:`shifted`.
 
     Args:
         batch: The rows.
         guidances: Applied one after the other.
         injections: Active in denoising passes.
         probes: Readers, of denoising and of guide passes.
+        fuses: Whether a guidance may share the conditional pass of :meth:`evaluate`; a driver that evaluates the network itself
+            says no.
 
     Raises:
         ValueError: If a guidance reads a site that the network does not have.
     """
 
     def __init__(
-        self, batch: Batch, guidances: Sequence[Guidance], injections: Sequence[Injection], probes: Sequence[Probe] = ()
+        self,
+        batch: Batch,
+        guidances: Sequence[Guidance],
+        injections: Sequence[Injection],
+        probes: Sequence[Probe] = (),
+        *,
+        fuses: bool = True,
     ) -> None:
         self.batch, self.injections, self._probes = batch, tuple(injections), list(probes)
         level, watched, targets = batch.model.guidance_level if guidances else 0, batch.effects.watched, batch.targets
@@ -58,7 +79,11 @@ class Steering:
         common = [edit for edit in self.edits if edit.guides]
         self.readers = [Reader(batch, one, [*common, *edits], seen) for one, edits in zip(guidances, own, strict=True)]
         self.edits += [edit for edits in own for edit in edits]
-        self._attention: Attention | None = None
+        fuses = fuses and not any(edit.remembers for edit in self.edits)
+        fused = fused_guidance(guidances, injections) if fuses else None
+        self._fused = next((reader for reader in self.readers if reader.guidance is fused), None)
+        self._watched: Attention | None = None
+        self._unwatched: Attention | None = None
 
     @property
     def only_edits(self) -> bool:
@@ -75,7 +100,8 @@ class Steering:
         """
         for reader in self.readers:
             reader.guidance.start(self.batch.targets)
-        with self.batch.attach(self._probes, self.edits) as self._attention:
+        attach = self.batch.attach
+        with attach(self._probes, self.edits) as self._watched, attach((), self.edits) as self._unwatched:
             yield
 
     def before(self, latents: Tensor, step: Step) -> Tensor:
@@ -93,22 +119,67 @@ class Steering:
         return latents
 
     def shift(self, latents: Tensor, step: Step) -> Tensor | None:
-        """What guidances of the prediction add to the predicted noise, of the latents' shape; ``None`` where none acts."""
+        """What guidances of the prediction, but for a fused one, add to the predicted noise; ``None`` where none acts."""
         found: Tensor | None = None
         for reader in self.readers:
-            if reader.guidance.update.space == "noise" and reader.guidance.acts(step) and self.batch.alive:
+            apart = reader is not self._fused and reader.guidance.update.space == "noise"
+            if apart and reader.guidance.acts(step) and self.batch.alive:
                 with self.batch.model.frozen():
                     shift = noise_shift(reader, latents, step)
                 found = shift if found is None else found + shift
         return found
 
     @contextmanager
-    def during(self, context: PassContext) -> Iterator[None]:
-        """Edits and probes act in the pass that is made inside, which is counted."""
-        assert self._attention is not None, "passes are made inside attached()"
-        with self._attention.during(context):
+    def during(self, context: PassContext, *, watched: bool = True) -> Iterator[None]:
+        """Edits act in the pass that is made inside, which is counted; probes as well, if it is ``watched``."""
+        assert self._watched is not None and self._unwatched is not None, "passes are made inside attached()"
+        with (self._watched if watched else self._unwatched).during(context):
             yield
         self.batch.ledger.forward(context.rows)
+
+    def evaluate(self, latents: Tensor, step: Step) -> Answers:
+        """Evaluate the network for all latents: every branch in one pass, or two where a guidance is fused with one.
+
+        Args:
+            latents: ``batch channels height width``, in the scheduler's scale.
+            step: Where in the schedule.
+        """
+        batch, fused = self.batch, self._fused_at(step)
+        answers, shift = dict[Branch, Tensor](), self.shift(latents, step)
+        branches = batch.branches.at(step, self.injections)
+        if fused is not None:
+            found = fused_pass(fused, self._probes, self.edits, latents, step)
+            answers["cond"], shift = found.answer, found.shift if shift is None else shift + found.shift
+            branches = tuple(branch for branch in branches if branch != "cond")
+        if branches:
+            context = pass_context(step, "denoise", range(len(batch.samples)), branches)
+            parts = torch.cat([batch.branches.latents(branch, latents) for branch in branches])
+            inputs = batch.scheduler.scale_model_input(parts, step)
+            with self.during(context, watched=fused is None):
+                answer = batch.model.predict(inputs, step, batch.branches.for_pass(context))
+            assert answer is not None
+            answers |= zip(branches, answer.chunk(len(branches)), strict=True)
+        return Answers(answers, shift)
+
+    def predict(self, answers: Answers, step: Step) -> Tensor:
+        """The noise prediction for all latents: halves combined, as injections and guidances of the prediction change it."""
+        batch, found = self.batch, answers.branches
+        combined = self._combined(self.unconditional(found, step), found["cond"])
+        noise_pred = self.correct(combined, found, step)
+        if batch.branches.own_source:
+            source = self._combined(found.get("source_uncond"), found["source"])
+            noise_pred = torch.cat([noise_pred, source])
+        return self.shifted(noise_pred, answers.shift, step)
+
+    def _combined(self, uncond: Tensor | None, cond: Tensor) -> Tensor:
+        """Both halves by the rows' scales, as the family has it."""
+        batch = self.batch
+        return cond if uncond is None else batch.model.after_cfg(combine(uncond, cond, batch.cfg_scales), cond)
+
+    def _fused_at(self, step: Step) -> Reader | None:
+        """The guidance that shares the conditional pass of a step; ``None`` where none acts."""
+        acts = self._fused is not None and self._fused.guidance.acts(step) and self.batch.alive
+        return self._fused if acts else None
 
     def unconditional(self, answers: Mapping[Branch, Tensor], step: Step) -> Tensor | None:
         """What classifier-free guidance leads away from, ``batch channels height width``; ``None`` without it."""
@@ -142,26 +213,3 @@ class Steering:
                     batch.scheduler.latents_moved(moved - latents, following[0])
                 latents = moved
         return latents
-
-    def predict(self, latents: Tensor, step: Step) -> Tensor:
-        """The steered noise prediction for all latents, every branch in one pass: ``batch channels height width``."""
-        batch, shift = self.batch, self.shift(latents, step)
-        branches = batch.branches.at(step, self.injections)
-        context = pass_context(step, "denoise", range(len(batch.samples)), branches)
-        parts = torch.cat([batch.branches.latents(branch, latents) for branch in branches])
-        inputs = batch.scheduler.scale_model_input(parts, step)
-        with self.during(context):
-            answer = batch.model.predict(inputs, step, batch.branches.for_pass(context))
-        assert answer is not None
-        answers = dict(zip(branches, answer.chunk(len(branches)), strict=True))
-        combined = self._combined(self.unconditional(answers, step), answers["cond"])
-        noise_pred = self.correct(combined, answers, step)
-        if batch.branches.own_source:
-            source = self._combined(answers.get("source_uncond"), answers["source"])
-            noise_pred = torch.cat([noise_pred, source])
-        return self.shifted(noise_pred, shift, step)
-
-    def _combined(self, uncond: Tensor | None, cond: Tensor) -> Tensor:
-        """Both halves by the rows' scales, as the family has it."""
-        batch = self.batch
-        return cond if uncond is None else batch.model.after_cfg(combine(uncond, cond, batch.cfg_scales), cond)

@@ -31,21 +31,23 @@ def test_counting_without_data_equals_counting_a_computed_run(costs: dict[str, b
 
 
 def test_steps_by_hand(costs: dict[str, bench_cost.StepCost]) -> None:
-    plain, ours, peer = (costs[arm] for arm in bench_cost.ARMS)
+    plain, ours, peer, fused = (costs[arm] for arm in bench_cost.ARMS)
     one = plain.free // 2  # classifier-free guidance: two rows in one pass
     assert plain.guided == plain.free == 2 * one
     assert ours.free == plain.free
     assert peer.free == pytest.approx(3 * one, rel=1e-3)  # it judges the unguided steps too; the rest is its loss's blur
     assert peer.free < peer.guided < peer.free + 1.2 * one  # backward no further than from the last map that is read
     assert ours.free < ours.guided < peer.guided - 0.25 * one  # forward no further than to there
+    assert fused.free == plain.free
+    assert fused.free < fused.guided < ours.guided - 0.1 * one  # no forward beside the prediction's
 
 
 def test_a_run_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"plain": (200, 200), "attnguide": (200, 305), "diffusers": (300, 355)}
+    known = {"plain": (200, 200), "attnguide": (200, 305), "diffusers": (300, 355), "fused": (200, 255)}
     monkeypatch.setattr(bench_cost, "step_cost", lambda bench, arm: bench_cost.StepCost(*known[arm]))
     records = bench_cost.flops(replace(TINY, steps=50, guided=25))
-    assert [record["run, F"] for record in records] == [100, 126.25, 163.75]
-    assert [record["x plain"] for record in records] == [1, 1.2625, 1.6375]
+    assert [record["run, F"] for record in records] == [100, 126.25, 163.75, 113.75]
+    assert [record["x plain"] for record in records] == [1, 1.2625, 1.6375, 1.1375]
     assert records[1]["x diffusers"] == pytest.approx(126.25 / 163.75)
 
 
@@ -61,14 +63,16 @@ def test_promise_on_stable_diffusion() -> None:
     guided = bench_cost.count(bench, "attnguide", 1, 1)
     free = bench_cost.count(bench, "plain", 1, 1)
     assert free / 2 == pytest.approx(803e9, rel=0.01)
-    assert bench_cost.StepCost(free, guided).run(case) <= 1.30 * case.steps * free
+    assert bench_cost.StepCost(free, guided).run(case) <= 1.2625 * case.steps * free
+    fused = bench_cost.count(bench, "fused", 1, 1)
+    assert bench_cost.StepCost(free, fused).run(case) <= 1.15 * case.steps * free
 
 
 def test_every_arm_computes_its_own_latents() -> None:
     bench = bench_cost.Bench(replace(TINY, device="cpu", batch=2))
-    plain, ours, peer = (bench.run(arm, 2, 1) for arm in bench_cost.ARMS)
-    assert plain.shape == ours.shape == peer.shape == (2, 4, 32, 32)
-    assert not plain.equal(ours) and not plain.equal(peer)
+    plain, ours, peer, fused = (bench.run(arm, 2, 1) for arm in bench_cost.ARMS)
+    assert plain.shape == ours.shape == peer.shape == fused.shape == (2, 4, 32, 32)
+    assert not any(plain.equal(guided) for guided in (ours, peer, fused)) and not ours.equal(fused)
 
 
 def test_table_and_file_of_operations(
@@ -121,7 +125,8 @@ def test_ratio_is_of_neighbours_in_time() -> None:
 
 def test_every_precision_with_every_batch_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench_time, "SMALL", TINY)
-    monkeypatch.setattr(bench_time, "measure_memory", lambda bench: {"plain": 10.0, "attnguide": 20.0, "diffusers": 80.0})
+    peaks = {"plain": 10.0, "attnguide": 20.0, "diffusers": 80.0, "fused": 30.0}
+    monkeypatch.setattr(bench_time, "measure_memory", lambda bench: peaks)
     bench_time.main(["--size", "256", "--steps", "1", "--guided", "1", "--repeats", "1", "--dtype", "fp32", "bf16"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines if line and line[0] in ("fp32,", "bf16,")] == ["fp32,", "bf16,"]

@@ -1,0 +1,103 @@
+"""The fused step: one conditional pass gives the noise prediction and a guidance's gradient.
+
+A guidance of the prediction reads maps at the very latents at which the network predicts, so its guide pass is the beginning of
+the conditional pass. Made once, with a graph as far as the last site that is read, a guided step under classifier-free guidance
+costs two forwards and one backward from that site, instead of a part of a third forward besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.capture import Probe, Recorder
+from attnguide.attention.edits import Edit
+from attnguide.attention.sites import Site
+from attnguide.guidance.base import Guidance
+from attnguide.guidance.update import Round
+from attnguide.injection.base import Injection
+from attnguide.sampling.cfg import pass_context
+from attnguide.sampling.guide import as_shift, descend, tell
+from attnguide.sampling.reading import Reader
+from attnguide.types import PassContext, Step
+
+
+def fused_guidance(guidances: Sequence[Guidance], injections: Sequence[Injection]) -> Guidance | None:
+    """The guidance of a batch whose gradient comes from the conditional denoising pass: the first that asks for it.
+
+    None where a method beside it reads further branches, corrects the outcome or remembers earlier passes: such a method must
+    see all branches in one pass, so that guide passes are made apart.
+    """
+    alone = all(injection.mixes for injection in injections) and not any(guidance.remembers for guidance in guidances)
+    return next((guidance for guidance in guidances if guidance.update.fused), None) if alone else None
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPass:
+    """What a fused pass gave.
+
+    Attributes:
+        answer: Prediction of the conditional half for all rows, ``batch channels height width``.
+        shift: What the guidance adds to the predicted noise, of the same shape.
+    """
+
+    answer: Tensor
+    shift: Tensor
+
+
+def fused_pass(reader: Reader, probes: Sequence[Probe], edits: Sequence[Edit], latents: Tensor, step: Step) -> FusedPass:
+    """Evaluate the conditional half with a graph, and differentiate the guidance's loss.
+
+    Where edits act in the pass, the loss judges each site's probs before they are edited there; edits at earlier sites are part
+    of what it sees, and of the gradient.
+
+    Args:
+        reader: The guidance on its batch.
+        probes: Observers' readers of denoising passes.
+        edits: Of all methods.
+        latents: Of all rows, ``batch channels height width``, in the scheduler's scale.
+        step: Where in the schedule; the guidance acts.
+    """
+    batch, rows = reader.batch, list(reader.batch.alive)
+    context = pass_context(step, "denoise", range(len(batch.samples)), ("cond",))
+    recorder, source = _UntilLast(reader.until), reader.source_maps(latents, step)
+    unlike = any(not edit.guides for edit in edits)  # in guide passes these do not act
+    own = reader.probes(recorder, context, "original_probs" if unlike else "probs")
+    leaf = reader.inputs(latents, step, rows)
+    with batch.model.frozen(), torch.enable_grad():
+        inputs = batch.scheduler.scale_model_input(latents, step).index_copy(0, torch.tensor(rows, device=leaf.device), leaf)
+        with batch.attach([*own, *map(_detached, probes)], edits) as attention, attention.during(context):
+            answer = batch.model.predict(inputs, step, batch.branches.for_pass(context))
+        assert answer is not None
+        batch.ledger.forward(context.rows)
+        torch.set_grad_enabled(True)  # the record has ended the graph of what the network computed last
+        maps = replace(reader.recorded(recorder, context.rows), source=source).select(rows)
+        found = descend(reader, maps, leaf, step, rows, Round())
+    tell(reader, found, step, iteration=0)
+    return FusedPass(answer.detach(), as_shift(found, latents, step))
+
+
+class _UntilLast(Recorder):
+    """A record that ends the graph at the last site that is read: what is computed later needs no memory for a gradient."""
+
+    def __init__(self, wanted: Sequence[Site]) -> None:
+        super().__init__()
+        self._wanted, self._ended = frozenset(wanted), False
+
+    def __call__(self, site: Site, tensor: Tensor, context: PassContext) -> None:
+        super().__call__(site, tensor, context)
+        if not self._ended and self._wanted <= self.tensors.keys():
+            self._ended = True  # a block that gradient checkpointing recomputes has a graph whole
+            torch.set_grad_enabled(False)
+
+
+def _detached(probe: Probe) -> Probe:
+    """A reader that is shown tensors without their graph, as in every other denoising pass."""
+
+    def record(site: Site, tensor: Tensor, context: PassContext) -> None:
+        probe.record(site, tensor.detach(), context)
+
+    return replace(probe, record=record)
