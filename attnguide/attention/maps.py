@@ -67,13 +67,20 @@ class AttentionMaps:
             return values
         own = self.own.view(len(self.own), *[1] * (values.ndim - 2), -1).to(values)
         held = values * own
-        return held / held.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+        return held / _sums(held)
 
     def _normalised(self, values: Tensor) -> Tensor:
         """:meth:`normalised` means of the sites; of self-attention, whose block may hold a part of a row, by the whole sum."""
         if self.own is None or any(site.kind == "cross" for site in self.probs):
             return self.normalised(values)
-        return values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+        return values / _sums(values)
+
+    def rows(self, site: Site) -> Tensor:
+        """Probs of one site, :meth:`normalised`; in self-attention every row sums to 1 over the map's cells."""
+        if self.own is None:
+            return self.probs[site]
+        values = self.probs[site]
+        return self.normalised(values) if site.kind == "cross" else values / _sums(values)
 
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:
@@ -97,6 +104,11 @@ class AttentionMaps:
             resize(tensor.mean(1).unflatten(1, (s.height, s.width)), height, width, mode) for s, tensor in self.probs.items()
         ]
         return self._normalised(torch.stack(parts).mean(0))
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Sums over the last axis, which may be divided by."""
+    return values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:

@@ -130,8 +130,8 @@ class BoundedAttention(Guidance):
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         words = subject_words(targets) | end_token(targets)[:, None]
         terms = [
-            _sums(site, probs, targets.binary_masks(site.height, site.width, self.rule).flatten(2), words)
-            for site, probs in maps.probs.items()
+            _sums(site, maps.rows(site), targets.binary_masks(site.height, site.width, self.rule).flatten(2), words)
+            for site in maps.probs
         ]
         losses = []
         for kind in ("cross", "self"):

@@ -71,7 +71,7 @@ class LayoutGuidance(Guidance):
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
         weights = targets.weights * targets.shares(targets.placed)
-        values = torch.stack([self._one_site(probs, targets, s.height, s.width) for s, probs in maps.probs.items()]).mean(0)
+        values = torch.stack([self._one_site(maps.rows(s), targets, s.height, s.width) for s in maps.probs]).mean(0)
         loss = (values * weights).sum(1) / targets.shares(targets.placed).sum(1).clamp_min(1)
         return LossOutput(loss, self._stale(loss, targets) if self.reference else loss.detach())
 

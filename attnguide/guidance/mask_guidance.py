@@ -130,7 +130,7 @@ class MaskGuidance(Guidance):
     def _one_size(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> Tensor:
         """Weighted terms at one map size, ``batch regions``."""
         if self.per_head:
-            sites = [probs for site, probs in maps.probs.items() if (site.height, site.width) == (height, width)]
+            sites = [maps.rows(site) for site in maps.probs if (site.height, site.width) == (height, width)]
             heads = maps.normalised(torch.cat(sites, dim=1))
             words = torch.einsum("bhqt,brt->brhq", heads, targets.tokens.to(heads.dtype)).unflatten(-1, (height, width))
         else:

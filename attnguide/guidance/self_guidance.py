@@ -136,7 +136,7 @@ class SelfGuidance(Guidance):
             self._source_tokens(targets)
 
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
-        values = [self._misplaced(site, probs, targets) for site, probs in maps.probs.items()]
+        values = [self._misplaced(site, maps.rows(site), targets) for site in maps.probs]
         loss = (torch.stack(values).mean(0) * targets.weights * targets.shares(targets.placed)).sum(1)
         if self.source is not None and maps.source is not None:
             loss = loss + self._changed(maps, maps.source, targets)
