@@ -183,8 +183,11 @@ class Transport(WindowEdit):
             self._drawn[key] = self._fitted(site, context, probs)
         drawn = self._drawn[key]
         strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * drawn.factors
-        moved = transport(probs, drawn.goals, strength, self.room, self.surplus, drawn.columns, drawn.sinks)
-        return moved if self.later == "keep" else hush_later(moved, drawn.goals, strength, drawn.later, drawn.sinks)
+        own = probs if drawn.own is None else probs * drawn.own  # what other rows' columns show of a row is its padding
+        moved = transport(own, drawn.goals, strength, self.room, self.surplus, drawn.columns, drawn.sinks)
+        if self.later != "keep":
+            moved = hush_later(moved, drawn.goals, strength, drawn.later, drawn.sinks)
+        return moved if drawn.own is None else torch.where(drawn.own > 0, moved, probs)
 
     def _fitted(self, site: Site, context: PassContext, like: Tensor) -> _Fitted:
         size, rows = (site.height, site.width), list(context.rows)
@@ -196,17 +199,23 @@ class Transport(WindowEdit):
         shares = self.targets.sinks / self.targets.sinks.sum(-1, keepdim=True)
         takers = self.targets.sinks.any(0).nonzero()[:, 0].tolist()
         sinks = [(position, shares[rows, position].to(like)) for position in takers]
-        return _Fitted(goals[rows].to(like), factors[rows].to(like), columns, later[rows], sinks)
+        shown = self.targets.own_keys(rows)
+        own = None if shown is None or bool(shown.all()) else shown[:, None, None].to(like)
+        return _Fitted(goals[rows].to(like), factors[rows].to(like), columns, later[rows], sinks, own)
 
 
 class _Fitted(NamedTuple):
-    """Of a pass's batch elements: goals, factors on the strength, columns of all rows' words, later tokens, and sinks."""
+    """Of a pass's batch elements: goals, factors on the strength, columns of all rows' words, later tokens, sinks, own tokens.
+
+    The last is 1 on the row's own tokens, ``batch 1 1 key``; ``None`` where all are.
+    """
 
     goals: Tensor
     factors: Tensor
     columns: Tensor
     later: Tensor
     sinks: Sinks
+    own: Tensor | None
 
 
 def after_words(targets: Targets, steered: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:

@@ -25,6 +25,8 @@ class AuraFlow(TransformerAdapter):
     Register tokens stand before the text in attention and are no part of a map; the states of padding are zero and take part.
     """
 
+    kinds = ("AuraFlowTransformer2DModel",)
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from super().problems(pipeline)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
-from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
+from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype
 from attnguide.models.offload import Placement
 from attnguide.models.quiet import quietly
 from attnguide.parsing import shown
@@ -267,8 +267,13 @@ def _from_hub(name: str, where: Placement, variant: str | None) -> Any:
 def _from_pretrained(source: str, where: Placement, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
+    index = DiffusionPipeline.load_config(source)
+    # The library takes a pipeline without a part for an incomplete one, unless it is told.
+    absent = {part: None for part in FAMILIES[index["_class_name"]].optional if not any(index.get(part) or ())}
     with _old_names():
-        loaded = DiffusionPipeline.from_pretrained(source, torch_dtype=where.dtype, use_safetensors=True, variant=variant)
+        loaded = DiffusionPipeline.from_pretrained(
+            source, torch_dtype=where.dtype, use_safetensors=True, variant=variant, **absent
+        )
     return where.put(loaded)
 
 

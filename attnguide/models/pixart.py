@@ -28,6 +28,7 @@ class PixArtAlpha(TransformerAdapter):
         longest: Positions of T5.
     """
 
+    kinds = ("PixArtTransformer2DModel",)
     flow = False
     longest = 120
 

@@ -29,6 +29,7 @@ class StableDiffusion3(TransformerAdapter):
     Skip-layer guidance is a choice of the pipeline's call, not of the model, and is not made.
     """
 
+    kinds = ("SD3Transformer2DModel",)
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
     @classmethod
