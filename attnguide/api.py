@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnguide.fields import FOREIGN_NAMES
 from attnguide.methods import method_info
-from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype
+from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype, check_offload
 from attnguide.parsing import as_whole, shown, unpacked
 from attnguide.prompt.notation import regions_from_places
 from attnguide.rows import MOST_ROWS, check_samples
@@ -47,6 +47,8 @@ def sample(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    offload: str = "none",
+    checkpointing: bool = False,
     observer: Observer | None = None,
     progress: bool = False,
     **options: Any,
@@ -78,6 +80,8 @@ def sample(
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
         device: For a model given by name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's.
         dtype: For a model given by name: ``fp32``, ``fp16``, ``bf16``, or one of torch's.
+        offload: For a model given by name: what of it waits in the CPU's memory (:func:`~attnguide.models.load.load_model`).
+        checkpointing: For a model given by name: whether guided steps compute activations anew to take less memory.
         observer: Told of everything; an :class:`attnguide.Watch` keeps maps and losses for :func:`attnguide.plot`.
         progress: Show a bar over the steps on standard error.
         options: Of the method, if it is given by name and alone.
@@ -113,10 +117,16 @@ def sample(
     )
     rows = [replace(common, id=f"seed{number}", seed=number) for number in _seeds(seed)]
     _check_kinds(plain=plain, progress=progress, batch_size=batch_size, device=device, dtype=dtype)
+    check_offload(offload)
     if plain and methods:
         rows = [twin for row in rows for twin in (row.plain(), row)]
     check_samples(rows)
-    return _sample(_adapter(model, device, dtype), rows, batch_size, _observers(observer, len(rows) if progress else None))
+    return _sample(
+        _adapter(model, device, dtype, offload, checkpointing),
+        rows,
+        batch_size,
+        _observers(observer, len(rows) if progress else None),
+    )
 
 
 def _sample(model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None, observer: Observer | None) -> Results:
@@ -144,14 +154,18 @@ def _observers(observer: Observer | None, rows: int | None) -> Observer | None:
     return Observers([observer, bar])
 
 
-def _adapter(model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> ModelAdapter:
+def _adapter(
+    model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, offload: str, checkpointing: bool
+) -> ModelAdapter:
     from attnguide.models.base import ModelAdapter
     from attnguide.models.load import adapt, load_model
 
     if isinstance(model, str | Path):
-        return load_model(str(model), device=device, dtype=dtype)
-    if device is not None or dtype is not None:
-        raise ValueError("device and dtype are for a model given by name; move the one you hold yourself.")
+        return load_model(str(model), device=device, dtype=dtype, offload=offload, checkpointing=checkpointing)
+    if device is not None or dtype is not None or offload != "none" or checkpointing:
+        raise ValueError(
+            "device, dtype, offload and checkpointing are for a model given by name; place the one you hold yourself."
+        )
     return model if isinstance(model, ModelAdapter) else adapt(model)
 
 

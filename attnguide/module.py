@@ -15,6 +15,7 @@ from attnguide.attention.capture import Probe
 from attnguide.data import Unopened
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
+from attnguide.models.offload import is_offloaded
 from attnguide.sampling.arguments import check_model
 from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent, guarded, guarded_probe
 from attnguide.sampling.table import sample_each
@@ -35,7 +36,7 @@ class GuidanceModule(L.LightningModule):
         trainer.predict(GuidanceModule("shapes"), SampleDataModule([Sample("a", "a red circle")]))
 
     While a run lasts the networks are submodules, so that Lightning moves and casts them; afterwards they are not, and a model
-    that was handed over is back on its device.
+    that was handed over is back on its device. A model whose weights are offloaded is left where it is.
     """
 
     def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | torch.dtype | None = None) -> None:
@@ -60,12 +61,13 @@ class GuidanceModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Load the model where the run takes place, and register its networks."""
-        if len(self.networks):  # Lightning may ask more than once
+        if len(self.networks) or self._home is not None:  # Lightning may ask more than once
             return
         if isinstance(self._model, str):
             self._model = load_model(self._model, device=str(self.trainer.strategy.root_device), dtype=self._dtype_name)
         self._home = self._model.device
-        self.networks.update(self._model.networks)
+        if not is_offloaded(self._model.networks.values()):
+            self.networks.update(self._model.networks)
 
     def predict_step(self, batch: Sequence[Sample], batch_idx: int = 0, dataloader_idx: int = 0) -> list[SampleResult]:
         """Sample rows that share a batch; the results of those that are wanted, which callbacks see alone.
@@ -85,6 +87,7 @@ class GuidanceModule(L.LightningModule):
     def teardown(self, stage: str) -> None:
         for name in list(self.networks):  # Lightning moves what is registered to the CPU next
             self.networks.pop(name).to(self._home)
+        self._home = None
 
 
 class CallbackObserver(Observer):

@@ -219,7 +219,7 @@ def loaded(config: Mapping[str, Any]) -> ModelAdapter:
     """
     from attnguide.models.load import load_model
 
-    chosen = {name: config[name] for name in ("device", "dtype", "variant")}
+    chosen = {name: config[name] for name in ("device", "dtype", "variant", "offload", "checkpointing")}
     try:
         return load_model(config["model"], config=config["model_config"], **chosen)
     except (ValueError, TypeError) as error:

@@ -31,7 +31,10 @@ examples:
   attnguide maps "a red circle and a blue square" --image drawing.png --by invert --out maps
   attnguide sample "a red circle and a blue square" --region "red circle=maps/red_circle.png" """.rstrip()
 
-_SHARED = ("model", "model_config", "variant", "device", "dtype", "scheduler", "steps", "negative_prompt", "height", "width")
+_SHARED = (
+    *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing"),
+    *("scheduler", "steps", "negative_prompt", "height", "width"),
+)
 
 
 def _alone(word: str) -> bool:

@@ -138,6 +138,19 @@ def settings() -> list[Setting]:
         Setting("device", values.device, None, "cpu, cuda, cuda:N, mps; the best there is by default"),
         Setting("dtype", values.dtype, None, f"{', '.join(DTYPE_NAMES)}, or as torch calls them; fp16 on a GPU, else fp32"),
         Setting(
+            "offload",
+            values.offload,
+            "none",
+            "what waits in the CPU's memory while a GPU does not need it: none, model (networks that do not run), group (all "
+            "blocks but one), sequential (all modules but one)",
+        ),
+        Setting(
+            "checkpointing",
+            values.flag,
+            False,
+            "compute activations anew in the backward pass of guided steps, which takes less memory and a forward more",
+        ),
+        Setting(
             "scheduler",
             values.scheduler,
             None,

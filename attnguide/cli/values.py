@@ -12,7 +12,7 @@ from attnguide.cli.signatures import check_value, options_of
 from attnguide.fields import MOST_SEED
 from attnguide.layouts.boxes import box_format as read_box_format
 from attnguide.loggers import check_loggers
-from attnguide.models.names import check_device, check_dtype, check_scheduler, nearest
+from attnguide.models.names import check_device, check_dtype, check_offload, check_scheduler, nearest
 from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
 from attnguide.yaml12 import yaml_value
 
@@ -186,6 +186,11 @@ def wandb(value: Any) -> dict[str, Any]:
 def scheduler(value: Any) -> str:
     """The name of a noise scheduler."""
     return check_scheduler(text(value))
+
+
+def offload(value: Any) -> str:
+    """What of a model waits in the CPU's memory."""
+    return check_offload(text(value))
 
 
 def dtype(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import nn
 
 from attnguide.attention.hooks import foreign_hooks
 from attnguide.models.names import check_offload
+
+_OFFLOADING = frozenset(
+    {"CpuOffload", "AlignDevicesHook", "SequentialHook", "GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook"}
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,12 @@ def offload_blocks(pipeline: Any, device: torch.device) -> None:
     """All weights of a pipeline in the CPU's memory, but for the block that computes on ``device``."""
     # Without a stream: what is fetched ahead follows the order of the first pass, and guide passes end early.
     pipeline.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
+
+
+def is_offloaded(networks: Iterable[nn.Module | None]) -> bool:
+    """Whether hooks of diffusers or accelerate bring weights in when they are needed, so that nobody else may move them."""
+    found = [hook for network in networks if network is not None for hook in foreign_hooks({"": network})]
+    return bool(_OFFLOADING & set(found))
 
 
 def computing_device(pipeline: Any, network: nn.Module) -> torch.device:

@@ -1,12 +1,18 @@
+from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import nn
 
+from attnguide.api import sample
 from attnguide.attention.weights import weights_on_demand
-from attnguide.models.load import adapt
+from attnguide.cli import main
+from attnguide.data import SampleDataModule
+from attnguide.models.load import adapt, load_model
 from attnguide.models.offload import Placement, offload_blocks
+from attnguide.module import GuidanceModule, make_trainer
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig
 from tests import tiny
@@ -28,6 +34,20 @@ def test_blocks_in_turn_make_the_same_picture() -> None:
     offload_blocks(held, CPU)
     assert adapt(held).device == CPU
     torch.testing.assert_close(_latents(held), expected, rtol=0, atol=0)
+
+
+def test_a_run_leaves_offloaded_weights_where_they_are(tmp_path: Path) -> None:
+    held = tiny.pipeline()
+    offload_blocks(held, CPU)
+    module, seen = GuidanceModule(adapt(held)), []
+
+    class Look(lightning.Callback):
+        def on_predict_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+            seen.append(len(list(module.parameters())))
+
+    trainer = make_trainer(tmp_path / "run", callbacks=[Look()], accelerator="cpu")
+    trainer.predict(module, SampleDataModule([ROW]))
+    assert seen == [0]
 
 
 def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,3 +132,19 @@ def test_refusals() -> None:
     for offload in ("model", "group", "sequential"):
         with pytest.raises(ValueError, match=f"offload '{offload}' keeps weights in the CPU's memory .* the device is 'cpu'"):
             Placement(CPU, torch.float32, offload)
+
+
+def test_a_name_is_loaded_with_both_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.pipeline().save_pretrained(tmp_path / "tiny")
+    model = load_model(tmp_path / "tiny", device="cpu", checkpointing=True)
+    assert model.network.is_gradient_checkpointing
+    for refused in (lambda: load_model(tmp_path / "tiny", device="cpu", offload="group"), lambda: sample("a", offload="all")):
+        with pytest.raises(ValueError, match="offload"):
+            refused()
+    with pytest.raises(ValueError, match="offload and checkpointing are for a model given by name"):
+        sample("a cat", model=model, checkpointing=True)
+    words = ["sample", "a cat", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main([*words, "--offload", "disk"]) == 2
+    assert "offload must be one of none, model, group, sequential; got 'disk'" in capsys.readouterr().err
+    assert main([*words, "--offload", "group"]) == 2
+    assert "offload 'group' keeps weights in the CPU's memory" in capsys.readouterr().err and not (tmp_path / "run").exists()
