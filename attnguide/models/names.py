@@ -49,6 +49,10 @@ FAMILIES: dict[str, Family] = {
     "QwenImagePipeline": Family("qwen_image:QwenImage", _TRANSFORMER, half="bf16"),
     "ZImagePipeline": Family("z_image:ZImage", _TRANSFORMER, half="bf16"),
     "Krea2Pipeline": Family("krea2:Krea2", _TRANSFORMER, half="bf16"),
+    "FluxPipeline": Family("flux:Flux", (*_TRANSFORMER, "text_encoder_2", "tokenizer_2"), half="bf16"),
+    "ChromaPipeline": Family("chroma:Chroma", _TRANSFORMER, half="bf16"),
+    "Flux2Pipeline": Family("flux2:Flux2", _TRANSFORMER, half="bf16"),
+    "Flux2KleinPipeline": Family("flux2:Flux2Klein", _TRANSFORMER, half="bf16"),
 }
 """Pipelines of diffusers that are supported, by the name of their class.
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
+from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import Segment, TokenizedPrompt
 
 _Span = tuple[int, int]
@@ -25,6 +26,8 @@ class TextReader:
         before: The template's text before the prompt.
         after: The template's text behind the prompt.
         dropped: First positions of the states that the pipeline cuts off, a template's as a rule.
+        special: Whether the tokenizer adds its own start and end tokens; templates as a rule hold them already.
+        expand: How the pipeline writes names of embeddings with several vectors (:func:`~attnguide.prompt.expansion.follow`).
         spelt: What the pipeline makes of a character before it tokenizes, lower case for one; white space at both ends is
             stripped if ``stripped``.
         stripped: See above.
@@ -36,6 +39,8 @@ class TextReader:
     before: str = ""
     after: str = ""
     dropped: int = 0
+    special: bool = True
+    expand: Callable[[str], str] = str
     spelt: Callable[[str], str] = str
     stripped: bool = False
 
@@ -46,11 +51,13 @@ class TextReader:
             ValueError: If the tokenizer cannot tell which tokens stand for which words.
         """
         reader = with_offsets(self.tokenizer)
-        origin = self._origin(prompt)
-        text = self.before + "".join(self.spelt(prompt[place]) for place in dict.fromkeys(origin)) + self.after
-        encoded = reader(text, return_offsets_mapping=True, truncation=True, max_length=self.limit)
+        pieces = self._pieces(prompt)
+        origin = [span for piece, span in pieces for _ in piece]
+        text = self.before + "".join(piece for piece, _ in pieces) + self.after
+        settings = {"return_offsets_mapping": True, "add_special_tokens": self.special}
+        encoded = reader(text, truncation=True, max_length=self.limit, **settings)
         spans = [self._span(origin, span) for span in encoded["offset_mapping"]]
-        whole = [self._span(origin, span) for span in reader(text, return_offsets_mapping=True)["offset_mapping"]]
+        whole = [self._span(origin, span) for span in reader(text, **settings)["offset_mapping"]]
         read, all_of_it = (max((span[1] for span in some if span), default=0) for some in (spans, whole))
         ids = list(encoded["input_ids"])
         words = [place for place, span in enumerate(spans) if span]
@@ -74,16 +81,18 @@ class TextReader:
             (segment,),
         )
 
-    def _origin(self, prompt: str) -> list[int]:
-        """For every character of the text that is tokenized, the place of the prompt's character that it comes from."""
-        first = len(prompt) - len(prompt.lstrip()) if self.stripped else 0
-        stop = len(prompt.rstrip()) if self.stripped else len(prompt)
-        return [place for place in range(first, stop) for _ in self.spelt(prompt[place])]
+    def _pieces(self, prompt: str) -> list[tuple[str, _Span]]:
+        """What is tokenized for each character of the expanded prompt, with the prompt's characters that it comes from."""
+        read = self.expand(prompt)
+        spans = follow(prompt, read, self.tokenizer.added_tokens_encoder)
+        first = len(read) - len(read.lstrip()) if self.stripped else 0
+        stop = len(read.rstrip()) if self.stripped else len(read)
+        return [(self.spelt(read[place]), spans[place]) for place in range(first, stop)]
 
-    def _span(self, origin: list[int], span: _Span) -> _Span | None:
+    def _span(self, origin: list[_Span], span: _Span) -> _Span | None:
         """The prompt's characters behind characters of the text; ``None`` for a template's alone, or none."""
         first, stop = max(span[0] - len(self.before), 0), min(span[1] - len(self.before), len(origin))
-        return (origin[first], origin[stop - 1] + 1) if first < stop else None
+        return spread(origin, (first, stop)) if first < stop else None
 
     def _before_words(self, encoded: Any) -> int:
         """Tokens before the place of the words, of a prompt without any."""

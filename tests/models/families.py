@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 
 from tests import tiny
 from tests.models import clip_and_t5, language_models  # noqa: F401  (they register their families)
@@ -37,10 +38,33 @@ def sample(family: str, prompt: str | list[str] = tiny.PROMPT, **settings: Any) 
     own = {"use_resolution_binning": False} if family.startswith("pixart") else {}
     side = 128 if family == "qwen_image_21" else 32
     common = {"num_inference_steps": 2, "height": side, "width": side, "output_type": "latent"}
-    return shared(family)(prompt=prompt, **{**common, **own, **settings})[0]
+    if family != "flux2_klein" or settings.get("output_type") == "pil":
+        return shared(family)(prompt=prompt, **{**common, **own, **settings})[0]
+    seen: list[torch.Tensor] = []  # what it returns as latents is the autoencoder's already
+
+    def see(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        seen.append(state["latents"].clone())
+        return state
+
+    shared(family)(prompt=prompt, **{**common, **settings}, callback_on_step_end=see)
+    return seen[-1]
 
 
 @functools.cache
 def shared(family: str) -> Any:
     """One pipeline for all tests that leave it as it is."""
     return build(family)
+
+
+def unpacked(found: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Latents as pipelines hand them out, tokens ``batch tokens channels`` for some, as ``batch channels height width``.
+
+    Args:
+        found: From :func:`sample`.
+        height: Of the latents.
+        width: Of the latents.
+    """
+    if found.ndim == 4:
+        return found
+    side = round((height * width / found.shape[1]) ** 0.5)
+    return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height // side, width // side)), side)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import diffusers
 import transformers
 from torch import nn
 
+from tests import tiny
 from tests.models import readers
 from tests.models.parts import ROPE, VISION, WIDTH, autoencoder, decoder, dynamic_flow, family, flow, sharpened, sized
 
@@ -130,7 +132,9 @@ def _flux2_autoencoder() -> Any:
 @family("flux2", "Flux2Pipeline")
 def _flux2() -> Any:
     """Thirty layers of text, since the pipeline joins the states of the tenth, twentieth and thirtieth."""
-    reader = readers.mistral()
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    reader = readers.mistral((*tiny.WORDS, *re.findall(r"\w+", SYSTEM_MESSAGE)))
     text = transformers.MistralConfig(**decoder(reader, layers=30, hidden_size=8, intermediate_size=8, head_dim=4))
     built = diffusers.Flux2Pipeline(
         scheduler=dynamic_flow(),
