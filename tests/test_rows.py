@@ -23,6 +23,7 @@ FULL = Sample(
     width=128,
     steps=12,
     cfg_scale=3.5,
+    true_cfg_scale=2.5,
     scheduler="euler",
     tags={"category": "two", "count": 2},
 )
@@ -38,6 +39,13 @@ def test_a_full_row_survives_the_round_trip() -> None:
     assert same(back, FULL)
     assert back.methods == FULL.methods and back.tags == FULL.tags and back.height == 64
     assert back.regions[0].box == FULL.regions[0].box and back.regions[1].polygon == FULL.regions[1].polygon
+
+
+@pytest.mark.parametrize("negative", [None, "", "blurry"])
+def test_a_negative_prompt_that_was_not_given_is_not_the_empty_one(negative: str | None) -> None:
+    row = Sample("x", "a cat", negative_prompt=negative)
+    assert sample_from_dict(sample_to_dict(row)).negative_prompt == negative
+    assert ("negative_prompt" in sample_to_dict(row)) == (negative is not None)
 
 
 @given(

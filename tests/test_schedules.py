@@ -75,10 +75,24 @@ def test_the_other_rules() -> None:
     assert noise_variance(10.0)(_step(0, sigma=2.0)) == pytest.approx(8)
 
 
+def _flow(noise: float, index: int = 0) -> Step:
+    return Step(index, 10, 1000 * noise, 1 - noise, noise)
+
+
+def test_under_flow_matching() -> None:
+    """The first step has no signal: the noise's share is all of it, and sigma is infinite."""
+    assert [noise_variance(10.0)(_flow(noise)) for noise in (1.0, 0.5, 0.0)] == pytest.approx([10, 5, 0])
+    assert noise_variance(1.0)(_flow(0.75)) == pytest.approx(0.9)
+    assert Window(0.8, 1.0, "timestep").active(_flow(0.9)) and not Window(0.8, 1.0, "timestep").active(_flow(0.7))
+    sigma = Window(3.0, math.inf, "sigma")
+    assert sigma.active(_flow(1.0)) and sigma.active(_flow(0.75)) and not sigma.active(_flow(0.7))
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_rule_has_its_peak_first_and_refuses_nan(name: str) -> None:
     rule = SCHEDULES[name](5.0)
-    values = [rule(Step.at_sigma(index, 10, 0.0, 10.0 - index)) for index in range(10)]
-    assert values[0] == max(values) <= 5 and min(values) >= 0
+    for step in (lambda index: Step.at_sigma(index, 10, 0.0, 10.0 - index), lambda index: _flow(1 - index / 10, index)):
+        values = [rule(step(index)) for index in range(10)]
+        assert values[0] == max(values) <= 5 and min(values) >= 0
     with pytest.raises(ValueError, match="step size must be finite; got nan"):
         SCHEDULES[name](math.nan)

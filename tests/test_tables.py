@@ -80,6 +80,13 @@ def test_csv_regions_and_tags_as_json(tmp_path: Path) -> None:
     assert row.regions[0].box == (0, 0, 1, 1) and row.tags == {"k": 1}
 
 
+def test_csv_of_a_distilled_model(tmp_path: Path) -> None:
+    text = "prompt,cfg_scale,true_cfg_scale,negative_prompt\na cat,3.5,4,blurry\na dog,,,\n"
+    first, second = read_samples(write(tmp_path, "rows.csv", text))
+    assert (first.cfg_scale, first.true_cfg_scale, first.negative_prompt) == (3.5, 4.0, "blurry")
+    assert (second.true_cfg_scale, second.negative_prompt) == (1.0, None)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -33,6 +33,7 @@ class PaintWithWords(Injection):
     ``w`` is the sum of ``weight * mask`` over the regions of a token, and ``u`` one number per row and site: ``log(1 + sigma)
     max S`` (eDiff-I, https://arxiv.org/abs/2211.01324), or, from the reimplementation cloneofsimo/paint-with-words-sd whose
     settings are the defaults, ``log(1 + sigma) std S`` and ``log(1 + sigma^2) std S``, over all heads, queries and tokens.
+    Sigma counts as 16 at most, since it is infinite where flow matching begins.
 
     Args:
         weight_function: ``max``, ``std`` or ``std_squared`` (the three above).

@@ -6,7 +6,7 @@ import torch
 
 from attnguide.injection.paint_with_words import PaintWithWords
 from attnguide.methods import build_method
-from attnguide.types import Region, Sample
+from attnguide.types import Region, Sample, Step
 from tests import tiny
 from tests.injection import common
 from tests.reference import paint_with_words as reference
@@ -45,6 +45,17 @@ def test_where_painted_attention_rises_and_nowhere_else() -> None:
     cat = change[..., 3]
     assert (cat[:, :3] > 0).all() and (cat[:, 3:] == 0).all()
     assert (change[..., [0, 1, 4, 5, 8]] == 0).all()
+
+
+def test_it_stays_finite_where_there_is_no_signal() -> None:
+    """Flow matching begins with an infinite sigma, which counts as 16."""
+    edit = PaintWithWords(scale=0.4).edits(common.targets_of(ROWS[:1]))[0]
+    first, noisy = (
+        common.context_of(1, ("cond",), step) for step in (Step(0, 4, 1000.0, 0.0, 1.0), Step.at_sigma(0, 4, 999.0, 16.0))
+    )
+    scores = common.random_scores(first, common.CROSS)
+    edited = edit.scores(scores, common.CROSS, first)
+    assert edited.isfinite().all() and torch.equal(edited, edit.scores(scores, common.CROSS, noisy))
 
 
 def test_rows_of_a_batch_equal_rows_alone() -> None:
