@@ -2,6 +2,7 @@
 
     python scripts/bench_methods.py                                   # all methods, all categories, 4 seeds a prompt
     python scripts/bench_methods.py --methods box_diff mask_guidance --prompts 8
+    python scripts/bench_methods.py --methods mask_guidance mask_guidance,space=noise,fused=true  # options by name
     python scripts/bench_methods.py --costs                           # operations and memory too, a process per method
     python scripts/bench_methods.py --table-only                      # what is on disk
 
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +64,7 @@ class Arm:
     """One line of the table.
 
     Attributes:
-        name: Of the method, ``plain`` or ``source``.
+        name: Of the method, with the options that were given for it, ``plain`` or ``source``.
         methods: What is applied.
         tuned: Whether its settings were tuned for the embedded model.
     """
@@ -70,6 +72,11 @@ class Arm:
     name: str
     methods: tuple[MethodConfig, ...] = ()
     tuned: bool = False
+
+    @property
+    def edits(self) -> bool:
+        """Whether its method changes another prompt's picture."""
+        return bool(self.methods) and self.methods[0].name in EDITING
 
     @property
     def needs(self) -> str | None:
@@ -88,11 +95,16 @@ def read_methods(path: Path) -> tuple[MethodConfig, ...]:
 def arms(names: Sequence[str] | None, settings: str) -> list[Arm]:
     """Plain first, then every method that is asked for; the editing methods bring their source along.
 
+    Args:
+        names: Methods; behind a name, ``option=value`` after commas changes the settings of its file. All when ``None``.
+        settings: ``tuned`` or ``paper``.
+
     Raises:
-        ValueError: If a name is no method.
+        ValueError: If a name is no method, or an option has no value.
     """
     found = [Arm("plain")]
-    for name in names or [name for name in METHODS if name not in ALONE]:
+    for given in names or [name for name in METHODS if name not in ALONE]:
+        name, *options = given.split(",")
         if name in ("plain", SOURCE):
             continue
         method_info(name)
@@ -100,8 +112,22 @@ def arms(names: Sequence[str] | None, settings: str) -> list[Arm]:
         path = tuned if settings == "tuned" and tuned.exists() else published
         if name in EDITING and Arm(SOURCE) not in found:
             found.append(Arm(SOURCE))
-        found.append(Arm(name, read_methods(path), path == tuned))
+        first, *others = read_methods(path)
+        changed = MethodConfig(first.name, {**first.options, **dict(map(_option, options))})
+        found.append(Arm(given, (changed, *others), path == tuned))
     return found
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Name and value of ``option=value``, the value as in YAML.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected option=value behind a method's comma; got {text!r}")
+    return name, yaml.safe_load(value)
 
 
 def source_layout(layout: Layout) -> Layout:
@@ -120,7 +146,7 @@ def source_layout(layout: Layout) -> Layout:
 
 def rows_of(arm: Arm, layouts: Sequence[Layout], seeds: int, steps: int, cfg_scale: float) -> list[Sample]:
     """The arm's rows; every arm has the same ids and seeds, so that differences can be taken row by row."""
-    editing = arm.name in EDITING or arm.name == SOURCE
+    editing = arm.edits or arm.name == SOURCE
     chosen = [layout for layout in layouts if not editing or layout.category in EDITABLE]
     rows = layout_samples(chosen, range(seeds), arm.methods, steps=steps, cfg_scale=cfg_scale)
     if not editing:
@@ -238,7 +264,7 @@ def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], seeds: in
     lines = _header("method", "settings", "pictures", *METRICS, "kept", "distance")
     for arm in shown:
         rows = records[arm.name]
-        keep = cell(keeping(out, arm.name, rows)) if arm.name in EDITING else ""
+        keep = cell(keeping(out, arm.name, rows)) if arm.edits else ""
         drawn = {row["id"].rsplit("-", 1)[0] for row in rows}
         pictures = [out / arm.name / "samples" / f"{row['id']}.png" for row in rows if row["status"] == "ok"]
         far = distance(pictures, [layout for layout in layouts if layout.id in drawn])

@@ -58,6 +58,15 @@ def test_every_method_has_an_arm_and_editing_brings_its_source() -> None:
     assert [arm.name for arm in bench_methods.arms(["box_diff"], "paper")] == ["plain", "box_diff"]
 
 
+def test_options_behind_a_method_change_its_file_s() -> None:
+    _, arm = bench_methods.arms(["mask_guidance,space=noise,fused=true,step_size=60"], "tuned")
+    assert arm.name == "mask_guidance,space=noise,fused=true,step_size=60" and arm.tuned
+    (method,) = arm.methods
+    assert {"space": "noise", "fused": True, "step_size": 60, "stop": 0.8}.items() <= method.options.items()
+    with pytest.raises(ValueError, match="expected option=value behind a method's comma; got 'fused'"):
+        bench_methods.arms(["mask_guidance,fused"], "tuned")
+
+
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"Unknown method 'box_dif' .did you mean 'box_diff'"):
         bench_methods.main(["--methods", "box_dif"])
