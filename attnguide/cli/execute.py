@@ -69,8 +69,25 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         UsageError: If the folder, the device or the model cannot be used; nothing is written then.
         RunError: If the run stopped; what it finished is kept, and has been told.
     """
-    with ExitStack() as held:
-        return _carried_out(plan, further, tell, _Held(_lock(plan, held), held))
+    first = is_first_process()
+    with ExitStack() as closing:
+        held = _Held(_lock(plan, closing), closing)
+        plan, kept, done = _begun(plan)
+        interrupted, notes = False, list[str]()
+        try:
+            if len(done) < len(plan.samples):
+                interrupted, notes = _predict(_ready(plan, kept, done), done, further, held)
+        except RunError:
+            if first:
+                with suppress(OSError, ValueError):  # a full disk, say, which is told already
+                    tell(plan, [])
+                    _write_page(plan)
+            raise
+        if not first:
+            return 0
+        status = tell(plan, notes)
+        _write_page(plan)
+        return INTERRUPTED if interrupted else status
 
 
 def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
@@ -88,8 +105,15 @@ def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
         raise UsageError(f"out: {error}") from error
 
 
-def _carried_out(plan: Plan, further: Sequence[Callback], tell: Callable[[Plan, Sequence[str]], int], held: _Held) -> int:
-    """See :func:`execute`."""
+def _begun(plan: Plan) -> tuple[Plan, Mapping[str, Any], set[str]]:
+    """Read what is in the run folder, and say what will be done.
+
+    Returns:
+        The plan with what a run that goes on has kept, what its configuration keeps of that run, and the ids of finished rows.
+
+    Raises:
+        UsageError: If the folder's rows are not those of the plan.
+    """
     first = is_first_process()
     if first:
         check_settings(plan, plan.kept_config, "dtype")
@@ -102,19 +126,7 @@ def _carried_out(plan: Plan, further: Sequence[Callback], tell: Callable[[Plan, 
         if len(done) == len(plan.samples):
             tidy(plan.folder)
         print(describe(plan, len(done)), flush=True)
-    try:
-        interrupted, notes = _sample(plan, kept, done, further, held) if len(done) < len(plan.samples) else (False, [])
-    except RunError:
-        if first:
-            with suppress(OSError, ValueError):  # a full disk, say, which is told already
-                tell(plan, [])
-                _write_page(plan)
-        raise
-    if not first:
-        return 0
-    status = tell(plan, notes)
-    _write_page(plan)
-    return INTERRUPTED if interrupted else status
+    return plan, kept, done
 
 
 def _longest_path(plan: Plan) -> str:
@@ -134,14 +146,23 @@ def _write_page(plan: Plan) -> None:
         print(f"no report.html: {one_line(error)}")
 
 
-def _sample(
-    plan: Plan, kept: Mapping[str, Any], done: set[str], further: Sequence[Callback], held: _Held
-) -> tuple[bool, list[str]]:
-    """Sample the rows that are not done: every check first, then the model, then files.
+@dataclass(frozen=True)
+class _Ready:
+    """A plan that only waits to be sampled.
 
-    Returns:
-        Whether Ctrl-C ended it, and lines to tell at the end.
+    Attributes:
+        plan: Its rows marked with what the model cannot take.
+        config: What the run folder keeps.
+        model: Loaded.
     """
+
+    plan: Plan
+    config: dict[str, Any]
+    model: ModelAdapter
+
+
+def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str]) -> _Ready:
+    """Make every check that needs no model, load the model, and let it check the rows that are not done."""
     quiet()
     config = _resolved(plan)
     devices = _check_trainer(plan)
@@ -155,7 +176,7 @@ def _sample(
     known = {sample.id: sample for sample in waiting}
     plan = replace(plan, samples=tuple(known.get(sample.id, sample) for sample in plan.samples))
     config[MADE_WITH] = made_with_model(plan, kept, model, devices)
-    return _predict(plan, config, model, done, further, held)
+    return _Ready(plan, config, model)
 
 
 def is_first_process() -> bool:
@@ -254,15 +275,16 @@ def check_on_model(
     return marked
 
 
-def _predict(
-    plan: Plan,
-    config: Mapping[str, Any],
-    model: ModelAdapter,
-    done: set[str],
-    further: Sequence[Callback],
-    held: _Held,
-) -> tuple[bool, list[str]]:
-    """Let Lightning run it; see :func:`_sample` for what is returned."""
+def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _Held) -> tuple[bool, list[str]]:
+    """Let Lightning sample the rows that are not done, and callbacks write them.
+
+    Returns:
+        Whether Ctrl-C ended it, and lines to tell at the end.
+
+    Raises:
+        RunError: If the run stopped.
+    """
+    plan, config, model = ready.plan, ready.config, ready.model
     from attnguide.callbacks import ValueInvariance, standard_callbacks
     from attnguide.data import SampleDataModule
     from attnguide.judges.shapes import ShapesJudge
