@@ -32,6 +32,10 @@ class AuraFlow(TransformerAdapter):
         yield from super().problems(pipeline)
         yield from text_problems(pipeline.tokenizer, pipeline.text_encoder)
 
+    @property
+    def widest(self) -> int | None:
+        return int(self.transformer.config.pos_embed_max_size**0.5)  # positions of a square
+
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return TextReader(self.pipeline.tokenizer, LONGEST, padded=True).read(prompt)
 

@@ -44,6 +44,11 @@ class StableDiffusion3(TransformerAdapter):
         if getattr(pipeline.transformer, "image_proj", None) is not None:
             yield "transformer has a loaded IP-Adapter. Call pipeline.unload_ip_adapter() first."
 
+    @property
+    def widest(self) -> int | None:
+        most: int | None = self.transformer.config.pos_embed_max_size
+        return most
+
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         """Tokens of CLIP, and behind them those of T5 where the pipeline has it.
 

@@ -114,6 +114,11 @@ class TransformerAdapter(ModelAdapter):
         return int(self.transformer.config.patch_size)
 
     @property
+    def widest(self) -> int | None:
+        """Image tokens along a side for which the network has positions; ``None`` where there is no end."""
+        return None
+
+    @property
     def channels(self) -> int:
         """Channels of the latents."""
         return int(self.transformer.config.in_channels)
@@ -128,6 +133,10 @@ class TransformerAdapter(ModelAdapter):
         for name, side in (("height", height), ("width", width)):
             if side % step:
                 raise ValueError(f"{name} must be a multiple of {step} for {self.name}; got {side}.")
+            if self.widest is not None and side > self.widest * step:
+                raise ValueError(
+                    f"{name} must be at most {self.widest * step} for {self.name}, which knows no more; got {side}."
+                )
         return self.channels, height // self.factor, width // self.factor
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, SA
 from torch import Tensor
 
 from attnguide.models.names import FLOW_NAMES, flow_choice
-from attnguide.models.schedulers import FlowScheduler, is_flow, named_flow_scheduler, size_shift, written_config
+from attnguide.models.schedulers import FlowScheduler, is_flow, make_flow, named_flow_scheduler, size_shift, written_config
 from attnguide.sampling.noise import generators
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
@@ -77,6 +77,15 @@ def test_steps(name: str) -> None:
     assert sum(scheduler.span(step) for step in scheduler.steps if step.begins) == len(scheduler.steps)
     noise = [step.noise for step in scheduler.steps]
     assert noise == sorted(noise, reverse=True) and noise[0] > 0.99
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_shares_that_a_pipeline_gives(name: str) -> None:
+    """They count for the schedulers of diffusers that take any; the others spread their own."""
+    made = make_flow(OWN, name, 4, CPU, sigmas=[1, 0.75, 0.5, 0.25])
+    levels = [step.noise for step in made.steps if step.begins]
+    given = {"euler": [1, 0.9, 0.75, 0.5], "lcm": [1, 0.9, 0.75, 0.5], "unipc": [1, 0.9, 0.75, 0.5]}
+    assert levels == pytest.approx(given.get(name, levels), abs=1e-5) and made.steps[0].noise > 0.99
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -275,6 +275,28 @@ def test_sizes_that_do_not_divide(family: str) -> None:
         model(family).latent_shape(34, 32)
 
 
+@pytest.mark.parametrize(("family", "side"), [("sd3", 128), ("auraflow", 64)])
+def test_sizes_for_which_there_are_no_positions(family: str, side: int) -> None:
+    assert model(family).latent_shape(32, side) == (4, 16, side // 2)
+    with pytest.raises(ValueError, match=f"width must be at most {side} for .*, which knows no more; got {side + 4}"):
+        model(family).latent_shape(32, side + 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_equals_the_pipeline_s(family: str) -> None:
+    held = families.build(family).to(torch.bfloat16)
+    row = plain(width=48)
+    assert torch.equal(latents(row, adapt(held)), peer(row, family, held).float())
+
+
+def test_a_compiled_transformer_runs_as_it_is() -> None:
+    held = copy.copy(families.shared("sd3"))
+    held.transformer = torch.compile(held.transformer)
+    with pytest.warns(UserWarning, match="the transformer runs as it is, not compiled"):
+        adapter = adapt(held)
+    assert adapter.network is families.shared("sd3").transformer
+
+
 @pytest.mark.parametrize(
     ("family", "scheduler", "name", "message"),
     [

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ class FlowScheduler(NoiseScheduler):
         accepts = inspect.signature(self._scheduler.set_timesteps).parameters
         settings: dict[str, Any] = {"num_inference_steps": steps, "device": device}
         if self._asked_sigmas is not None and "sigmas" in accepts and not self._scheduler.config.get("use_karras_sigmas"):
-            settings["sigmas"] = list(self._asked_sigmas)
+            settings["sigmas"] = np.asarray(self._asked_sigmas, dtype=np.float64)
         if self._scheduler.config.get("use_dynamic_shifting") and "mu" in accepts:
             if self._mu is None:
                 raise ValueError(
