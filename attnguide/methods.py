@@ -57,7 +57,7 @@ class MethodInfo:
         return said + table(("option", "default"), options.items())
 
 
-_MAPS = "attnguide.injection.maps:MapInjection"
+_MAPS = "attnguide.injection.hand_maps:MapInjection"
 
 
 def _hand_map(summary: str, stage: str, operation: str, levels: tuple[int, ...], scale: float) -> MethodInfo:

@@ -8,7 +8,7 @@ from attnguide.batching import batch_key, build_methods
 from attnguide.guidance.base import Guidance
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.base import Injection
-from attnguide.injection.maps import MapInjection
+from attnguide.injection.hand_maps import MapInjection
 from attnguide.methods import (
     METHODS,
     build_method,

@@ -1,4 +1,4 @@
-"""What a loss must be: one number a row, with a gradient to the latents."""
+"""Checks of a loss: one number per row, with a gradient to the latents."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from attnguide.guidance.base import LossOutput
 
 
 def check_output(name: str, output: Any, rows: int) -> None:
-    """Refuse what a guidance's loss returned if it is not one value per row.
+    """Refuse a loss's result that has not one value per row.
 
     Args:
-        name: Of the guidance.
-        output: What was returned.
-        rows: That were judged.
+        name: Name of the guidance.
+        output: Result of its ``loss``.
+        rows: Number of rows that were judged.
 
     Raises:
         TypeError: If it is no :class:`~attnguide.guidance.base.LossOutput` of tensors.
@@ -32,10 +32,10 @@ def check_values(name: str, part: str, values: Any, rows: int, *, optional: bool
     """Refuse values that are not a tensor with one number per row.
 
     Args:
-        name: Of the guidance.
-        part: What the values are.
-        values: Of the rows.
-        rows: How many.
+        name: Name of the guidance.
+        part: Name of the values, for errors.
+        values: One per row.
+        rows: Number of rows.
         optional: Whether ``None`` will do.
 
     Raises:
@@ -57,7 +57,7 @@ def row_gradient(name: str, loss: Tensor, inputs: Tensor) -> Tensor:
     """Gradient of every row's loss with respect to its latents, of the latents' shape.
 
     Args:
-        name: Of the guidance.
+        name: Name of the guidance.
         loss: One value per row.
         inputs: Latents that require a gradient, ``batch channels height width``.
 

@@ -1,4 +1,4 @@
-"""What the samplers are given, checked before anything runs."""
+"""Checks of the samplers' arguments: model, observer, lists of rows and methods, batch size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnguide.sampling.observer import Observer
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no adapter.
+    """Refuse a model that is no adapter.
 
     Raises:
         ValueError: Saying how an adapter is made.
@@ -21,7 +21,7 @@ def check_model(model: Any) -> None:
 
 
 def check_observer(observer: Any) -> None:
-    """Refuse what is no observer; one that has only some of the methods would fail in the midst of a run.
+    """Refuse an observer that is no :class:`Observer`: one with some of the methods would fail in the midst of a run.
 
     Raises:
         ValueError: Naming the class.
@@ -31,12 +31,12 @@ def check_observer(observer: Any) -> None:
 
 
 def instances(name: str, given: Any, kind: type[Any]) -> list[Any]:
-    """Everything that an iterable holds, read once.
+    """The items of an iterable, which is read once.
 
     Args:
-        name: Of the argument.
+        name: Argument's name, for errors.
         given: The iterable.
-        kind: What it must hold.
+        kind: Class of every item.
 
     Raises:
         ValueError: If it is no iterable, or holds something else.

@@ -1,4 +1,4 @@
-"""What only a model can tell about rows, found before anything is sampled."""
+"""Checks of rows that need the model: prompt lengths, tokens, attention sites, sizes; made before anything is sampled."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
 
 
 def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool = False) -> list[Sample]:
-    """:func:`mark_rows`, refusing rows of which nothing would come.
+    """Mark rows as :func:`mark_rows` does, and refuse a table none of whose rows can be sampled.
 
     Args:
         model: The adapter.

@@ -1,4 +1,4 @@
-"""What each method did to each row, so that one that did, or will do, nothing is told."""
+"""Whether each method changed each row, so that a method without effect is told, before the run and after it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class _Row:
 
 
 class Effects:
-    """Follows the methods of one batch.
+    """Notes for every method and row of a batch whether anything changed.
 
     Args:
-        methods: Guidances and injections. Nothing is said of an injection that a row does not name: it was handed to the
+        methods: Guidances and injections. No note is made on an injection that a row does not name: it was handed to the
             sampler and may be meant for other rows.
         samples: All rows of the batch.
         targets: Their words and places.
@@ -91,7 +91,7 @@ class Effects:
                 known.acted = known.acted or share > NOTHING
 
     def note(self, row: int) -> str | None:
-        """What to say of a row: its methods that did nothing, each with the reason; ``None`` if there is none."""
+        """A row's methods without effect, each with the reason; ``None`` if there is none."""
         meant = [
             (method, rows[row])
             for method, rows in self._rows.items()

@@ -1,4 +1,4 @@
-"""What is wrong with single rows, so that each may end alone. Importing this needs no torch."""
+"""Problems of single rows, each of which ends its own row alone. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def with_problem(sample: Sample, check: Callable[[Sample], None]) -> Sample:
 
 
 def require_rows(samples: Sequence[Sample], *, strict: bool = False) -> None:
-    """Refuse rows of which nothing would come: every one has a problem, but for the plain twins of those that have.
+    """Refuse a table in which every row has a problem; plain twins of such rows do not count.
 
     Args:
-        samples: Whose problems are known.
-        strict: One problem is enough.
+        samples: Rows whose problems are known.
+        strict: Refuse the table for one row's problem.
 
     Raises:
         ValueError: With the first problem, and the row's id where there are several.

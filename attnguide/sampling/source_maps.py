@@ -26,22 +26,22 @@ from attnguide.sampling.inversion import encode_pictures, invert, noised
 from attnguide.sampling.observer import BatchInfo, Observer, Observers
 from attnguide.sampling.reconstruction import reconstruct
 from attnguide.sampling.sampler import Sampler
-from attnguide.sources.record import WordMaps, target_mask
+from attnguide.sources.recording import MapRecording, target_mask
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
 
 FULL = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
-    """A row whose sources have been recorded.
+class PlacedRow:
+    """A row whose regions have masks from the attention maps of their source pictures.
 
     Attributes:
-        sample: The row, each region with a source having its mask.
+        sample: The row, with a mask in each region that has a source.
         forwards: Network evaluations that recording took for this row alone.
         seconds: Wall time of recording, divided by the rows of the batch.
-        measured: Numbers about it: ``reconstruction_mse``, ``reconstruction_psnr`` and ``reconstruction_latents_mse``, means
-            over the row's inverted pictures.
+        measured: Quality of inversion, means over the row's inverted pictures: ``reconstruction_mse``,
+            ``reconstruction_psnr`` and ``reconstruction_latents_mse``.
     """
 
     sample: Sample
@@ -52,14 +52,14 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class SourcePicture:
-    """Another picture and where words look in it.
+    """A source picture and the attention maps of words in it.
 
     Attributes:
-        maps: ``regions steps height width``, float32 on the CPU.
-        progress: Of each step.
-        forwards: Network evaluations it took.
+        maps: One per region and step, ``regions steps height width``, float32 on the CPU.
+        progress: Progress of each step.
+        forwards: Network evaluations that making it took.
         result: The picture as sampled; ``None`` where it was only noised.
-        measured: See :class:`Recorded`.
+        measured: See :class:`PlacedRow`.
     """
 
     maps: Tensor
@@ -71,7 +71,7 @@ class SourcePicture:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A picture that is needed: a row that makes it, what else decides it, and the words that are wanted of it."""
+    """A source picture to make: the row that makes it, its source, and the words whose maps are recorded."""
 
     row: Sample
     source: MapSource
@@ -86,7 +86,7 @@ class _Job:
 _Key = tuple[object, ...]
 
 
-def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[Recorded]:
+def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[PlacedRow]:
     """Give every region with a source its mask.
 
     Pictures that several rows or regions share are made once; those of one kind are made together.
@@ -107,7 +107,7 @@ def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[Recor
             if job.index_of(words) is None:
                 job.words.append(words)
     if not jobs:
-        return [Recorded(sample) for sample in samples]
+        return [PlacedRow(sample) for sample in samples]
     begun, made = time.perf_counter(), dict[_Key, SourcePicture]()
     for keys in _together(jobs, len(samples)):
         rows = [replace(jobs[key].row, id=str(i), regions=tuple(jobs[key].words)) for i, key in enumerate(keys)]
@@ -174,7 +174,7 @@ def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
     return replace(sample, regions=tuple(regions)) if pending else sample
 
 
-class Sourced(Observers):
+class SourceObserver(Observers):
     """Passes everything on, with what recording the sources measured and took.
 
     Args:
@@ -182,7 +182,7 @@ class Sourced(Observers):
         recorded: Of the rows.
     """
 
-    def __init__(self, observer: Observer, recorded: Sequence[Recorded]) -> None:
+    def __init__(self, observer: Observer, recorded: Sequence[PlacedRow]) -> None:
         super().__init__([observer])
         self._recorded = recorded
 
@@ -199,7 +199,7 @@ class Sourced(Observers):
         super().on_sample_end(with_cost(results, self._recorded))
 
 
-def with_cost(results: Sequence[SampleResult], recorded: Sequence[Recorded]) -> list[SampleResult]:
+def with_cost(results: Sequence[SampleResult], recorded: Sequence[PlacedRow]) -> list[SampleResult]:
     """The results with the network evaluations of their sources; a row without methods needs none of them."""
     return [
         replace(result, cost=_sum(result.cost, row)) if result.sample.methods else result
@@ -207,7 +207,7 @@ def with_cost(results: Sequence[SampleResult], recorded: Sequence[Recorded]) -> 
     ]
 
 
-def _sum(cost: Cost, row: Recorded) -> Cost:
+def _sum(cost: Cost, row: PlacedRow) -> Cost:
     return replace(cost, unet_forwards=cost.unet_forwards + row.forwards, seconds=cost.seconds + row.seconds)
 
 
@@ -258,7 +258,7 @@ def _together(jobs: Mapping[_Key, _Job], size: int) -> list[list[_Key]]:
     return [keys[first : first + size] for keys in groups.values() for first in range(0, len(keys), size)]
 
 
-def _recorded(sample: Sample, jobs: Mapping[_Key, _Job], made: Mapping[_Key, SourcePicture]) -> Recorded:
+def _recorded(sample: Sample, jobs: Mapping[_Key, _Job], made: Mapping[_Key, SourcePicture]) -> PlacedRow:
     pictures: dict[_Key, SourcePicture] = {}
     regions = list(sample.regions)
     for place, region in enumerate(regions):
@@ -274,7 +274,7 @@ def _recorded(sample: Sample, jobs: Mapping[_Key, _Job], made: Mapping[_Key, Sou
             raise ValueError(f"Row {sample.id!r}: region {region.phrase!r}: source {region.source.kind!r}: {error}") from error
     found = [picture.measured for picture in pictures.values() if picture.measured]
     means = {name: sum(one[name] for one in found) / len(found) for name in (found[0] if found else ())}
-    return Recorded(
+    return PlacedRow(
         replace(sample, regions=tuple(regions)), sum(picture.forwards for picture in pictures.values()), measured=means
     )
 
@@ -296,10 +296,10 @@ class _Watching(Observer):
     """Records the words of the rows' regions while they are sampled."""
 
     def __init__(self) -> None:
-        self.words: WordMaps
+        self.words: MapRecording
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        self.words = WordMaps(info.targets, info.model.guidance_level)
+        self.words = MapRecording(info.targets, info.model.guidance_level)
         return (self.words.probe(),)
 
     def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
@@ -345,7 +345,7 @@ def _noised(
         states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
         prompts = [model.tokenize(row.prompt) for row in rows]
         targets = Targets.build(rows, prompts, model.device, cuts_padding=model.cuts_padding)
-        words = WordMaps(targets, model.guidance_level)
+        words = MapRecording(targets, model.guidance_level)
         last = select(model.attention_sites(height, width), words.sites)
         with attach(
             model.attention_modules(height, width), [words.probe("source")], [], model.network, targets.columns
@@ -360,7 +360,7 @@ def _noised(
 
 
 def _pictures(
-    words: WordMaps,
+    words: MapRecording,
     results: Sequence[SampleResult | None],
     forwards: Sequence[int],
     measured: Sequence[Mapping[str, float]] | None = None,

@@ -16,7 +16,7 @@ from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.check import mark_rows, sampleable
 from attnguide.sampling.observer import Observer, Observers, SomeRows
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.source_maps import Sourced, record_sources, with_cost
+from attnguide.sampling.source_maps import SourceObserver, record_sources, with_cost
 from attnguide.types import Cost, Sample, SampleResult
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Obser
     """
     recorded = record_sources(model, _checked(model, samples, observer))
     samples = [row.sample for row in recorded]
-    watching = Observer() if observer is None else Sourced(observer, recorded)
+    watching = Observer() if observer is None else SourceObserver(observer, recorded)
     guidances, injections = build_methods(samples)
     baseline = build_baseline(samples[0])
     if baseline is None:
@@ -180,7 +180,7 @@ def sample_rows(
 
 
 def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:
-    """The rows, once all that is given for them is known to be what it should be.
+    """The rows, after the arguments were checked.
 
     Raises:
         ValueError: Naming the argument that is not.

@@ -13,7 +13,7 @@ from attnguide.attention.edits import Edit
 from attnguide.attention.sites import SiteSelector
 from attnguide.injection import forward_layout, transport
 from attnguide.injection.by_row import ForRows
-from attnguide.injection.maps import _MapEdit
+from attnguide.injection.hand_maps import _MapEdit
 from attnguide.injection.transport import Transport
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets

@@ -95,7 +95,7 @@ def test_weights_get_no_gradient_and_are_frozen_in_guide_passes_only() -> None:
 
 def test_guide_passes_run_without_injections() -> None:
     """Injections act in denoising passes; the loss judges the model's own attention."""
-    from attnguide.injection.maps import MapInjection
+    from attnguide.injection.hand_maps import MapInjection
 
     alone, beside = Watch(), Watch()
     run([tiny.row()], [MaskGuidance(stop=0.25)], (), alone)

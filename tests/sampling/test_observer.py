@@ -11,7 +11,7 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import MaskGuidance
-from attnguide.injection.maps import MapInjection
+from attnguide.injection.hand_maps import MapInjection
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.observer import BatchInfo, Observer, Observers, UpdateEvent
 from attnguide.types import PassContext, SampleResult, Step

@@ -14,7 +14,7 @@ from attnguide.attention.sites import Site
 from attnguide.guidance.attend_and_excite import AttendAndExcite
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import MaskGuidance
-from attnguide.injection.maps import MapInjection
+from attnguide.injection.hand_maps import MapInjection
 from attnguide.methods import build_method
 from attnguide.models.load import adapt
 from attnguide.models.names import SCHEDULERS

@@ -15,7 +15,7 @@ from attnguide.api import sample as sample_prompt
 from attnguide.sampling.check import check_rows
 from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.source_maps import Recorded, check_sources, expected_forwards, record_sources
+from attnguide.sampling.source_maps import PlacedRow, check_sources, expected_forwards, record_sources
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult, verdict
 from tests import tiny
@@ -34,7 +34,7 @@ def row(source: MapSource, id: str = "0", **settings: Any) -> Sample:
     return tiny.row(id, regions=(Region("red cat", source=source), tiny.BALL), **{**SMALL, **settings})
 
 
-def mask(recorded: Recorded) -> torch.Tensor:
+def mask(recorded: PlacedRow) -> torch.Tensor:
     found = recorded.sample.regions[0].mask
     assert isinstance(found, torch.Tensor)
     return found
@@ -67,9 +67,9 @@ class _Attention(Observer):
     """The words' maps of a run, by its own means."""
 
     def probes(self, info: BatchInfo) -> list[Any]:
-        from attnguide.sources.record import WordMaps
+        from attnguide.sources.recording import MapRecording
 
-        self.words = WordMaps(info.targets, info.model.guidance_level)
+        self.words = MapRecording(info.targets, info.model.guidance_level)
         return [self.words.probe()]
 
     def on_denoise_step_end(self, step: Any, latents: Any, noise_pred: Any) -> None:
@@ -160,6 +160,6 @@ def test_a_source_that_was_not_recorded_is_no_mask() -> None:
 
 
 def _injection() -> Any:
-    from attnguide.injection.maps import MapInjection
+    from attnguide.injection.hand_maps import MapInjection
 
     return MapInjection(start=0.0)

@@ -7,7 +7,7 @@ import torch
 
 from attnguide.attention.sites import Site
 from attnguide.prompt.targets import Targets
-from attnguide.sources.record import WordMaps, target_mask
+from attnguide.sources.recording import MapRecording, target_mask
 from attnguide.types import PassContext, Step
 from tests import tiny
 
@@ -36,7 +36,7 @@ def test_what_is_not_finite_is_refused() -> None:
 def test_maps_are_means_over_heads_tokens_and_sites_of_the_conditional_half() -> None:
     row = tiny.row()
     targets = Targets.build([row], [tiny.model().tokenize(row.prompt)], "cpu")
-    words = WordMaps(targets, 0)
+    words = MapRecording(targets, 0)
     assert words.sites.chosen([SITE]) and words.probe("source").kinds == frozenset({"source"})
     probs = torch.rand(2, 2, 4, tiny.LENGTH)
     other = Site("down.attn2", "cross", 2, 2, 2, "down", 0)

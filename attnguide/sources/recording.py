@@ -1,4 +1,4 @@
-"""Recording where words look, and making a mask of it."""
+"""Recording words' attention maps over the steps, and thresholding them to a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnguide.prompt.targets import Targets, region_maps
 from attnguide.types import PassContext, PassKind, Step
 
 
-class WordMaps:
+class MapRecording:
     """Keeps the map of every region's words at every step: mean over heads and over sites of one size, conditional half.
 
     Attach :meth:`probe`, and call :meth:`end_step` after each step's pass.
@@ -41,19 +41,19 @@ class WordMaps:
         self._current[site] = maps.unflatten(2, (site.height, site.width))
 
     def end_step(self, step: Step) -> None:
-        """The step's passes are done."""
+        """Average what was recorded in the step's passes, and begin the next step."""
         self._maps.append(torch.stack(list(self._current.values())).mean(0).float().cpu())
         self._progress.append(step.progress)
         self._current.clear()
 
     @property
     def progress(self) -> tuple[float, ...]:
-        """Of every step that was recorded."""
+        """Progress of every step that was recorded."""
         return tuple(self._progress)
 
     @property
     def maps(self) -> Float[Tensor, "batch regions steps height width"]:
-        """Everything recorded, float32 on the CPU."""
+        """Maps of all recorded steps, float32 on the CPU."""
         return torch.stack(self._maps, 2)
 
 

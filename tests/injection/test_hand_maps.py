@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe, Quantity
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
-from attnguide.injection.maps import MapInjection
+from attnguide.injection.hand_maps import MapInjection
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.cfg import pass_context
