@@ -22,6 +22,7 @@ from attnguide.attention.complaints import absent, silent
 from attnguide.attention.edits import Edit
 from attnguide.attention.hooks import eager, foreign_hooks, hooked, path_modules
 from attnguide.attention.intercept import Interception, text_length
+from attnguide.attention.parts import Parts, current_part
 from attnguide.attention.recompute import checkpointing
 from attnguide.attention.sites import Site, select
 from attnguide.attention.visitors import CaptureError, Visitors
@@ -74,6 +75,7 @@ class _Pass:
         self.ran: set[Site] = set()
         self.open: dict[nn.Module, Interception] = {}
         self.checked: Checked = {}
+        self.parts = Parts()
 
     def close(self) -> None:
         """Leave what an exception that torch calls no hooks for (an interrupt) has left open."""
@@ -122,6 +124,7 @@ class Attention:
 
         with checkpointing(self._network if visited else None, again), self._entered(visited, path) as this:
             yield
+        this.parts.show()
         missing = self._missing([one.site for several in visited.values() for one in several], this.ran, until)
         if missing:
             raise CaptureError(absent(missing, len(this.ran), foreign_hooks(path)))
@@ -174,7 +177,9 @@ class Attention:
                 return
             this.ran.update(one.site for one in visitors)
             if attending:
-                this.open[module] = Interception(attending, text_length(args, kwargs or {}), this.checked)
+                elements = current_part()
+                here = attending if elements is None else [this.parts.of(one, elements) for one in attending]
+                this.open[module] = Interception(here, text_length(args, kwargs or {}), this.checked)
                 this.open[module].__enter__()
 
         def after(module: nn.Module, args: Any, result: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from attnguide.attention.parts import current_part, part_of_pass
 from attnguide.attention.weights import OwnWeights, exchanges_weights
 
 Reenter = Callable[[nn.Module | None], AbstractContextManager[None]]
@@ -48,7 +49,8 @@ def _replaced(module: nn.Module, reenter: Reenter, exchanging: bool) -> Iterator
         if threading.get_ident() != thread:
             return own(function, *args, **kwargs)  # type: ignore[operator]
         part = function if isinstance(function, nn.Module) else None
-        contexts = nullcontext(), _Reentry(lambda: reenter(part))
+        elements = current_part()
+        contexts = nullcontext(), _Reentry(lambda: _again(reenter, part, elements))
         computed = _with_own_weights(function) if exchanging else function
         return checkpoint(computed, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
 
@@ -57,6 +59,12 @@ def _replaced(module: nn.Module, reenter: Reenter, exchanging: bool) -> Iterator
         yield
     finally:
         module._gradient_checkpointing_func = own
+
+
+@contextmanager
+def _again(reenter: Reenter, part: nn.Module | None, elements: tuple[int, ...] | None) -> Iterator[None]:
+    with part_of_pass(elements), reenter(part):
+        yield
 
 
 def _with_own_weights(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -113,9 +113,12 @@ class ModelAdapter(Autoencoding, ABC):
 
     Attributes:
         name: For people: the folder, hub id or class it came from.
+        one_length: Whether the network's positions depend on the text's length, so that texts of different lengths are read in
+            forwards of their own.
     """
 
     name: str
+    one_length: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
         self.pipeline, self.name = pipeline, name

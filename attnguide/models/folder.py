@@ -113,7 +113,7 @@ def _check_configurations(folder: Path, parts: Iterable[str]) -> None:
     for part in parts:
         if part == "scheduler":
             _read_json(folder / part / "scheduler_config.json")
-        elif part.startswith("tokenizer"):
+        elif part.startswith(("tokenizer", "processor")):
             _check_tokenizer(folder / part)
         else:
             _read_json(folder / part / "config.json")

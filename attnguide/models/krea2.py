@@ -75,7 +75,7 @@ class Krea2(FrameAutoencoding, LanguageModelAdapter):
             segments=(Segment(0, end, end, start),),  # no end token of its own: padding lies between words and template
         )
 
-    def states(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+    def states(self, prompt: str, *, negative: bool) -> tuple[Tensor, Tensor | None]:
         states, mask = self.pipeline.encode_prompt([prompt], self.device, max_sequence_length=LONGEST)
         return states, mask
 

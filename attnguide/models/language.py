@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from attnguide.attention.parts import part_of_pass
+from attnguide.attention.sites import Site
 from attnguide.models.base import Conditioning
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import TransformerAdapter
+from attnguide.types import Step
 
 MASK = "text_mask"
 """Name of the mask of a conditioning, bool, ``batch tokens``: True at a row's own tokens."""
@@ -20,11 +24,32 @@ class LanguageModelAdapter(TransformerAdapter):
     """Base of adapters of pipelines whose prompts differ in length; shorter rows of a batch are padded under a mask.
 
     A prompt is encoded by itself, since padding would move what the text encoder makes of the words.
+
+    Attributes:
+        cuts_states: Whether the forwards of :attr:`one_length` are handed the texts without padding.
     """
 
+    cuts_states: ClassVar[bool] = True
+
     @abstractmethod
-    def states(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+    def states(self, prompt: str, *, negative: bool) -> tuple[Tensor, Tensor | None]:
         """States of one prompt ``1 tokens channels``, and a mask of its tokens where the network does not attend to all."""
+
+    def predict(
+        self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
+    ) -> Tensor | None:
+        if not self.one_length:
+            return super().predict(latents, step, conditioning, until=until)
+        lengths = conditioning.extra[MASK][0].sum(1).tolist()
+        order, answers = [], []
+        for length in dict.fromkeys(lengths):
+            elements = [element for element, other in enumerate(lengths) if other == length]
+            states = _some(conditioning, elements, length if self.cuts_states else None)
+            with part_of_pass(elements if len(elements) < len(latents) else None):
+                answers.append(super().predict(latents[elements], step, states, until=until))
+            order += elements
+        found = [answer for answer in answers if answer is not None]
+        return torch.cat(found)[torch.tensor(order).argsort().to(latents.device)] if found else None
 
     @torch.no_grad()
     def encode_prompt(
@@ -33,28 +58,35 @@ class LanguageModelAdapter(TransformerAdapter):
         negative_prompts: Sequence[str | None] | None,
         cfg_scales: Sequence[float] | None = None,
     ) -> Conditioning:
-        cond = self._stacked(prompts)
+        cond = self._stacked(prompts, negative=False)
         if negative_prompts is None:
             return cond
-        uncond = self._stacked([text or "" for text in negative_prompts])
+        uncond = self._stacked([text or "" for text in negative_prompts], negative=True)
         both = Conditioning(cond.cond, uncond.cond, {MASK: (cond.extra[MASK][0], uncond.extra[MASK][0])})
         return both.padded(both.length)
 
-    def _stacked(self, prompts: Sequence[str]) -> Conditioning:
+    def _stacked(self, prompts: Sequence[str], *, negative: bool) -> Conditioning:
         """The states of prompts, padded to the longest."""
-        known = {prompt: self._encoded_text(prompt) for prompt in dict.fromkeys(prompts)}
+        known = {prompt: self._encoded_text(prompt, negative=negative) for prompt in dict.fromkeys(prompts)}
         length = max(one.length for one in known.values())
         rows = [known[prompt].padded(length) for prompt in prompts]
         masks = torch.cat([row.extra[MASK][0] for row in rows])
         return Conditioning(torch.cat([row.cond for row in rows]), None, {MASK: (masks, None)})
 
-    def _encoded_text(self, prompt: str) -> Conditioning:
-        states, mask = self.states(prompt)
+    def _encoded_text(self, prompt: str, *, negative: bool) -> Conditioning:
+        states, mask = self.states(prompt, negative=negative)
         whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return Conditioning(states.to(self.dtype), None, {MASK: (whole if mask is None else mask.bool(), None)})
 
     def sigmas(self, steps: int) -> Sequence[float]:
         return [float(share) for share in torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)]
+
+
+def _some(conditioning: Conditioning, elements: Sequence[int], length: int | None) -> Conditioning:
+    """Some elements, with so many positions of their texts."""
+    at = list(elements)
+    extra = {name: (pair[0][at, :length] if name == MASK else pair[0][at], None) for name, pair in conditioning.extra.items()}
+    return Conditioning(conditioning.cond[at, :length], None, extra)
 
 
 def text_mask(conditioning: Conditioning) -> Tensor | None:

@@ -47,6 +47,10 @@ FAMILIES: dict[str, Family] = {
     "PixArtSigmaPipeline": Family("pixart:PixArtSigma", _TRANSFORMER),
     "AuraFlowPipeline": Family("auraflow:AuraFlow", _TRANSFORMER),
     "QwenImagePipeline": Family("qwen_image:QwenImage", _TRANSFORMER, half="bf16"),
+    "QwenImage21Pipeline": Family(
+        "qwen_image_21:QwenImage21", ("transformer", "vae", "text_encoder", "processor", "scheduler"), half="bf16"
+    ),
+    "Lumina2Pipeline": Family("lumina2:Lumina2", _TRANSFORMER, half="bf16"),
     "ZImagePipeline": Family("z_image:ZImage", _TRANSFORMER, half="bf16"),
     "Krea2Pipeline": Family("krea2:Krea2", _TRANSFORMER, half="bf16"),
     "FluxPipeline": Family("flux:Flux", (*_TRANSFORMER, "text_encoder_2", "tokenizer_2"), half="bf16"),

@@ -51,7 +51,7 @@ class QwenImage(FrameAutoencoding, LanguageModelAdapter):
         limit = self.pipeline.tokenizer_max_length + dropped
         return TextReader(self.pipeline.tokenizer, limit, before=before, after=after, dropped=dropped).read(prompt)
 
-    def states(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+    def states(self, prompt: str, *, negative: bool) -> tuple[Tensor, Tensor | None]:
         states, mask = self.pipeline.encode_prompt([prompt], self.device)
         return states, mask
 

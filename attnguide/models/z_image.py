@@ -57,7 +57,7 @@ class ZImage(LanguageModelAdapter):
         before, _, after = written.partition("\0")
         return before, after
 
-    def states(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+    def states(self, prompt: str, *, negative: bool) -> tuple[Tensor, Tensor | None]:
         (states,), _ = self.pipeline.encode_prompt([prompt], self.device, do_classifier_free_guidance=False)
         return states.unsqueeze(0), None
 

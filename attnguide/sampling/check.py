@@ -111,6 +111,20 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     for guidance in guidances:
         for edit in guidance.edits(targets, model.guidance_level):
             select(every, edit.sites)
+    _check_lengths(model, sample, [*guidances, *injections], targets)
+
+
+def _check_lengths(model: ModelAdapter, sample: Sample, methods: Sequence[Guidance | Injection], targets: Targets) -> None:
+    """Refuse methods that compare elements of a pass, where texts of different lengths are read in passes of their own."""
+    if not model.one_length or len(model.halves(sample)) == 1:
+        return
+    for method in methods:
+        edits = method.edits(targets) if isinstance(method, Injection) else method.edits(targets, model.guidance_level)
+        if method.source is not None or any(edit.remembers for edit in edits):
+            raise ValueError(
+                f"Method {method.name!r} compares elements of a pass, but {model.name} reads texts of different lengths in passes "
+                "of their own; set cfg_scale to 1, or use another method."
+            )
 
 
 def _check_texts(model: ModelAdapter, injection: Injection, targets: Targets) -> None:

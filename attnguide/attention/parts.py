@@ -1,0 +1,90 @@
+"""Passes that a network makes in parts: texts of different lengths, which cannot stand side by side in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from attnguide.attention.capture import EXPLICIT, Probe, Quantity
+from attnguide.attention.sites import Site
+from attnguide.attention.visitors import Visitors
+from attnguide.types import PassContext
+
+_part: ContextVar[tuple[int, ...] | None] = ContextVar("part of a pass", default=None)
+
+
+@contextmanager
+def part_of_pass(elements: Sequence[int] | None) -> Iterator[None]:
+    """The enclosed forward is over these elements of the pass alone; over all of them when ``None``.
+
+    Edits see the elements as a batch of their own, probes see the whole pass once it has ended.
+    """
+    token = _part.set(None if elements is None else tuple(elements))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+def current_part() -> tuple[int, ...] | None:
+    """The elements of the pass that the running forward is over; all of them when ``None``."""
+    return _part.get()
+
+
+class Parts:
+    """What is known of the parts of one pass."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[tuple[int, ...], PassContext] = {}
+        self._read: dict[tuple[int, Site], tuple[Probe, PassContext, list[tuple[tuple[int, ...], Tensor]]]] = {}
+
+    def of(self, visitors: Visitors, elements: tuple[int, ...]) -> Visitors:
+        """A site's visitors for a part of the pass.
+
+        Raises:
+            ValueError: If an edit must see the whole pass at once.
+        """
+        whole = visitors.context
+        for edit in visitors.edits:
+            if edit.remembers or {"source", "source_uncond"} & set(whole.branches):
+                raise ValueError(
+                    f"{type(edit).__name__} compares elements of a pass, but this network reads texts of different lengths in "
+                    "passes of their own; use texts of one length (cfg_scale 1 and one prompt), or another method."
+                )
+        if elements not in self._contexts:
+            rows = tuple(whole.rows[element] for element in elements)
+            branches = tuple(whole.branches[element] for element in elements)
+            self._contexts[elements] = replace(whole, rows=rows, branches=branches)
+        probes = [self._collecting(probe, whole, elements) for probe in visitors.probes]
+        return replace(visitors, context=self._contexts[elements], probes=probes)
+
+    def _collecting(self, probe: Probe, whole: PassContext, elements: tuple[int, ...]) -> Probe:
+        def collect(site: Site, tensor: Tensor, context: PassContext) -> None:
+            self._read.setdefault((id(probe), site), (probe, whole, []))[2].append((elements, tensor))
+
+        return replace(probe, record=collect)
+
+    def show(self) -> None:
+        """Hand what the parts have shown to the probes, element by element as the pass lays them out."""
+        for (_, site), (probe, whole, found) in self._read.items():
+            order = torch.tensor([element for elements, _ in found for element in elements])
+            tensors = _alike(probe.quantity, [tensor for _, tensor in found])
+            probe.record(site, torch.cat(tensors)[order.argsort().to(tensors[0].device)], whole)
+        self._read.clear()
+
+
+def _alike(quantity: Quantity, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors with the key axis of the longest; scores of further keys are minus infinity, all else is 0."""
+    if quantity not in (*EXPLICIT, "key", "value"):
+        return list(tensors)
+    axis = 3 if quantity in EXPLICIT else 2
+    longest = max(tensor.shape[axis] for tensor in tensors)
+    behind = (0, 0) * (3 - axis)
+    value = float("-inf") if quantity == "scores" else 0.0
+    return [pad(tensor, (*behind, 0, longest - tensor.shape[axis]), value=value) for tensor in tensors]

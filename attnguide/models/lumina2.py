@@ -1,0 +1,75 @@
+"""Lumina-Image 2 pipelines: one stream of text and picture, in which the picture follows right behind the words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from attnguide.attention.sites import SiteKind, Span
+from attnguide.models.base import Conditioning
+from attnguide.models.language import MASK, LanguageModelAdapter, language_problems
+from attnguide.models.readers import TextReader
+from attnguide.models.schedulers import size_shift
+from attnguide.models.support import decoder_problems, plain_module
+from attnguide.models.transformer import Blocks, text_first
+from attnguide.prompt.tokens import TokenizedPrompt
+from attnguide.types import Step
+
+LONGEST = 256
+"""Tokens of a prompt behind the system's, as the pipeline has it by default."""
+
+
+class Lumina2(LanguageModelAdapter):
+    """Adapter for ``Lumina2Pipeline`` (https://arxiv.org/abs/2503.21758).
+
+    The pipeline's system prompt stands before a prompt, not before a negative one. The combined halves are brought back to the
+    length of the conditional answer, pixel row by pixel row of the latents, as the pipeline does by default.
+    """
+
+    one_length = True
+    cuts_states = False  # masked padding goes through the first blocks of the text, as in the pipeline
+
+    @classmethod
+    def problems(cls, pipeline: Any) -> Iterator[str]:
+        yield from decoder_problems(plain_module(pipeline.vae))
+        yield from language_problems(pipeline.tokenizer, pipeline.text_encoder)
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        before = f"{self.pipeline.system_prompt} <Prompt Start> "
+        return TextReader(self.pipeline.tokenizer, LONGEST, before=before).read(prompt)
+
+    def states(self, prompt: str, *, negative: bool) -> tuple[Tensor, Tensor | None]:
+        both = self.pipeline.encode_prompt(
+            [prompt],
+            do_classifier_free_guidance=negative,
+            negative_prompt=[prompt] if negative else None,
+            device=self.device,
+            max_sequence_length=LONGEST,
+        )
+        states, mask = both[2:] if negative else both[:2]
+        return states, mask
+
+    def attentions(self, cells: int) -> Iterator[tuple[str, Blocks]]:
+        blocks: dict[SiteKind, tuple[Span | None, Span | None]] = dict(text_first(cells))
+        del blocks["joint"]
+        for index in range(len(self.transformer.layers)):
+            yield f"layers.{index}.attn", blocks
+
+    def size_shift(self, steps: int, latent_shape: tuple[int, int, int]) -> float:
+        return size_shift(latent_shape[0], self.pipeline.scheduler.config)  # the pipeline takes channels for image tokens
+
+    def forward(self, latents: Tensor, step: Step, conditioning: Conditioning) -> Tensor:
+        trained = self.pipeline.scheduler.config.num_train_timesteps
+        answer: Tensor = self.transformer(
+            hidden_states=latents,
+            timestep=1 - self.timesteps(latents, step, trained),
+            encoder_hidden_states=conditioning.cond,
+            encoder_attention_mask=conditioning.extra[MASK][0],
+            return_dict=False,
+        )[0]
+        return -answer
+
+    def after_cfg(self, combined: Tensor, cond: Tensor) -> Tensor:
+        return combined * (cond.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
