@@ -122,8 +122,8 @@ def _check_lengths(model: ModelAdapter, sample: Sample, methods: Sequence[Guidan
         edits = method.edits(targets) if isinstance(method, Injection) else method.edits(targets, model.guidance_level)
         if method.source is not None or any(edit.remembers for edit in edits):
             raise ValueError(
-                f"Method {method.name!r} compares elements of a pass, but {model.name} reads texts of different lengths in passes "
-                "of their own; set cfg_scale to 1, or use another method."
+                f"Method {method.name!r} compares elements of a pass, but {model.name} reads texts of different lengths in "
+                "passes of their own; set cfg_scale to 1, or use another method."
             )
 
 
