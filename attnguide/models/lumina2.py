@@ -36,6 +36,10 @@ class Lumina2(LanguageModelAdapter):
         yield from decoder_problems(plain_module(pipeline.vae))
         yield from language_problems(pipeline.tokenizer, pipeline.text_encoder)
 
+    @property
+    def widest(self) -> int | None:
+        return int(min(self.transformer.config.axes_lens[1:]))
+
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         before = f"{self.pipeline.system_prompt} <Prompt Start> "
         return TextReader(self.pipeline.tokenizer, LONGEST, before=before).read(prompt)

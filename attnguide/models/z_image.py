@@ -42,6 +42,10 @@ class ZImage(LanguageModelAdapter):
         return int(self.transformer.config.all_patch_size[0])
 
     @property
+    def widest(self) -> int | None:
+        return int(min(self.transformer.config.axes_lens[1:]))
+
+    @property
     def default_size(self) -> tuple[int, int]:
         return 1024, 1024
 

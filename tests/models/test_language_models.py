@@ -186,6 +186,9 @@ def test_pictures_go_in_and_out(family: str) -> None:
     assert adapter.encode_image([picture.image]).shape == (1, *shape)
     with pytest.raises(ValueError, match="width must be a multiple of"):
         adapter.latent_shape(height, width + 1)
+    if family in ("z_image", "lumina2"):
+        with pytest.raises(ValueError, match="height must be at most 256 for"):
+            adapter.latent_shape(260, width)
 
 
 @pytest.mark.parametrize("family", UNEVEN)
