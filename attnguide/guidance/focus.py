@@ -48,6 +48,7 @@ class Focus(Guidance):
         power: Maps are raised to it, see the divergence.
         levels: Map levels to read; the model's guidance level when ``None``. Blocks in which text has no stream of its own (the
             single ones of FLUX) are not read, unless there are no others.
+        fused: Take the gradient from the conditional denoising pass itself instead of a guide pass.
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` leaves the factor without a limit. The published code for FLUX also subtracts where it should
             add, and climbs its cost; that is not repeated.
@@ -69,6 +70,7 @@ class Focus(Guidance):
         blur_std: float = 1.0,
         power: float = 3.0,
         levels: tuple[int, ...] | None = None,
+        fused: bool = False,
         scale: PerRow = 1.0,
         quirks: Literal["none", "reference"] = "none",
     ) -> None:
@@ -78,7 +80,7 @@ class Focus(Guidance):
         super().__init__(
             sites=cross_sites(levels),
             window=Window(start, stop),
-            update=Update(memoryless_control(step_size, limit), scale, space="noise"),
+            update=Update(memoryless_control(step_size, limit), scale, space="noise", fused=fused),
         )
         self.blur_std, self.power = blur_std, power
 

@@ -28,11 +28,13 @@ from attnguide.types import PassContext, Step
 def fused_guidance(guidances: Sequence[Guidance], injections: Sequence[Injection]) -> Guidance | None:
     """The guidance of a batch whose gradient comes from the conditional denoising pass: the first that asks for it.
 
-    None where a method beside it reads further branches, corrects the outcome or remembers earlier passes: such a method must
-    see all branches in one pass, so that guide passes are made apart.
+    None where a method of the batch reads further branches, corrects the outcome or remembers earlier passes: it must see all
+    branches in one pass, so that guide passes are made apart.
     """
-    alone = all(injection.mixes for injection in injections) and not any(guidance.remembers for guidance in guidances)
-    return next((guidance for guidance in guidances if guidance.update.fused), None) if alone else None
+    apart = any(guidance.remembers or guidance.source is not None for guidance in guidances)
+    if apart or not all(injection.mixes for injection in injections):
+        return None
+    return next((guidance for guidance in guidances if guidance.update.fused), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ def fused_pass(reader: Reader, probes: Sequence[Probe], edits: Sequence[Edit], l
     """
     batch, rows = reader.batch, list(reader.batch.alive)
     context = pass_context(step, "denoise", range(len(batch.samples)), ("cond",))
-    recorder, source = _UntilLast(reader.until), reader.source_maps(latents, step)
+    recorder = _UntilLast(reader.until)
     unlike = any(not edit.guides for edit in edits)  # in guide passes these do not act
     own = reader.probes(recorder, context, "original_probs" if unlike else "probs")
     leaf = reader.inputs(latents, step, rows)
@@ -74,7 +76,7 @@ def fused_pass(reader: Reader, probes: Sequence[Probe], edits: Sequence[Edit], l
         assert answer is not None
         batch.ledger.forward(context.rows)
         torch.set_grad_enabled(True)  # the record has ended the graph of what the network computed last
-        maps = replace(reader.recorded(recorder, context.rows), source=source).select(rows)
+        maps = reader.recorded(recorder, context.rows).select(rows)
         found = descend(reader, maps, leaf, step, rows, Round())
     tell(reader, found, step, iteration=0)
     return FusedPass(answer.detach(), as_shift(found, latents, step))

@@ -14,6 +14,7 @@ from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.guidance.update import Update
 from attnguide.injection.base import Injection
 from attnguide.methods import build_method
+from attnguide.models.load import adapt
 from attnguide.sampling.fused import fused_guidance
 from attnguide.sampling.observer import BatchInfo
 from attnguide.sampling.sampler import Sampler
@@ -21,6 +22,7 @@ from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult
 from tests import tiny
 from tests.closeness import assert_close
+from tests.models import families
 from tests.sampling.watch import Watch, inputs_of, latents
 
 UNET: Any = tiny.model().networks["unet"]
@@ -42,7 +44,7 @@ def _sampled(*methods: tuple[str, dict[str, Any]], **settings: Any) -> tuple[lis
     return sample_batch(tiny.model(), _rows(*methods, **settings), watch), watch
 
 
-@pytest.mark.parametrize(("name", "options"), [("mask_guidance", STRONG), ("stable", HELD)])
+@pytest.mark.parametrize(("name", "options"), [("mask_guidance", STRONG), ("stable", HELD), ("focus", {"step_size": 5.0})])
 @pytest.mark.parametrize("settings", [{}, {"scheduler": "heun"}, {"cfg_scale": 1.0}], ids=str)
 def test_fused_gives_the_same_gradient_and_the_same_prediction(
     name: str, options: dict[str, Any], settings: dict[str, Any]
@@ -57,6 +59,22 @@ def test_fused_gives_the_same_gradient_and_the_same_prediction(
         assert_close(latents(one), latents(other))
     plain, _ = _sampled(**settings)
     assert float((latents(plain[0]) - latents(apart[0])).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_joint_attention_without_an_unconditional_half(checkpointing: bool) -> None:
+    """FLUX is distilled for guidance: a guided step is one forward and one backward, also where blocks are recomputed."""
+    pipeline = families.build("flux_dev")
+    if checkpointing:
+        pipeline.transformer.enable_gradient_checkpointing()
+    model, found = adapt(pipeline), []
+    for fused in (False, True):
+        options = {"space": "noise", "step_size": 400.0, "stop": 1.0, "fused": fused}
+        row = tiny.row(methods=(MethodConfig("mask_guidance", options),), steps=2)
+        found += sample_batch(model, [row])
+    apart, shared = found
+    assert_close(latents(apart), latents(shared))
+    assert [result.cost.unet_forwards for result in found] == [4, 2] and shared.cost.unet_backwards == 2
 
 
 def test_the_graph_ends_at_the_last_site_that_is_read() -> None:
