@@ -47,7 +47,8 @@ class ZImage(LanguageModelAdapter):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        return 1024, 1024
+        side = min(1024, (self.widest or 0) * self.factor * self.patch)
+        return side, side
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         before, after = self._template()
