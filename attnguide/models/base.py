@@ -112,11 +112,13 @@ class ModelAdapter(Autoencoding, ABC):
     """One family of text-to-image models behind one face.
 
     Attributes:
+        kinds: Classes of diffusers that a pipeline's ``transformer`` may be of.
         name: For people: the folder, hub id or class it came from.
         one_length: Whether the network's positions depend on the text's length, so that texts of different lengths are read in
             forwards of their own.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = ()
     name: str
     one_length: ClassVar[bool] = False
 

@@ -35,6 +35,8 @@ class Krea2(FrameAutoencoding, LanguageModelAdapter):
     The pipeline's ``guidance_scale`` counts what is added to the conditional answer: it is ``cfg_scale - 1`` here.
     """
 
+    kinds = ("Krea2Transformer2DModel",)
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from frame_problems(plain_module(pipeline.vae), "AutoencoderKLQwenImage")

@@ -25,6 +25,8 @@ class QwenImage(FrameAutoencoding, LanguageModelAdapter):
     as the pipeline does. A row without a negative prompt is guided away from an empty one.
     """
 
+    kinds = ("QwenImageTransformer2DModel",)
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from frame_problems(plain_module(pipeline.vae), "AutoencoderKLQwenImage")

@@ -74,7 +74,12 @@ def _problems(pipeline: Any, kind: str) -> Iterator[str]:
         yield f"{type(pipeline).__name__} lacks its {' and '.join(missing)}."
     there = [part for part in (*family.parts, *family.optional) if getattr(pipeline, part, None) is not None]
     yield from _weight_problems(pipeline, there)
-    yield from adapter_class(kind).problems(pipeline)
+    adapter = adapter_class(kind)
+    if "transformer" in family.parts:
+        network = type(plain_module(pipeline.transformer)).__name__
+        if network not in adapter.kinds:
+            yield f"transformer must be a {' or '.join(adapter.kinds)}; got {network}."
+    yield from adapter.problems(pipeline)
 
 
 def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:

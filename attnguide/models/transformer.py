@@ -61,12 +61,10 @@ class TransformerAdapter(ModelAdapter):
         name: For people.
 
     Attributes:
-        kinds: Classes of diffusers that the network may be of.
         flow: Whether the network was trained by flow matching; else it predicts noise.
         encoders: Names of the pipeline's text encoders.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ()
     flow: ClassVar[bool] = True
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
@@ -83,9 +81,6 @@ class TransformerAdapter(ModelAdapter):
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
-        kind = type(plain_module(pipeline.transformer)).__name__
-        if kind not in cls.kinds:
-            yield f"transformer must be a {' or '.join(cls.kinds)}; got {kind}."
         yield from decoder_problems(plain_module(pipeline.vae))
 
     @property

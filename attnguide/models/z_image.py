@@ -30,6 +30,8 @@ class ZImage(LanguageModelAdapter):
     no guidance in every family. Its ``cfg_normalization`` and ``cfg_truncation``, off by default, are not made.
     """
 
+    kinds = ("ZImageTransformer2DModel",)
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from decoder_problems(plain_module(pipeline.vae))

@@ -100,6 +100,13 @@ def test_maps_of_a_part_of_the_keys_are_shares_of_the_rows_own() -> None:
     assert torch.equal(AttentionMaps({LARGE: probs}).average(4, 6), probs.mean(1).unflatten(1, (4, 6)))
 
 
+def test_maps_of_self_attention_are_shares_of_all_cells() -> None:
+    """A row of joint attention holds text as well; the picture's part of it sums to 1 again."""
+    own, site = torch.tensor([[True, False]]), Site("d", "self", 2, 3, 2, "mid", 1)
+    maps = AttentionMaps({site: torch.full((1, 2, 6, 6), 0.05, dtype=torch.float64)}, own=own)
+    torch.testing.assert_close(maps.average(2, 3), torch.full((1, 2, 3, 6), 1 / 6, dtype=torch.float64))
+
+
 def test_smoothing_a_single_cell_by_hand() -> None:
     maps = torch.zeros(1, 5, 5, dtype=torch.float64)
     maps[0, 2, 2] = 1

@@ -365,7 +365,9 @@ def test_why_some_kinds_of_pipelines_are_not_supported(name: str, why: str) -> N
 
 def test_every_family_s_adapter_is_there() -> None:
     for name in FAMILIES:
-        assert issubclass(adapter_class(name), ModelAdapter)
+        adapter = adapter_class(name)
+        assert issubclass(adapter, ModelAdapter)
+        assert bool(adapter.kinds) == ("transformer" in FAMILIES[name].parts)
 
 
 def test_the_usual_half_precision(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from tests.closeness import assert_close
 from tests.models import families
 
 FAMILIES = ("sd3", "sd35", "pixart_alpha", "pixart_alpha_1024", "pixart_sigma", "auraflow")
-ONE_EACH = ("sd35", "pixart_alpha_1024", "auraflow")
 
 
 @functools.cache
@@ -178,8 +177,13 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), METHODS, ids=[name for name, _ in METHODS])
-@pytest.mark.parametrize("family", ONE_EACH)
+STEERED = [
+    *((family, *method) for family in ("sd35", "pixart_alpha_1024") for method in METHODS),
+    *(("auraflow", *method) for method in METHODS if method[0] in ("mask_guidance", "stable", "inject5", "pag")),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "options"), STEERED, ids=[f"{family}-{name}" for family, name, _ in STEERED])
 def test_methods_steer_a_batch_as_its_rows(family: str, name: str, options: dict[str, Any]) -> None:
     """Prompts of differing lengths, pictures that are not square."""
     adapter = model(family)
@@ -202,13 +206,6 @@ def test_methods_steer_a_batch_as_its_rows(family: str, name: str, options: dict
         assert found is not None
         assert_close(found, latents(row, adapter))
         assert not torch.equal(found, latents(row.plain(), adapter))
-
-
-def test_the_search_for_a_start_reads_words_and_the_picture() -> None:
-    """Maps of self-attention are a part of a row, like those of words."""
-    options = {"rounds": 1, "iterations": 1, "last_iterations": 1}
-    row = plain(regions=(tiny.CAT, tiny.BALL), methods=(MethodConfig("initno", options),))
-    assert not torch.equal(latents(row, model("sd35")), latents(row.plain(), model("sd35")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
