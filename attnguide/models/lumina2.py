@@ -31,6 +31,8 @@ class Lumina2(LanguageModelAdapter):
     one_length = True
     cuts_states = False  # masked padding goes through the first blocks of the text, as in the pipeline
 
+    kinds = ("Lumina2Transformer2DModel",)
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from decoder_problems(plain_module(pipeline.vae))

@@ -35,6 +35,8 @@ class QwenImage21(FrameAutoencoding, LanguageModelAdapter):
 
     one_length = True
 
+    kinds = ("QwenImage21Transformer2DModel",)
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from frame_problems(plain_module(pipeline.vae), "AutoencoderKLQwenImage21")
