@@ -51,11 +51,13 @@ CELL, AXIS = "cell", "axis."
 
 RECORDS_FILE, SAMPLES_FOLDER = "records.csv", "samples"
 NORMS_FILE, TRACE_FILE, VALUES_FILE = "map_norms.csv", "loss_trace.csv", "value_invariance.csv"
+JUDGED_FILE = "judged.csv"
 ROW_TABLES: dict[str, tuple[str, ...]] = {
     RECORDS_FILE: ("id",),
     NORMS_FILE: ("id", "step", "stage", "site", "region"),
     TRACE_FILE: (),
     VALUES_FILE: ("id", "site"),
+    JUDGED_FILE: ("id", "judge"),
 }
 """A run's tables with lines of rows, and the columns that tell the lines apart (all, where none are named)."""
 

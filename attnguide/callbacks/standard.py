@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 
 from attnguide.callbacks.attention_maps import AttentionMapsLogger
+from attnguide.callbacks.judging import Judging
 from attnguide.callbacks.loss_trace import LossTrace
 from attnguide.callbacks.map_norms import MapNorms
 from attnguide.callbacks.progress import progress_bar
@@ -17,6 +18,7 @@ from attnguide.callbacks.samples import Samples
 from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance
 from attnguide.folder import RunLock
+from attnguide.judges.base import Judge
 
 
 def standard_callbacks(
@@ -31,6 +33,8 @@ def standard_callbacks(
     lock: RunLock | None = None,
     facts: Mapping[str, Any] | None = None,
     row_curves: int = 0,
+    judges: Sequence[Judge] = (),
+    sheet: bool = True,
 ) -> list[L.Callback]:
     """Callbacks in an order that works: what measures, then files, then loggers, then what may fail the run.
 
@@ -45,10 +49,13 @@ def standard_callbacks(
         lock: Of the run folder, where the caller holds it already.
         facts: What loggers say of the run beside its configuration.
         row_curves: Rows whose own curves go to the loggers beside the means by method.
+        judges: Look at every finished picture.
+        sheet: Draw ``sheet.png``.
     """
     callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace(), TargetMaps()]
     callbacks += [AttentionMapsLogger()] if maps else []
-    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer, lock=lock)]
+    callbacks += [Judging(judges)] if judges else []
+    callbacks += [Samples(), RunFolder(config, resume=resume, scorer=scorer, lock=lock, sheet=sheet)]
     callbacks += [RunLog(config, facts=facts, row_curves=row_curves)]
     callbacks += [progress_bar()] if progress else []
     callbacks += [ValueInvariance()] if values else []

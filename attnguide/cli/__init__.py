@@ -28,6 +28,7 @@ DEBUG = "--debug"
 COMMANDS: dict[str, str] = {
     "sample": "make pictures: plain and steered, with maps, numbers and a log",
     "ablate": "run a table of cells spanned by axes: sheets, curves, a summary",
+    "eval": "compare methods on a layout benchmark: judged pictures, tables of a paper",
     "maps": "record where words look, as pictures that can be edited and used as regions",
     "report": "write a run folder as one page of HTML",
     "dashboard": "arrange logged runs as a W&B workspace and a report",

@@ -16,6 +16,9 @@ from attnguide.models.names import nearest
 from attnguide.parsing import shown
 from attnguide.yaml12 import read_yaml, yaml_value
 
+_NAMED = ("--method", "--judge")
+"""Options that name something with options of its own."""
+
 _YAML = "yaml12"
 """Name under which jsonargparse knows the reader of YAML that the whole package has."""
 
@@ -94,7 +97,7 @@ def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
     """Gather repeatable options into one JSON list each, so that they are values like all others.
 
     Files go first, so that what is typed wins over what they say. ``--seed 0 1`` takes several words, ``--region A --region B``
-    may be repeated, and ``--method.OPTION VALUE`` belongs to the ``--method`` before it.
+    may be repeated, and ``--method.OPTION VALUE`` belongs to the ``--method`` before it, as options of judges to their judge.
 
     Raises:
         UsageError: If a value is missing, or an option of a method stands before any method.
@@ -117,16 +120,16 @@ def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
         if inner and base in named:
             rest.append(f"{option}={_mapped(base, inner, value if divider else _values(option, words, None)[0])}")
             continue
-        if base not in repeatable or (inner and base != "--method"):
+        if base not in repeatable or (inner and base not in _NAMED):
             rest.append(option + divider + value)
             if option == "--":
                 rest, words = rest + words, []
             continue
         values = [value] if divider else _values(option, words, repeatable[base])
         if inner:
-            _method_option(found.get(base, []), inner, values[0])
+            _named_option(base, found.get(base, []), inner, values[0])
         else:
-            found.setdefault(base, []).extend({"name": v} if base == "--method" else v for v in values)
+            found.setdefault(base, []).extend({"name": v} if base in _NAMED else v for v in values)
     packed = [f"{option}={json.dumps(values)}" for option, values in found.items()]
     return [*files, *packed, *rest]
 
@@ -154,15 +157,20 @@ def _mapped(base: str, key: str, value: str) -> str:
     return value if isinstance(read, str) else json.dumps(read)
 
 
-def _method_option(methods: list[Any], option: str, value: str) -> None:
-    if not methods:
-        raise UsageError(f"--method.{option}: expected a --method before it, which it belongs to; got none")
+def _named_option(base: str, named: list[Any], option: str, value: str) -> None:
+    """Set an option of the newest method or judge.
+
+    Raises:
+        UsageError: If there is none before it, or the value is no YAML.
+    """
+    if not named:
+        raise UsageError(f"{base}.{option}: expected a {base} before it, which it belongs to; got none")
     if option in ("name", "options"):
-        raise UsageError(f"--method.{option}: expected an option of {methods[-1]['name']}, by its name; got {option!r}")
+        raise UsageError(f"{base}.{option}: expected an option of {named[-1]['name']}, by its name; got {option!r}")
     try:
-        methods[-1][option] = scalar(value)
+        named[-1][option] = scalar(value)
     except ValueError as error:
-        raise UsageError(f"--method.{option}: {error}") from error
+        raise UsageError(f"{base}.{option}: {error}") from error
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning import Callback
     from lightning.pytorch.loggers import Logger
 
+    from attnguide.judges import Judge
     from attnguide.models.base import ModelAdapter
     from attnguide.types import Sample
 
@@ -39,6 +40,11 @@ NOT_THE_TRAINERS = {
 """Arguments of Lightning's Trainer that would break a run, and what to do instead."""
 
 INTERRUPTED = 130
+
+NOT_JUDGED = (
+    "not judged: no judge knows these prompts; add --judge detector=MODEL (such as google/owlv2-base-patch16-ensemble, or a "
+    "folder), clip=MODEL or vqa=MODEL"
+)
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,13 @@ class _Ready:
         plan: Its rows marked with what the model cannot take.
         config: What the run folder keeps.
         model: Loaded.
+        judges: Their networks loaded.
     """
 
     plan: Plan
     config: dict[str, Any]
     model: ModelAdapter
+    judges: tuple[Judge, ...]
 
 
 def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str]) -> _Ready:
@@ -170,13 +178,14 @@ def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str]) -> _Ready:
         check_settings(plan, config)
     if is_first_process():
         print(f"loading model {plan.config['model']} ...", flush=True)
+    judges = judging(plan.config["judge"])
     model = loaded(plan.config)
     left = [sample for sample in plan.samples if sample.id not in done]
     waiting = check_on_model(model, left, strict=is_strict(plan.config), going_on=bool(done))
     known = {sample.id: sample for sample in waiting}
     plan = replace(plan, samples=tuple(known.get(sample.id, sample) for sample in plan.samples))
     config[MADE_WITH] = made_with_model(plan, kept, model, devices)
-    return _Ready(plan, config, model)
+    return _Ready(plan, config, model, tuple(judges))
 
 
 def is_first_process() -> bool:
@@ -232,6 +241,20 @@ def _check_trainer(plan: Plan) -> int:
     return int(trainer.world_size)
 
 
+def judging(configs: Sequence[Mapping[str, Any]] | None) -> list[Judge]:
+    """The judges that settings name, before anything is made; that of the embedded world where nothing is said.
+
+    Raises:
+        UsageError: If one cannot be opened.
+    """
+    from attnguide.judges import open_judges
+
+    try:
+        return open_judges([{"name": "shapes"}] if configs is None else configs)
+    except ValueError as error:
+        raise UsageError(f"judge: {one_line(error)}") from error
+
+
 def loaded(config: Mapping[str, Any]) -> ModelAdapter:
     """The model that settings name.
 
@@ -284,18 +307,18 @@ def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _
     Raises:
         RunError: If the run stopped.
     """
-    plan, config, model = ready.plan, ready.config, ready.model
+    plan, config, model, judges = ready.plan, ready.config, ready.model, ready.judges
     from attnguide.callbacks import ValueInvariance, standard_callbacks
+    from attnguide.callbacks.judging import Judging
     from attnguide.data import SampleDataModule
-    from attnguide.judges.shapes import ShapesJudge
     from attnguide.loggers import show_hint, sync_hint
-    from attnguide.metrics.scoring import JudgeScores
     from attnguide.module import GuidanceModule, make_trainer
 
     chosen = {name: plan.config[name] for name in ("maps", "norms", "values", "row_curves")}
     facts = {**plan.facts, "command": plan.command}
-    scorer = JudgeScores([ShapesJudge()])
-    standard = standard_callbacks(config, resume=plan.resume, scorer=scorer, lock=held.lock, facts=facts, **chosen)
+    standard = standard_callbacks(
+        config, resume=plan.resume, lock=held.lock, facts=facts, judges=judges, sheet=plan.sheet, **chosen
+    )
     callbacks = [*standard, *further]
     loggers = _loggers(plan)
     held.closing.callback(_close, loggers, plan)
@@ -315,6 +338,7 @@ def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _
     verdicts = [callback.verdict for callback in callbacks if isinstance(callback, ValueInvariance)]
     hint, dashboard = sync_hint(loggers), show_hint(loggers)
     notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
+    notes += [NOT_JUDGED for one in callbacks if isinstance(one, Judging) and one.looked and not one.judged][:1]
     notes += [f"trackio has the run; look at it with: {dashboard}"] if dashboard else []
     return trainer.interrupted, notes
 

@@ -47,6 +47,7 @@ class Plan:
         notes: What the user should know of the rows, a line each.
         command: That makes it, for loggers.
         facts: What loggers say of it beside the settings.
+        sheet: Whether all pictures are put on one sheet.
     """
 
     config: dict[str, Any]
@@ -55,6 +56,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     command: str = "sample"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    sheet: bool = True
 
     @property
     def resume(self) -> bool:

@@ -32,7 +32,8 @@ examples:
   attnguide methods mask_guidance"""
 
 
-def _more_seeds(word: str) -> bool:
+def more_seeds(word: str) -> bool:
+    """Whether a word after a seed is one, too."""
     return re.fullmatch(r"\d+(\.\.\d+)?", word) is not None
 
 
@@ -88,7 +89,7 @@ def settings() -> list[Setting]:
         ),
         Setting("compare", values.flag, False, "make one picture for each method instead of applying them together"),
         Setting("plain", values.flag, True, "leave out the plain twin of each steered picture", option="--no-plain"),
-        Setting("seed", values.seeds, None, "one picture for each: 0 1 2 or 0..7", metavar="N", follows=_more_seeds),
+        Setting("seed", values.seeds, None, "one picture for each: 0 1 2 or 0..7", metavar="N", follows=more_seeds),
         Setting(
             "rows",
             _rows,
@@ -206,6 +207,16 @@ def settings() -> list[Setting]:
             "rows, from the first, whose own curves go to the loggers beside the means by method",
             metavar="N",
         ),
+        Setting(
+            "judge",
+            values.judges,
+            None,
+            "who looks at the pictures: shapes (the embedded world; the default), detector=MODEL (OWLv2, Grounding DINO, ...), "
+            "clip=MODEL, vqa=MODEL (a folder or a hub id each), module:Class of your own, or none; repeatable; "
+            "--judge.OPTION VALUE sets an option of the judge before it (detector: threshold, nms)",
+            metavar="NAME",
+            follows=_alone,
+        ),
         Setting("maps", values.flag, True, "draw no heat maps", option="--no-maps"),
         Setting("norms", values.flag, True, "measure no norms of attention maps", option="--no-norms"),
         Setting("values", values.flag, False, "report how much attention values change over steps, seeds and methods"),
@@ -222,7 +233,7 @@ def settings() -> list[Setting]:
     ]
 
 
-def _going_on(argv: Sequence[str]) -> list[str]:
+def going_on(argv: Sequence[str]) -> list[str]:
     """With ``--resume``, the settings of the run in ``--out`` come first, so that they need not be typed again."""
     words = list(argv)
     if "--resume" not in words:
@@ -242,7 +253,7 @@ def _going_on(argv: Sequence[str]) -> list[str]:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
-    asked = parse("attnguide sample", _going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
+    asked = parse("attnguide sample", going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["resume"] and asked["out"] and asked["prompt"] is None and asked["rows"] is None:
         raise UsageError(f"out: expected the folder of a run to go on with; {asked['out']!r} holds no config.yaml")
     from attnguide.cli.plan import make_plan

@@ -10,6 +10,7 @@ from typing import Any
 
 from attnguide.cli.signatures import check_value, options_of
 from attnguide.fields import MOST_SEED
+from attnguide.judges.names import judge_configs
 from attnguide.layouts.boxes import box_format as read_box_format
 from attnguide.loggers import check_loggers
 from attnguide.models.names import check_device, check_dtype, check_offload, check_scheduler, nearest
@@ -271,6 +272,11 @@ def groups(value: Any) -> list[list[str]]:
         if not isinstance(group, list | tuple) or not group or not all(isinstance(word, str) and word for word in group):
             raise ValueError(f"expected words of the prompt, the noun last, like 'red circle'; got {shown(item)}")
     return [list(group) for group in words]
+
+
+def judges(value: Any) -> list[dict[str, Any]]:
+    """Who looks at the pictures: ``shapes``, ``detector=MODEL``, ``module:Class``, mappings with options; or ``none``."""
+    return judge_configs(value)
 
 
 def methods(value: Any) -> list[dict[str, Any]]:

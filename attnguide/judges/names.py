@@ -64,7 +64,7 @@ def judge_configs(value: Any) -> list[dict[str, Any]]:
         ValueError: As for :func:`judge_config`, or if one stands twice.
     """
     items: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-    if NONE in items:
+    if any(item == NONE or (isinstance(item, Mapping) and item.get("name") == NONE) for item in items):
         if len(items) > 1:
             raise ValueError(f"expected {NONE} alone, or judges; got {shown(value)}")
         return []

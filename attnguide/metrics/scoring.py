@@ -27,23 +27,19 @@ def shapes_scores(result: SampleResult) -> dict[str, float]:
     return {} if seen is None else score(seen, asked)
 
 
-def row_numbers(seen: Sequence[Seen | None], asked: Asked, prefixes: Sequence[str]) -> dict[str, float]:
-    """What several judges say of one picture, as numbers by name.
+def row_numbers(seen: Seen, asked: Asked, prefix: str = "") -> dict[str, float]:
+    """What a judge says of one picture, as numbers by name.
 
     Args:
-        seen: What each says.
+        seen: What it says.
         asked: What was asked for.
-        prefixes: Of the names of each one's numbers about objects.
+        prefix: Of the names of numbers about objects.
     """
     numbers: dict[str, float] = {}
-    for one, prefix in zip(seen, prefixes, strict=True):
-        if one is None:
-            continue
-        if one.detections is not None and asked.objects:
-            own = {**score(one, asked, (*QUESTIONS, *DETAILS)), COUNT_FOUND: float(count_found(one, asked))}
-            numbers |= {prefix + name: value for name, value in own.items()}
-        numbers |= {name: float(value) for name, value in one.scores.items()}
-    return numbers
+    if seen.detections is not None and asked.objects:
+        own = {**score(seen, asked, (*QUESTIONS, *DETAILS)), COUNT_FOUND: float(count_found(seen, asked))}
+        numbers = {prefix + name: value for name, value in own.items()}
+    return {**numbers, **{name: float(value) for name, value in seen.scores.items()}}
 
 
 class JudgeScores:
@@ -70,16 +66,19 @@ class JudgeScores:
         for judge in self.judges:
             judge.to(device)
 
-    def look(self, results: Sequence[SampleResult]) -> list[tuple[dict[str, float], dict[str, Seen]]]:
-        """Numbers of each row, and what each judge saw by the judge's name; nothing of rows without a picture."""
+    def look(self, results: Sequence[SampleResult]) -> list[tuple[dict[str, float], dict[str, tuple[Seen, dict[str, float]]]]]:
+        """Numbers of each row, and by each judge's name what it saw and its own numbers; nothing of rows without a picture."""
         drawn = [(index, result.image, asked_of(result.sample)) for index, result in enumerate(results) if result.image]
         said = [judge.look([picture for _, picture, _ in drawn], [one for _, _, one in drawn]) for judge in self.judges]
-        found: list[tuple[dict[str, float], dict[str, Seen]]] = [({}, {}) for _ in results]
+        found: list[tuple[dict[str, float], dict[str, tuple[Seen, dict[str, float]]]]] = [({}, {}) for _ in results]
         prefixes = [f"{judge.name}." if self.several else "" for judge in self.judges]
         for place, (index, _, asked) in enumerate(drawn):
-            seen = [own[place] for own in said]
-            kept = {judge.name: one for judge, one in zip(self.judges, seen, strict=True) if one is not None}
-            found[index] = (row_numbers(seen, asked, prefixes), kept)
+            for judge, prefix, own in zip(self.judges, prefixes, said, strict=True):
+                seen = own[place]
+                if seen is not None:
+                    numbers = row_numbers(seen, asked, prefix)
+                    found[index][0].update(numbers)
+                    found[index][1][judge.name] = (seen, numbers)
         return found
 
     def __call__(self, result: SampleResult) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from attnguide.types import verdict
 from attnguide.variants import SETTINGS, variant_labels
 
 _FIGURES = ("sheet.png", "plots/*.png", "sheets/*.png")
+TABLE_FILE = "table.md"
+"""Tables that ``attnguide eval`` wrote."""
+
 _VARIANT = ("method", "options", *SETTINGS)
 _SUBJECT = ("prompt", "seed", "regions")
 
@@ -67,6 +71,23 @@ class Means:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of a comparison.
+
+    Attributes:
+        title: The heading that it stands below.
+        note: What is said between.
+        heads: Of its columns.
+        rows: Its cells.
+    """
+
+    title: str
+    note: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything on the page.
 
@@ -81,6 +102,7 @@ class Content:
         subjects: The rows, up to the limit.
         hidden: Rows beyond it.
         config: The run's configuration as YAML; empty if there is none.
+        tables: Of a comparison, see :func:`read_tables`.
         problems: Cells of the records that could not be read, and are left out.
     """
 
@@ -94,6 +116,7 @@ class Content:
     subjects: Sequence[Subject]
     hidden: int
     config: str
+    tables: Sequence[Table] = ()
     problems: Sequence[str] = ()
 
 
@@ -135,6 +158,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
         ],
         hidden=max(0, len(records) - limit),
         config=config.read_text(encoding="utf-8", errors="backslashreplace") if config.is_file() else "",
+        tables=read_tables(folder / TABLE_FILE),
         problems=[f"row {id!r}: {name}: {why}" for id, name, why in problems],
     )
 
@@ -201,3 +225,21 @@ def places(record: Record) -> str:
 def _box(region: Mapping[str, object]) -> str:
     box = region.get("box")
     return " " + ", ".join(f"{float(value):.2g}" for value in box) if isinstance(box, list) else ""
+
+
+def read_tables(path: Path) -> list[Table]:
+    """Tables of a Markdown file of sections with one table each; none where there is no such file."""
+    if not path.is_file():
+        return []
+    found = []
+    for section in path.read_text(encoding="utf-8", errors="backslashreplace").split("\n## ")[1:]:
+        title, _, rest = section.partition("\n")
+        lines = [_cells(line) for line in rest.splitlines() if line.startswith("|")]
+        note = " ".join(line for line in rest.splitlines() if line and not line.startswith(("|", "* "))).replace("`", "")
+        if len(lines) > 1:
+            found.append(Table(title, note, lines[0], lines[2:]))
+    return found
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

@@ -1,0 +1,94 @@
+"""What judges say of finished rows: numbers for their records, and what was seen, on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.judges.base import Judge, Seen
+from attnguide.metrics.scoring import JudgeScores
+from attnguide.records import JUDGED_FILE
+from attnguide.run_tables import append_table
+from attnguide.sampling.observer import BatchInfo
+from attnguide.types import SampleResult
+
+_COLUMNS = ("id", "judge", "numbers", "detections")
+
+
+class Judging(SamplingCallback):
+    """Lets judges look at every finished picture; their numbers become columns of the record.
+
+    ``judged.csv`` gets a line for each row and judge: its numbers, and its detections as labels, boxes in fractions and scores,
+    from which whole-table metrics (average precision) are computed. Put it before
+    :class:`~attnguide.callbacks.run_folder.RunFolder`, so that a row is on record only when what was seen of it is on disk.
+
+    Args:
+        judges: Each of another name.
+
+    Attributes:
+        looked: Pictures that judges looked at, on this process.
+        judged: Those that a judge knew what to say of.
+    """
+
+    def __init__(self, judges: Sequence[Judge]) -> None:
+        self.scores = JudgeScores(judges)
+        self.looked = self.judged = 0
+        self._found: dict[str, dict[str, float]] = {}
+        self._seen: dict[str, dict[str, tuple[Seen, dict[str, float]]]] = {}
+
+    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Judges look on the device where the pictures are made."""
+        self.scores.to(module.device)
+
+    def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
+        self._found.clear()
+
+    def row_metrics(self, result: SampleResult) -> Mapping[str, float]:
+        if result.sample.id not in self._found:
+            self._look([result])
+        return self._found[result.sample.id]
+
+    def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
+        self._look([result for result in results if result.sample.id not in self._found])
+        append_judged(run_folder(trainer), [(id, seen) for id, seen in self._seen.items()])
+        self._seen.clear()
+
+    def _look(self, results: Sequence[SampleResult]) -> None:
+        for result, (numbers, seen) in zip(results, self.scores.look(results), strict=True):
+            self._found[result.sample.id] = numbers
+            self._seen[result.sample.id] = seen
+            self.looked += result.image is not None
+            self.judged += bool(numbers)
+
+
+def append_judged(folder: Path, found: Sequence[tuple[str, Mapping[str, tuple[Seen, Mapping[str, float]]]]]) -> None:
+    """Add lines to ``judged.csv``.
+
+    Args:
+        folder: The run's.
+        found: For each row its id, and what each judge saw with its numbers.
+    """
+    lines = [
+        {
+            "id": id,
+            "judge": judge,
+            "numbers": json.dumps({name: round(value, 6) for name, value in numbers.items()}),
+            "detections": json.dumps(_detections(seen)) if seen.detections is not None else "",
+        }
+        for id, said in found
+        for judge, (seen, numbers) in said.items()
+    ]
+    if lines:
+        append_table(folder / JUDGED_FILE, _COLUMNS, lines)
+
+
+def _detections(seen: Seen) -> list[list[Any]]:
+    return [
+        [found.label, [round(float(edge), 5) for edge in found.box], round(float(found.score), 5)]
+        for found in seen.detections or ()
+    ]

@@ -1,0 +1,292 @@
+"""``attnguide eval``: methods side by side on a layout benchmark, judged, as the tables of a paper."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnguide.cli import sample, values
+from attnguide.cli.arguments import parse
+from attnguide.cli.errors import UsageError
+from attnguide.cli.plan import Plan
+from attnguide.cli.values import Setting
+from attnguide.evaluation.arms import Arm, arm_rows, make_arms, slug, tries_for
+from attnguide.evaluation.benchmark import FILES, benchmark_rows, with_settings
+from attnguide.parsing import shown
+from attnguide.types import Sample
+from attnguide.yaml12 import read_yaml
+
+if TYPE_CHECKING:
+    from attnguide.evaluation.callback import EvalLog
+
+DESCRIPTION = """\
+Compare methods on a layout benchmark: every row plain and under each --method, with the same seeds, and the best of as many
+plain pictures as cost what a method costs. Judges look at all pictures. Everything goes to one folder: table.md, table.csv,
+table.tex, report.html, sheets of examples, records.csv, judged.csv; means with intervals over prompts, differences pair by
+pair, by category."""
+
+EXAMPLES = """\
+examples:
+  attnguide eval benchmark --method mask_guidance --method stable --limit 4
+  attnguide eval 7bench.csv --box-size 512 --model ./sd15 --judge detector=google/owlv2-base-patch16-ensemble \\
+      --method layout_guidance --method box_diff --method.step_size 40 --seed 0..3 --out runs/7bench
+  attnguide eval --resume --out runs/7bench
+  attnguide eval geneval.jsonl --model ./sd15 --judge detector=./owlv2 --judge clip=./clip
+  attnguide eval 7bench.csv --box-size 512 --pictures other_tool/ --judge detector=./owlv2"""
+
+_TAKEN = (
+    *("model", "model_config", "variant", "device", "dtype", "scheduler", "steps", "cfg_scale", "true_cfg_scale"),
+    *("negative_prompt", "height", "width", "box_size", "box_format", "batch_size", "strict", "out", "resume", "logger"),
+    *("row_curves", "values", "judge", "wandb", "made_with", "trainer"),
+)
+"""Settings that are those of ``attnguide sample``."""
+
+_QUIET = {"maps": False, "norms": False}
+"""What an evaluation does not measure."""
+
+
+def _more_categories(word: str) -> bool:
+    return re.fullmatch(r"[A-Za-z_]\w*", word) is not None
+
+
+def _alone(word: str) -> bool:
+    return False
+
+
+def arms(value: Any) -> list[list[dict[str, Any]]]:
+    """Sets of methods: names, ``a+b``, mappings with options, lists of these, or files of methods."""
+    items = value if isinstance(value, list | tuple) else [value]
+    sets = [_arm(item) for item in items]
+    return [methods for methods in sets if methods]
+
+
+def _arm(item: Any) -> list[dict[str, Any]]:
+    given = item if isinstance(item, list | tuple) else [item]
+    if len(given) == 1 and isinstance(name := given[0].get("name") if isinstance(given[0], Mapping) else given[0], str):
+        if name.lower().endswith((".yaml", ".yml")):
+            return _methods_of(name)
+        if "+" in name and (isinstance(given[0], str) or set(given[0]) == {"name"}):
+            given = [part.strip() for part in name.split("+")]
+    return values.methods(list(given))
+
+
+def _methods_of(path: str) -> list[dict[str, Any]]:
+    """The methods of a configuration of ``attnguide sample``."""
+    _, content = read_yaml(Path(path))
+    if not isinstance(content, dict) or not content.get("methods"):
+        raise ValueError(f"expected a file with methods, as configs/methods/ has; {shown(path)} has none")
+    return values.methods(content["methods"])
+
+
+def _tries(value: Any) -> int:
+    return int(values.whole(0)(value))
+
+
+def settings() -> list[Setting]:
+    """Everything ``attnguide eval`` can be told."""
+    return [
+        Setting(
+            "rows",
+            values.words,
+            None,
+            f"the benchmark: {', '.join(FILES)} (embedded), or a file: 7Bench's columns (.csv), GenEval, GLIGEN, LLM-grounded, "
+            "LayoutSAM (.json, .jsonl), COCO's instances (.json), prompts (.txt), or rows of our own; see docs/tables.md",
+            metavar="FILE",
+        ),
+        Setting(
+            "methods",
+            arms,
+            None,
+            "an arm each: a name, a+b for two together, a file of methods such as configs/methods/shapes/box_diff.yaml; "
+            "repeatable; --method.OPTION VALUE sets an option of the method before it",
+            option="--method",
+            metavar="NAME",
+            follows=_alone,
+        ),
+        Setting(
+            "seed", values.seeds, [0], "pictures of each row and arm: 0 1 2 or 0..7", metavar="N", follows=sample.more_seeds
+        ),
+        Setting(
+            "categories", values.names, None, "which kinds of rows; all by default", metavar="NAME", follows=_more_categories
+        ),
+        Setting("limit", values.whole(1), None, "rows of each category, evenly spread; all by default", metavar="N"),
+        Setting(
+            "best_of",
+            _tries,
+            None,
+            "plain pictures of which the arm best_of_k keeps one; by default as many as cost what each method costs; 0: no "
+            "such arm",
+            metavar="K",
+        ),
+        Setting(
+            "reference",
+            values.words,
+            None,
+            "folder of real pictures; each arm's distance to them is told",
+            metavar="DIR",
+        ),
+        Setting(
+            "pictures",
+            values.words,
+            None,
+            "judge pictures that exist: files named by rows (030.png, or 030-1.png and 030-2.png), in one folder, or in a "
+            "folder for each arm; nothing is sampled",
+            metavar="DIR",
+        ),
+        *(setting for setting in sample.settings() if setting.name in _TAKEN),
+    ]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; see :func:`attnguide.cli.main` for the status."""
+    asked = parse("attnguide eval", sample.going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
+    if asked["rows"] is None:
+        raise UsageError(f"rows: expected a benchmark first: {', '.join(FILES)}, or a file of rows; got none")
+    if asked["pictures"] is not None:
+        from attnguide.cli.eval_pictures import judge_pictures
+
+        return judge_pictures(asked)
+    plan, tries = make_eval_plan(asked)
+    from attnguide.cli.execute import execute
+    from attnguide.evaluation.callback import EvalLog
+
+    reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
+    log = EvalLog(plan.samples, tries, title_of(asked), about(plan.config, plan.samples), reference)
+    return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes))
+
+
+def folder_of(name: str, path: str) -> Path:
+    """A folder that a setting names, or a UsageError."""
+    found = Path(path).expanduser()
+    if not found.is_dir():
+        raise UsageError(f"{name}: expected a folder; {shown(path)} is none")
+    return found
+
+
+def title_of(config: Mapping[str, Any]) -> str:
+    """First line of the tables."""
+    return f"{Path(str(config['rows'])).name} on {config['model']}"
+
+
+def about(config: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str]:
+    """What was compared, in words."""
+    subjects = {sample.tags["subject"] for sample in samples}
+    judges = ["shapes"] if config["judge"] is None else [_judge(one) for one in config["judge"]]
+    scheduler = f", {config['scheduler']}" if config["scheduler"] else ""
+    return {
+        "benchmark": f"{config['rows']}, {len(subjects)} rows, {len(config['seed'])} pictures of each and arm",
+        "model": f"{config['model']}, {config['steps']} steps, cfg scale {config['cfg_scale']:g}{scheduler}",
+        "judges": ", ".join(judges) or "none",
+    }
+
+
+def _judge(config: Mapping[str, Any]) -> str:
+    options = [f"{key} {value}" for key, value in config.items() if key not in ("name", "model")]
+    model = f"={config['model']}" if "model" in config else ""
+    return f"{config['name']}{model}" + (f" ({', '.join(options)})" if options else "")
+
+
+# -------------------------------------------------------------------------------------------------------------- the plan
+
+
+def make_eval_plan(settings: Mapping[str, Any]) -> tuple[Plan, dict[str, int]]:
+    """The rows of all arms, and for each arm the number of plain pictures that cost as much.
+
+    Raises:
+        UsageError: If the benchmark cannot be read, an arm cannot be, or settings contradict each other.
+    """
+    from attnguide.rows import checked_samples
+
+    if settings["resume"] and settings["out"] is None:
+        raise UsageError("resume: expected --out with the folder of the run to go on with; got none")
+    try:
+        chosen = make_arms(settings["methods"] or [])
+        rows = with_settings(benchmark_rows(settings), settings)
+        tries = _tries_of(chosen, rows, settings)
+        most = max(tries.values(), default=1)
+        samples = checked_samples(arm_rows(rows, chosen, settings["seed"], most), strict=settings["strict"])
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+    config = {**settings, **_QUIET, "rows": _kept(settings["rows"])}
+    folder = Path(settings["out"] or Path("runs") / _new_name(str(settings["rows"])))
+    return EvalPlan(config, tuple(samples), folder, command="eval", sheet=False), tries
+
+
+class EvalPlan(Plan):
+    """A plan whose rows are read again from the benchmark's file."""
+
+    @property
+    def kept_config(self) -> dict[str, Any]:
+        """Settings of this command."""
+        return {name: value for name, value in super().kept_config.items() if name not in _QUIET}
+
+
+def _kept(source: str) -> str:
+    return source if source in FILES else str(Path(source).resolve())
+
+
+def _new_name(source: str) -> str:
+    return f"eval_{slug(Path(source).stem)}_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
+
+
+def _tries_of(chosen: Sequence[Arm], rows: Sequence[Sample], settings: Mapping[str, Any]) -> dict[str, int]:
+    """For each steered arm the number of plain pictures that cost as much; none where no such arm is wanted."""
+    steered = [arm for arm in chosen if arm.methods]
+    if settings["best_of"] is not None:
+        return {arm.name: settings["best_of"] for arm in steered} if settings["best_of"] else {}
+    from attnguide.ablation.cost import expected_costs
+    from attnguide.models.folder import is_distilled
+
+    sound = next((row for row in rows if row.problem is None), None)
+    if sound is None or not steered:
+        return {}
+    made = arm_rows([sound], chosen, [0], 1)
+    plain, *costs = expected_costs(made, distilled=is_distilled(settings["model"]))
+    return {arm.name: tries_for(cost, plain) for arm, cost in zip(steered, costs, strict=True)}
+
+
+# --------------------------------------------------------------------------------------------------------------- the end
+
+
+def _tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
+    """Print the arms with their means, rows that gave no picture, and where things are; 1 if there are such rows."""
+    from attnguide.cli.outcome import endings
+    from attnguide.records import read_records
+
+    found = log.found or log.write(plan.folder)
+    ids = {one.id for one in plan.samples}
+    told, status = endings([record for record in read_records(plan.folder) if record["id"] in ids], plan)
+    print("\n".join(["", *summary(found), *told, "", *places(plan.folder), *notes]))
+    return status
+
+
+def summary(found: Any) -> list[str]:
+    """Arms and their means in percent, as an aligned table; nothing where nobody looked."""
+    from attnguide.aligned import aligned
+    from attnguide.evaluation.tables import TABLE_FILES
+
+    if not found.metrics:
+        return []
+    rows = []
+    for arm in found.arms:
+        lines = [found.line(arm, metric) for metric in found.metrics]
+        rows.append([arm, *("" if line is None else f"{100 * line.mean.mean:.1f}" for line in lines)])
+    text, left_out = aligned(["arm, %", *found.metrics], rows)
+    return [text, *([f"all numbers are in {TABLE_FILES[1]}"] if left_out else [])]
+
+
+def places(folder: Path) -> list[str]:
+    """What lies in the folder, for people."""
+    found = [
+        ("table.md", "scores, differences, categories and cost; table.csv and table.tex say the same"),
+        ("sheets", "examples of each category, arms side by side"),
+        ("samples", "the pictures"),
+        ("judged.csv", "what every judge saw of every picture"),
+        ("records.csv", "settings, scores and costs, a line a row"),
+        ("config.yaml", "the whole configuration: attnguide eval --config makes the same run"),
+    ]
+    return [f"{folder / name}  {what}" for name, what in found if (folder / name).exists()]

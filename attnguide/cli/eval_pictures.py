@@ -1,0 +1,69 @@
+"""``attnguide eval --pictures``: judge pictures that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attnguide.cli.errors import UsageError, one_line
+from attnguide.cli.eval import about, folder_of, places, summary, title_of
+from attnguide.evaluation.benchmark import benchmark_rows
+from attnguide.folder import check_run_folder, config_text, locked_run
+from attnguide.made_with import CONFIG_FILE
+
+
+def judge_pictures(asked: Mapping[str, Any]) -> int:
+    """Judge the pictures of a folder against a benchmark, and write the tables.
+
+    Args:
+        asked: Settings of ``attnguide eval``.
+
+    Returns:
+        0, or 1 if a row has no picture.
+
+    Raises:
+        UsageError: If the pictures, the benchmark, a judge or the folder cannot be used; nothing is written then.
+    """
+    from attnguide.cli.execute import judging, quiet
+    from attnguide.evaluation.callback import EvalLog
+    from attnguide.evaluation.pictures import judge_files, picture_rows
+    from attnguide.report.page import write_report
+
+    pictures, out = folder_of("pictures", asked["pictures"]), asked["out"]
+    if asked["methods"] or asked["resume"]:
+        name = "method" if asked["methods"] else "resume"
+        raise UsageError(f"{name}: expected pictures alone, which are only looked at; got --{name} beside --pictures")
+    if out is None:
+        raise UsageError("out: expected --out with a folder for the tables; got none")
+    reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
+    try:
+        found = picture_rows(pictures, benchmark_rows(asked))
+        check_run_folder(out)
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    quiet()
+    judges = judging(asked["judge"])
+    for judge in judges:
+        judge.to(_device(asked["device"]))
+    samples = [sample for sample, _ in found]
+    print(f"judging {sum(path is not None for _, path in found)} pictures of {pictures} ...", flush=True)
+    folder = Path(out)
+    with locked_run(folder):
+        kept = {name: value for name, value in asked.items() if name not in ("out", "resume")}
+        (folder / CONFIG_FILE).write_text(config_text(kept), encoding="utf-8")
+        judge_files(folder, found, judges)
+        log = EvalLog(samples, {}, title_of(asked), {**about(asked, samples), "model": f"pictures of {pictures}"}, reference)
+        compared = log.write(folder)
+        page = write_report(folder)
+    missing = sum(len(one.reasons) for one in compared.accounts)
+    told = f"rows     {len(found) - missing} ok" + (f", {missing} refused" if missing else "")
+    print("\n".join(["", *summary(compared), told]))
+    print("\n".join(["", *places(folder), f"{page}  all of it on one page"]))
+    return int(missing > 0)
+
+
+def _device(name: str | None) -> str:
+    from attnguide.models.load import resolve_device
+
+    return str(resolve_device(name))

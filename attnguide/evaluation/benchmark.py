@@ -1,0 +1,68 @@
+"""Rows of a benchmark: which are chosen, and with what settings. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from attnguide.ablation.layouts import box_options
+from attnguide.evaluation.entries import CATEGORY
+from attnguide.metrics.asked import asked_of
+from attnguide.row_values import nearest
+from attnguide.shapes.layouts import FILES as FILES
+from attnguide.shapes.layouts import spread
+from attnguide.tables import read_samples
+from attnguide.types import Sample
+
+_SETTINGS = ("negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "scheduler")
+
+
+def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:
+    """Rows of a benchmark without methods: those of the chosen categories, evenly spread.
+
+    Args:
+        settings: ``rows``, ``categories``, ``limit``, ``box_size`` and ``box_format`` as ``attnguide eval`` has them.
+
+    Raises:
+        ValueError: If the file cannot be read, a category is not there, or a row says impossibly what it asks for.
+    """
+    source = str(settings["rows"])
+    path = FILES.get(source, Path(source).expanduser())
+    if not path.is_file():
+        raise ValueError(f"rows: expected {', '.join(FILES)}, or a file{nearest(source, tuple(FILES))}; got {source!r}")
+    rows = read_samples(path, **_boxes(source, path, settings))
+    chosen = chosen_rows(rows, settings["categories"], settings["limit"])
+    for row in chosen:
+        asked_of(row)
+    return [replace(row, methods=()) for row in chosen]
+
+
+def _boxes(source: str, path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if source in FILES:
+        return box_options(source, path, None, None)
+    size = settings["box_size"]
+    return {"size": (size[0], size[1]) if size else None, "box_format": settings["box_format"]}
+
+
+def chosen_rows(rows: Sequence[Sample], categories: Sequence[str] | None, limit: int | None) -> list[Sample]:
+    """Some rows of each category, evenly spread; all where nothing is said.
+
+    Raises:
+        ValueError: If there is no such category.
+    """
+    kinds: dict[str, list[Sample]] = {}
+    for row in rows:
+        kinds.setdefault(str(row.tags.get(CATEGORY, "")), []).append(row)
+    for category in categories or ():
+        if category not in kinds:
+            known = ", ".join(kind for kind in kinds if kind) or "none"
+            raise ValueError(f"categories: expected some of {known}{nearest(category, kinds)}; got {category!r}")
+    return [row for category in categories or kinds for row in spread(kinds[category], limit)]
+
+
+def with_settings(rows: Sequence[Sample], settings: Mapping[str, Any]) -> list[Sample]:
+    """The rows under a run's settings, which hold for all rows alike."""
+    common = {name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
+    return [replace(row, **common) for row in rows]

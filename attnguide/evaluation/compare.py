@@ -1,0 +1,259 @@
+"""Arms against each other: means, differences to plain sampling and to the best of k at equal compute, what was not made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attnguide.evaluation.arms import BEST, PLAIN
+from attnguide.evaluation.entries import Entry, entries_of, seen_by, with_best
+from attnguide.evaluation.statistics import Difference, Mean, clustered_mean, holm, paired_difference
+from attnguide.metrics.distance import PictureDistance
+from attnguide.metrics.functional import DETAILS, QUESTIONS
+from attnguide.metrics.precision import AveragePrecision
+from attnguide.metrics.scoring import COUNT_FOUND
+from attnguide.records import SAMPLES_FOLDER
+from attnguide.types import Sample
+
+PRECISION, DISTANCE = "ap", "distance"
+"""Average precision, and kernel distance to real pictures: numbers of all pictures of an arm together."""
+
+_FEWEST = 8
+"""Pictures from which on a distance can be told."""
+
+_ORDER = (*QUESTIONS, *DETAILS)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one arm.
+
+    Attributes:
+        arm: Of the comparison.
+        metric: Name of the number.
+        mean: Over pictures, with an interval over prompts.
+        category: Rows of the benchmark that it is over; empty for all of them.
+        to_plain: Difference to plain pictures of the same rows and seeds; its p is corrected for all arms.
+        to_best: Likewise to the best of as many plain pictures as cost as much.
+        best: Name of that arm; empty where there is none.
+    """
+
+    arm: str
+    metric: str
+    mean: Mean
+    category: str = ""
+    to_plain: Difference | None = None
+    to_best: Difference | None = None
+    best: str = ""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of an arm's rows.
+
+    Attributes:
+        arm: Of the comparison.
+        ended: How many are ``ok``, ``refused``, ``failed``, ``missing``.
+        reasons: Rows that gave no picture, with why.
+        passes: Mean forward and backward passes of a picture.
+        seconds: Mean of a picture.
+    """
+
+    arm: str
+    ended: Mapping[str, int]
+    reasons: Sequence[tuple[str, str]]
+    passes: tuple[float, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the tables say.
+
+    Attributes:
+        arms: Names, plain first.
+        metrics: Names, in the order of columns.
+        lines: Of all rows, and of each category where there are several.
+        accounts: One an arm.
+        totals: Numbers of all pictures of an arm together, ``(arm, name) -> value``: :data:`PRECISION` of each judge that finds
+            objects, :data:`DISTANCE`.
+        entries: Pictures of each arm that were compared.
+    """
+
+    arms: Sequence[str]
+    metrics: Sequence[str]
+    lines: Sequence[Line]
+    accounts: Sequence[Account]
+    totals: Mapping[tuple[str, str], float]
+    entries: Mapping[str, Sequence[Entry]]
+
+    def line(self, arm: str, metric: str, category: str = "") -> Line | None:
+        """One of the lines."""
+        return self._by_name.get((arm, metric, category))
+
+    @cached_property
+    def _by_name(self) -> Mapping[tuple[str, str, str], Line]:
+        return {(line.arm, line.metric, line.category): line for line in self.lines}
+
+    @property
+    def categories(self) -> list[str]:
+        """In the order of the benchmark; none where it has none or one."""
+        found = list(dict.fromkeys(line.category for line in self.lines if line.category))
+        return found if len(found) > 1 else []
+
+
+def compare_folder(
+    folder: str | Path, samples: Sequence[Sample], tries: Mapping[str, int], reference: Path | None = None
+) -> Comparison:
+    """Compare the arms of a run.
+
+    Args:
+        folder: The run's, with ``records.csv`` and ``judged.csv``.
+        samples: Its rows, as :func:`~attnguide.evaluation.arms.arm_rows` made them.
+        tries: For each steered arm the number of plain pictures that cost as much; arms that are not named have no such rival.
+        reference: Folder of real pictures that the arms' pictures are compared with.
+    """
+    entries = entries_of(folder, samples)
+    arms: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if not entry.attempt:
+            arms.setdefault(entry.arm, []).append(entry)
+    for k in sorted({k for k in tries.values() if k > 1}):
+        arms[f"{BEST}{k}"] = with_best(entries, k)
+    rivals = {arm: f"{BEST}{k}" if k > 1 else PLAIN for arm, k in tries.items() if arm in arms}
+    found = compare(arms, rivals)
+    distance = {} if reference is None else _distances(Path(folder), arms, reference)
+    return replace(found, totals={**_precision(folder, samples, arms), **distance})
+
+
+def compare(arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> Comparison:
+    """Compare pictures of arms.
+
+    Args:
+        arms: Pictures by arm.
+        rivals: For an arm, the one of equal compute.
+    """
+    metrics = ordered({name: None for own in arms.values() for entry in own for name in entry.numbers})
+    lines = [line for metric in metrics for line in _lines(metric, arms, rivals)]
+    categories = list(dict.fromkeys(entry.category for own in arms.values() for entry in own))
+    if len(categories) > 1:
+        for category in categories:
+            inside = {arm: [entry for entry in own if entry.category == category] for arm, own in arms.items()}
+            lines += [replace(one, category=category) for metric in metrics for one in _means(metric, inside)]
+    return Comparison(list(arms), metrics, lines, [_account(arm, own) for arm, own in arms.items()], {}, arms)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Metrics in the order of this package, each judge's own last; counts of objects are left out."""
+    known = {name: place for place, name in enumerate(_ORDER)}
+
+    def place(name: str) -> tuple[int, int]:
+        own = name.rpartition(".")[2]
+        return (0 if own in known else 1, known.get(own, 0))
+
+    return sorted((name for name in names if not name.endswith(COUNT_FOUND)), key=place)
+
+
+def _values(entries: Sequence[Entry], metric: str) -> dict[tuple[str, int], float]:
+    return {entry.key: value for entry in entries if (value := entry.value(metric)) is not None}
+
+
+def _means(metric: str, arms: Mapping[str, Sequence[Entry]]) -> list[Line]:
+    lines = []
+    for arm, entries in arms.items():
+        clusters: dict[str, list[float]] = {}
+        for entry in _applicable(metric, entries, arms):
+            if (value := entry.value(metric)) is not None:
+                clusters.setdefault(entry.prompt, []).append(value)
+        mean = clustered_mean(clusters)
+        if mean is not None:
+            lines.append(Line(arm, metric, mean))
+    return lines
+
+
+def _applicable(metric: str, entries: Sequence[Entry], arms: Mapping[str, Sequence[Entry]]) -> list[Entry]:
+    """Pictures to whose row a metric applies: a failed one counts as 0 only where a picture of the row has the metric."""
+    subjects = {entry.subject for own in arms.values() for entry in own if metric in entry.numbers}
+    return [entry for entry in entries if entry.subject in subjects]
+
+
+def _lines(metric: str, arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> list[Line]:
+    """A metric of all arms, p-values corrected for the number of arms."""
+    prompts = {entry.key: entry.prompt for own in arms.values() for entry in own}
+    values = {arm: _values(_applicable(metric, own, arms), metric) for arm, own in arms.items()}
+    steered = [arm for arm in arms if arm != PLAIN]
+    to_plain = _corrected(steered, lambda arm: paired_difference(values[arm], values.get(PLAIN, {}), prompts))
+    to_best = _corrected(
+        [arm for arm in steered if arm in rivals], lambda arm: paired_difference(values[arm], values[rivals[arm]], prompts)
+    )
+    return [
+        replace(line, to_plain=to_plain.get(line.arm), to_best=to_best.get(line.arm), best=rivals.get(line.arm, ""))
+        for line in _means(metric, arms)
+    ]
+
+
+def _corrected(arms: Sequence[str], differ: Callable[[str], Difference | None]) -> dict[str, Difference]:
+    found = {arm: one for arm in arms if (one := differ(arm)) is not None}
+    ps = holm([one.p for one in found.values()])
+    return {arm: replace(one, p=p) for (arm, one), p in zip(found.items(), ps, strict=True)}
+
+
+def _account(arm: str, entries: Sequence[Entry]) -> Account:
+    made = [entry for entry in entries if entry.ended == "ok"]
+    reasons = [(entry.subject, entry.status) for entry in entries if entry.ended in ("refused", "failed")]
+    passes = [[entry.passes[index] for entry in made] for index in (0, 1)]
+    return Account(
+        arm,
+        Counter(entry.ended for entry in entries),
+        reasons,
+        (fmean(passes[0]) if made else 0.0, fmean(passes[1]) if made else 0.0),
+        fmean(entry.seconds for entry in made) if made else 0.0,
+    )
+
+
+def _precision(
+    folder: str | Path, samples: Sequence[Sample], arms: Mapping[str, Sequence[Entry]]
+) -> dict[tuple[str, str], float]:
+    """Average precision of each arm by each judge that gives detections, where boxes were asked for."""
+    found = {}
+    judges = seen_by(folder, samples)
+    for judge, said in judges.items():
+        by_id = {id: (seen, asked) for id, seen, asked in said}
+        for arm, entries in arms.items():
+            pairs = [by_id[entry.id] for entry in entries if entry.id in by_id]
+            if any(one.boxes for _, asked in pairs for one in asked.objects):
+                metric = AveragePrecision()
+                metric.update([seen for seen, _ in pairs], [asked for _, asked in pairs])
+                found[arm, f"{judge}.{PRECISION}" if len(judges) > 1 else PRECISION] = float(metric.compute())
+    return found
+
+
+def _distances(folder: Path, arms: Mapping[str, Sequence[Entry]], reference: Path) -> dict[tuple[str, str], float]:
+    """Kernel distance of each arm's pictures to those of a folder, see :class:`~attnguide.metrics.distance.PictureDistance`."""
+    real = sorted(path for path in reference.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    found = {}
+    for arm, entries in arms.items():
+        made = [folder / SAMPLES_FOLDER / f"{entry.id}.png" for entry in entries if entry.ended == "ok"]
+        if min(len(real), len(made)) >= _FEWEST:
+            metric = PictureDistance(subset_size=min(len(real), len(made), 50))
+            for paths, is_real in ((real, True), (made, False)):
+                for path in paths:
+                    metric.update(_pixels(path), real=is_real)
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)  # subsets are drawn
+                found[arm, DISTANCE] = float(metric.compute()[0])
+    return found
+
+
+def _pixels(path: Path) -> torch.Tensor:
+    """A picture as ``1 3 height width``, uint8."""
+    with Image.open(path) as file:
+        return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)[None]

@@ -1,0 +1,68 @@
+"""Files of a comparison: tables, and sheets of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from attnguide.evaluation.arms import slug
+from attnguide.evaluation.compare import Comparison
+from attnguide.evaluation.entries import Entry
+from attnguide.evaluation.tables import COLUMNS, TABLE_FILES, latex, markdown, table_lines
+from attnguide.files import replacing, write_atomic, write_picture
+from attnguide.records import read_records
+from attnguide.run_tables import append_table
+from attnguide.sheet import record_picture
+from attnguide.visual import contact_sheet
+
+SHEETS_FOLDER = "sheets"
+MOST_SHEETS, MOST_EXAMPLES = 12, 6
+"""Categories with a sheet, and rows of the benchmark on it."""
+
+
+def write_comparison(folder: Path, found: Comparison, title: str, about: Mapping[str, str]) -> Iterator[Path]:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and a sheet of examples for each category; gives each file.
+
+    Args:
+        folder: The run's.
+        found: The comparison.
+        title: Of the tables.
+        about: What was compared, by name.
+    """
+    text, table, tex = (folder / name for name in TABLE_FILES)
+    write_atomic(text, markdown(found, title, about))
+    yield text
+    with replacing(table) as temporary:
+        append_table(temporary, COLUMNS, table_lines(found))
+    yield table
+    write_atomic(tex, latex(found, title))
+    yield tex
+    yield from write_sheets(folder, found)
+
+
+def write_sheets(folder: Path, found: Comparison) -> Iterator[Path]:
+    """Write ``sheets/<category>.png``: rows of the benchmark downwards, arms across, regions drawn; gives each file."""
+    records = {record["id"]: record for record in read_records(folder)}
+    made = {arm: {entry.key: entry for entry in own if entry.ended == "ok"} for arm, own in found.entries.items()}
+    kinds: dict[str, dict[tuple[str, int], Entry]] = {}
+    for entry in (entry for own in made.values() for entry in own.values()):
+        kinds.setdefault(entry.category, {}).setdefault(entry.key, entry)
+    for category, own in list(kinds.items())[:MOST_SHEETS]:
+        keys = _examples(list(own))
+        rows = [
+            [record_picture(folder, records.get(made[arm][key].id) if key in made[arm] else None) for arm in found.arms]
+            for key in keys
+        ]
+        if any(picture is not None for row in rows for picture in row):
+            labels = [f"{own[key].subject}, seed {key[1]}: {own[key].prompt}" for key in keys]
+            path = folder / SHEETS_FOLDER / f"{slug(category or 'examples')}.png"
+            write_picture(path, contact_sheet(rows, column_labels=list(found.arms), row_labels=labels))
+            yield path
+
+
+def _examples(keys: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Keys at even distances, of different rows as far as there are enough."""
+    firsts = list({subject: (subject, seed) for subject, seed in reversed(keys)}.values())[::-1]
+    chosen = firsts if len(firsts) >= MOST_EXAMPLES else list(keys)
+    count = min(MOST_EXAMPLES, len(chosen))
+    return [chosen[index * len(chosen) // count] for index in range(count)]

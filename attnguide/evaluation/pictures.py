@@ -1,0 +1,103 @@
+"""Pictures that exist already, as rows of a comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from attnguide.callbacks.judging import append_judged
+from attnguide.evaluation.arms import ARM, SUBJECT, slug
+from attnguide.files import write_picture
+from attnguide.judges.base import Judge
+from attnguide.metrics.scoring import JudgeScores
+from attnguide.records import RECORDS_FILE, SAMPLES_FOLDER, record_of
+from attnguide.run_tables import append_table
+from attnguide.types import Cost, Sample, SampleResult
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
+
+_AT_ONCE = 8
+"""Pictures that are held in memory together."""
+
+
+def picture_rows(folder: Path, rows: Sequence[Sample]) -> list[tuple[Sample, Path | None]]:
+    """Rows for the pictures of a folder, and for those that lack one.
+
+    A picture belongs to the row whose id its name is, or begins with before ``-`` or ``_``; several of one row are numbered in
+    the order of their names, in the place of seeds. Folders inside are arms; where there is none, the folder itself is.
+
+    Args:
+        folder: With pictures, or with a folder of pictures for each arm.
+        rows: Of the benchmark.
+
+    Returns:
+        Rows as :func:`~attnguide.evaluation.arms.arm_rows` makes them, each with its picture.
+
+    Raises:
+        ValueError: If no picture belongs to a row.
+    """
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and any(_pictures(path)))
+    found: list[tuple[Sample, Path | None]] = []
+    for arm in inner or [folder]:
+        by_row = _by_row(list(_pictures(arm)), rows)
+        for row in rows:
+            own: Sequence[Path | None] = by_row.get(row.id) or [None]
+            for number, path in enumerate(own):
+                tags = {**row.tags, ARM: arm.name, SUBJECT: row.id}
+                id = f"{row.id}-{slug(arm.name)}-{number}"
+                found.append((replace(row, id=id, seed=number, tags=tags, problem=None), path))
+    if not any(path for _, path in found):
+        raise ValueError(f"pictures: expected files named by rows, like {rows[0].id}.png; {str(folder)!r} has none")
+    # Plain pictures, if an arm is called that, are what the others are compared with, and come first.
+    return sorted(found, key=lambda pair: pair[0].tags[ARM] != "plain")
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.suffix.lower() in KINDS)
+
+
+def _by_row(paths: Sequence[Path], rows: Sequence[Sample]) -> Mapping[str, list[Path]]:
+    ids = {row.id for row in rows}
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        heads = [path.stem, *(path.stem[: match.start()] for match in reversed(list(re.finditer("[-_]", path.stem))))]
+        id = next((head for head in heads if head in ids), None)  # the longest
+        if id is not None:
+            found.setdefault(id, []).append(path)
+    return found
+
+
+def judge_files(folder: Path, found: Sequence[tuple[Sample, Path | None]], judges: Sequence[Judge]) -> None:
+    """Judge pictures, and write ``records.csv``, ``judged.csv`` and copies of the pictures as a run does.
+
+    Args:
+        folder: Of the run.
+        found: From :func:`picture_rows`.
+        judges: Each of another name.
+    """
+    scores = JudgeScores(judges)
+    for start in range(0, len(found), _AT_ONCE):
+        results = [_result(sample, path) for sample, path in found[start : start + _AT_ONCE]]
+        said = scores.look(results)
+        append_judged(folder, [(result.sample.id, seen) for result, (_, seen) in zip(results, said, strict=True)])
+        for result, (numbers, _) in zip(results, said, strict=True):
+            if result.image is not None:
+                write_picture(folder / SAMPLES_FOLDER / f"{result.sample.id}.png", result.image)
+            record = record_of(result, numbers)
+            append_table(folder / RECORDS_FILE, tuple(record), [record])
+
+
+def _result(sample: Sample, path: Path | None) -> SampleResult:
+    nothing = Cost(0, 0, 0.0, 0.0)
+    if path is None:
+        return SampleResult(sample, None, None, nothing, "refused: there is no picture of this row")
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return SampleResult(sample, None, None, nothing, f"refused: {path.name} cannot be read ({type(error).__name__})")
+    return SampleResult(replace(sample, height=None, width=None), picture, None, nothing)
