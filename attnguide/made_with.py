@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from attnguide.methods import METHODS, method_options
+from attnguide.methods import is_method, method_options
 from attnguide.types import MethodConfig, Sample
 from attnguide.yaml12 import yaml_value
 
@@ -66,7 +66,7 @@ def with_kept_options(samples: Sequence[Sample], kept: Options) -> list[Sample]:
     changed = {
         name: {option: value for option, value in _known(name, kept).items() if value != _plain(method_options(name))[option]}
         for name in kept
-        if name in METHODS
+        if is_method(name)
     }
     if not any(changed.values()):
         return list(samples)

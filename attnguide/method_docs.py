@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from attnguide.methods import method_info
+from attnguide.outside import find_source
 
 
 def option_meanings(method: str) -> Mapping[str, str]:
@@ -42,10 +42,10 @@ def _docstring(target: str) -> str:
 @cache
 def _class(target: str) -> ast.ClassDef | None:
     module, name = target.split(":")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    source = find_source(module)
+    if source is None:
         return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(source).read_text(encoding="utf-8"))
     return next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
 
 

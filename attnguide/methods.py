@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from attnguide.hints import fits, spelt
 from attnguide.html import table
+from attnguide.outside import entry_point_targets, is_target, load_target
 from attnguide.parsing import shown
 from attnguide.types import MethodConfig, Sample
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from attnguide.injection.base import Injection
 
 Family = Literal["guidance", "injection", "baseline"]
+
+
+GROUP = "attnguide.methods"
+"""Entry points under which other packages offer methods, as classes or as :class:`MethodInfo`."""
 
 
 @dataclass(frozen=True)
@@ -262,16 +266,47 @@ METHODS: dict[str, MethodInfo] = {
 
 
 def method_info(name: str) -> MethodInfo:
-    """Look a method up.
+    """Look a method up: in :data:`METHODS`, as ``module:Class`` of a user's own, or among other packages' entry points.
 
     Raises:
-        ValueError: If there is none of this name; the message names the nearest and all others.
+        ValueError: If there is none of this name; the message names the nearest and all others. Or if ``module:Class`` cannot
+            be imported, or is no method.
     """
     if name in METHODS:
         return METHODS[name]
+    target = name if is_target(name) else entry_point_targets(GROUP).get(name)
+    if target is not None:
+        return _outside(target)
     near = difflib.get_close_matches(name, METHODS, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"Unknown method {shown(name)}{hint}; choose from {', '.join(METHODS)}.")
+    others = ", ".join([*METHODS, *entry_point_targets(GROUP)])
+    raise ValueError(f"Unknown method {shown(name)}{hint}; choose from {others}, or name your own as module:Class.")
+
+
+def is_method(name: str) -> bool:
+    """Whether a name is that of a method, or written as one of a user's own; nothing is imported."""
+    return name in METHODS or is_target(name) or name in entry_point_targets(GROUP)
+
+
+def _outside(target: str) -> MethodInfo:
+    """What a class of another package says of itself.
+
+    Raises:
+        ValueError: If it cannot be imported or is no method.
+    """
+    from attnguide.guidance.base import Guidance
+    from attnguide.injection.base import Injection
+
+    found = load_target(target)
+    if isinstance(found, MethodInfo):
+        return found
+    kinds: dict[Family, type] = {"guidance": Guidance, "injection": Injection}
+    family = next((name for name, kind in kinds.items() if isinstance(found, type) and issubclass(found, kind)), None)
+    if family is None:
+        raise ValueError(f"Method {shown(target)} must be a subclass of attnguide.Guidance or attnguide.Injection.")
+    summary = (inspect.getdoc(found) or target).split("\n")[0].rstrip(".")
+    per_row = frozenset(getattr(found, "per_row", ("scale",)))
+    return MethodInfo(target, family, summary, getattr(found, "needs_regions", "place"), per_row=per_row)
 
 
 def method_class(name: str) -> type:
@@ -280,8 +315,7 @@ def method_class(name: str) -> type:
 
 
 def _class_at(target: str) -> type:
-    module, attribute = target.split(":")
-    found: type = getattr(importlib.import_module(module), attribute)
+    found: type = load_target(target)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +50,31 @@ def names(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return {"__name__": "page"}
 
 
+def write_named(block: str) -> None:
+    """A block that begins with the name of a file becomes it."""
+    if named := re.match(r"# (\w+\.(py|yaml))\n", block):
+        Path(named[1]).write_text(block)
+
+
 def run_page(page: Path, names: dict[str, Any]) -> dict[str, Any]:
     for block in blocks(page, "python"):
-        named = re.match(r"# (\w+\.py)\n", block)
-        if named:
-            Path(named[1]).write_text(block)
+        write_named(block)
         exec(compile(block, page.name, "exec"), names)
     return names
 
 
 def test_readme_runs(names: dict[str, Any], model: StableDiffusion) -> None:
     """Each block by itself, as people copy one."""
+    found: dict[str, Any] = {}
     for block in blocks(ROOT / "README.md", "python"):
-        exec(compile(block, "README.md", "exec"), found := dict(names))
+        write_named(block)
+        exec(compile(block, "README.md", "exec"), own := dict(names))
+        found |= own
     assert {path.name for path in Path().glob("*.png")} == {
         f"{method}-seed{seed}.png" for method in ("plain", "mask_guidance", "stable") for seed in (0, 1)
     }
     assert len(read_records("runs/step_size")) == 6
+    assert [row["method"] for row in read_records("runs/centre")] == ["centre:CentreGuidance"] * 2
     _check_guidance(found["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
 
 
@@ -107,7 +116,7 @@ def test_methods_that_are_named_exist() -> None:
 
 def test_a_loss_takes_at_most_thirty_lines() -> None:
     (block,) = [block for block in blocks(ROOT / "README.md", "python") if "(Guidance)" in block]
-    body = block[block.index("class ") : block.index("row = ")]
+    body = block[block.index("class ") :]
     assert len(body.strip().splitlines()) <= 30
 
 
@@ -141,6 +150,9 @@ def _check_guidance(guidance: Any, model: StableDiffusion, box: tuple[float, flo
     assert ends[1] < ends[0]
 
 
+WITH_FILES = ("adding_a_method.md",)
+"""Pages whose commands are typed beside the files that their blocks are."""
+
 COMMANDS = [
     (page.name, command)
     for page in PAGES
@@ -156,9 +168,13 @@ def test_commands_are_understood(
     page: str, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = shlex.split(command)[1:]
-    monkeypatch.chdir(tmp_path if words[0] == "init" else ROOT)
-    short_of_running = {"sample": "--print_config", "maps": "--print_config", "ablate": "--dry-run"}.get(words[0])
-    assert main([*words, short_of_running] if short_of_running and short_of_running not in words else words) == 0
+    files = [block for kind in ("python", "text") for block in blocks(ROOT / "docs" / page, kind)] if page in WITH_FILES else []
+    monkeypatch.chdir(tmp_path if words[0] == "init" or files else ROOT)
+    for block in files:
+        write_named(block)
+    short_of_running = {"sample": "--print_config", "maps": "--print_config", "eval": "--print_config", "ablate": "--dry-run"}
+    short = short_of_running.get(words[0])
+    assert main([*words, short] if short and short not in words else words) == 0
     assert capsys.readouterr().out
 
 
@@ -183,7 +199,7 @@ def test_readme_commands_find_their_files(
             if words[:1] == ["attnguide"]:
                 short = ["--steps", "4"] if words[1] == "maps" else []
                 assert main([*words[1:], *short]) == 0, (command, capsys.readouterr().err)
-    assert len(planned) == 6 and Path("maps/red_circle.png").is_file()
+    assert len(planned) == 7 and Path("maps/red_circle.png").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -193,3 +209,25 @@ def test_links_lead_somewhere(page: Path) -> None:
     named = re.findall(r"(?<![\w/])(?:scripts|configs|docs|tests)/[\w./]*", text)
     for target in [*linked, *named]:
         assert (page.parent / target.rstrip(".")).exists() or (ROOT / target.rstrip(".")).exists(), target
+
+
+def test_adding_a_method_is_followed_from_outside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files and commands of the page, typed in an empty folder that Python itself does not search."""
+    page = ROOT / "docs" / "adding_a_method.md"
+    (commands,) = [block for block in blocks(page, "bash") if "overlap" in block]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "word_overlap", raising=False)
+    for kind in ("python", "text"):
+        for block in blocks(page, kind):
+            write_named(block)
+    quiet = ["--logger", "none", "--steps", "2"]
+    quick = {"sample": [*quiet, "--no-maps"], "ablate": [*quiet, "--no-maps"], "eval": [*quiet, "--best-of", "0"]}
+    for command in commands.replace("\\\n", " ").splitlines():
+        words = shlex.split(command)[1:]
+        assert main([*words, *quick.get(words[0], [])]) == 0, (command, capsys.readouterr().err)
+    assert {row["method"] for row in read_records("runs/overlap")} == {"plain", "word_overlap:WordOverlap"}
+    assert list(Path("runs/overlap_strength/plots").glob("*-over-method.step_size*.png"))
+    assert "word_overlap:WordOverlap" in Path("runs/overlap_table/table.md").read_text()

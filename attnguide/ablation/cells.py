@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attnguide.ablation.axes import Ablation, Cell
-from attnguide.ablation.entries import named_methods
+from attnguide.ablation.entries import named_methods, split_option
 from attnguide.methods import check_options
 from attnguide.prompt.notation import region_to_dict
 from attnguide.prompt.regions import absolute_region
@@ -84,7 +84,7 @@ def _methods(ablation: Ablation, cell: Cell, base: Sequence[Mapping[str, Any]], 
         methods = named_methods(changes["method"])
     given: dict[tuple[int, str], str] = {}
     for key, value in changes.items():
-        name, dot, option = key.partition(".")
+        name, dot, option = split_option(key)
         if not dot:
             continue
         at = _index(ablation, cell, key, name, [method["name"] for method in methods])

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 
 from attnguide.ablation.axes import Point, column_value
-from attnguide.methods import METHODS
+from attnguide.methods import METHODS, is_method
 from attnguide.parsing import shown
 from attnguide.row_values import method_names, nearest
 
@@ -148,10 +148,10 @@ class Entries:
             if key == "method":
                 self.readers["methods"](named_methods(value))
                 return value
-            name, dot, option = key.partition(".")
+            name, dot, option = split_option(key)
             if dot and option in ("name", "options"):
                 raise ValueError(f"expected an option of a method by its name; got {option!r}")
-            if dot and name in METHODS:
+            if dot and is_method(name):
                 self.readers["methods"]([{"name": name, option: value}])
                 return value
             if dot and name == "method":
@@ -162,6 +162,18 @@ class Entries:
             self.refuse(at, f"{key}: is common to a run and cannot be varied in it; put it under base")
         near = nearest(key, [*known, "method", *METHODS])
         self.refuse(at, f"unknown setting {key!r}{near}; expected {', '.join(VARIED)}, method, method.OPTION or NAME.OPTION")
+
+
+def split_option(key: str) -> tuple[str, str, str]:
+    """``NAME.OPTION`` in its parts, as ``partition`` gives them; the name may be ``package.module:Class``.
+
+    Example:
+        >>> split_option("box_diff.step_size"), split_option("own.file:Own.scale")
+        (('box_diff', '.', 'step_size'), ('own.file:Own', '.', 'scale'))
+    """
+    module, colon, rest = key.rpartition(":")
+    name, dot, option = rest.partition(".")
+    return module + colon + name, dot, option
 
 
 def named_methods(value: Any) -> list[dict[str, Any]]:

@@ -38,12 +38,8 @@ examples:
   attnguide eval geneval.jsonl --model ./sd15 --judge detector=./owlv2 --judge clip=./clip
   attnguide eval 7bench.csv --box-size 512 --pictures other_tool/ --judge detector=./owlv2"""
 
-_TAKEN = (
-    *("model", "model_config", "variant", "device", "dtype", "scheduler", "steps", "cfg_scale", "true_cfg_scale"),
-    *("negative_prompt", "height", "width", "box_size", "box_format", "batch_size", "strict", "out", "resume", "logger"),
-    *("row_curves", "values", "judge", "wandb", "made_with", "trainer"),
-)
-"""Settings that are those of ``attnguide sample``."""
+_LEFT_OUT = ("prompt", "regions", "groups", "methods", "compare", "plain", "seed", "rows", "maps", "norms")
+"""Settings of ``attnguide sample`` that are others here, or none."""
 
 _QUIET = {"maps": False, "norms": False}
 """What an evaluation does not measure."""
@@ -137,7 +133,7 @@ def settings() -> list[Setting]:
             "folder for each arm; nothing is sampled",
             metavar="DIR",
         ),
-        *(setting for setting in sample.settings() if setting.name in _TAKEN),
+        *(setting for setting in sample.settings() if setting.name not in _LEFT_OUT),
     ]
 
 

@@ -10,12 +10,14 @@ from attnguide.cli.errors import UsageError
 from attnguide.cli.signatures import options_of
 from attnguide.cli.values import Setting, words
 from attnguide.method_docs import method_meaning, option_meanings
-from attnguide.methods import METHODS, method_info
+from attnguide.methods import GROUP, METHODS, method_info
+from attnguide.outside import entry_point_targets
 
 EXAMPLES = """\
 examples:
   attnguide methods
-  attnguide methods mask_guidance"""
+  attnguide methods mask_guidance
+  attnguide methods my_file:MyGuidance"""
 
 DESCRIPTION = "List methods, or show the options of one."
 
@@ -29,7 +31,8 @@ def run(argv: Sequence[str]) -> int:
     """Print one line a method, or one line an option."""
     asked = parse("attnguide methods", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["name"] is None:
-        print("\n".join(_lines({method: f"{info.family}: {info.summary}" for method, info in METHODS.items()})))
+        named = {**METHODS, **{name: method_info(name) for name in entry_point_targets(GROUP)}}
+        print("\n".join(_lines({method: f"{info.family}: {info.summary}" for method, info in named.items()})))
         return 0
     try:
         info, options = method_info(asked["name"]), options_of(asked["name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -220,10 +221,15 @@ def _arms(row: Sample, config: Mapping[str, Any], *, named: bool) -> list[Sample
     sets = [[method] for method in methods] if config["compare"] else [methods]
     arms: list[Sample] = []
     for chosen in sets:
-        name = "+".join(method.name for method in chosen).replace("+", "_")
+        name = _joined(chosen)
         before = sum(arm.id == f"{row.id}-{name}" or arm.id.startswith(f"{row.id}-{name}-") for arm in arms)
         arms.append(replace(row, id=f"{row.id}-{name}" + (f"-{before + 1}" if before else ""), methods=tuple(chosen)))
     return arms
+
+
+def _joined(methods: Sequence[MethodConfig]) -> str:
+    """Names of methods as part of a row's id."""
+    return re.sub(r"[^A-Za-z0-9._]+", "_", "_".join(method.name for method in methods))
 
 
 def _with_twins(samples: Sequence[Sample]) -> list[Sample]:
@@ -239,7 +245,7 @@ def _with_twins(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _twin(sample: Sample) -> Sample:
-    suffix = "-" + "_".join(method.name for method in sample.methods)
+    suffix = f"-{_joined(sample.methods)}"
     return replace(sample, id=sample.id.removesuffix(suffix)).plain()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.methods import method_info, method_options
+from attnguide.outside import find_source
 from attnguide.parsing import shown
 
 
@@ -33,10 +33,10 @@ class MethodOption:
 def _constructor(target: str) -> dict[str, MethodOption] | None:
     """Keyword-only arguments of ``module:Class``; ``None`` if the class inherits its constructor."""
     module, name = target.split(":")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    source = find_source(module)
+    if source is None:
         return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(source).read_text(encoding="utf-8"))
     found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     for item in found.body if found else ():
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
