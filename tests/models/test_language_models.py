@@ -132,7 +132,7 @@ def test_reading_changes_nothing_and_gradients_reach_every_row(family: str) -> N
 
 METHODS = {
     "mask_guidance": {"stop": 1.0},
-    "attend_and_excite": {"stop": 1.0, "max_refinements": 0},
+    "attend_and_excite": {"stop": 1.0, "max_refinements": 1},
     "stable": {"attempts": 1},
     "inject5": {"start": 0.0},
 }
