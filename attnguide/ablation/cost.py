@@ -16,7 +16,7 @@ from attnguide.methods import method_info, method_options
 from attnguide.models.base import halves
 from attnguide.models.schedulers import DiscreteScheduler, named_scheduler
 from attnguide.sampling.fused import fused_guidance
-from attnguide.sampling.replay import replay_forwards
+from attnguide.sampling.inversion import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
 

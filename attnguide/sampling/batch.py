@@ -23,10 +23,10 @@ from attnguide.parsing import shown
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.branches import Branches, common_source, encode_branches, read_source, read_whole, source_prompts
 from attnguide.sampling.effects import Effects, warn_of_idle
+from attnguide.sampling.inversion import Replay, invert_sources
 from attnguide.sampling.ledger import Ledger
 from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.observer import BatchInfo, Observer
-from attnguide.sampling.replay import Replay, invert_sources
 from attnguide.types import PassContext, Sample, Step
 
 

@@ -15,8 +15,8 @@ from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.branches import common_source, read_source, read_whole, source_prompts
+from attnguide.sampling.inversion import check_replay, pictured_rows
 from attnguide.sampling.problems import require_rows, with_problem
-from attnguide.sampling.replay import check_replay, pictured_rows
 from attnguide.sampling.source_maps import check_sources
 from attnguide.types import Sample
 

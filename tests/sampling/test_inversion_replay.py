@@ -20,8 +20,7 @@ from attnguide.injection.source import source_unless_idle
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.inversion import encode_pictures, invert
-from attnguide.sampling.replay import pictured_rows
+from attnguide.sampling.inversion import encode_pictures, invert, pictured_rows
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, PassContext, Sample, Step
