@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "ablate": "run a table of cells spanned by axes: sheets, curves, a summary",
     "eval": "compare methods on a layout benchmark: judged pictures, tables of a paper",
     "maps": "record where words look, as pictures that can be edited and used as regions",
+    "tune": "find a method's strength on a model, without a judge",
     "report": "write a run folder as one page of HTML",
     "dashboard": "arrange logged runs as a W&B workspace and a report",
     "methods": "list methods, or show the options of one",
