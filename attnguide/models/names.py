@@ -271,7 +271,7 @@ _FLOW: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "dpmpp_2m_sde_heun": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_2m_sde_heun"]),
     "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", (), _OPTIONS["dpmpp_3m_sde"]),
     "dpm_single": ("DPMSolverSinglestepScheduler", (), _OPTIONS["dpm_single"]),
-    "unipc": ("UniPCMultistepScheduler", ("karras",), {}),
+    "unipc": ("UniPCMultistepScheduler", (), {}),
 }
 """What a scheduler's name means for a flow-matching model: class, endings that exist, options."""
 

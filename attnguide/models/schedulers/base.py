@@ -112,19 +112,27 @@ class NoiseScheduler(ABC):
         """Make one step on blank latents, so that a scheduler that does not fit the network is found before a run.
 
         Raises:
-            ValueError: Naming the scheduler and what the network predicts.
+            ValueError: Naming the scheduler and what the network predicts, or that its noise is not the row's own.
         """
-        trial, blank = self.anew(), torch.zeros(1, 1, 2, 2, device=self._timesteps.device)
         try:
-            trial.scale_model_input(blank, trial.steps[0])
-            moved = trial.step(blank, trial.steps[0], blank, [torch.Generator().manual_seed(0)])
+            moved, again = (self._tried(self.anew()) for _ in range(2))
         except (ValueError, NotImplementedError) as error:
             raise ValueError(
                 f"{self.name} does not work for a network that predicts {self.prediction_type!r} ({error})."
             ) from error
         finite = all(math.isfinite(step.signal) and math.isfinite(step.noise) for step in self.steps)
+        if not torch.equal(moved, again) and bool(torch.isfinite(moved).all()):
+            raise ValueError(
+                f"{self.name} draws noise that no row's seed decides, with its settings and this version of diffusers; take a "
+                "newer one, or another scheduler."
+            )
         if not bool(torch.isfinite(moved).all()) or not finite:
             raise ValueError(f"steps must be more for {self.name}; got {self._asked} (its noise levels are not finite).")
+
+    def _tried(self, trial: Self) -> Tensor:
+        blank = torch.zeros(1, 1, 2, 2, device=self._timesteps.device)
+        trial.scale_model_input(blank, trial.steps[0])
+        return trial.step(blank, trial.steps[0], blank, [torch.Generator().manual_seed(0)])
 
     def _begins(self, index: int) -> bool:
         """Second-order schedulers keep the latents of the step's first evaluation; a change at a later one would be lost."""

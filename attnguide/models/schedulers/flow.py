@@ -71,13 +71,13 @@ class FlowScheduler(NoiseScheduler):
                 f"{choose}."
             )
         levels = [level for level in _OTHER_LEVELS if config.get(level)]
-        if levels and (name, levels) != ("UniPCMultistepScheduler", ["use_karras_sigmas"]):
+        if levels:  # they are those of another kind of network
             raise ValueError(f"Scheduler {name} has no noise levels of flow matching with {levels[0]}; {choose}.")
 
     def _set_timesteps(self, steps: int, device: torch.device) -> None:
         accepts = inspect.signature(self._scheduler.set_timesteps).parameters
         settings: dict[str, Any] = {"num_inference_steps": steps, "device": device}
-        if self._asked_sigmas is not None and "sigmas" in accepts and not self._scheduler.config.get("use_karras_sigmas"):
+        if self._asked_sigmas is not None and "sigmas" in accepts:
             settings["sigmas"] = np.asarray(self._asked_sigmas, dtype=np.float64)
         if self._scheduler.config.get("use_dynamic_shifting") and "mu" in accepts:
             if self._mu is None:
