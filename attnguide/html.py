@@ -16,6 +16,22 @@ Color = tuple[int, int, int]
 Named = tuple[str, tuple[float, float, float, float]]
 """A phrase and its box as fractions from the top left."""
 
+_NAMED: dict[str, Color] = {
+    "red": (212, 28, 48),
+    "orange": (226, 112, 0),
+    "yellow": (196, 160, 0),
+    "green": (24, 148, 60),
+    "blue": (36, 88, 216),
+    "purple": (124, 52, 190),
+    "pink": (224, 80, 150),
+    "brown": (134, 84, 40),
+    "black": (24, 24, 24),
+    "white": (120, 120, 120),
+    "grey": (96, 96, 96),
+    "gray": (96, 96, 96),
+}
+"""Words for colours, dark enough to be read on white."""
+
 _SMALLEST, _LARGEST = 192, 384
 """Sides between which a picture is shown, in pixels."""
 
@@ -24,6 +40,20 @@ def region_color(index: int) -> Color:
     """The colour of a row's ``index``-th region: hues far apart, the same everywhere."""
     red, green, blue = colorsys.hsv_to_rgb((0.98 + index * 0.381966) % 1, 0.85, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def region_colors(phrases: Sequence[str]) -> list[Color]:
+    """Colours of a row's regions: the colour that a phrase names if no earlier one has it, else a hue of its own.
+
+    Example:
+        >>> region_colors(["red circle", "dog", "a red square"])
+        [(212, 28, 48), (32, 217, 68), (123, 32, 217)]
+    """
+    colors: list[Color] = []
+    for index, phrase in enumerate(phrases):
+        named = [_NAMED[word] for word in phrase.lower().split() if word in _NAMED]
+        colors.append(next((color for color in named if color not in colors), region_color(index)))
+    return colors
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -42,7 +72,8 @@ def figure(image: Image.Image | None, caption: str, boxes: Sequence[Named] = ())
     width, height = round(image.width * scale), round(image.height * scale)
     data = base64.b64encode(png_bytes(image)).decode()
     shown = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(caption)}">'
-    drawn = "".join(_box(index, phrase, box) for index, (phrase, box) in enumerate(boxes))
+    colors = region_colors([phrase for phrase, _ in boxes])
+    drawn = "".join(_box(color, phrase, box) for color, (phrase, box) in zip(colors, boxes, strict=True))
     return _captioned(f'<div style="position:relative;width:{width}px;height:{height}px">{shown}{drawn}</div>', width, caption)
 
 
@@ -51,13 +82,18 @@ def _captioned(field: str, width: int, caption: str) -> str:
     return f'<figure style="display:inline-block;margin:4px;vertical-align:top">{field}{text}</figure>'
 
 
-def _box(index: int, phrase: str, box: tuple[float, float, float, float]) -> str:
+def _box(ink: Color, phrase: str, box: tuple[float, float, float, float]) -> str:
     x0, y0, x1, y1 = (100 * edge for edge in box)
-    color = "rgb({},{},{})".format(*region_color(index))
+    color = css_color(ink)
     place = f"left:{x0:.2f}%;top:{y0:.2f}%;width:{x1 - x0:.2f}%;height:{y1 - y0:.2f}%"
     style = f"position:absolute;box-sizing:border-box;border:2px solid {color};{place}"
     label = f'<span style="background:{color};color:white;font-size:x-small;padding:0 2px">{escape(phrase)}</span>'
     return f'<div style="{style}" title="{escape(phrase)}">{label}</div>'
+
+
+def css_color(color: Color) -> str:
+    """A colour as style sheets have it."""
+    return "rgb({},{},{})".format(*color)
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

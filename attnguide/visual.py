@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from attnguide.html import Color as Color
 from attnguide.html import region_color as region_color
+from attnguide.html import region_colors
 from attnguide.prompt.regions import rasterise
 from attnguide.types import Region
 
@@ -62,10 +63,11 @@ def draw_regions(image: Image.Image, regions: Sequence[Region], *, labels: bool 
     drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     line = max(2, round(min(drawn.size) / 128))
-    for index, region in enumerate(regions):
-        corner = _draw_place(drawn, pen, region, region_color(index), line)
+    colors = region_colors([region.phrase for region in regions])
+    for color, region in zip(colors, regions, strict=True):
+        corner = _draw_place(drawn, pen, region, color, line)
         if corner is not None and labels:
-            _draw_label(drawn, pen, region.phrase, corner, region_color(index))
+            _draw_label(drawn, pen, region.phrase, corner, color)
     return drawn
 
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "maps": "record where words look, as pictures that can be edited and used as regions",
     "tune": "find a method's strength on a model, without a judge",
     "report": "write a run folder as one page of HTML",
+    "ui": "draw regions with the mouse, in the browser",
     "dashboard": "arrange logged runs as a W&B workspace and a report",
     "methods": "list methods, or show the options of one",
     "models": "list what --model takes",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attnguide.figures.watch import Watch, Watched
-from attnguide.html import region_color
+from attnguide.html import region_colors
 from attnguide.types import SampleResult
 
 if TYPE_CHECKING:
@@ -100,11 +100,12 @@ def _picture(axes: Axes, result: SampleResult) -> None:
         return
     width, height = result.image.size
     axes.imshow(np.asarray(result.image.convert("RGB")), extent=(0, width, height, 0))
-    for index, region in enumerate(result.sample.regions):
+    colors = region_colors([region.phrase for region in result.sample.regions])
+    for ink, region in zip(colors, result.sample.regions, strict=True):
         if region.box is not None:
             x0, y0, x1, y1 = region.box
             place = ((x0 * width, y0 * height), (x1 - x0) * width, (y1 - y0) * height)
-            color = tuple(part / 255 for part in region_color(index))
+            color = tuple(part / 255 for part in ink)
             axes.add_patch(Rectangle(*place, fill=False, edgecolor=color, linewidth=1.2))
 
 

@@ -1,0 +1,397 @@
+"""The page: prompt, canvas, method and options, pictures as they are made, heat maps, losses, and the same as text."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when the library is imported
+
+import gradio as gr
+import pandas as pd
+from PIL import Image
+
+from attnguide.figures.watch import Watched
+from attnguide.html import png_bytes, region_colors
+from attnguide.method_docs import option_meanings
+from attnguide.methods import METHODS, method_options
+from attnguide.models.base import ModelAdapter
+from attnguide.types import MethodConfig, Region, Sample
+from attnguide.ui.drawing import (
+    as_yaml,
+    command_line,
+    config_of,
+    load_drawing,
+    phrases,
+    read_drawing,
+    read_seeds,
+    save_drawing,
+    with_source,
+    without_overlaps,
+)
+from attnguide.ui.running import News, run_rows
+from attnguide.visual import draw_regions, heat_map
+from attnguide.yaml12 import dump_yaml, yaml_value
+
+PROMPT = "a red circle and a blue square on a white background"
+PLAIN = "plain"
+_LARGEST_UPLOAD = "20mb"
+_SIDE = 256
+_WAYS = {"only to draw on": "none", "places of words, by inversion": "invert", "places of words, by noising": "noise"}
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Everything that is set on the page.
+
+    Attributes:
+        prompt: What to draw.
+        drawing: Regions, as the canvas has them.
+        overlaps: Whether upper layers hide lower ones.
+        method: Name of the method, or ``plain``.
+        options: Lines of option, value and meaning.
+        seeds: As typed.
+        steps: Denoising steps.
+        cfg_scale: Classifier-free guidance weight.
+        negative_prompt: What the unconditional half reads.
+        picture: File of the user's picture.
+        way: What the picture is for, a key of the list on the page.
+    """
+
+    prompt: str
+    drawing: str
+    overlaps: bool
+    method: str
+    options: Any
+    seeds: str
+    steps: float
+    cfg_scale: float
+    negative_prompt: str
+    picture: str | None
+    way: str
+
+    @property
+    def regions(self) -> list[Region]:
+        """The regions, checked.
+
+        Raises:
+            ValueError: If the drawing or the picture is not to be used.
+        """
+        drawn = read_drawing(self.drawing)
+        drawn = without_overlaps(drawn) if self.overlaps else drawn
+        return with_source(drawn, self.prompt, self.picture, _WAYS.get(self.way, "none"))
+
+    @property
+    def changed_options(self) -> dict[str, Any]:
+        """Options whose value on the page is not the default, read as YAML."""
+        if self.method == PLAIN:
+            return {}
+        defaults = {name: _shown(value) for name, value in method_options(self.method).items()}
+        lines = self.options.values.tolist() if hasattr(self.options, "values") else self.options or []
+        given = {str(line[0]): str(line[1]).strip() for line in lines}
+        return {name: yaml_value(text) for name, text in given.items() if name in defaults and text != defaults[name]}
+
+    def config(self, model: str) -> dict[str, Any]:
+        """The same as a configuration of ``attnguide sample``."""
+        settings = {
+            "prompt": self.prompt,
+            "model": model,
+            "method": self.method,
+            "options": self.changed_options,
+            "seeds": read_seeds(self.seeds),
+            "steps": int(self.steps),
+            "cfg_scale": float(self.cfg_scale),
+            "negative_prompt": self.negative_prompt,
+        }
+        return config_of(settings, self.regions)
+
+    def rows(self) -> list[Sample]:
+        """Plain and steered rows of every seed.
+
+        Raises:
+            ValueError: If something on the page cannot be.
+        """
+        methods = () if self.method == PLAIN else (MethodConfig(self.method, self.changed_options),)
+        common = Sample(
+            "row",
+            self.prompt,
+            regions=tuple(self.regions),
+            methods=methods,
+            steps=int(self.steps),
+            cfg_scale=float(self.cfg_scale),
+            negative_prompt=self.negative_prompt,
+        )
+        rows = [replace(common, id=f"seed{seed}", seed=seed) for seed in read_seeds(self.seeds)]
+        return [twin for row in rows for twin in (row.plain(), row)] if methods else rows
+
+
+def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, *, browser: bool = False) -> str:
+    """Serve the page in threads of its own; gives its address.
+
+    Args:
+        page: As :meth:`Page.blocks` made it.
+        host: Address to serve on.
+        port: The first free one from 7860 when ``None``.
+        browser: Whether to open one.
+
+    Raises:
+        OSError: If the port is taken or the address is not this machine's.
+    """
+    _, address, _ = page.queue(max_size=32).launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=browser,
+        share=False,
+        quiet=True,
+        max_file_size=_LARGEST_UPLOAD,
+        prevent_thread_lock=True,
+        footer_links=[],
+        ssr_mode=False,
+    )
+    return str(address)
+
+
+class Page:
+    """The page for one model.
+
+    Args:
+        model: Whose pictures are made, one run at a time.
+        name: As ``--model`` takes it.
+
+    Attributes:
+        stops: By session, what ends its newest run.
+    """
+
+    def __init__(self, model: ModelAdapter, name: str) -> None:
+        self.model, self.name = model, name
+        self.stops: dict[str, threading.Event] = {}
+
+    def blocks(self) -> gr.Blocks:
+        """The page, to be launched."""
+        with gr.Blocks(title="attnguide", analytics_enabled=False) as page:
+            self._lay_out(page)
+        return page
+
+    def _lay_out(self, page: gr.Blocks) -> None:
+        """Put everything on the page and say what follows what."""
+        gr.Markdown("# attnguide\nPick a word, draw where it should be, press *Make pictures*.")
+        with gr.Row():
+            with gr.Column(scale=1):
+                prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id="prompt")
+                canvas = gr.HTML(
+                    "",
+                    html_template="<div></div>",
+                    css_template=_asset("painter.css"),
+                    js_on_load=_asset("painter.js"),
+                    **_words(PROMPT),
+                    background="",
+                    elem_id="canvas",
+                )
+                overlaps = gr.Checkbox(False, label="Upper layers hide lower ones")
+                with gr.Row():
+                    save = gr.DownloadButton("Save regions", size="sm")
+                    load = gr.UploadButton("Load regions", file_types=[".zip", ".json"], size="sm")
+                with gr.Accordion("A picture of yours", open=False):
+                    picture = gr.Image(type="filepath", sources=["upload"], label="Picture", height=200)
+                    way = gr.Radio(list(_WAYS), value=next(iter(_WAYS)), label="What it is for")
+            with gr.Column(scale=1):
+                method = gr.Dropdown([PLAIN, *METHODS], value="mask_guidance", label="Method", elem_id="method")
+                said = gr.Markdown(METHODS["mask_guidance"].summary)
+                with gr.Accordion("Options", open=False):
+                    options = gr.Dataframe(
+                        _option_lines("mask_guidance"),
+                        headers=["option", "value", "meaning"],
+                        datatype="str",
+                        static_columns=[0, 2],
+                        column_widths=["20%", "20%", "60%"],
+                        wrap=True,
+                        interactive=True,
+                        show_label=False,
+                    )
+                with gr.Row():
+                    seeds = gr.Textbox("0", label="Seeds", info="0 1 2, or 0..3", elem_id="seeds")
+                    steps = gr.Slider(1, 100, 30, step=1, label="Steps", elem_id="steps")
+                    cfg = gr.Slider(1, 20, 5, step=0.5, label="CFG scale")
+                negative = gr.Textbox("", label="Negative prompt")
+                with gr.Row():
+                    go = gr.Button("Make pictures", variant="primary", elem_id="go")
+                    stop = gr.Button("Stop", elem_id="stop")
+                state = gr.Markdown("", elem_id="state")
+                with gr.Tab("Pictures"):
+                    pictures = gr.Gallery(label="Plain beside steered", columns=2, object_fit="contain", elem_id="pictures")
+                with gr.Tab("Where words look"):
+                    maps = gr.Gallery(label="Attention over the picture", columns=3, object_fit="contain", elem_id="maps")
+                with gr.Tab("Loss"):
+                    loss = gr.LinePlot(_loss_table(()), x="step", y="loss", color="row", height=260)
+                with gr.Tab("As text"):
+                    line = gr.Code(label="Command line", language="shell", elem_id="line", wrap_lines=True)
+                    yaml = gr.Code(label="For attnguide sample --config", language="yaml", elem_id="yaml")
+        screen = [prompt, canvas, overlaps, method, options, seeds, steps, cfg, negative, picture, way]
+        run = go.click(
+            self.run,
+            screen,
+            [state, pictures, maps, loss, canvas],
+            concurrency_limit=1,
+            concurrency_id="network",
+            api_name="run",
+        )
+        stop.click(self.stop, None, state, queue=False, api_name=False)
+        page.unload(self.left)
+        prompt.change(lambda text: gr.HTML(**_words(text)), prompt, canvas, queue=False, api_name=False)
+        method.change(_described, method, [said, options], queue=False, api_name=False)
+        picture.change(lambda path: gr.HTML(background=_background(path)), picture, canvas, api_name=False)
+        load.upload(_loaded, load, [canvas, state], api_name=False)
+        save.click(self.save, screen, save, api_name=False)
+        told = [prompt, canvas, overlaps, method, options, seeds, steps, cfg, negative, way]
+        gr.on(
+            [item.change for item in told],
+            self.as_text,
+            screen,
+            [line, yaml],
+            queue=False,
+            api_name="text",
+            show_progress="hidden",
+        )
+        page.load(self.as_text, screen, [line, yaml], queue=False, api_name=False)
+        del run
+
+    # ------------------------------------------------------------------------------------------------------ what happens
+
+    def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Make the pictures, and tell the page of them until it is closed or says stop."""
+        stop = self.stops[str(request.session_hash)] = threading.Event()
+        try:
+            rows = Screen(*values).rows()
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        for news in run_rows(self.model, rows, stop):
+            yield _shown_news(news, len(rows))
+        if news.problem is not None and news.problem != "stopped":
+            raise gr.Error(news.problem, print_exception=False)
+
+    def stop(self, request: gr.Request) -> str:
+        """End the session's run at its next step."""
+        if (stop := self.stops.get(str(request.session_hash))) is not None:
+            stop.set()
+        return "stopped"
+
+    def left(self, request: gr.Request) -> None:
+        """The tab was closed."""
+        self.stop(request)
+        self.stops.pop(str(request.session_hash), None)
+
+    def as_text(self, *values: Any) -> tuple[str, str]:
+        """The command line and the configuration, or why there are none."""
+        try:
+            config = Screen(*values).config(self.name)
+        except ValueError as error:
+            return f"# {error}", f"# {error}"
+        return command_line(config), as_yaml(config)
+
+    def save(self, *values: Any) -> str:
+        """Write the regions and the configuration to a file that the browser takes."""
+        screen = Screen(*values)
+        path = Path(tempfile.mkdtemp(prefix="attnguide-")) / "regions.zip"
+        try:
+            save_drawing(path, screen.drawing, screen.config(self.name), screen.regions)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return str(path)
+
+
+def _words(prompt: str) -> dict[str, Any]:
+    """What the canvas knows of a prompt: phrases that can be drawn, and their colours."""
+    found = phrases(prompt)
+    return {"words": found, "inks": dict(zip(found, region_colors(found), strict=True))}
+
+
+def _asset(name: str) -> str:
+    return (resources.files("attnguide.ui") / name).read_text(encoding="utf-8")
+
+
+def _shown(value: Any) -> str:
+    """A default as YAML writes it on one line."""
+    return dump_yaml(value).strip().removesuffix("...").strip().replace("\n", " ") if not isinstance(value, str) else value
+
+
+def _option_lines(method: str) -> list[list[str]]:
+    if method == PLAIN:
+        return []
+    meanings = option_meanings(method)
+    return [[name, _shown(value), meanings.get(name, "")] for name, value in method_options(method).items()]
+
+
+def _described(method: str) -> tuple[str, list[list[str]]]:
+    return ("no method" if method == PLAIN else METHODS[method].summary), _option_lines(method)
+
+
+def _loaded(path: str) -> tuple[Any, str]:
+    try:
+        return gr.HTML(value=load_drawing(Path(path))), "regions loaded"
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _background(path: str | None) -> str:
+    """The user's picture as a data URL for the canvas, small; nothing where there is none that can be read."""
+    from attnguide.ui.drawing import check_picture
+
+    if path is None:
+        return ""
+    try:
+        check_picture(path)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((512, 512))
+    return _data_url(small)
+
+
+def _data_url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+
+
+def _loss_table(losses: Sequence[tuple[int, float, str]]) -> pd.DataFrame:
+    return pd.DataFrame(losses, columns=["step", "loss", "row"])
+
+
+def _shown_news(news: News, count: int) -> tuple[Any, ...]:
+    """What the page shows of a run: its state, pictures, maps, losses, and the newest picture below the drawing."""
+    done = [row for row in news.rows if row.result.image is not None]
+    pictures = [(_large(row), _caption(row)) for row in done]
+    waiting = list(zip(news.previews, news.captions, strict=False)) if len(news.rows) < count else []
+    ended = [row.result.status for row in news.rows if row.result.status != "ok"]
+    state = f"{news.done} of {news.total} steps" if len(news.rows) < count else f"{len(done)} of {count} pictures"
+    text = "; ".join([state, *([news.problem] if news.problem else []), *ended])
+    shown = _data_url(done[-1].result.image) if done else _data_url(waiting[-1][0]) if waiting else None  # type: ignore[arg-type]
+    canvas = gr.HTML(background=shown) if shown is not None else gr.skip()
+    return text, [*pictures, *waiting], [pair for row in done for pair in _maps(row)], _loss_table(news.losses), canvas
+
+
+def _caption(row: Watched) -> str:
+    return f"seed {row.result.sample.seed}, {row.result.sample.method}"
+
+
+def _large(row: Watched) -> Image.Image:
+    """A finished picture with its regions, at least as large as can be looked at."""
+    image = row.result.image
+    assert image is not None
+    scale = max(1, _SIDE // max(image.size))
+    return draw_regions(image.resize((image.width * scale, image.height * scale)), row.result.sample.regions)
+
+
+def _maps(row: Watched) -> list[tuple[Image.Image, str]]:
+    image = row.result.image
+    assert image is not None
+    scale = max(1, _SIDE // max(image.size))
+    large = image.resize((image.width * scale, image.height * scale))
+    found: Mapping[str, Any] = row.maps
+    return [(heat_map(large, maps.mean(0)), f"{phrase}: {_caption(row)}") for phrase, maps in found.items()]

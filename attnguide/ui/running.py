@@ -1,0 +1,151 @@
+"""A run in a thread of its own, which tells the page how far it is and stops when the page says so."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.figures.watch import Watch, Watched
+from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
+from attnguide.types import Sample, SampleResult, Step
+
+_PREVIEWS = 10
+"""Previews of a row, evenly spread over its steps."""
+
+
+class StoppedByUserError(Exception):
+    """The page was closed, or its stop button pressed."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What a run tells.
+
+    Attributes:
+        done: Steps taken, of all batches together.
+        total: Steps of the run, as far as is known.
+        previews: Pictures of the rows at hand as they are now.
+        captions: Of the previews.
+        losses: ``(step, loss, row)`` of the batch so far.
+        rows: Rows that are finished, with their maps.
+        problem: Why the run ended without pictures.
+    """
+
+    done: int
+    total: int
+    previews: Sequence[Image.Image] = ()
+    captions: Sequence[str] = ()
+    losses: Sequence[tuple[int, float, str]] = ()
+    rows: Sequence[Watched] = ()
+    problem: str | None = None
+
+
+class Live(Observer):
+    """Keeps what the page shows, and ends the run at the next step once it is told to stop.
+
+    Args:
+        stop: Set to end the run.
+        total: Steps of the whole run.
+    """
+
+    def __init__(self, stop: threading.Event, total: int) -> None:
+        self.news: queue.Queue[News] = queue.Queue()
+        self.watch = Watch()
+        self._stop, self._total, self._done = stop, total, 0
+        self._info: BatchInfo | None = None
+        self._losses: list[tuple[int, float, str]] = []
+        self._images: list[Image.Image] = []
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        return self.watch.probes(info)
+
+    def on_sample_start(self, info: BatchInfo) -> None:
+        self.watch.on_sample_start(info)
+        self._info, self._losses, self._images = info, [], []
+
+    def on_denoise_step_start(self, step: Step, latents: Tensor) -> None:
+        if self._stop.is_set():
+            raise StoppedByUserError
+
+    def on_guidance_update(self, event: UpdateEvent) -> None:
+        self.watch.on_guidance_update(event)
+        if self._stop.is_set():
+            raise StoppedByUserError
+        assert self._info is not None
+        rows = [f"seed {self._info.samples[row].seed}" for row in event.rows]
+        self._losses += [(event.step.index, loss, row) for loss, row in zip(event.losses, rows, strict=True)]
+
+    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
+        self.watch.on_denoise_step_end(step, latents, noise_pred)
+        self._done += 1
+        info = self._info
+        assert info is not None
+        every = max(1, step.count // _PREVIEWS)
+        if step.index % every == 0:
+            self._images = [picture.image for picture in info.model.decode(latents) if picture.image is not None]
+        captions = [f"seed {sample.seed}, {sample.method}" for sample in info.samples]
+        self.news.put(News(self._done, self._total, tuple(self._images), captions, tuple(self._losses), tuple(self.watch.rows)))
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        self.watch.on_sample_end(results)
+        self.news.put(self.ended(None))
+
+    def ended(self, problem: str | None) -> News:
+        """What there is at the end of a batch, or of the run."""
+        rows = tuple(self.watch.rows)
+        return News(self._done, self._total, losses=tuple(self._losses), rows=rows, problem=problem)
+
+
+def run_rows(model: Any, rows: Sequence[Sample], stop: threading.Event) -> Iterator[News]:
+    """Sample rows in a thread and give what it tells, the newest at a time; the last has all rows.
+
+    Args:
+        model: The adapter.
+        rows: What to make, one batch after the other.
+        stop: Set to end the run; an abandoned iterator sets it.
+    """
+    from attnguide.sampling.check import check_rows
+    from attnguide.sampling.table import plan_batches, sample_rows
+
+    batches = len(plan_batches(rows, max(1, len(rows))))
+    live = Live(stop, batches * max(row.steps for row in rows))
+    problem: list[str] = []
+
+    def work() -> None:
+        try:
+            check_rows(model, rows)
+            for _ in sample_rows(model, rows, batch_size=len(rows), observer=live):
+                pass
+        except StoppedByUserError:
+            problem.append("stopped")
+        except Exception as error:  # told on the page, which stays
+            problem.append(" ".join(str(error).split()) or type(error).__name__)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive() or not live.news.empty():
+            if (found := _newest(live.news)) is not None:
+                yield found
+        worker.join()
+    finally:
+        stop.set()
+    yield live.ended(problem[0] if problem else None)
+
+
+def _newest(news: queue.Queue[News]) -> News | None:
+    """What was told last, after a short wait: a slow page skips what came between."""
+    try:
+        found = news.get(timeout=0.2)
+    except queue.Empty:
+        return None
+    while not news.empty():
+        found = news.get_nowait()
+    return found

@@ -1,0 +1,86 @@
+"""The page as a program talks to it, without a browser."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.request
+
+import pytest
+from gradio_client import Client
+from PIL import Image
+
+from attnguide.metrics.scoring import shapes_scores
+from attnguide.models.load import load_model
+from attnguide.types import Sample
+from attnguide.ui.page import PROMPT, Screen
+from attnguide.ui.running import run_rows
+from tests.ui.conftest import Served
+
+BOXES = {"red circle": [0.05, 0.3, 0.45, 0.7], "blue square": [0.55, 0.3, 0.95, 0.7]}
+DRAWING = json.dumps({"regions": [{"phrase": phrase, "box": box} for phrase, box in BOXES.items()]})
+NO_OPTIONS = {"headers": ["option", "value", "meaning"], "data": []}
+
+
+def _asked(drawing: str = DRAWING, method: str = "mask_guidance", seeds: str = "0", steps: int = 8) -> list[object]:
+    return [PROMPT, drawing, False, method, NO_OPTIONS, seeds, steps, 5, "", None, "only to draw on"]
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Client:
+    return Client(served.address, verbose=False)
+
+
+def test_a_drawing_becomes_pictures_maps_and_losses(client: Client) -> None:
+    job = client.submit(*_asked(steps=4), api_name="/run")
+    state, pictures, maps, loss, _ = job.result(timeout=120)
+    assert state == "2 of 2 pictures"
+    assert [picture["caption"] for picture in pictures] == ["seed 0, plain", "seed 0, mask_guidance"]
+    assert [heat["caption"].split(":")[0] for heat in maps] == ["red circle", "blue square"] * 2
+    assert Image.open(maps[0]["image"]).size == (256, 256)
+    assert job.outputs()[0][0].endswith("of 8 steps"), "told of before it was done"
+    assert loss is not None
+
+
+def test_the_page_is_on_this_machine_alone_and_bounds_what_is_sent(served: Served, client: Client) -> None:
+    assert served.address.startswith("http://127.0.0.1:")
+    boundary = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    request = urllib.request.Request(f"{served.address}gradio_api/upload", boundary + bytes(21 * 2**20) + b"\r\n--x--\r\n")
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    with pytest.raises(OSError, match="413"):
+        urllib.request.urlopen(request, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seeds": "0..99"}, "at most 16"),
+        ({"drawing": '{"regions": 3}'}, "a list of at most"),
+        ({"drawing": json.dumps({"regions": [{"phrase": "cat", "box": [0, 0, 1, 1]}]})}, "does not occur in the prompt"),
+    ],
+)
+def test_what_cannot_be_made_is_said(changed: dict[str, str], says: str, client: Client) -> None:
+    with pytest.raises(Exception, match=says):
+        client.predict(*_asked(**changed), api_name="/run")  # type: ignore[arg-type]
+
+
+def test_what_is_on_the_page_can_be_typed(client: Client) -> None:
+    line, yaml = client.predict(*_asked(seeds="0..2"), api_name="/text")
+    assert line.startswith("attnguide sample 'a red circle and a blue square on a white background' --region 'red circle=0.05")
+    assert "--method mask_guidance --seed 0 1 2 --steps 8" in line and "seed:\n- 0\n- 1\n- 2" in yaml
+
+
+def test_the_judge_finds_both_objects_in_their_boxes() -> None:
+    rows = Screen(PROMPT, DRAWING, False, "mask_guidance", [], "0", 8, 5.0, "", None, "").rows()
+    last = list(run_rows(load_model("shapes"), rows, threading.Event()))[-1]
+    assert [row.result.sample.id for row in last.rows] == ["seed0-plain", "seed0"] and last.problem is None
+    assert shapes_scores(last.rows[1].result)["region_hit"] == 1
+
+
+def test_a_run_ends_at_its_next_step_when_it_is_told_to() -> None:
+    stop = threading.Event()
+    told = run_rows(load_model("shapes"), [Sample("a", "a red circle", steps=500)], stop)
+    next(told)
+    stop.set()
+    *_, last = told
+    assert last.problem == "stopped" and last.done < 500 and last.rows == ()
