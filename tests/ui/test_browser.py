@@ -107,7 +107,9 @@ def a_brush_paints_a_soft_mask_and_layers_change_places(browser: webdriver.Chrom
     assert _layers(browser) == ["red circle", "blue square"]
     browser.find_element(By.XPATH, "//button[@role='tab' and contains(., 'As text')]").click()
     line = browser.find_element(By.ID, "line")
-    _until(lambda: re.search(r"'blue square=blue_square.png' --region 'red circle=0.[01\d.,]+'", line.text.replace("\n", "")), 20)
+    _until(
+        lambda: re.search(r"'blue square=blue_square.png' --region 'red circle=0.[01\d.,]+'", line.text.replace("\n", "")), 20
+    )
 
 
 def a_closed_tab_ends_its_run(browser: webdriver.Chrome, served: Served) -> None:
