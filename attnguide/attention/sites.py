@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -102,6 +102,13 @@ class SiteSelector:
             raise ValueError(f"levels must be at least 0; got {self.levels}.")
         if self.depths is not None and not 0 <= self.depths[0] <= self.depths[1] <= 1:
             raise ValueError(f"depths must be two numbers in [0, 1], the smaller one first; got {self.depths}.")
+
+    def __str__(self) -> str:
+        """The conditions that are given."""
+        shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ("where", "also")]
+        said = [f"{name} {value}" for name, value in shown if value is not None]
+        said += ["a further condition"] * (self.where is not None)
+        return " or ".join([" and ".join(said) or "any", *map(str, self.also)])
 
     def chosen(self, sites: Sequence[Site]) -> frozenset[Site]:
         """The sites of a network that match."""

@@ -116,11 +116,13 @@ class ModelAdapter(Autoencoding, ABC):
         name: For people: the folder, hub id or class it came from.
         one_length: Whether the network's positions depend on the text's length, so that texts of different lengths are read in
             forwards of their own.
+        repacks_text: Whether the network drops a text's padding, so that no further text can stand behind it.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
     name: str
     one_length: ClassVar[bool] = False
+    repacks_text: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
         self.pipeline, self.name = pipeline, name

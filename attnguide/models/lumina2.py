@@ -28,7 +28,7 @@ class Lumina2(LanguageModelAdapter):
     length of the conditional answer, pixel row by pixel row of the latents, as the pipeline does by default.
     """
 
-    one_length = True
+    one_length = repacks_text = True
     cuts_states = False  # masked padding goes through the first blocks of the text, as in the pipeline
 
     kinds = ("Lumina2Transformer2DModel",)

@@ -33,7 +33,7 @@ class QwenImage21(FrameAutoencoding, LanguageModelAdapter):
     ``cfg_scale`` is the pipeline's ``true_cfg_scale``; a row without a negative prompt is guided away from an empty one.
     """
 
-    one_length = True
+    one_length = repacks_text = True
 
     kinds = ("QwenImage21Transformer2DModel",)
 

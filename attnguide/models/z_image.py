@@ -32,6 +32,8 @@ class ZImage(LanguageModelAdapter):
 
     kinds = ("ZImageTransformer2DModel",)
 
+    repacks_text = True
+
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         yield from decoder_problems(plain_module(pipeline.vae))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
-from attnguide.attention.sites import Site, select
+from attnguide.attention.sites import Site, SiteSelector, select
 from attnguide.batching import build_methods
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
@@ -99,19 +99,31 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     sites = model.attention_modules(height, width)
     every = {**sites, **model.feature_modules(height, width)}
     for guidance in guidances:
-        read = select(sites, guidance.sites_at(model.guidance_level))
+        read = _select(guidance, sites, guidance.sites_at(model.guidance_level))
         guidance.check(targets, read)
         _check_places(guidance, targets, read)
         if guidance.features is not None:
-            select(every, guidance.features)
+            _select(guidance, every, guidance.features)
     for injection in injections:
         injection.check(targets, tuple(sites))
-        edited = [select(every, edit.sites) for edit in injection.edits(targets)]
+        edited = [_select(injection, every, edit.sites) for edit in injection.edits(targets)]
         _check_places(injection, targets, [site for sites in edited for site in sites])
     for guidance in guidances:
         for edit in guidance.edits(targets, model.guidance_level):
-            select(every, edit.sites)
+            _select(guidance, every, edit.sites)
     _check_lengths(model, sample, [*guidances, *injections], targets)
+
+
+def _select(method: Guidance | Injection, sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
+    """The sites that a method asks for.
+
+    Raises:
+        ValueError: Naming the method, if the network has none of them.
+    """
+    try:
+        return select(sites, selector)
+    except ValueError as error:
+        raise ValueError(f"Method {method.name!r} finds nothing to act on: {error}") from error
 
 
 def _check_lengths(model: ModelAdapter, sample: Sample, methods: Sequence[Guidance | Injection], targets: Targets) -> None:
@@ -128,7 +140,12 @@ def _check_lengths(model: ModelAdapter, sample: Sample, methods: Sequence[Guidan
 
 
 def _check_texts(model: ModelAdapter, injection: Injection, targets: Targets) -> None:
-    """Refuse texts of a method's own that are longer than the text encoder reads."""
+    """Refuse texts of a method's own that are longer than the text encoder reads, or cannot stand behind the prompt."""
+    if injection.extends_text and model.repacks_text:
+        raise ValueError(
+            f"Method {injection.name!r} puts further texts behind the prompt, which {model.name} would read without the "
+            "padding between them, at other places."
+        )
     for text in injection.negative_prompts(targets):
         read_source(model, text, f"negative prompt of {injection.name}")
     for text in injection.further_prompts(targets):

@@ -241,6 +241,17 @@ def _edited_parts(family: str, sample: Sample) -> None:
             )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_further_texts_stand_behind_the_prompt_where_padding_stays(family: str) -> None:
+    regional = row(family, regions=(CAT, BALL), methods=(MethodConfig("regional_prompts", {"stop": 1.0}),))
+    if model(family).repacks_text:
+        with pytest.raises(ValueError, match=r"'regional_prompts' puts further texts behind the prompt, which .* would read"):
+            check_rows(model(family), [regional])
+    else:
+        found, plain = latents(family, [regional])[0], latents(family, [row(family)])[0]
+        assert (found - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
 def test_what_would_be_misread_is_refused() -> None:
     distilled = families.build("qwen_image")
     distilled.transformer.register_to_config(guidance_embeds=True)
