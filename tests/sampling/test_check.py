@@ -22,8 +22,11 @@ def test_good_rows_pass() -> None:
         ({"regions": (Region("cow"),)}, "Row '0': Phrase 'cow' does not occur"),
         ({"scheduler": "eular"}, "Row '0': Unknown scheduler 'eular'"),
         ({"methods": (MethodConfig("mask_gidance"),)}, "Row '0': Unknown method 'mask_gidance'"),
-        ({"methods": (MethodConfig("inject1", {"levels": (5,)}),)}, "Row '0': No attention site matches"),
-        ({"methods": (MethodConfig("mask_guidance", {"levels": (7,)}),)}, "Row '0': No attention site matches"),
+        ({"methods": (MethodConfig("inject1", {"places": ("left",)}),)}, "Row '0': Method 'inject1' finds nothing to act on"),
+        (
+            {"methods": (MethodConfig("mask_guidance", {"places": ("left",)}),)},
+            r"Row '0': Method 'mask_guidance' finds .* No attention site matches kind cross and .*places \('left',\); 7 cross",
+        ),
         (
             {"methods": (MethodConfig("mask_guidance", {"losses": {"inside": 1.0}}),), "regions": (SMALL,)},
             "Row '0': Region 'red cat' covers no cell of the 16x16 map",

@@ -353,7 +353,7 @@ def test_given_noise_of_another_shape() -> None:
 def test_sites_that_do_not_exist_are_refused_before_the_first_step() -> None:
     watch = Watch()
     with left_as_found(UNET), pytest.raises(ValueError, match="No attention site matches"):
-        run([tiny.row()], [MaskGuidance(levels=(9,))], (), watch)
+        run([tiny.row()], [MaskGuidance(places=("left",))], (), watch)
     with left_as_found(UNET), pytest.raises(ValueError, match="No attention site matches"):
-        run([tiny.row()], (), [MapInjection(levels=(9,))], watch)
+        run([tiny.row()], (), [MapInjection(places=("left",))], watch)
     assert watch.before == []
