@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from attnguide.models.base import ModelAdapter
-    from attnguide.sampling.source_maps import SourcePicture
+    from attnguide.sampling.source_pictures import SourcePicture
 
 DESCRIPTION = """\
 Record where words look while a picture is made of a prompt, or while a picture of yours is inverted or noised. Each word gets a
@@ -191,7 +191,7 @@ def _check(model: ModelAdapter, row: Sample) -> None:
 
 
 def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
-    from attnguide.sampling.source_maps import record_pictures
+    from attnguide.sampling.source_pictures import record_pictures
 
     try:
         (picture,) = record_pictures(model, [row], source, [source.image])
@@ -207,7 +207,7 @@ def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSourc
         File name without suffix -> the highest attention in the word's mean map, before it was stretched.
     """
     from attnguide.callbacks.attention_maps import enlarged
-    from attnguide.sampling.source_maps import mask_of
+    from attnguide.sampling.source_pictures import mask_of
     from attnguide.sources.files import map_bytes, map_names, map_picture
     from attnguide.visual import contact_sheet, heat_map
     from attnguide.yaml12 import dump_yaml

@@ -5,29 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
-from attnguide.attention.sites import select
 from attnguide.models.base import ModelAdapter, halves
-from attnguide.prompt.masks import open_picture
 from attnguide.prompt.nested import settle
 from attnguide.prompt.regions import source_region
-from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import resolve
 from attnguide.sampling.branches import read_source
-from attnguide.sampling.cfg import pass_context
-from attnguide.sampling.inversion import encode_pictures, invert, noised
 from attnguide.sampling.observer import BatchInfo, Observer, Observers
-from attnguide.sampling.reconstruction import reconstruct
-from attnguide.sampling.sampler import Sampler
-from attnguide.sources.recording import MapRecording, target_mask
-from attnguide.types import Cost, MapSource, Region, Sample, SampleResult, Step
+from attnguide.sampling.source_pictures import SourcePicture, mask_of, record_pictures
+from attnguide.types import Cost, MapSource, Region, Sample, SampleResult
 
 FULL = (0.0, 0.0, 1.0, 1.0)
 
@@ -47,25 +34,6 @@ class PlacedRow:
     sample: Sample
     forwards: int = 0
     seconds: float = 0.0
-    measured: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class SourcePicture:
-    """A source picture and the attention maps of words in it.
-
-    Attributes:
-        maps: One per region and step, ``regions steps height width``, float32 on the CPU.
-        progress: Progress of each step.
-        forwards: Network evaluations that making it took.
-        result: The picture as sampled; ``None`` where it was only noised.
-        measured: See :class:`PlacedRow`.
-    """
-
-    maps: Tensor
-    progress: tuple[float, ...]
-    forwards: int
-    result: SampleResult | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -115,30 +83,6 @@ def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[Place
         made |= zip(keys, record_pictures(model, rows, jobs[keys[0]].source, images), strict=True)
     seconds = (time.perf_counter() - begun) / len(samples)
     return [replace(_recorded(sample, jobs, made), seconds=seconds) for sample in samples]
-
-
-def record_pictures(
-    model: ModelAdapter, rows: Sequence[Sample], source: MapSource, images: Sequence[Path | None]
-) -> list[SourcePicture]:
-    """Make other pictures and record where the words of their regions look.
-
-    Args:
-        model: The adapter.
-        rows: A row for each picture, with its prompt and seed and, as regions, the words.
-        source: Kind, cfg scale and iterations, common to all.
-        images: What is inverted or noised, one per row; ``None`` for the other kinds.
-
-    Raises:
-        ValueError: As for :func:`record_sources`.
-    """
-    if source.kind in ("seed", "prompt"):
-        watching = _Watching()
-        results = Sampler(model, observer=watching).run(rows)
-        return _pictures(watching.words, results, [result.cost.unet_forwards for result in results])
-    pictures = [open_picture(image) for image in images if image is not None]
-    height, width = rows[0].height or model.default_size[0], rows[0].width or model.default_size[1]
-    latents = encode_pictures(model, pictures, height, width)
-    return (_inverted if source.kind == "invert" else _noised)(model, rows, source, pictures, latents)
 
 
 def expected_forwards(sample: Sample, *, distilled: bool = False) -> int:
@@ -277,99 +221,3 @@ def _recorded(sample: Sample, jobs: Mapping[_Key, _Job], made: Mapping[_Key, Sou
     return PlacedRow(
         replace(sample, regions=tuple(regions)), sum(picture.forwards for picture in pictures.values()), measured=means
     )
-
-
-def mask_of(picture: SourcePicture, index: int, source: MapSource) -> Tensor:
-    """One word's maps as the mask that a source asks for, ``height width`` in [0, 1].
-
-    Raises:
-        ValueError: If a map is not finite.
-    """
-    maps = picture.maps[index]
-    return target_mask(maps, picture.progress, start=source.start, stop=source.stop, threshold=source.threshold)
-
-
-# --------------------------------------------------------------------------------------------------------- making pictures
-
-
-class _Watching(Observer):
-    """Records the words of the rows' regions while they are sampled."""
-
-    def __init__(self) -> None:
-        self.words: MapRecording
-
-    def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        self.words = MapRecording(info.targets, info.model.guidance_level)
-        return (self.words.probe(),)
-
-    def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
-        self.words.end_step(step)
-
-
-def _inverted(
-    model: ModelAdapter, rows: Sequence[Sample], source: MapSource, pictures: Sequence[Image.Image], latents: Tensor
-) -> list[SourcePicture]:
-    prompts, negative = [row.prompt for row in rows], [row.negative_prompt for row in rows]
-    path = invert(
-        model,
-        latents,
-        prompts,
-        steps=rows[0].steps,
-        cfg_scale=source.cfg_scale,
-        negative_prompts=negative,
-        iterations=source.iterations,
-    )
-    watching = _Watching()
-    found = reconstruct(model, path, rows, pictures, watching)
-    results = [one.result for one in found]
-    measured = [
-        {
-            "reconstruction_mse": one.mse,
-            "reconstruction_psnr": one.psnr,
-            "reconstruction_latents_mse": one.latents_mse,
-        }
-        for one in found
-    ]
-    forwards = [path.forwards + result.cost.unet_forwards for result in results]
-    return _pictures(watching.words, results, forwards, measured)
-
-
-def _noised(
-    model: ModelAdapter, rows: Sequence[Sample], source: MapSource, pictures: Sequence[Image.Image], latents: Tensor
-) -> list[SourcePicture]:
-    first = rows[0]
-    height, width = first.height or model.default_size[0], first.width or model.default_size[1]
-    with torch.inference_mode(False), torch.no_grad(), model.evaluating():
-        scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(height, width))
-        path = noised(model, latents, [row.seed for row in rows], steps=first.steps, scheduler=first.scheduler)
-        states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
-        prompts = [model.tokenize(row.prompt) for row in rows]
-        targets = Targets.build(rows, prompts, model.device, cuts_padding=model.cuts_padding)
-        words = MapRecording(targets, model.guidance_level)
-        last = select(model.attention_sites(height, width), words.sites)
-        with attach(
-            model.attention_modules(height, width), [words.probe("source")], [], model.network, targets.columns
-        ) as attention:
-            for step, noisy in zip(path.steps, path.latents, strict=True):
-                context = pass_context(step, "source", range(len(rows)), ("cond",))
-                inputs = (noisy / scheduler.own_scale(step)).to(states.cond.dtype)
-                with attention.during(context, last):
-                    model.predict(inputs, step, states.for_pass(context), until=last)
-                words.end_step(step)
-    return _pictures(words, [None] * len(rows), [len(path.steps)] * len(rows))
-
-
-def _pictures(
-    words: MapRecording,
-    results: Sequence[SampleResult | None],
-    forwards: Sequence[int],
-    measured: Sequence[Mapping[str, float]] | None = None,
-) -> list[SourcePicture]:
-    for result in results:
-        if result is not None and result.image is None:
-            raise ValueError(f"The picture that a map should be taken from could not be made: {result.status}.")
-    numbers = measured or [{}] * len(results)
-    return [
-        SourcePicture(maps, words.progress, count, result, known)
-        for maps, result, count, known in zip(words.maps, results, forwards, numbers, strict=True)
-    ]

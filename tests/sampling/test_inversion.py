@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnguide.models.unet import StableDiffusion
 from attnguide.sampling.inversion import fitted, invert, noised
-from attnguide.sampling.reconstruction import reconstruct
+from attnguide.sampling.source_pictures import reconstruct
 from attnguide.types import Sample
 from tests import tiny
 

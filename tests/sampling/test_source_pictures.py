@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from attnguide.sampling.inversion import encode_pictures, fitted, invert
-from attnguide.sampling.reconstruction import picture_error, reconstruct
+from attnguide.sampling.source_pictures import picture_error, reconstruct
 from attnguide.types import Sample
 from tests import tiny
 
