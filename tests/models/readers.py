@@ -34,7 +34,8 @@ MISTRAL_CHAT = (
 
 
 def _wrapped(tokenizer: Tokenizer, length: int, **special: Any) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **special)
+    read = ["input_ids", "attention_mask"]  # older versions of the library would add types of tokens
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, model_input_names=read, **special)
 
 
 def _letters() -> list[str]:
