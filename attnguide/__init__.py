@@ -55,6 +55,12 @@ _HOMES: dict[str, str] = {
     "noise_variance": "attnguide.schedules",
     "region_maps": "attnguide.prompt.targets",
     "sqrt_linear": "attnguide.schedules",
+    # families of models of one's own
+    "Conditioning": "attnguide.models.base",
+    "TextReader": "attnguide.models.readers",
+    "TokenizedPrompt": "attnguide.prompt.tokens",
+    "TransformerAdapter": "attnguide.models.transformer",
+    "text_first": "attnguide.models.transformer",
     # under Lightning
     "GuidanceModule": "attnguide.module",
     "SampleDataModule": "attnguide.data",
@@ -89,12 +95,17 @@ if TYPE_CHECKING:
     from attnguide.judges import open_judge as open_judge
     from attnguide.methods import METHODS as METHODS
     from attnguide.methods import MethodInfo as MethodInfo
+    from attnguide.models.base import Conditioning as Conditioning
     from attnguide.models.load import adapt as adapt
     from attnguide.models.load import load_model as load_model
+    from attnguide.models.readers import TextReader as TextReader
+    from attnguide.models.transformer import TransformerAdapter as TransformerAdapter
+    from attnguide.models.transformer import text_first as text_first
     from attnguide.module import GuidanceModule as GuidanceModule
     from attnguide.module import make_trainer as make_trainer
     from attnguide.prompt.targets import Targets as Targets
     from attnguide.prompt.targets import region_maps as region_maps
+    from attnguide.prompt.tokens import TokenizedPrompt as TokenizedPrompt
     from attnguide.sampling.observer import Observer as Observer
     from attnguide.sampling.sampler import Sampler as Sampler
     from attnguide.sampling.table import sample_rows as sample_rows

@@ -8,18 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
+import torch
 
 import attnguide.methods
 from attnguide.cli import main
 from attnguide.cli.execute import check_on_model
 from attnguide.cli.plan import Plan
 from attnguide.models.unet import StableDiffusion
+from attnguide.prompt.tokens import token_indices
 from attnguide.records import read_records
 from attnguide.sampling.observer import Observer, UpdateEvent
+from attnguide.sampling.table import sample_batch
 from attnguide.types import Region, Sample, SampleResult
 from tests import tiny
+from tests.models import families
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,6 +83,20 @@ def test_readme_runs(names: dict[str, Any], model: StableDiffusion) -> None:
     _check_guidance(found["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
 
 
+if hasattr(diffusers, "OvisImagePipeline"):  # older ones have other examples only
+
+    def test_adding_a_model_runs(names: dict[str, Any]) -> None:
+        """An adapter from outside the package draws what the pipeline of diffusers draws, and is steered."""
+        found = run_page(ROOT / "docs" / "adding_a_model.md", names | {"pipeline": families.shared("ovis")})
+        assert found["results"][0].status == "ok"
+        adapter = found["OvisImage"](families.shared("ovis"))
+        row = Sample("0", tiny.PROMPT, steps=2, height=32, width=48, cfg_scale=1.0)
+        (result,) = sample_batch(adapter, [row])
+        assert result.latents is not None and torch.equal(result.latents, families.peer("ovis", row, adapter))
+        place = token_indices(adapter.tokenize(tiny.PROMPT), "cat")
+        assert [adapter.tokenize(tiny.PROMPT).tokens[position] for position in place] == ["Ġcat"]
+
+
 def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> None:
     run_page(ROOT / "docs" / "adding_a_method.md", names)
     _check_guidance(names["WordOverlap"](step_size=50.0), model, None)
@@ -89,7 +108,7 @@ def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> 
 
 def test_other_pages_run(names: dict[str, Any]) -> None:
     for page in PAGES:
-        if page.name not in ("README.md", "adding_a_method.md"):  # they have tests of their own
+        if page.name not in ("README.md", "adding_a_method.md", "adding_a_model.md"):  # they have tests of their own
             run_page(page, dict(names))
 
 

@@ -94,6 +94,13 @@ class PlugAndPlay(Injection):
         self.negative_schedule = negative_schedule
         self.source = source_unless_idle(source_prompt, scale, source_image, source_iterations)
 
+    def check(self, targets: Targets, sites: Sequence[Site]) -> None:
+        if self.source is not None and self.feature_stop > 0 and not any(site.name.startswith("up_blocks") for site in sites):
+            raise ValueError(
+                f"Method {self.name!r} takes over features of a UNet's decoder (up_blocks), and this network is none; "
+                "for self-attention alone set feature_stop=0 and attention_names=null."
+            )
+
     def edits(self, targets: Targets) -> Sequence[Edit]:
         if self.source is None:
             return []

@@ -14,6 +14,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 
+from attnguide.types import Sample
 from tests import tiny
 from tests.models import clip_and_t5, language_models  # noqa: F401  (they register their families)
 from tests.models.parts import BUILDERS
@@ -54,6 +55,46 @@ def sample(family: str, prompt: str | list[str] = tiny.PROMPT, **settings: Any) 
 def shared(family: str) -> Any:
     """One pipeline for all tests that leave it as it is."""
     return build(family)
+
+
+_SCALES = {
+    "qwen_image": ("true_cfg_scale", 0.0),
+    "qwen_image_21": ("true_cfg_scale", 0.0),
+    "z_image": ("guidance_scale", -1.0),
+    "krea2": ("guidance_scale", -1.0),
+}
+"""Name of a pipeline's weight of classifier-free guidance, and what it differs by from ``cfg_scale``."""
+
+_DRAWN_AS_TOKENS = ("krea2", "qwen_image_21")
+"""Families whose pipelines draw noise in the network's layout, so that a seed means other noise."""
+
+
+def peer(family: str, row: Sample, adapter: Any) -> torch.Tensor:
+    """Latents ``channels height width`` that a family's own pipeline makes of a plain row.
+
+    Args:
+        family: Which.
+        row: With a size.
+        adapter: Of the family's shared pipeline, for the layout of latents.
+    """
+    channels, height, width = adapter.latent_shape(row.height, row.width)
+    generator = torch.Generator().manual_seed(row.seed)
+    name, less = _SCALES.get(family, ("guidance_scale", 0.0))
+    settings: dict[str, Any] = {name: row.cfg_scale + less, "generator": generator}
+    if family in _DRAWN_AS_TOKENS:
+        settings["latents"] = packed(torch.randn(1, channels, height, width, generator=generator), adapter.patch)
+    if family.startswith("flux_"):
+        settings["true_cfg_scale"] = row.true_cfg_scale
+    negative = "" if name == "true_cfg_scale" and row.cfg_scale > 1 else None
+    negative = negative if row.negative_prompt is None else row.negative_prompt
+    settings |= {} if negative is None else {"negative_prompt": negative}
+    size = {"height": row.height, "width": row.width, "num_inference_steps": row.steps}
+    return unpacked(sample(family, row.prompt, **size, **settings), height, width)[0]
+
+
+def packed(latents: torch.Tensor, side: int) -> torch.Tensor:
+    """Latents ``batch channels height width`` as tokens of ``side x side`` cells, ``batch tokens channels``."""
+    return F.pixel_unshuffle(latents, side).flatten(2).transpose(1, 2)
 
 
 def unpacked(found: torch.Tensor, height: int, width: int) -> torch.Tensor:

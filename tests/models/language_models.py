@@ -161,6 +161,30 @@ def _flux2_klein() -> Any:
     return sized(built)
 
 
+@family("ovis", "OvisImagePipeline")
+def _ovis() -> Any:
+    """Not a family of the package: the example of the page on adding one."""
+    reader = readers.qwen()
+    network = diffusers.OvisImageTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+    )
+    built = diffusers.OvisImagePipeline(
+        scheduler=dynamic_flow(),
+        vae=autoencoder(),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**decoder(reader))).eval(),
+        tokenizer=reader,
+        transformer=sharpened(network),
+    )
+    return sized(built)
+
+
 def _qwen3_vl(reader: Any) -> Any:
     rope = {**ROPE, "mrope_interleaved": True}
     return transformers.Qwen3VLConfig(
