@@ -140,6 +140,7 @@ def _losses(rows: Sequence[Watched], cell: float) -> Figure:
             field.plot([step for step, _ in updates], [loss for _, loss in updates], marker=".", label=label)
     if not field.lines:
         raise ValueError("The watched rows were not guided: there is no loss to plot.")
+    field.xaxis.get_major_locator().set_params(integer=True)
     field.set_xlabel("step")
     field.set_ylabel("loss")
     field.legend(fontsize="small", frameon=False)
