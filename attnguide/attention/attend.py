@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from attnguide.attention.blocks import Block, Columns
+from attnguide.attention.blocks import Block
+from attnguide.attention.call import Call, View, fused_dtype, run_of, without_autocast
 from attnguide.attention.columns import (
     attention_and_logsumexp,
     column_probs,
@@ -20,87 +19,10 @@ from attnguide.attention.columns import (
     row_logsumexp,
     with_columns,
 )
-from attnguide.attention.edits import Edit
 from attnguide.attention.visitors import CaptureError, Visitors
 
 Checked = dict[int, tuple[Tensor, Tensor | None]]
 """Masks of edits that leave every query a key, beside the call's own mask."""
-
-
-@dataclass(frozen=True, eq=False)
-class _View:
-    """One site's visitors, and its block of the call."""
-
-    visitors: Visitors
-    block: Block
-
-    @property
-    def in_columns(self) -> bool:
-        """Whether what it reads and changes are a few columns."""
-        return self.visitors.site.kind == "cross" and not self.block.whole
-
-    def block_of(self, edit: Edit) -> Block:
-        """The block that an edit masks, multiplies or blends: with all of the text where it asks for that."""
-        return replace(self.block, columns=Columns()) if edit.whole_text else self.block
-
-    @property
-    def explicit(self) -> bool:
-        """Whether somebody needs scores or probabilities."""
-        return self.visitors.reads_probs or self.visitors.edits_probs
-
-    def at(self, positions: Sequence[int]) -> _View:
-        return replace(self, visitors=self.visitors.at(positions))
-
-    def shown(self, part: Tensor, hidden: float) -> Tensor:
-        """Scores or probs of its block, with a value in the columns that are not the elements' own."""
-        own = self._own(part.device)
-        return part if own is None else part.masked_fill(~own, hidden)
-
-    def edited(self, stage: Literal["scores", "probs"], part: Tensor) -> Tensor:
-        """Scores or probs of its block as the edits make them; ``part`` itself where none does."""
-        visitors, hidden = self.visitors, float("-inf") if stage == "scores" else 0.0
-        before = now = self.shown(part, hidden)
-        for edit in visitors.editing(stage):
-            change = edit.scores if stage == "scores" else edit.probs
-            now = change(now, visitors.site, visitors.context)
-        own = self._own(part.device)
-        if now is before:
-            return part
-        return now if own is None else torch.where(own, now, part)
-
-    def _own(self, device: torch.device) -> Tensor | None:
-        visitors = self.visitors
-        return visitors.columns.own(visitors.context, device) if visitors.site.kind == "cross" else None
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What the library hands to the fused kernel; ``batch heads tokens head_dim`` each."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    dropout: float
-    scale: float | None
-
-    @property
-    def factor(self) -> float:
-        """Of the products of queries and keys."""
-        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
-
-    def fused(self, rows: range | None = None) -> Tensor:
-        """The library's own call, for some queries alone."""
-        query = self.query if rows is None else self.query[:, :, rows.start : rows.stop]
-        mask = self.mask if rows is None else mask_part(self.mask, rows)
-        return F.scaled_dot_product_attention(query, self.key, self.value, mask, self.dropout, scale=self.scale)
-
-    def at(self, positions: Sequence[int]) -> _Call:
-        """The call for a part of the batch."""
-        at, mask = _run(positions), self.mask
-        if mask is not None and mask.ndim == 4 and len(mask) > 1:
-            mask = mask[at]
-        return replace(self, query=self.query[at], key=self.key[at], value=self.value[at], mask=mask)
 
 
 def attend(
@@ -129,14 +51,14 @@ def attend(
             f"Attention site {served[0].site.name!r} uses causal or grouped attention, which cannot be read or edited here."
         )
     shape = query.shape[-2], key.shape[-2]
-    views = [_View(visitors, Block.of(visitors.site, *shape, visitors.columns)) for visitors in served]
+    views = [View(visitors, Block.of(visitors.site, *shape, visitors.columns)) for visitors in served]
     query, key, value = _inputs(views, query, key, value)
-    bare = _Call(query, key, value, attn_mask, dropout_p, scale)
+    bare = Call(query, key, value, attn_mask, dropout_p, scale)
     output = _with_gains(views, replace(bare, mask=_mask(views, checked, bare)))
     return _given_out(views, _blended(views, checked, bare, output))
 
 
-def _with_gains(views: Sequence[_View], call: _Call) -> Tensor:
+def _with_gains(views: Sequence[View], call: Call) -> Tensor:
     """What attention gives out, with the scores of some blocks multiplied: their keys are, for their queries alone."""
     explicit = [view for view in views if view.explicit]
     key, rows = call.key, None
@@ -158,7 +80,7 @@ def _with_gains(views: Sequence[_View], call: _Call) -> Tensor:
     return _beside(rows, inside, call)
 
 
-def _blended(views: Sequence[_View], checked: Checked, bare: _Call, output: Tensor) -> Tensor:
+def _blended(views: Sequence[View], checked: Checked, bare: Call, output: Tensor) -> Tensor:
     """What attention gives out, with shares of further attention under masks of its own.
 
     Args:
@@ -181,7 +103,7 @@ def _blended(views: Sequence[_View], checked: Checked, bare: _Call, output: Tens
     return output
 
 
-def _output(views: Sequence[_View], call: _Call) -> Tensor:
+def _output(views: Sequence[View], call: Call) -> Tensor:
     """What attention gives out, explicit only where it must be."""
     if not views:
         return call.fused()
@@ -200,15 +122,15 @@ def _output(views: Sequence[_View], call: _Call) -> Tensor:
     return call.fused()
 
 
-def _reading(views: Sequence[_View], call: _Call, form: Callable[..., Tensor]) -> None:
+def _reading(views: Sequence[View], call: Call, form: Callable[..., Tensor]) -> None:
     if form is _in_columns:
-        with _without_autocast(call.query.device.type):
+        with without_autocast(call.query.device.type):
             _read_columns(views[0], call)
     else:
         _square_probs(views, call, _hull(views))
 
 
-def _inputs(views: Sequence[_View], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(views: Sequence[View], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, read and changed block by block."""
     for view in views:
         view.visitors.read("query", view.block.take_rows(query))
@@ -226,7 +148,7 @@ def _inputs(views: Sequence[_View], query: Tensor, key: Tensor, value: Tensor) -
     return query, key, value
 
 
-def _mask(views: Sequence[_View], checked: Checked, call: _Call) -> Tensor | None:
+def _mask(views: Sequence[View], checked: Checked, call: Call) -> Tensor | None:
     """The call's own mask, and what edits forbid beside it."""
     own = call.mask
     for view in views:
@@ -239,7 +161,7 @@ def _mask(views: Sequence[_View], checked: Checked, call: _Call) -> Tensor | Non
     return call.mask
 
 
-def _combined(call: _Call, block: Block, allowed: Tensor) -> Tensor:
+def _combined(call: Call, block: Block, allowed: Tensor) -> Tensor:
     """A call's mask, and what is forbidden in a block."""
     if not block.whole:
         part = allowed.expand(allowed.shape[0], 1, *block.size)
@@ -266,7 +188,7 @@ def _check_mask(edit: str, mask: Tensor | None, own: Tensor | None, checked: Che
     checked[id(mask)] = mask, own
 
 
-def _given_out(views: Sequence[_View], output: Tensor) -> Tensor:
+def _given_out(views: Sequence[View], output: Tensor) -> Tensor:
     """What the call gives out, changed and read block by block."""
     for view in views:
         block, visitors = view.block, view.visitors
@@ -279,27 +201,21 @@ def _given_out(views: Sequence[_View], output: Tensor) -> Tensor:
     return output
 
 
-def _in_part(views: Sequence[_View], part: list[int], call: _Call, form: Callable[..., Tensor]) -> Tensor:
+def _in_part(views: Sequence[View], part: list[int], call: Call, form: Callable[..., Tensor]) -> Tensor:
     """Explicit attention in a part of the batch, and fused attention in the rest."""
     query, value = call.query, call.value
     rest = sorted(set(range(len(query))) - set(part))
     batch, heads, cells, _ = query.shape
     # The memory layout in which the module goes on: cells before heads.
-    output = value.new_empty(batch, cells, heads, value.shape[-1], dtype=_fused_dtype(value)).transpose(1, 2)
+    output = value.new_empty(batch, cells, heads, value.shape[-1], dtype=fused_dtype(value)).transpose(1, 2)
     for positions in (part, rest):
         if positions:
             own = call.at(positions)
-            output[_run(positions)] = form([view.at(part) for view in views], own) if positions is part else own.fused()
+            output[run_of(positions)] = form([view.at(part) for view in views], own) if positions is part else own.fused()
     return output
 
 
-def _run(positions: Sequence[int]) -> slice | list[int]:
-    """Positions without a gap as a slice, which copies nothing."""
-    first, last = positions[0], positions[-1]
-    return slice(first, last + 1) if last - first + 1 == len(positions) else list(positions)
-
-
-def _beside(rows: range, output: Tensor, call: _Call) -> Tensor:
+def _beside(rows: range, output: Tensor, call: Call) -> Tensor:
     """The output of some queries among all others', which the fused kernel answers."""
     parts = [output]
     if rows.start > 0:
@@ -312,16 +228,16 @@ def _beside(rows: range, output: Tensor, call: _Call) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- columns
 
 
-def _in_columns(views: Sequence[_View], call: _Call) -> Tensor:
+def _in_columns(views: Sequence[View], call: Call) -> Tensor:
     """Attention whose chosen columns are changed; the square is never formed."""
     view = views[0]
     block, visitors, rows = view.block, view.visitors, view.block.rows
     columns, others = block.index(call.query.device)
-    lowered = _fused_dtype(call.value)
+    lowered = fused_dtype(call.value)
     query = block.take_rows(call.query).to(lowered)
     key, value = (tensor.index_select(2, others).to(lowered) for tensor in (call.key, call.value))
     rest = attention_and_logsumexp(query, key, value, mask_part(call.mask, rows, others), call.factor)
-    with _without_autocast(query.device.type):
+    with without_autocast(query.device.type):
         scores = _column_scores(view, call)
         if visitors.reads("original_probs"):
             original = column_probs(scores, torch.logaddexp(rest[1], scores.logsumexp(-1)))
@@ -334,7 +250,7 @@ def _in_columns(views: Sequence[_View], call: _Call) -> Tensor:
     return _beside(rows, output, call)
 
 
-def _read_columns(view: _View, call: _Call) -> None:
+def _read_columns(view: View, call: Call) -> None:
     """Show scores and probabilities of the chosen columns, with their graph."""
     visitors = view.visitors
     scores = _column_scores(view, call)
@@ -344,7 +260,7 @@ def _read_columns(view: _View, call: _Call) -> None:
             visitors.read(quantity, view.shown(column_probs(scores, total), 0.0))  # type: ignore[arg-type]
 
 
-def _column_scores(view: _View, call: _Call) -> Tensor:
+def _column_scores(view: View, call: Call) -> Tensor:
     block = view.block
     columns = block.index(call.query.device)[0]
     mask = mask_part(call.mask, block.rows, columns)
@@ -358,24 +274,24 @@ def _column_scores(view: _View, call: _Call) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- squares
 
 
-def _in_squares(views: Sequence[_View], call: _Call) -> Tensor:
+def _in_squares(views: Sequence[View], call: Call) -> Tensor:
     """Attention over probabilities that are formed, for all keys of the queries that somebody reads or changes."""
-    rows, dtype = _hull(views), _fused_dtype(call.value)
+    rows, dtype = _hull(views), fused_dtype(call.value)
     probs = _square_probs(views, call, rows)
-    with _without_autocast(call.query.device.type):
+    with without_autocast(call.query.device.type):
         output = probs.to(dtype) @ call.value.to(dtype)
     return _beside(rows, output, call)
 
 
-def _hull(views: Sequence[_View]) -> range:
+def _hull(views: Sequence[View]) -> range:
     """The queries between the first and the last that belong to a block."""
     return range(min(view.block.rows.start for view in views), max(view.block.rows.stop for view in views))
 
 
-def _square_probs(views: Sequence[_View], call: _Call, rows: range) -> Tensor:
+def _square_probs(views: Sequence[View], call: Call, rows: range) -> Tensor:
     """Scores, softmax, and what edits make of both: ``batch heads rows key``."""
     # Autocast would round the product of queries and keys, and what edits and records compute, to half precision.
-    with _without_autocast(call.query.device.type):
+    with without_autocast(call.query.device.type):
         scores = masked_scores(call.query[:, :, rows.start : rows.stop], call.key, mask_part(call.mask, rows), call.factor)
         _show(views, "scores", scores, rows)
         if any(view.visitors.reads("original_probs") for view in views):
@@ -385,30 +301,17 @@ def _square_probs(views: Sequence[_View], call: _Call, rows: range) -> Tensor:
         return probs
 
 
-def _show(views: Sequence[_View], quantity: Any, square: Tensor, rows: range) -> None:
+def _show(views: Sequence[View], quantity: Any, square: Tensor, rows: range) -> None:
     for view in views:
         if view.visitors.reads(quantity):
             missing = float("-inf") if quantity == "scores" else 0.0
             view.visitors.read(quantity, view.shown(view.block.take(square, rows.start, missing), missing))
 
 
-def _edited(views: Sequence[_View], stage: Literal["scores", "probs"], square: Tensor, rows: range) -> Tensor:
+def _edited(views: Sequence[View], stage: Literal["scores", "probs"], square: Tensor, rows: range) -> Tensor:
     for view in views:
         if view.visitors.editing(stage):
             part = view.block.take(square, rows.start, float("-inf") if stage == "scores" else 0.0)
             changed = view.edited(stage, part)
             square = square if changed is part else view.block.put(square, changed, rows.start)
     return square
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Autocast off, on a device that has it (``meta`` has not)."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def _fused_dtype(value: Tensor) -> torch.dtype:
-    """Precision of what the fused call would give out: autocast lowers it, but for float64."""
-    device = value.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and value.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return value.dtype

@@ -143,6 +143,11 @@ class ModelAdapter(Autoencoding, ABC):
         """Precision of the network's weights."""
 
     @property
+    def latents_dtype(self) -> torch.dtype:
+        """Precision of latents between evaluations, in which noise is drawn: the network's in most families."""
+        return self.dtype
+
+    @property
     @abstractmethod
     def default_size(self) -> tuple[int, int]:
         """``(height, width)`` of the pictures it was trained on, in pixels."""

@@ -46,6 +46,10 @@ class ZImage(LanguageModelAdapter):
         return int(self.transformer.config.all_patch_size[0])
 
     @property
+    def latents_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
     def widest(self) -> int | None:
         return int(min(self.transformer.config.axes_lens[1:]))
 

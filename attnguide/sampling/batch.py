@@ -192,7 +192,7 @@ def make_batch(
     replay = invert_sources(model, source, prompts, scheduler, first.steps, size)
     if replay is not None:
         ledger.forward(replay.rows * replay.path.forwards)
-    start = _Start(shape, branches.dtype, model.device, initial_latents, replay)
+    start = _Start(shape, model.latents_dtype, model.device, initial_latents, replay)
     noise, sources = start.draw(samples, targets, injections, effects)
     if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
         twin, twin_sources = start.draw(samples, targets, injections, effects)

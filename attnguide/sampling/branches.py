@@ -96,11 +96,6 @@ class Branches:
         """The branches of a plain denoising pass: both halves of classifier-free guidance, or the conditional one alone."""
         return ("uncond", "cond") if "uncond" in self.states else ("cond",)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the text states, in which noise is drawn."""
-        return self.states["cond"].cond.dtype
-
 
 def encode_branches(
     model: ModelAdapter,

@@ -23,9 +23,13 @@ END = 8
 CROSS, SELF = SITES[1], SITES[3]
 
 
+def _edits(**options: Any) -> tuple[Edit, ...]:
+    """The bounds, and what shows attention to their masks, if anything does."""
+    return tuple(cases.guidance("bounded_attention", **options).edits(TARGETS, 1))
+
+
 def _bounds(**options: Any) -> Edit:
-    (edit,) = cases.guidance("bounded_attention", **options).edits(TARGETS, 1)
-    return edit
+    return _edits(**options)[0]
 
 
 def _context(index: int = 0, count: int = 50, kind: Any = "denoise") -> PassContext:
@@ -60,7 +64,7 @@ def test_subjects_are_hidden_from_one_another_as_in_the_reference() -> None:
         np.testing.assert_allclose(probs[half, 1].numpy(), expected, atol=1e-9)
 
 
-def _show(edit: Edit, step: Step, cells: Tensor) -> None:
+def _show(edits: tuple[Edit, ...], step: Step, cells: Tensor) -> None:
     """One pass in which the cat's word, and the cells of each picture half, are looked at as given."""
     context = pass_context(step, "denoise", [0], ("uncond", "cond"))
     words = torch.full((2, 1, 24, tiny.LENGTH), 0.01)
@@ -68,8 +72,9 @@ def _show(edit: Edit, step: Step, cells: Tensor) -> None:
     words[..., 7] = 1 - cells
     alike = (cells[:, None] == cells[None]).float().expand(2, 1, 24, 24) / 12
     for site, probs in ((CROSS, words), (SELF, alike)):
-        edit.scores(probs.log(), site, context)
-        edit.probs(probs, site, context)
+        for edit in edits:
+            edit.scores(probs.log(), site, context)
+            edit.probs(probs, site, context)
 
 
 def test_masks_follow_the_clusters_of_self_attention() -> None:
@@ -77,15 +82,14 @@ def test_masks_follow_the_clusters_of_self_attention() -> None:
     cells = torch.tensor([float(x < 3 and y < 2) for y in range(4) for x in range(6)])
     context = _context(16)
 
-    def seen(edit: Edit) -> Tensor:
-        for index in range(15):
-            _show(edit, cases.at(index), cells)
-        _show(edit, cases.at(15), cells)
-        return edit.scores(torch.zeros(2, 1, 24, tiny.LENGTH), CROSS, context)[1, 0, :, 3] == 0
+    def seen(edits: tuple[Edit, ...]) -> Tensor:
+        for index in range(16):
+            _show(edits, cases.at(index), cells)
+        return edits[0].scores(torch.zeros(2, 1, 24, tiny.LENGTH), CROSS, context)[1, 0, :, 3] == 0
 
-    assert seen(_bounds(clusters=1)).tolist() == [bool(cell) for cell in cells]
-    assert seen(_bounds(clusters=1, refine=False)).tolist() == CAT
-    assert seen(_bounds(clusters=1, refine_start=0.5)).tolist() == CAT
+    assert seen(_edits(clusters=1)).tolist() == [bool(cell) for cell in cells]
+    assert seen(_edits(clusters=1, refine=False)).tolist() == CAT
+    assert seen(_edits(clusters=1, refine_start=0.5)).tolist() == CAT
 
 
 @pytest.mark.parametrize("site", [CROSS, SELF])

@@ -92,6 +92,15 @@ def test_plain_latents_are_the_pipeline_s_own(family: str) -> None:
         assert_close(found, of_pipeline(family, guided, use_kv_cache=True))
 
 
+def test_latents_of_z_image_stay_wide_as_in_its_pipeline() -> None:
+    pipeline, sample = families.build("z_image").to(torch.bfloat16), row("z_image")
+    noise = initial_noise(generators([sample.seed]), (4, 16, 16), torch.float32, torch.device("cpu"))
+    size = {"height": 32, "width": 32, "num_inference_steps": 2}
+    expected = pipeline(sample.prompt, guidance_scale=0.0, latents=noise, output_type="latent", **size)[0]
+    (result,) = sample_batch(adapt(pipeline), [sample])
+    assert result.latents is not None and torch.equal(result.latents, expected[0])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reading_changes_nothing_and_gradients_reach_every_row(family: str) -> None:
     adapter, prompts = model(family), ["a cat", "a red cat and a blue ball"]
@@ -130,7 +139,7 @@ def test_reading_changes_nothing_and_gradients_reach_every_row(family: str) -> N
         assert gradient[position].abs().max() > 0 and gradient[1 - position].abs().max() == 0
 
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "mask_guidance": {"stop": 1.0},
     "attend_and_excite": {"stop": 1.0, "max_refinements": 1},
     "stable": {"attempts": 1},
@@ -215,10 +224,10 @@ def test_parts_of_a_pass_are_computed_again_as_they_were(family: str) -> None:
 
 @pytest.mark.parametrize("family", UNEVEN)
 def test_methods_that_need_the_whole_pass_are_refused_where_texts_differ(family: str) -> None:
-    methods, places = (MethodConfig("bounded_attention", {"stop": 0.0}),), {"regions": (CAT, BALL)}
-    even = sample_batch(model(family), [row(family, methods=methods, **places)])
+    methods = (MethodConfig("bounded_attention", {"stop": 0.0}),)
+    even = sample_batch(model(family), [row(family, methods=methods, regions=(CAT, BALL))])
     assert even[0].status == "ok"
-    guided = row(family, methods=methods, cfg_scale=4.0, **places)
+    guided = row(family, methods=methods, cfg_scale=4.0, regions=(CAT, BALL))
     with pytest.raises(ValueError, match=r"Method 'bounded_attention' compares elements of a pass, but .*set cfg_scale to 1"):
         check_rows(model(family), [guided])
     with pytest.raises(ValueError, match="SubjectBounds compares elements of a pass, but this network reads texts"):
