@@ -70,9 +70,8 @@ def peer(row: Sample, family: str, pipeline: Any = None, **options: Any) -> Tens
         ({}, {}),
         ({"cfg_scale": 1.0, "height": 32, "width": 48}, {}),
         ({"cfg_scale": 3.0, "height": 48, "negative_prompt": "a blue dog"}, {"negative_prompt": "a blue dog"}),
-        ({"negative_prompt": ""}, {"negative_prompt": ""}),
     ],
-    ids=["cfg", "no cfg", "negative", "empty"],
+    ids=["cfg", "no cfg", "negative"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_row_equals_the_pipeline_s_to_the_bit(family: str, settings: dict[str, Any], options: dict[str, Any]) -> None:
@@ -167,7 +166,6 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("mask_guidance", {"step_size": 20.0}),
     ("layout_guidance", {}),
     ("attend_and_excite", {"max_refinements": 1}),
-    ("bounded_attention", {}),
     ("stable", {"guide": True}),
     ("forward_layout", {}),
     ("inject5", {"start": 0.0}),
@@ -208,7 +206,7 @@ def test_methods_steer_a_batch_as_its_rows(family: str, name: str, options: dict
         assert not torch.equal(found, latents(row.plain(), adapter))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["sd3", "pixart_sigma", "auraflow"])
 def test_pictures_come_from_latents_and_go_back(family: str) -> None:
     adapter = model(family)
     (result,) = sample_batch(adapter, [plain(width=48)])
@@ -279,7 +277,7 @@ def test_sizes_for_which_there_are_no_positions(family: str, side: int) -> None:
         model(family).latent_shape(32, side + 4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["sd35", "pixart_alpha_1024", "auraflow"])
 def test_half_precision_equals_the_pipeline_s(family: str) -> None:
     held = families.build(family).to(torch.bfloat16)
     row = plain(width=48)
@@ -330,7 +328,7 @@ def test_a_pipeline_that_adds_something_names_the_way_that_works() -> None:
         adapt(StableDiffusion3Img2ImgPipeline(**parts))
 
 
-@pytest.mark.parametrize("family", ["sd3", "sd35", "pixart_sigma"])
+@pytest.mark.parametrize("family", ["sd3", "pixart_sigma"])
 def test_a_folder_opens_and_draws(family: str, tmp_path: Path) -> None:
     families.shared(family).save_pretrained(tmp_path / family)
     opened = load_model(str(tmp_path / family), device="cpu")
