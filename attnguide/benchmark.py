@@ -65,14 +65,18 @@ def layout_samples(
 
 
 class Localisation(Observer):
-    """How much of each word's attention falls on its object, per map size: the ground that guidance stands on.
+    """How much of each word's attention falls on its object, per map size or per block: the ground that guidance stands on.
 
-    ``table`` maps a map size to pairs (share of the word's map inside the judged mask, share of the picture that mask covers),
-    one for each word whose object was found exactly once.
+    ``table`` maps a map size (``16x16``) or a block's name to pairs (share of the word's map inside the judged mask, share of
+    the picture that mask covers), one for each word whose object was found exactly once.
+
+    Args:
+        per_block: Tell blocks apart, as where all have maps of one size.
     """
 
-    def __init__(self) -> None:
-        self.table: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    def __init__(self, per_block: bool = False) -> None:
+        self.per_block = per_block
+        self.table: dict[str, list[tuple[float, float]]] = {}
         self._sums: dict[Site, Tensor] = {}
         self._info: BatchInfo | None = None
 
@@ -87,9 +91,10 @@ class Localisation(Observer):
         self._sums[site] = self._sums.get(site, torch.zeros_like(words)) + words
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
-        sizes: dict[tuple[int, int], list[Tensor]] = {}
-        for site, total in self._sums.items():
-            sizes.setdefault((site.height, site.width), []).append(total)
+        groups: dict[tuple[str, int, int], list[Tensor]] = {}
+        for site, total in sorted(self._sums.items(), key=lambda pair: (-pair[0].cells, pair[0].depth)):
+            name = site.name if self.per_block else f"{site.height}x{site.width}"
+            groups.setdefault((name, site.height, site.width), []).append(total)
         for row, result in enumerate(results):
             if result.image is None:
                 continue
@@ -98,12 +103,12 @@ class Localisation(Observer):
                 masks = [d.mask for d in found if f"{d.color} {d.shape}" == region.phrase]
                 if len(masks) != 1:
                     continue
-                for (height, width), totals in sizes.items():
+                for (name, height, width), totals in groups.items():
                     words = torch.stack(totals).mean(0)[row, index]
                     mask = Image.fromarray(masks[0].astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
                     cover = torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255).flatten()
                     inside = float((words.cpu() * cover).sum() / words.sum().cpu())
-                    self.table.setdefault((height, width), []).append((inside, float(cover.mean())))
+                    self.table.setdefault(name, []).append((inside, float(cover.mean())))
 
 
 def run_benchmark(

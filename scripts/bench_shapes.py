@@ -2,6 +2,7 @@
 
     python scripts/bench_shapes.py                                    # benchmark file, 8 seeds a prompt
     python scripts/bench_shapes.py --categories single two_objects --seeds 4 --layouts development
+    python scripts/bench_shapes.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2 --blocks   # the joint-attention model
 
 Resumable: rows already in OUT/records.csv are not sampled again. OUT/sheet.png shows the first pictures of every category.
 """
@@ -12,6 +13,7 @@ import argparse
 import time
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from PIL import Image
 
@@ -34,9 +36,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=None, help="as many of each category, spread evenly over it")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cfg-scale", type=float, default=5.0)
+    parser.add_argument(
+        "--true-cfg-scale", type=float, default=None, help="for pipelines of FLUX.1's kind, instead of --cfg-scale"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_shapes"))
     parser.add_argument("--localisation", action="store_true", help="also measure where the words' attention lies")
+    parser.add_argument("--blocks", action="store_true", help="the same for each block")
     parser.add_argument("--time", action="store_true", help="also time one picture alone")
     args = parser.parse_args()
 
@@ -45,11 +51,15 @@ def main() -> None:
     chosen = args.categories or names
     layouts = choose_layouts(layouts, chosen, args.prompts)
     model = load_model(args.model)
-    observer = Localisation() if args.localisation else None
-    samples = layout_samples(layouts, range(args.seeds), steps=args.steps, cfg_scale=args.cfg_scale)
+    observer = Localisation(args.blocks) if args.localisation or args.blocks else None
+    guidance: dict[str, Any] = {"cfg_scale": args.cfg_scale}
+    if args.true_cfg_scale is not None:
+        guidance = {"true_cfg_scale": args.true_cfg_scale, "negative_prompt": ""}
+    samples = layout_samples(layouts, range(args.seeds), steps=args.steps, **guidance)
     records = run_benchmark(model, layouts, samples, args.out, batch_size=args.batch_size, observer=observer)
 
-    print(f"{len(records)} pictures, {args.seeds} seeds a prompt, {args.steps} steps, cfg {args.cfg_scale}\n")
+    weight = args.true_cfg_scale or args.cfg_scale
+    print(f"{len(records)} pictures, {args.seeds} seeds a prompt, {args.steps} steps, cfg {weight}\n")
     print(f"{'category':<28}{'rows':>6}" + "".join(f"{metric:>22}" for metric in METRICS))
     for name in chosen:
         rows = [record for record in records if record["category"] == name]
@@ -75,10 +85,11 @@ def _cell(values: list[float]) -> str:
 
 def _print_localisation(observer: Localisation) -> None:
     print("\nshare of a word's attention inside its object, against the object's share of the picture")
-    print(f"{'map':<10}{'words':>8}{'inside':>10}{'area':>10}{'ratio':>10}")
-    for (height, width), pairs in sorted(observer.table.items(), reverse=True):
+    width = max(map(len, ("block", *observer.table)))
+    print(f"{'block' if observer.per_block else 'map':<{width}}{'words':>8}{'inside':>10}{'area':>10}{'ratio':>10}")
+    for name, pairs in observer.table.items():
         inside, area = fmean(p[0] for p in pairs), fmean(p[1] for p in pairs)
-        print(f"{f'{height}x{width}':<10}{len(pairs):>8}{inside:>10.3f}{area:>10.3f}{inside / area:>10.2f}")
+        print(f"{name:<{width}}{len(pairs):>8}{inside:>10.3f}{area:>10.3f}{inside / area:>10.2f}")
 
 
 def _print_time(model: ModelAdapter, steps: int) -> None:

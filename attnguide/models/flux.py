@@ -17,7 +17,7 @@ from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
 
 LONGEST = 512
-"""Positions of T5, as the pipelines have it by default."""
+"""Positions of T5, as the pipelines have it by default; fewer where the checkpoint's tokenizer says so."""
 
 
 class PackedTransformer(TransformerAdapter):
@@ -34,7 +34,7 @@ class PackedTransformer(TransformerAdapter):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        side = self.pipeline.default_sample_size * self.factor
+        side = min(self.pipeline.default_sample_size * self.factor, self.vae.config.sample_size)
         return side, side
 
     def sigmas(self, steps: int) -> Sequence[float] | None:
@@ -85,13 +85,17 @@ class Flux(PackedTransformer):
     def true_cfg(self) -> bool:
         return True
 
+    @property
+    def _longest(self) -> int:
+        return min(LONGEST, self.pipeline.tokenizer_2.model_max_length)
+
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         tokenizer = self.pipeline.tokenizer_2
 
         def expand(text: str) -> str:
             return str(self.pipeline.maybe_convert_prompt(text, tokenizer))
 
-        return TextReader(tokenizer, LONGEST, padded=True, expand=expand).read(prompt)
+        return TextReader(tokenizer, self._longest, padded=True, expand=expand).read(prompt)
 
     @torch.no_grad()
     def encode_prompt(
@@ -110,7 +114,7 @@ class Flux(PackedTransformer):
     def _states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States of T5, ``batch tokens channels``, and pooled ones of CLIP, ``batch channels``."""
         states, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), prompt_2=None, device=self.device, max_sequence_length=LONGEST
+            list(prompts), prompt_2=None, device=self.device, max_sequence_length=self._longest
         )
         return states.to(self.dtype), pooled.to(self.dtype)
 

@@ -9,19 +9,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, StableDiffusionPipeline
 
 from attnguide.models.load import load_model
+from attnguide.sampling.table import sample_rows
 from attnguide.shapes.renderer import SIDE
 from attnguide.shapes.training import flow, run, store
 from attnguide.shapes.training.architecture import build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule
 from attnguide.shapes.training.diffusion import DiffusionModule
 from attnguide.shapes.training.flow import FlowModule
-from attnguide.shapes.training.mmdit import build_transformer
+from attnguide.shapes.training.mmdit import TEXT_TOKENS, build_transformer
 from attnguide.shapes.training.preview import draw_flux
+from attnguide.types import Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's advice
 
@@ -101,6 +104,17 @@ def test_the_mmdit_opens_as_flux_and_draws(trained: Path) -> None:
     assert torch.equal(theirs, ours)
     first, second = draw_flux(pipeline, ["a red circle", "a blue square"], [0, 1], steps=2)
     assert first.size == second.size == (SIDE, SIDE) and first.tobytes() != second.tobytes()
+
+
+def test_the_mmdit_is_a_model_with_the_length_and_size_of_its_training(trained: Path) -> None:
+    model = load_model(str(trained / "pipeline-mmdit"), device="cpu")
+    assert model.default_size == (SIDE, SIDE) and len(model.tokenize("a red circle").tokens) == TEXT_TOKENS
+    row = Sample("a", "a red circle", seed=3, steps=2, true_cfg_scale=2.0, negative_prompt="")
+    (result,) = sample_rows(model, [row])
+    (theirs,) = draw_flux(model.pipeline, [row.prompt], [3], steps=2, guidance=2.0)
+    assert result.image is not None
+    difference = np.abs(np.asarray(result.image, dtype=int) - np.asarray(theirs, dtype=int))
+    assert difference.max() <= 1
 
 
 @pytest.mark.parametrize("folder", ["pipeline", "pipeline-mmdit"])
