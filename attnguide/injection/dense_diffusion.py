@@ -16,6 +16,7 @@ from attnguide.injection.base import Injection, WindowEdit, finite, one_of
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.drawing import sampled_mask
 from attnguide.prompt.targets import Targets
+from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext
 
@@ -88,15 +89,21 @@ class DenseDiffusion(Injection):
             for phrase_states, index in zip(alone, chosen, strict=True):
                 positions = list(targets.token_indices[row][index])
                 own = model.tokenize(regions[index].phrase)
-                if [own.ids[p] for p in own.word_positions] != [targets.tokenized[row].ids[p] for p in positions]:
+                if _pieces(own, own.word_positions) != _pieces(targets.tokenized[row], positions):
                     raise ValueError(
                         f"Region {regions[index].phrase!r}: the phrase alone must have the tokens it has in the prompt "
                         f"{targets.tokenized[row].text!r} (positions {positions}); use splice=False."
                     )
                 columns = targets.columns
-                there = positions if columns is None else [columns[position] for position in positions]
-                cond[row, there] = phrase_states[list(own.word_positions)]
+                written = positions if columns is None else [columns[position] for position in positions]
+                cond[row, written] = phrase_states[list(own.word_positions)]
         return replace(states, cond=cond)
+
+
+def _pieces(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[str]:
+    """What tokens stand for, without the space before it that some tokenizers take into a word inside a text."""
+    spans = [prompt.offsets[position] for position in positions]
+    return [prompt.text[slice(*span)].strip().casefold() for span in spans if span is not None]
 
 
 class _Modulation(WindowEdit):

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from attnguide.attention.sites import Site
-from attnguide.injection.dense_diffusion import DenseDiffusion
+from attnguide.injection.dense_diffusion import DenseDiffusion, _pieces
 from attnguide.methods import build_method
+from attnguide.models.readers import TextReader
+from attnguide.prompt.tokens import token_indices
 from attnguide.sampling.cfg import pass_context
 from attnguide.types import Region, Sample, Step
 from tests import tiny
 from tests.injection import common
+from tests.models import readers
 from tests.reference import dense_diffusion as reference
 
 ROWS = common.four_rows("dense_diffusion")
@@ -145,6 +148,13 @@ def test_splicing_puts_the_phrase_s_own_states_at_its_tokens() -> None:
     others = [position for position in range(tiny.LENGTH) if position not in (2, 3)]
     assert torch.equal(spliced[0, others], states.cond[0, others])  # a region without a place keeps its states
     assert DenseDiffusion(splice=False).condition(states, common.targets_of([row]), model) is states
+
+
+def test_a_word_s_space_is_no_matter_to_splicing() -> None:
+    reader = TextReader(readers.qwen(), 90, before="<|im_start|>user\n", after="<|im_end|>", dropped=3)
+    whole, alone = reader.read("a red cat"), reader.read("red cat")
+    assert _pieces(whole, token_indices(whole, "red cat")) == _pieces(alone, alone.word_positions) == ["red", "cat"]
+    assert whole.ids[1] != alone.ids[0]
 
 
 def test_splicing_needs_the_phrase_s_own_tokens() -> None:

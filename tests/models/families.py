@@ -65,8 +65,8 @@ _SCALES = {
 }
 """Name of a pipeline's weight of classifier-free guidance, and what it differs by from ``cfg_scale``."""
 
-_DRAWN_AS_TOKENS = ("krea2", "qwen_image_21")
-"""Families whose pipelines draw noise in the network's layout, so that a seed means other noise."""
+_DRAWN_OTHERWISE = ("krea2", "qwen_image_21", "lumina2")
+"""Families whose pipelines draw noise in the network's layout or for an autoencoder of its own size."""
 
 
 def peer(family: str, row: Sample, adapter: Any) -> torch.Tensor:
@@ -81,8 +81,11 @@ def peer(family: str, row: Sample, adapter: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(row.seed)
     name, less = _SCALES.get(family, ("guidance_scale", 0.0))
     settings: dict[str, Any] = {name: row.cfg_scale + less, "generator": generator}
-    if family in _DRAWN_AS_TOKENS:
-        settings["latents"] = packed(torch.randn(1, channels, height, width, generator=generator), adapter.patch)
+    if family in _DRAWN_OTHERWISE:
+        noise = torch.randn(1, channels, height, width, generator=generator)
+        settings["latents"] = noise if family == "lumina2" else packed(noise, adapter.patch)
+    if family == "qwen_image_21":
+        settings["use_kv_cache"] = False  # it computes the text's part once, and so other sums
     if family.startswith("flux_"):
         settings["true_cfg_scale"] = row.true_cfg_scale
     negative = "" if name == "true_cfg_scale" and row.cfg_scale > 1 else None
