@@ -9,7 +9,7 @@ from typing import Any
 
 from attnguide.ablation.layouts import box_options
 from attnguide.evaluation.entries import CATEGORY
-from attnguide.metrics.asked import asked_of
+from attnguide.metrics.asked import ASKED_TAG, asked_of
 from attnguide.row_values import nearest
 from attnguide.shapes.layouts import FILES as FILES
 from attnguide.shapes.layouts import spread
@@ -35,7 +35,8 @@ def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:
     rows = read_samples(path, **_boxes(source, path, settings))
     chosen = chosen_rows(rows, settings["categories"], settings["limit"])
     for row in chosen:
-        asked_of(row)
+        if ASKED_TAG in row.tags:
+            asked_of(row)
     return [replace(row, methods=()) for row in chosen]
 
 

@@ -167,10 +167,12 @@ def _values(entries: Sequence[Entry], metric: str) -> dict[tuple[str, int], floa
 
 
 def _means(metric: str, arms: Mapping[str, Sequence[Entry]]) -> list[Line]:
-    lines = []
+    lines, subjects = [], _subjects(metric, arms)
     for arm, entries in arms.items():
         clusters: dict[str, list[float]] = {}
-        for entry in _applicable(metric, entries, arms):
+        for entry in entries:
+            if entry.subject not in subjects:
+                continue
             if (value := entry.value(metric)) is not None:
                 clusters.setdefault(entry.prompt, []).append(value)
         mean = clustered_mean(clusters)
@@ -179,16 +181,16 @@ def _means(metric: str, arms: Mapping[str, Sequence[Entry]]) -> list[Line]:
     return lines
 
 
-def _applicable(metric: str, entries: Sequence[Entry], arms: Mapping[str, Sequence[Entry]]) -> list[Entry]:
-    """Pictures to whose row a metric applies: a failed one counts as 0 only where a picture of the row has the metric."""
-    subjects = {entry.subject for own in arms.values() for entry in own if metric in entry.numbers}
-    return [entry for entry in entries if entry.subject in subjects]
+def _subjects(metric: str, arms: Mapping[str, Sequence[Entry]]) -> set[str]:
+    """Rows to which a metric applies: a failed picture counts as 0 only where another picture of its row has the metric."""
+    return {entry.subject for own in arms.values() for entry in own if metric in entry.numbers}
 
 
 def _lines(metric: str, arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> list[Line]:
     """A metric of all arms, p-values corrected for the number of arms."""
     prompts = {entry.key: entry.prompt for own in arms.values() for entry in own}
-    values = {arm: _values(_applicable(metric, own, arms), metric) for arm, own in arms.items()}
+    subjects = _subjects(metric, arms)
+    values = {arm: _values([one for one in own if one.subject in subjects], metric) for arm, own in arms.items()}
     steered = [arm for arm in arms if arm != PLAIN]
     to_plain = _corrected(steered, lambda arm: paired_difference(values[arm], values.get(PLAIN, {}), prompts))
     to_best = _corrected(

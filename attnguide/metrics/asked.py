@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ _WORDS = {
     "above": r"above|over|on top of",
     "below": r"below|under|beneath|underneath",
 }
-_ANY = re.compile("|".join(_WORDS.values()), re.IGNORECASE)
+_STATED = re.compile("|".join(rf"(?P<r{place}> (?:{words}) )" for place, words in enumerate(_WORDS.values())), re.IGNORECASE)
 
 
 def asked_of(sample: Sample) -> Asked:
@@ -85,14 +84,22 @@ def stated_relations(prompt: str, labels: Sequence[str]) -> list[tuple[int, str,
         >>> stated_relations("A fox under a table and an owl near it", ["fox", "table", "owl"])
         [(0, 'below', 1)]
     """
-    if not _ANY.search(prompt):
-        return []
-    found = []
-    for (first, a), (second, b) in itertools.permutations(enumerate(labels), 2):
-        for relation, words in _WORDS.items():
-            if re.search(rf"\b{re.escape(a)} (?:{words}) (?:(?:a|an|the) )?{re.escape(b)}\b", prompt, re.IGNORECASE):
-                found.append((first, relation, second))
+    text, found = " ".join(prompt.lower().split()), []
+    for stated in _STATED.finditer(text):
+        relation = list(_WORDS)[int(str(stated.lastgroup)[1:])]
+        before, after = text[: stated.start()], _ARTICLE.sub("", text[stated.end() :])
+        first = _longest(labels, r"(?:^|.*\W){}$", before)
+        second = _longest(labels, r"{}(?:\W|$)", after)
+        if first is not None and second is not None and first != second:
+            found.append((first, relation, second))
     return found
+
+
+def _longest(labels: Sequence[str], pattern: str, text: str) -> int | None:
+    """Position of the longest label that text in small letters has where the pattern says."""
+    spelt = [" ".join(label.lower().split()) for label in labels]
+    fitting = [i for i, label in enumerate(spelt) if label in text and re.match(pattern.format(re.escape(label)), text)]
+    return max(fitting, key=lambda index: len(spelt[index]), default=None)
 
 
 def _from_tag(told: Any, sample: Sample) -> Asked:

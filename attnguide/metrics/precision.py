@@ -34,15 +34,16 @@ def hits(boxes: Sequence[Box], found: Sequence[Box], scores: Sequence[float], th
     Returns:
         Bool, ``detections thresholds``.
     """
+    overlap = [[box_iou(one, box) for box in boxes] for one in found]
+    order = sorted(range(len(found)), key=lambda i: -scores[i])
     right = np.zeros((len(found), len(thresholds)), dtype=bool)
-    overlap = np.array([[box_iou(one, box) for box in boxes] for one in found]).reshape(len(found), len(boxes))
     for column, threshold in enumerate(thresholds):
-        free = np.ones(len(boxes), dtype=bool)
-        for index in sorted(range(len(found)), key=lambda i: -scores[i]):
-            worth = np.where(free, overlap[index], -1.0)
-            best = int(worth.argmax()) if len(boxes) else -1
-            if best >= 0 and worth[best] >= threshold:
-                right[index, column], free[best] = True, False
+        free = set(range(len(boxes)))
+        for index in order:
+            best = max(free, key=overlap[index].__getitem__, default=None)
+            if best is not None and overlap[index][best] >= threshold:
+                right[index, column] = True
+                free.remove(best)
     return right
 
 
@@ -108,22 +109,24 @@ class AveragePrecision(Metric):
             ValueError: If the lengths differ.
         """
         check_pairs(seen, asked)
+        scores: list[float] = []
+        right: list[np.ndarray] = []
         for shown, wanted in zip(seen, asked, strict=True):
             for one in wanted.objects:
-                if one.boxes:
-                    self._add(one.boxes, [d for d in shown.detections or () if d.label == one.label])
-
-    def _add(self, boxes: Sequence[Box], found: Sequence[Any]) -> None:
-        self.asked += len(boxes)
-        if found:
-            scores = [detection.score for detection in found]
-            right = hits(boxes, [detection.box for detection in found], scores, self.thresholds)
-            self.scores.append(torch.tensor(scores, dtype=torch.float32, device=self.device))
-            self.right.append(torch.from_numpy(right.astype(np.float32)).to(self.device))
+                found = [d for d in shown.detections or () if d.label == one.label] if one.boxes else []
+                self.asked += len(one.boxes)
+                if found:
+                    own = [detection.score for detection in found]
+                    scores += own
+                    right.append(hits(one.boxes, [detection.box for detection in found], own, self.thresholds))
+        # Also without any detection, so that every process has something to gather.
+        found_right = np.concatenate([np.zeros((0, len(self.thresholds)), dtype=bool), *right])
+        self.scores.append(torch.tensor(scores, dtype=torch.float32, device=self.device))
+        self.right.append(torch.from_numpy(found_right.astype(np.float32)).to(self.device))
 
     def compute(self) -> Tensor:
-        if not self.scores:
-            return torch.tensor(0.0 if self.asked else float("nan"))
+        if not len(self.scores):  # a tensor, once it was gathered
+            return torch.tensor(float("nan"))
         scores, right = dim_zero_cat(self.scores).cpu().numpy(), dim_zero_cat(self.right).cpu().numpy()
         found = [average_precision(scores, right[:, column] > 0, float(self.asked)) for column in range(right.shape[1])]
         return torch.tensor(found).mean()
