@@ -18,18 +18,17 @@ The page is served on this machine alone (127.0.0.1) unless --host says otherwis
 EXAMPLES = """\
 examples:
   attnguide ui
-  attnguide ui --model ./sd15 --port 7861"""
+  attnguide ui "a cat and a dog" --model ./sd15 --port 7861"""
 
-_SHARED = ("model", "model_config", "variant", "device", "dtype")
+_SHARED = ("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing")
 
 
 def settings() -> list[Setting]:
     """Everything ``attnguide ui`` can be told."""
     shared = {setting.name: setting for setting in sample.settings()}
-    model = shared["model"]
     return [
-        Setting("model", model.read, model.default, model.help, metavar=model.metavar, option="--model"),
-        *(shared[name] for name in _SHARED[1:]),
+        Setting("prompt", values.words, None, "what stands on the page at first", metavar="PROMPT"),
+        *(shared[name] for name in _SHARED),
         Setting("host", values.words, "127.0.0.1", "address to serve on; 0.0.0.0 lets every machine of the network in"),
         Setting(
             "port", values.whole(1, most=65535), None, "port to serve on; the first free one from 7860 by default", metavar="N"
@@ -50,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     model = loaded(asked)
     from attnguide.ui.page import Page, serve
 
-    page = Page(model, asked["model"]).blocks()
+    page = Page(model, asked["model"], *([asked["prompt"]] if asked["prompt"] else [])).blocks()
     try:
         address = serve(page, asked["host"], asked["port"], browser=asked["browser"])
     except OSError as error:

@@ -164,13 +164,14 @@ class Page:
     Args:
         model: Whose pictures are made, one run at a time.
         name: As ``--model`` takes it.
+        prompt: What stands there at first.
 
     Attributes:
         stops: By session, what ends its newest run.
     """
 
-    def __init__(self, model: ModelAdapter, name: str) -> None:
-        self.model, self.name = model, name
+    def __init__(self, model: ModelAdapter, name: str, prompt: str = PROMPT) -> None:
+        self.model, self.name, self.prompt = model, name, prompt
         self.stops: dict[str, threading.Event] = {}
 
     def blocks(self) -> gr.Blocks:
@@ -184,13 +185,13 @@ class Page:
         gr.Markdown("# attnguide\nPick a word, draw where it should be, press *Make pictures*.")
         with gr.Row():
             with gr.Column(scale=1):
-                prompt = gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id="prompt")
+                prompt = gr.Textbox(self.prompt, label="Prompt", lines=2, elem_id="prompt")
                 canvas = gr.HTML(
                     "",
                     html_template="<div></div>",
                     css_template=_asset("painter.css"),
                     js_on_load=_asset("painter.js"),
-                    **_words(PROMPT),
+                    **_words(self.prompt),
                     background="",
                     elem_id="canvas",
                 )

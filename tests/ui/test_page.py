@@ -6,10 +6,12 @@ import json
 import threading
 import urllib.request
 
+import gradio
 import pytest
 from gradio_client import Client
 from PIL import Image
 
+from attnguide.cli import main
 from attnguide.metrics.scoring import shapes_scores
 from attnguide.models.load import load_model
 from attnguide.types import Sample
@@ -84,3 +86,19 @@ def test_a_run_ends_at_its_next_step_when_it_is_told_to() -> None:
     stop.set()
     *_, last = told
     assert last.problem == "stopped" and last.done < 500 and last.rows == ()
+
+
+def test_the_command_serves_the_page_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[tuple[str, int | None]] = []
+
+    def serve(page: gradio.Blocks, host: str, port: int | None, *, browser: bool) -> str:
+        served.append((host, port))
+        monkeypatch.setattr(page, "block_thread", lambda: None)
+        assert browser is False and "a red cat" in str(page.get_config_file())
+        return "http://here"
+
+    monkeypatch.setattr("attnguide.ui.page.serve", serve)
+    assert main(["ui", "a red cat", "--no-browser", "--port", "7999", "--model", "shapes"]) == 0
+    assert served == [("127.0.0.1", 7999)] and "http://here  Ctrl-C ends it" in capsys.readouterr().out
