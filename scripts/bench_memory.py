@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from bench_cost import table
-from bench_operations import ARCHITECTURES, WORDS, Architecture, Bench
+from bench_networks import ARCHITECTURES, WORDS, Architecture, Bench
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -118,7 +118,8 @@ class Attention:
 
         @contextmanager
         def again(part: nn.Module | None) -> Iterator[None]:
-            inside = visited if part is None else {one: visited[one] for one in part.modules() if one in visited}
+            modules = visited if part is None else [one for one in part.modules() if one in visited]
+            inside = {one: [visitors.unrecorded() for visitors in visited[one]] for one in modules}
             with self._entered(inside, path):
                 yield
 

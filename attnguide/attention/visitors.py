@@ -66,6 +66,13 @@ class Visitors:
         every = range(len(self.context.rows))
         return {position for part in found for position in (every if part is None else part)}
 
+    def unrecorded(self) -> Visitors:
+        """The same, but nothing is recorded: what gradient checkpointing computes again was recorded before.
+
+        A record that kept it would hold the graph of its block for as long as the backward pass lasts.
+        """
+        return replace(self, probes=[replace(probe, record=_ignored) for probe in self.probes])
+
     def at(self, positions: Sequence[int]) -> Visitors:
         """The edits of a part of the batch, and nobody who reads."""
         rows = tuple(self.context.rows[position] for position in positions)
@@ -78,3 +85,7 @@ class Visitors:
             output = edit.output(output, self.site, self.context)
         self.read("output", output)
         return output
+
+
+def _ignored(site: Site, tensor: Tensor, context: PassContext) -> None:
+    """A record that keeps nothing."""

@@ -82,3 +82,17 @@ def test_the_gradient_is_that_of_a_pass_that_keeps_everything(case: cases.Case, 
 
 def _checkpointed(network: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in network.named_modules() if getattr(module, "gradient_checkpointing", False)]
+
+
+def test_what_is_computed_again_is_not_recorded_again(case: cases.Case) -> None:
+    """A record that kept it would hold every block's graph until the end of the backward pass."""
+    network, modules, run, shape = case
+    network.enable_gradient_checkpointing()  # type: ignore[operator]
+    recorded: list[tuple[Site, Tensor]] = []
+    probe = Probe("probs", lambda site, tensor, _: recorded.append((site, tensor)), SiteSelector("cross"), frozenset({"guide"}))
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with attach(modules, [probe], [], network, COLUMNS) as attention, attention.during(CONTEXT):
+        run(inputs)
+    count = len(recorded)
+    (gradient,) = torch.autograd.grad(torch.stack([tensor.square().sum() for _, tensor in recorded]).sum(), inputs)
+    assert len(recorded) == count == len(modules) and gradient.abs().sum() > 0

@@ -10,6 +10,7 @@ from attnguide.guidance.focus import Focus
 from attnguide.schedules import MOST_SIGMA
 from attnguide.types import MethodConfig, Region, Step
 from tests import tiny
+from tests.closeness import assert_close
 from tests.guidance import cases
 from tests.reference import focus as reference
 from tests.reference import words
@@ -135,6 +136,17 @@ def test_it_acts_on_the_prediction_alone() -> None:
     single = replace(SITES[0], name="single_transformer_blocks.3.attn", level=2)
     dual = replace(SITES[0], name="transformer_blocks.3.attn", level=2)
     assert method.sites_at(0).chosen([single, dual]) == {dual}
+
+
+def test_the_denoising_pass_may_give_the_gradient() -> None:
+    row = tiny.row(steps=2, scheduler="euler")
+    apart, shared = (
+        cases.run([replace(row, methods=(MethodConfig("focus", {"step_size": 20.0, "fused": fused}),))])[0][0]
+        for fused in (False, True)
+    )
+    assert apart.latents is not None and shared.latents is not None
+    assert_close(shared.latents, apart.latents)
+    assert shared.cost.unet_forwards == apart.cost.unet_forwards - 2
 
 
 def test_refusals() -> None:

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import bench_memory
 import bench_operations
-from bench_operations import Architecture, Bench, Need
+from bench_networks import Architecture, Bench
+from bench_operations import Need
 
 
 def _flux(num_layers: int = 2, num_single_layers: int = 2) -> nn.Module:
