@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -51,6 +51,25 @@ class Clock:
         """Share of what is left now that will have passed at a later step."""
         start, end = time.monotonic(), self.begin + (self.seconds or 0.0)
         return lambda step: 1.0 if end <= start else min((time.monotonic() - start) / (end - start), 1.0)
+
+
+class Averages(WeightAveraging):
+    """Running means of the weights, which are what is looked at and exported.
+
+    The decay rises with the number ``n`` of weights seen, ``min(decay, (1 + n) / (10 + n))``, so that a short training's mean
+    forgets where it began. Buffers are the newest ones, as means of whole numbers are none.
+
+    Args:
+        decay: Where it ends.
+    """
+
+    def __init__(self, decay: float = 0.998) -> None:
+        super().__init__(use_buffers=False, avg_fn=lambda mean, new, seen: mean.lerp(new, 1 - decay_after(int(seen), decay)))
+
+
+def decay_after(seen: int, decay: float) -> float:
+    """Decay of a running mean of so many weights."""
+    return min(decay, (1 + seen) / (10 + seen))
 
 
 class Keeper(Callback):

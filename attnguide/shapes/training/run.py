@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from diffusers import AutoencoderKL
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,7 +28,7 @@ from attnguide.shapes.training.diffusion import DiffusionModule
 from attnguide.shapes.training.export import save_pipeline
 from attnguide.shapes.training.flow import FlowModule
 from attnguide.shapes.training.mmdit import build_t5_tokenizer
-from attnguide.shapes.training.pace import Clock, Keeper, Progress
+from attnguide.shapes.training.pace import Averages, Clock, Keeper, Progress
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 """The embedded UNet model, whose autoencoder and CLIP the joint-attention model reads."""
@@ -153,7 +153,7 @@ class Command:
     def fit(self, module: L.LightningModule, stage: str, steps: int, batches: store.Batches) -> None:
         """Train, or go on from the stage's checkpoint, with averaged weights and a preview now and then."""
         steps = steps if self.args.minutes is None else -1
-        trainer = self.trainer(stage, steps, [EMAWeightAveraging(decay=0.998, update_every_n_steps=1)])
+        trainer = self.trainer(stage, steps, [Averages()])
         previews: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
         last = self.checkpoint(stage)
         trainer.fit(module, DataLoader(batches, batch_size=None), previews, ckpt_path=last if last.exists() else None)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from attnguide.shapes.training.pace import Clock, learning_rate_factor, paced
+from attnguide.shapes.training.pace import Clock, decay_after, learning_rate_factor, paced
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,9 @@ def test_clock_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress(9) == 1.0 and clock.is_up
     assert clock.progress()(0) == 1.0  # nothing is left
     assert not Clock(None).is_up
+
+
+def test_a_young_average_forgets_quickly() -> None:
+    assert decay_after(1, 0.998) == pytest.approx(2 / 11)
+    assert decay_after(90, 0.998) == pytest.approx(0.91)
+    assert decay_after(10_000, 0.998) == 0.998
