@@ -25,7 +25,7 @@ def _peer_run(rows: Sequence[Sample], layers: list[str], scale: float, adaptive:
     pipe.set_progress_bar_config(disable=True)
     latents: Tensor = pipe(
         [row.prompt for row in rows],
-        negative_prompt=[row.negative_prompt for row in rows],
+        negative_prompt=[row.negative_prompt or "" for row in rows],
         height=rows[0].height,
         width=rows[0].width,
         num_inference_steps=rows[0].steps,
