@@ -178,7 +178,7 @@ def verdict(family: str, adapter: ModelAdapter, method: str, plain: Tensor) -> s
     one = row(family, regions=REGIONS, methods=(config,), cfg_scale=4.0)
     (marked,) = mark_rows(adapter, [one])
     if marked.problem is not None:
-        return f"refused: {marked.problem}"
+        return f"refused: {marked.problem.replace(adapter.name, 'it')}"
     try:
         (result,) = sample_batch(adapter, [one])
     except ValueError as error:

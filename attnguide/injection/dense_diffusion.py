@@ -125,8 +125,13 @@ class _Modulation(WindowEdit):
         strength = strength * (1 - self.method.size_scale * share.to(scores))
         if self.method.quirks == "none":
             strength = strength.clamp(max=1.0)
-        up = scores + strength * (scores.amax(-1, keepdim=True) - scores)
-        down = scores - strength * (scores - scores.amin(-1, keepdim=True))
+        seen = scores
+        if self.targets.columns is not None:  # scores of keys that an element has not are minus infinity, and stay
+            masked = scores == float("-inf")
+            seen = torch.where(masked, scores.masked_fill(masked, float("inf")).amin(-1, keepdim=True), scores)
+            touched = touched & ~masked
+        up = seen + strength * (seen.amax(-1, keepdim=True) - seen)
+        down = seen - strength * (seen - seen.amin(-1, keepdim=True))
         return torch.where(touched, torch.where(together, up, down), scores)
 
     def _layout(self, site: Site) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -119,6 +119,13 @@ def _occurrences(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[int]
     return found
 
 
+def _spread(scores: Tensor) -> Tensor:
+    """Standard deviation of each element's finite scores, ``batch 1 1 1``; those of keys that it has not are infinite."""
+    if bool(torch.isfinite(scores).all()):
+        return scores.std((1, 2, 3), keepdim=True)
+    return torch.stack([element[torch.isfinite(element)].std() for element in scores]).view(-1, 1, 1, 1)
+
+
 class _Painting(WindowEdit):
     """One :class:`PaintWithWords` over one batch of rows."""
 
@@ -129,7 +136,7 @@ class _Painting(WindowEdit):
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
         kind, sigma = self.method.weight_function, min(context.step.sigma, MOST_SIGMA)
-        unit = scores.amax((1, 2, 3), keepdim=True) if kind == "max" else scores.std((1, 2, 3), keepdim=True)
+        unit = scores.amax((1, 2, 3), keepdim=True) if kind == "max" else _spread(scores)
         growth = math.log1p(sigma**2 if kind == "std_squared" else sigma)
         painted = self._weights(site).to(scores)[list(context.rows)].unsqueeze(1)
         return scores + self.gate(scores, context) * growth * unit * painted

@@ -1,5 +1,6 @@
 """The table of families: one family of each kind in a short form, and the page that keeps all of it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,8 +10,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import check_families
 
+from attnguide.methods import METHODS
 from attnguide.models.load import adapt
 from tests.models import families
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
 @pytest.mark.parametrize("family", check_families.supported())
@@ -37,3 +41,8 @@ def test_tables_by_hand() -> None:
     written = check_families.tables({"sd": one, "sdxl": other})
     assert "| sd | StableDiffusionPipeline | 0 | 1.0e-06 | 0 | 2 of 2, from 3 | 5.0e-01 |" in written
     assert "| a | + | [1] |\n| b | [1] | - |\n| c | - | + |" in written and written.endswith("1. refused: no")
+
+
+def test_the_page_knows_every_family_and_method() -> None:
+    kept = set(re.findall(r"^\| (\w+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(check_families.supported()) | set(METHODS) <= kept
