@@ -28,6 +28,7 @@ _HOMES: dict[str, str] = {
     "Sampler": "attnguide.sampling.sampler",
     "sample_rows": "attnguide.sampling.table",
     # in a notebook
+    "ConceptAttention": "attnguide.figures.concepts",
     "Watch": "attnguide.figures.watch",
     "plot": "attnguide.figures.plot",
     # judges
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from attnguide.callbacks import SamplingCallback as SamplingCallback
     from attnguide.callbacks import standard_callbacks as standard_callbacks
     from attnguide.data import SampleDataModule as SampleDataModule
+    from attnguide.figures.concepts import ConceptAttention as ConceptAttention
     from attnguide.figures.plot import plot as plot
     from attnguide.figures.watch import Watch as Watch
     from attnguide.guidance.base import Guidance as Guidance

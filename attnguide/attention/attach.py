@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -28,7 +29,19 @@ from attnguide.attention.sites import Site, select
 from attnguide.attention.visitors import CaptureError, Visitors
 from attnguide.types import PassContext
 
-__all__ = ["Attention", "CaptureError", "attach", "stop_after"]
+__all__ = ["Attention", "CaptureError", "attach", "stop_after", "unseen"]
+
+_unseen: ContextVar[bool] = ContextVar("forwards that nobody reads or edits", default=False)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """The enclosed forwards are no part of the pass in whose midst they run: no probe reads them, no edit changes them."""
+    token = _unseen.set(True)
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
 
 
 class _StopForward(Exception):
@@ -123,7 +136,14 @@ class Attention:
             with self._entered(inside, path):
                 yield
 
-        with checkpointing(self._network if visited else None, again), self._entered(visited, path) as this:
+        with (
+            checkpointing(self._network if visited else None, again),
+            self._entered(visited, path) as this,
+            ExitStack() as stack,
+        ):
+            for probe, _ in self._probes:
+                if probe.around is not None and context.kind in probe.kinds:
+                    stack.enter_context(probe.around(context, probe.record))
             yield
         this.parts.show()
         missing = self._missing([one.site for several in visited.values() for one in several], this.ran, until)
@@ -174,7 +194,7 @@ class Attention:
         features = [one for one in visitors if one.site.kind == "feature"]
 
         def before(module: nn.Module, args: Any, kwargs: Any = None) -> None:
-            if self._latest is not this:
+            if self._latest is not this or _unseen.get():
                 return
             this.ran.update(one.site for one in visitors)
             if attending:
@@ -184,7 +204,7 @@ class Attention:
                 this.open[module].__enter__()
 
         def after(module: nn.Module, args: Any, result: Any) -> Any:
-            if self._latest is not this:
+            if self._latest is not this or _unseen.get():
                 return None
             interception = this.open.pop(module, None)
             if interception is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.types import PassContext, PassKind
 
-Quantity = Literal["query", "key", "value", "scores", "original_probs", "probs", "output"]
+Quantity = Literal["query", "key", "value", "scores", "original_probs", "probs", "output", "beside"]
 """What can be read.
 
-Inputs as they came (before any edit), ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after them.
+Inputs as they came (before any edit), ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after them;
+``beside`` is nothing of the pass, but what a probe computes itself while it lasts.
 """
 
 EXPLICIT: frozenset[Quantity] = frozenset({"scores", "original_probs", "probs"})
@@ -33,12 +35,14 @@ class Probe:
         record: Called once per site and pass with the site, the tensor and the pass; must not write into the tensor.
         sites: Where.
         kinds: In which kinds of pass.
+        around: Entered for the length of each such pass, with the pass and ``record``; what it installs, it takes out again.
     """
 
     quantity: Quantity
     record: Record
     sites: SiteSelector = field(default_factory=SiteSelector)
     kinds: frozenset[PassKind] = field(default=frozenset({"denoise"}))
+    around: Callable[[PassContext, Record], AbstractContextManager[None]] | None = None
 
 
 class Recorder:

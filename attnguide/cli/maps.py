@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ examples:
   attnguide maps "a red circle and a blue square" --image drawing.png --by invert --out maps
   attnguide sample "a red circle and a blue square" --region "red circle=maps/red_circle.png" """.rstrip()
 
+READERS = ("attention", "concept_attention")
+"""What maps are made of: cross-attention's probabilities, or what attention gives out for words that ride along."""
+
 _SHARED = (
     *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing"),
     *("scheduler", "steps", "negative_prompt", "height", "width"),
@@ -45,6 +49,12 @@ def _way(value: Any) -> str:
     if value in ("invert", "noise"):
         return str(value)
     raise ValueError(f"expected invert or noise; got {value!r}")
+
+
+def _reader(value: Any) -> str:
+    if value in READERS:
+        return str(value)
+    raise ValueError(f"expected {' or '.join(READERS)}; got {value!r}")
 
 
 def _phrases(value: Any) -> list[str]:
@@ -74,6 +84,14 @@ def settings() -> list[Setting]:
             "how the picture gets noisy: 'invert' walks the sampler backwards and forth again, 'noise' adds noise",
             metavar="WAY",
         ),
+        Setting(
+            "reader",
+            _reader,
+            "attention",
+            "what maps are: 'attention' to the prompt's words, or 'concept_attention' (arXiv 2502.04320; FLUX.1 and Stable "
+            "Diffusion 3): shares of every --word, a single one each, in the prompt or not; by default its content words",
+            metavar="READER",
+        ),
         Setting("iterations", values.whole(0), 0, "of an inversion's fixed point, for each step", metavar="N"),
         Setting("start", values.number, 0.0, "first part of the schedule that counts, from 0", metavar="X"),
         Setting("stop", values.number, 1.0, "where it ends, up to 1", metavar="X"),
@@ -93,9 +111,9 @@ def run(argv: Sequence[str]) -> int:
     print(f"loading model {asked['model']} ...", flush=True)
     quiet()
     model = loaded(asked)
-    _check(model, row)
+    _check(model, row if asked["reader"] == "attention" else replace(row, regions=()))
     try:
-        picture = _made(model, row, source)
+        picture = (_made if asked["reader"] == "attention" else _shares)(model, row, source)
         with filling(folder) as temporary:
             peaks = _write(temporary, asked, row, source, picture)
     except UsageError:
@@ -115,9 +133,6 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
     Raises:
         UsageError: If something is missing or wrong.
     """
-    from attnguide.prompt.notation import parse_region
-    from attnguide.prompt.regions import check_region, prompt_words
-
     if asked["prompt"] is None:
         raise UsageError("prompt: expected the prompt whose words' maps are wanted; got none")
     folder = Path(asked["out"] or Path("maps") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
@@ -127,18 +142,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
     source = _source(asked)
     cfg_scale = source.cfg_scale if source.kind == "invert" else asked["cfg_scale"]
     try:
-        words = tuple(map(parse_region, asked["words"])) if asked["words"] else prompt_words(asked["prompt"])
-        if not words:
-            raise ValueError(f"prompt: expected a word; got {asked['prompt']!r}")
-        for word in words:
-            if word.has_place:
-                raise ValueError(f"a word takes no place here; got one for {word.phrase!r}")
-            try:
-                check_region(word, asked["prompt"])
-            except ValueError as error:
-                raise ValueError(f"word: {error}") from error
-        if source.image is not None:
-            check_region(Region(words[0].phrase, source=source, occurrence=words[0].occurrence), asked["prompt"])
+        words = _words(asked, source)
         row = Sample(
             id="maps",
             prompt=asked["prompt"],
@@ -154,6 +158,59 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
     except ValueError as error:
         raise UsageError(one_line(error)) from error
     return row, source, folder
+
+
+def _words(asked: Mapping[str, Any], source: MapSource) -> tuple[Region, ...]:
+    """The words whose maps are wanted.
+
+    Raises:
+        ValueError: If one is not in the prompt, takes a place, or cannot be read this way.
+    """
+    from attnguide.prompt.notation import parse_region
+    from attnguide.prompt.regions import prompt_words
+
+    attention = asked["reader"] == "attention"
+    words = tuple(map(parse_region, asked["words"] or ())) or prompt_words(asked["prompt"])
+    if not attention and not asked["words"]:
+        words = _concepts(words)
+    if not words:
+        raise ValueError(f"prompt: expected a word; got {asked['prompt']!r}")
+    for word in words:
+        if word.has_place:
+            raise ValueError(f"a word takes no place here; got one for {word.phrase!r}")
+    (_check_words if attention else _check_concepts)(words, source, asked["prompt"])
+    return words
+
+
+def _check_words(words: Sequence[Region], source: MapSource, prompt: str) -> None:
+    from attnguide.prompt.regions import check_region
+
+    for word in words:
+        try:
+            check_region(word, prompt)
+        except ValueError as error:
+            raise ValueError(f"word: {error}") from error
+    if source.image is not None:
+        check_region(Region(words[0].phrase, source=source, occurrence=words[0].occurrence), prompt)
+
+
+def _concepts(words: Sequence[Region]) -> tuple[Region, ...]:
+    """The words that a picture can show, each once."""
+    from attnguide.prompt.function_words import FUNCTION_WORDS
+
+    first = {word.phrase.lower(): word for word in reversed(words) if word.phrase.lower() not in FUNCTION_WORDS}
+    return tuple(word for word in words if word in first.values())
+
+
+def _check_concepts(words: Sequence[Region], source: MapSource, prompt: str) -> None:
+    from attnguide.figures.concepts import checked_concepts
+
+    if source.image is not None:
+        raise ValueError("reader: concept_attention reads pictures that are sampled, none of yours; leave out --image")
+    try:
+        checked_concepts([word.phrase for word in words])
+    except ValueError as error:
+        raise ValueError(f"word: {error}") from error
 
 
 def _source(asked: Mapping[str, Any]) -> MapSource:
@@ -198,6 +255,28 @@ def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
     except ValueError as error:
         raise UsageError(one_line(error)) from error
     return picture
+
+
+def _shares(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
+    """The row's picture with its words' maps after ConceptAttention: one map each, of all steps that count."""
+    import torch
+
+    from attnguide.figures.concepts import ConceptAttention
+    from attnguide.sampling.sampler import Sampler
+    from attnguide.sampling.source_pictures import SourcePicture
+
+    concepts = [region.phrase for region in row.regions]
+    try:
+        reader = ConceptAttention(concepts, steps=(source.start, source.stop))
+        (result,) = Sampler(model, observer=reader).run([replace(row, regions=())])
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    if result.image is None:
+        raise ValueError(f"the picture could not be made: {result.status}")
+    if not reader[0].maps:
+        raise UsageError(f"start: no step of {row.steps} lies between {source.start:g} and {source.stop:g}")
+    maps = torch.stack([torch.from_numpy(reader[0].maps[concept]) for concept in concepts])
+    return SourcePicture(maps[:, None], (source.start,), result.cost.unet_forwards, result)
 
 
 def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSource, picture: SourcePicture) -> dict[str, float]:

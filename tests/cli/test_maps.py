@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from attnguide.records import read_records
 from tests import tiny
+from tests.models import families
 
 from .conftest import Command
 
@@ -109,6 +110,26 @@ list:
     assert "reconstruction_psnr" in Path("run/summary.csv").read_text()
 
 
+CONCEPTS = ["--reader", "concept_attention"]
+
+
+def test_shares_of_concepts(tmp_path: Path, tiny_folder: Path, attnguide: Command) -> None:
+    families.build("flux_dev").save_pretrained(tmp_path / "flux")
+    words = ["maps", tiny.PROMPT, *CONCEPTS, "--word", "cat", "--word", "grass", *SMALL]
+    ended = attnguide(*words, "--model", tmp_path / "flux", "--out", "maps")
+    assert ended.status == 0, ended.err
+    assert {path.name for path in Path("maps").glob("*.npy")} >= {"cat.npy", "grass.npy"}
+    shares = sum(np.load(f"maps/{name}-steps.npy") for name in ("cat", "grass"))
+    assert shares.shape == (1, 8, 8)
+    np.testing.assert_allclose(shares, 1, atol=1e-5)
+    ended = attnguide("maps", tiny.PROMPT, *CONCEPTS, *SMALL, "--model", tmp_path / "flux", "--out", "own")
+    assert {path.name for path in Path("own").glob("*-steps.npy")} == {
+        f"{word}-steps.npy" for word in ("red", "cat", "blue", "ball")
+    }
+    ended = attnguide(*words, "--model", tiny_folder, "--out", "none")
+    assert ended.status == 2 and "UNet2DConditionModel has none" in ended.err and not Path("none").exists()
+
+
 WRONG = [
     ([], ["prompt: expected"]),
     ([tiny.PROMPT, "--word", "red cst"], ["'red cst'", "'red cat'"]),
@@ -123,6 +144,10 @@ WRONG = [
     ([tiny.PROMPT, "--iterations", "2"], ["iterations: expected --image"]),
     ([tiny.PROMPT, "--steps", "0"], ["steps", "at least 1"]),
     ([tiny.PROMPT, "--wrod", "cat"], ["--wrod", "--word"]),
+    ([tiny.PROMPT, "--reader", "magic"], ["reader: expected attention or concept_attention; got 'magic'"]),
+    ([tiny.PROMPT, *CONCEPTS, "--word", "red cat", "--word", "dog"], ["word: concepts must be single words; got 'red cat'"]),
+    (["a cat", *CONCEPTS], ["word: concepts must be at least two"]),
+    ([tiny.PROMPT, *CONCEPTS, "--image", "text.png"], ["reader: concept_attention", "--image"]),
 ]
 
 
