@@ -7,13 +7,14 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from html import escape
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from attnguide.hints import fits, spelt
-from attnguide.html import table
+from attnguide.method_table import METHODS as METHODS
+from attnguide.method_table import Family as Family
+from attnguide.method_table import MethodInfo as MethodInfo
+from attnguide.method_table import class_at, defaults
 from attnguide.outside import entry_point_targets, is_target, load_target
 from attnguide.parsing import shown
 from attnguide.types import MethodConfig, Sample
@@ -22,247 +23,8 @@ if TYPE_CHECKING:
     from attnguide.guidance.base import Guidance
     from attnguide.injection.base import Injection
 
-Family = Literal["guidance", "injection", "baseline"]
-
-
 GROUP = "attnguide.methods"
 """Entry points under which other packages offer methods, as classes or as :class:`MethodInfo`."""
-
-
-@dataclass(frozen=True)
-class MethodInfo:
-    """Where a method lives.
-
-    Attributes:
-        target: ``module:Class``.
-        family: ``guidance``, ``injection``, or ``baseline`` for what stands above the sampler.
-        summary: One line for people.
-        needs_regions: ``phrase``, ``place`` or ``None``.
-        preset: Options that make the class this method; users may still override them.
-        per_row: Options that may differ between rows of one batch.
-        placeless: An option with which words are enough where ``needs_regions`` says ``place``.
-        reads_groups: Whether it uses a row's nouns and their modifiers (:mod:`attnguide.prompt.pairs`).
-    """
-
-    target: str
-    family: Family
-    summary: str
-    needs_regions: Literal["phrase", "place"] | None = "place"
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    per_row: frozenset[str] = frozenset({"scale"})
-    placeless: str | None = None
-    reads_groups: bool = False
-
-    def _repr_html_(self) -> str:
-        """What it is, and its options with their defaults, for notebooks."""
-        needs = {"place": "a region with a place", "phrase": "a region's phrase", None: "no region"}[self.needs_regions]
-        options = {**_defaults(_class_at(self.target)), **self.preset}
-        said = f"<p>{escape(self.family)}: {escape(self.summary)}; needs {needs}</p>"
-        return said + table(("option", "default"), options.items())
-
-
-_MAPS = "attnguide.injection.hand_maps:MapInjection"
-
-
-def _hand_map(summary: str, stage: str, operation: str, levels: tuple[int, ...], scale: float) -> MethodInfo:
-    preset = {"stage": stage, "operation": operation, "levels": levels, "scale": scale}
-    return MethodInfo(_MAPS, "injection", summary, preset=preset)
-
-
-METHODS: dict[str, MethodInfo] = {
-    "mask_guidance": MethodInfo(
-        "attnguide.guidance.mask_guidance:MaskGuidance",
-        "guidance",
-        "each word's attention must fill its region",
-        per_row=frozenset({"scale", "until"}),
-    ),
-    "attend_and_excite": MethodInfo(
-        "attnguide.guidance.attend_and_excite:AttendAndExcite",
-        "guidance",
-        "every named word must be attended to somewhere",
-        needs_regions="phrase",
-        per_row=frozenset({"scale", "thresholds"}),
-    ),
-    "box_diff": MethodInfo(
-        "attnguide.guidance.box_diff:BoxDiff",
-        "guidance",
-        "attention strong inside each box, weak outside, and of its outline",
-        per_row=frozenset({"scale", "thresholds"}),
-    ),
-    "layout_guidance": MethodInfo(
-        "attnguide.guidance.layout_guidance:LayoutGuidance",
-        "guidance",
-        "each head's attention to a word inside its box",
-        per_row=frozenset({"scale", "until"}),
-    ),
-    "divide_and_bind": MethodInfo(
-        "attnguide.guidance.divide_and_bind:DivideAndBind",
-        "guidance",
-        "structure in every noun's attention, attributes where their nouns are",
-        needs_regions=None,
-        per_row=frozenset({"scale", "thresholds"}),
-        reads_groups=True,
-    ),
-    "syngen": MethodInfo(
-        "attnguide.guidance.syngen:SynGen",
-        "guidance",
-        "modifiers attend where their nouns do, and away from other words",
-        needs_regions=None,
-        reads_groups=True,
-    ),
-    "a_star": MethodInfo(
-        "attnguide.guidance.a_star:AStar",
-        "guidance",
-        "words share no cells, and keep those they had a step before",
-        needs_regions="phrase",
-    ),
-    "conform": MethodInfo(
-        "attnguide.guidance.conform:Conform",
-        "guidance",
-        "maps of one noun and its modifiers alike, of different nouns apart",
-        needs_regions=None,
-        reads_groups=True,
-    ),
-    "r_and_b": MethodInfo(
-        "attnguide.guidance.r_and_b:RegionAndBoundary",
-        "guidance",
-        "the rectangle around strong attention is the box, edges inside it",
-        per_row=frozenset({"scale", "until"}),
-    ),
-    "count_guidance": MethodInfo(
-        "attnguide.guidance.count_guidance:CountGuidance",
-        "guidance",
-        "a word's attention covers the places of all its instances, the background does not see them",
-        per_row=frozenset({"scale", "thresholds", "count"}),
-        placeless="count",
-    ),
-    "bounded_attention": MethodInfo(
-        "attnguide.guidance.bounded_attention:BoundedAttention",
-        "guidance",
-        "subjects see their own words and themselves, in both kinds of attention",
-        per_row=frozenset({"scale", "until"}),
-    ),
-    "self_guidance": MethodInfo(
-        "attnguide.guidance.self_guidance:SelfGuidance",
-        "guidance",
-        "centre, size and shape of a word's attention become its region's, through the noise prediction",
-        per_row=frozenset({"scale", "source_prompt", "source_image"}),
-    ),
-    "initno": MethodInfo(
-        "attnguide.guidance.initno:InitNO",
-        "guidance",
-        "initial noise under which every word is attended to and words keep apart, then guidance",
-        needs_regions="phrase",
-    ),
-    "saga": MethodInfo(
-        "attnguide.guidance.saga:Saga",
-        "guidance",
-        "a distribution of latents at an intermediate step under which words are attended to and keep apart",
-        needs_regions="phrase",
-    ),
-    "stable": MethodInfo(
-        "attnguide.guidance.stable:Stable",
-        "guidance",
-        "each word's attention is moved into its region without adding any; a bounded gradient may hold it there",
-    ),
-    "focus": MethodInfo(
-        "attnguide.guidance.focus:Focus",
-        "guidance",
-        "tokens of one subject attend to one place, subjects to different ones, through the prediction",
-        needs_regions="phrase",
-    ),
-    "self_cross": MethodInfo(
-        "attnguide.guidance.self_cross:SelfCross",
-        "guidance",
-        "cells of one subject do not look at the cells of another, in self-attention",
-        needs_regions="phrase",
-    ),
-    "groundit_global": MethodInfo(
-        "attnguide.guidance.r_and_b:RegionAndBoundary",
-        "guidance",
-        "r_and_b with the numbers of GrounDiT's global update",
-        preset={"step_size": 50.0, "stop": 0.5, "iterations": 3, "until": 1e-6, "sharpness": 0.0},
-        per_row=frozenset({"scale", "until"}),
-    ),
-    "inject1": _hand_map("add to probs, largest maps", "probs", "add", (0,), 3.0),
-    "inject2": _hand_map("replace probs, largest maps", "probs", "replace", (0,), 3.0),
-    "inject3": _hand_map("add to scores, largest maps", "scores", "add", (0,), 30.0),
-    "inject4": _hand_map("replace scores, largest maps", "scores", "replace", (0,), 30.0),
-    "inject5": _hand_map("add to probs, two largest map sizes", "probs", "add", (0, 1), 3.0),
-    "inject6": _hand_map("replace probs, two largest map sizes", "probs", "replace", (0, 1), 3.0),
-    "inject7": _hand_map("add to scores, two largest map sizes", "scores", "add", (0, 1), 30.0),
-    "inject8": _hand_map("replace scores, two largest map sizes", "scores", "replace", (0, 1), 30.0),
-    "map_injection": MethodInfo(_MAPS, "injection", "the family of the eight above, every choice an option"),
-    "paint_with_words": MethodInfo(
-        "attnguide.injection.paint_with_words:PaintWithWords",
-        "injection",
-        "a word's scores are raised where it is painted",
-        per_row=frozenset({"scale", "region_seeds"}),
-    ),
-    "dense_diffusion": MethodInfo(
-        "attnguide.injection.dense_diffusion:DenseDiffusion",
-        "injection",
-        "scores gather inside segments and leave what lies outside",
-    ),
-    "forward_layout": MethodInfo(
-        "attnguide.injection.forward_layout:ForwardLayout",
-        "injection",
-        "each word's attention is moved into its region, its total kept",
-    ),
-    "prompt_to_prompt": MethodInfo(
-        "attnguide.injection.prompt_to_prompt:PromptToPrompt",
-        "injection",
-        "attention of another prompt's picture, token by token",
-        needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "source_image", "reweight", "word_windows", "blend", "blend_source"}),
-    ),
-    "cross_attention_control": MethodInfo(
-        "attnguide.injection.cross_attention_control:CrossAttentionControl",
-        "injection",
-        "attention as it would be under another prompt on the same latents",
-        needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "weights"}),
-    ),
-    "masactrl": MethodInfo(
-        "attnguide.injection.masactrl:MasaCtrl",
-        "injection",
-        "self-attention is answered by another prompt's picture",
-        needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "source_image", "words", "source_words"}),
-    ),
-    "pag": MethodInfo(
-        "attnguide.injection.pag:PerturbedAttention",
-        "injection",
-        "away from what the network says when a place sees only itself",
-        needs_regions=None,
-    ),
-    "plug_and_play": MethodInfo(
-        "attnguide.injection.plug_and_play:PlugAndPlay",
-        "injection",
-        "self-attention scores and features of another prompt's picture",
-        needs_regions=None,
-        per_row=frozenset({"scale", "source_prompt", "source_image", "negative_prompt"}),
-    ),
-    "regional_prompts": MethodInfo(
-        "attnguide.injection.regional_prompts:RegionalPrompts",
-        "injection",
-        "every region reads a prompt of its own",
-    ),
-    "taca": MethodInfo(
-        "attnguide.injection.taca:Taca",
-        "injection",
-        "scores of the image with the text are multiplied in the first steps",
-        needs_regions=None,
-    ),
-    "best_of_k": MethodInfo(
-        "attnguide.sampling.best_of_k:BestOfK",
-        "baseline",
-        "several seeds, the best picture kept",
-        needs_regions=None,
-        per_row=frozenset(),
-    ),
-}
-"""Every method by its name in CLI, YAML and Python."""
 
 
 def method_info(name: str) -> MethodInfo:
@@ -311,23 +73,12 @@ def _outside(target: str) -> MethodInfo:
 
 def method_class(name: str) -> type:
     """The class behind a method name."""
-    return _class_at(method_info(name).target)
-
-
-def _class_at(target: str) -> type:
-    found: type = load_target(target)
-    return found
+    return class_at(method_info(name).target)
 
 
 def method_options(name: str) -> dict[str, Any]:
     """Options a method takes, with their defaults."""
-    return {**_defaults(method_class(name)), **method_info(name).preset}
-
-
-@cache
-def _defaults(method: type) -> Mapping[str, Any]:
-    parameters = inspect.signature(method).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {**defaults(method_class(name)), **method_info(name).preset}
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
