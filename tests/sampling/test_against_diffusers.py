@@ -63,7 +63,7 @@ def _pipeline_run(pipe: StableDiffusionPipeline, rows: Sequence[Sample]) -> tupl
 
     images = pipe(
         [row.prompt for row in rows],
-        negative_prompt=[row.negative_prompt for row in rows],
+        negative_prompt=[row.negative_prompt or "" for row in rows],
         height=first.height,
         width=first.width,
         num_inference_steps=first.steps,
