@@ -24,6 +24,10 @@ from tests.closeness import assert_close
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
 
 
+SHOWN = [quantity for quantity in get_args(Quantity) if quantity != "beside"]
+"""What a pass shows of its attention; a reader beside it makes its own."""
+
+
 class _ReadsEverything(Observer):
     """Probes of every quantity on every site, in every kind of pass."""
 
@@ -38,7 +42,7 @@ class _ReadsEverything(Observer):
 
             return Probe(quantity, record, kinds=frozenset({"denoise", "guide"}))
 
-        return [reader(quantity) for quantity in get_args(Quantity)]
+        return [reader(quantity) for quantity in SHOWN]
 
     def on_guidance_update(self, event: UpdateEvent) -> None:
         self.events.append(event)
@@ -78,7 +82,7 @@ def _assert_equal(pipe: StableDiffusionPipeline, rows: Sequence[Sample]) -> None
     latents, images = _pipeline_run(pipe, rows)
     observer = _ReadsEverything()
     results = Sampler(adapt(pipe), observer=observer).run(rows)
-    assert len(observer.seen) == 14 * len(get_args(Quantity))
+    assert len(observer.seen) == 14 * len(SHOWN)
     for row, result in enumerate(results):
         assert result.latents is not None and result.image is not None
         assert torch.equal(result.latents, latents[row])
