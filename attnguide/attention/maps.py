@@ -107,8 +107,9 @@ class AttentionMaps:
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Sums over the last axis, which may be divided by."""
-    return values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    """Sums over the last axis, which may be divided by: 1 where a row holds nothing, so that its gradient is 0 and finite."""
+    sums = values.sum(-1, keepdim=True)
+    return torch.where(sums > torch.finfo(values.dtype).tiny, sums, 1.0)
 
 
 def resize(maps: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:

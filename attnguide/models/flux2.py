@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +35,17 @@ class Flux2(PackedTransformer):
 
     kinds = ("Flux2Transformer2DModel",)
     patch = 1
+    language: ClassVar[str] = "mistral"
+    """How the text encoder's kind begins; each has a template of its own."""
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
         vae = plain_module(pipeline.vae)
         if type(vae) is not AutoencoderKLFlux2:
             yield f"vae must be an AutoencoderKLFlux2; got {type(vae).__name__}."
+        kind = pipeline.text_encoder.config.model_type
+        if not kind.startswith(cls.language):
+            yield f"text_encoder of {type(pipeline).__name__} must be of the kind {cls.language}; got {kind}."
         tokenizer = getattr(pipeline.tokenizer, "tokenizer", pipeline.tokenizer)
         yield from text_problems(tokenizer, pipeline.text_encoder)
 
@@ -125,6 +130,8 @@ class Flux2(PackedTransformer):
 
 class Flux2Klein(Flux2):
     """Adapter for ``Flux2KleinPipeline``: both halves of classifier-free guidance, or none where the model is distilled."""
+
+    language = "qwen3"
 
     @property
     def guidance_distilled(self) -> bool:

@@ -93,7 +93,7 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
     check_class(index)
     family = FAMILIES[index["_class_name"]]
     needed = family.parts
-    named = {part: entry for part, entry in index.items() if isinstance(entry, list) and any(entry)}
+    named = {part for part, entry in index.items() if _is_part(entry)}
     missing = [part for part in (*needed, *named) if part not in named or not (folder / part).is_dir()]
     if missing:
         without = "" if missing[0] in needed else "; to do without it, let its entry in model_index.json be [null, null]"
@@ -106,6 +106,11 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
             raise ValueError(f"variant {variant!r} is not there; the folder has {', '.join(every) if every else 'none'}")
         return variant
     return _only_variant({part: names for part, names in found.items() if None not in names})
+
+
+def _is_part(entry: object) -> bool:
+    """Whether an entry of ``model_index.json`` names a part, as library and class; other lists are settings of the pipeline."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
 
 
 def _check_configurations(folder: Path, parts: Iterable[str]) -> None:

@@ -190,9 +190,7 @@ def _from_file(path: Path, where: Placement, config: str | None) -> Any:
             if config is None
             else f"with the configuration in {config!r}"
         )
-        gaps = isinstance(error, NotImplementedError)  # weights that were never filled in cannot be moved
-        said = "it lacks some of the weights that its configuration asks for" if gaps else _first_line(error)
-        raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {said} ({hint})") from error
+        raise ModelNotFoundError(f"Model file {str(path)!r} could not be loaded: {_first_line(error)} ({hint})") from error
 
 
 def _check_family(path: Path) -> None:
@@ -237,7 +235,7 @@ def _from_folder(path: Path, name: str, where: Placement, variant: str | None) -
     try:
         return _from_pretrained(str(path), where, check_folder(path, variant))
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"Model {name!r}: {_first_line(error)}") from error
+        raise UnsupportedModelError(f"Model {name!r}: {error}") from error
     except Exception as error:  # a foreign folder may be wrong in many ways, each found elsewhere in the libraries
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}") from error
 
@@ -258,7 +256,7 @@ def _from_hub(name: str, where: Placement, variant: str | None) -> Any:
             except OSError:
                 raise error from None
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"Model {name!r}: {_first_line(error)}") from error
+        raise UnsupportedModelError(f"Model {name!r}: {error}") from error
     except Exception as error:
         hint = "offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}; {hint}") from error
@@ -278,5 +276,7 @@ def _from_pretrained(source: str, where: Placement, variant: str | None) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, NotImplementedError):  # weights that were never filled in cannot be moved
+        return "it lacks some of the weights that its configuration asks for"
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

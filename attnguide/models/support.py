@@ -74,6 +74,7 @@ def _problems(pipeline: Any, kind: str) -> Iterator[str]:
         yield f"{type(pipeline).__name__} lacks its {' and '.join(missing)}."
     there = [part for part in (*family.parts, *family.optional) if getattr(pipeline, part, None) is not None]
     yield from _weight_problems(pipeline, there)
+    yield from _cache_problems(pipeline, there)
     adapter = adapter_class(kind)
     if "transformer" in family.parts:
         network = type(plain_module(pipeline.transformer)).__name__
@@ -90,6 +91,13 @@ def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
         empty = any(weight.is_meta for module in modules for weight in module.parameters(recurse=False))
         if empty and not any(hasattr(module, "_hf_hook") for module in modules):
             yield f"{part} has weights on the device 'meta', which holds none: load them first."
+
+
+def _cache_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
+    """A cache answers with what other passes computed, and guided and plain passes are none of each other's."""
+    for part in parts:
+        if getattr(plain_module(getattr(pipeline, part)), "is_cache_enabled", False):
+            yield f"{part} has an active cache of diffusers, which skips attention. Call pipeline.{part}.disable_cache() first."
 
 
 def decoder_problems(vae: Any) -> Iterator[str]:

@@ -107,6 +107,17 @@ def test_maps_of_self_attention_are_shares_of_all_cells() -> None:
     torch.testing.assert_close(maps.average(2, 3), torch.full((1, 2, 3, 6), 1 / 6, dtype=torch.float64))
 
 
+def test_a_row_that_holds_nothing_has_shares_and_a_gradient_of_0() -> None:
+    """A mask may keep all of a text from a cell (regional prompts)."""
+    scores = torch.zeros(1, 2, 24, 3)
+    scores[:, :, :6] = float("-inf")
+    scores.requires_grad_()
+    shares = AttentionMaps({LARGE: scores.exp()}, own=torch.tensor([[True, True, False]])).average(4, 6)
+    assert shares[0, 0].abs().max() == 0 and shares[0, 1, 0].tolist() == [0.5, 0.5, 0]
+    (gradient,) = torch.autograd.grad(shares[..., 0].sum(), scores)
+    assert gradient[:, :, :6].abs().max() == 0 and gradient[0, 0, 6].tolist() == pytest.approx([0.125, -0.125, 0])
+
+
 def test_smoothing_a_single_cell_by_hand() -> None:
     maps = torch.zeros(1, 5, 5, dtype=torch.float64)
     maps[0, 2, 2] = 1

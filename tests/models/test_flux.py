@@ -12,6 +12,7 @@ from torch import Tensor
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.models.base import ModelAdapter
+from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import adapt
 from attnguide.prompt.tokens import token_indices
 from attnguide.sampling.cfg import pass_context
@@ -88,6 +89,15 @@ def test_true_guidance_runs_both_halves(family: str) -> None:
 
 def test_schnell_reads_no_guidance_weight() -> None:
     assert torch.equal(*(latents(plain(cfg_scale=scale), model("flux_schnell")) for scale in (1.0, 7.5)))
+
+
+def test_flux2_with_the_other_text_encoder_is_refused() -> None:
+    """The tokenizer of one writes another conversation than the class of the other asks for."""
+    for family, kind in (("flux2", "mistral; got qwen3"), ("flux2_klein", "qwen3; got mistral")):
+        built, other = families.build(family), families.shared("flux2_klein" if family == "flux2" else "flux2")
+        built.text_encoder, built.tokenizer = other.text_encoder, other.tokenizer
+        with pytest.raises(UnsupportedModelError, match=f"text_encoder of Flux2.*Pipeline must be of the kind {kind}"):
+            adapt(built)
 
 
 def test_flux2_has_no_second_half() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from attnguide.models.folder import UnsupportedModelError, _weights
 from attnguide.models.load import ModelNotFoundError, load_model, resolve_device, resolve_dtype
 from tests import tiny
-from tests.models import ldm
+from tests.models import families, ldm
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +251,26 @@ def test_a_folder_of_another_family_is_refused_before_it_is_loaded(folder: Path,
     (copied / "unet" / "config.json").unlink()
     with pytest.raises(TypeError, match=r"No adapter for FluxFillPipeline; supported are StableDiffusionPipeline,"):
         load_model(str(copied), device="cpu")
+
+
+def test_a_refusal_names_all_that_is_supported(folder: Path, tmp_path: Path) -> None:
+    copied = _copied(folder, tmp_path)
+    (copied / "model_index.json").write_text(json.dumps({"_class_name": "FluxFillPipeline"}))
+    with pytest.raises(UnsupportedModelError, match=r"No adapter for FluxFillPipeline; .* and Flux2KleinPipeline\.$"):
+        load_model(str(copied), device="cpu")
+
+
+def test_lists_in_a_pipelines_index_may_be_settings(tmp_path: Path) -> None:
+    families.build("krea2").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["text_encoder_select_layers"] == [1, 3]
+    assert list(load_model(str(tmp_path), device="cpu").pipeline.config.text_encoder_select_layers) == [1, 3]
+
+
+def test_weights_that_the_configuration_asks_for_and_the_folder_lacks(tmp_path: Path) -> None:
+    families.build("flux_dev").save_pretrained(tmp_path)
+    path = tmp_path / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 7}))
+    assert _refused(tmp_path) == "it lacks some of the weights that its configuration asks for"
 
 
 def test_a_wrong_prediction_type_is_found_when_the_scheduler_is_made(folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from attnguide.models.names import FAMILIES, supported_pipelines
 from attnguide.models.support import adapter_class
 from attnguide.sampling.sampler import Sampler
 from tests import tiny
+from tests.models import families
 
 
 def _parts() -> dict[str, Any]:
@@ -247,6 +248,16 @@ def test_parts_in_different_precisions_work_together() -> None:
     mixed = Sampler(adapt(held)).run([tiny.row()])[0]
     assert mixed.status == "ok" and expected.latents is not None and mixed.latents is not None
     torch.testing.assert_close(mixed.latents, expected.latents, rtol=0.05, atol=0.05)
+
+
+def test_an_active_cache_is_refused() -> None:
+    """Its hooks would hand the passes of one row what those of another have computed."""
+    built = families.build("flux_dev")
+    built.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.2))
+    with pytest.raises(UnsupportedModelError, match=r"transformer has an active cache .* pipeline\.transformer\.disable_cache"):
+        adapt(built)
+    built.transformer.disable_cache()
+    assert adapt(built).pipeline is built
 
 
 def test_a_compiled_unet_runs_as_it_is() -> None:
