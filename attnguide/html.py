@@ -47,7 +47,7 @@ def region_colors(phrases: Sequence[str]) -> list[Color]:
 
     Example:
         >>> region_colors(["red circle", "dog", "a red square"])
-        [(212, 28, 48), (32, 217, 68), (123, 32, 217)]
+        [(212, 28, 48), (33, 217, 64), (118, 33, 217)]
     """
     colors: list[Color] = []
     for index, phrase in enumerate(phrases):

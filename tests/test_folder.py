@@ -97,6 +97,7 @@ def test_tidy_drops_doubles_half_rows_and_temporary_files(tmp_path: Path) -> Non
         "map_norms.csv": [
             {"id": id, "step": step, "stage": "after", "site": "x", "region": 0} for id in "aacab" for step in (0, 1)
         ],
+        "judged.csv": [{"id": id, "judge": "shapes", "presence": 1.0} for id in "aab"],
         "loss_trace.csv": [{"id": id, "step": 0, "loss": loss} for id in "aab" for loss in (0.1, 0.2)],
         "value_invariance.csv": [{"id": id, "site": "x", "largest": index} for index, id in enumerate("aab")],
     }

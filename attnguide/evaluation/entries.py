@@ -11,8 +11,7 @@ from typing import Any
 
 from attnguide.evaluation.arms import ARM, ATTEMPT, BEST, PLAIN, SUBJECT
 from attnguide.judges.base import Asked, Detection, Seen
-from attnguide.metrics.asked import asked_of
-from attnguide.metrics.scoring import COUNT_FOUND
+from attnguide.judges.names import COUNT_FOUND
 from attnguide.records import JUDGED_FILE, read_records
 from attnguide.run_tables import read_table
 from attnguide.types import Sample, verdict
@@ -126,6 +125,8 @@ def _worth(entry: Entry) -> tuple[bool, float]:
 
 def seen_by(folder: str | Path, samples: Iterable[Sample]) -> dict[str, list[tuple[str, Seen, Asked]]]:
     """For each judge that finds objects, what it saw of which row, and what that asks for: ``(row id, seen, asked)``."""
+    from attnguide.metrics.asked import asked_of  # metrics need torch, and tables of a comparison are planned without
+
     rows = {sample.id: sample for sample in samples}
     found: dict[str, list[tuple[str, Seen, Asked]]] = {}
     asked: dict[str, Asked] = {}

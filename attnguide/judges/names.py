@@ -20,6 +20,9 @@ JUDGES: dict[str, str] = {
 }
 """Every judge of this package by its name, and where it is."""
 
+COUNT_FOUND = "count_found"
+"""A number of objects; all other numbers of judges lie in [0, 1]."""
+
 NONE = "none"
 """Stands for no judge at all."""
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnguide.judges.base import Asked, Judge, Seen
+from attnguide.judges.names import COUNT_FOUND
 from attnguide.judges.shapes import ShapesJudge
 from attnguide.metrics.asked import asked_of as asked_of
 from attnguide.metrics.functional import DETAILS, QUESTIONS, count_found, score
 from attnguide.types import SampleResult
-
-COUNT_FOUND = "count_found"
-"""A number of objects; all other numbers lie in [0, 1]."""
 
 
 def shapes_scores(result: SampleResult) -> dict[str, float]:

@@ -115,7 +115,7 @@ def test_times_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(bench, "run", lambda arm, *length: order.append(arm))
     clock, cpu = bench_time.measure_time(bench, 2)
-    assert order[3:] == [*bench_cost.ARMS, *reversed(bench_cost.ARMS)]
+    assert order[len(bench_cost.ARMS) :] == [*bench_cost.ARMS, *reversed(bench_cost.ARMS)]
     assert all(len(seconds[arm]) == 2 for seconds in (clock, cpu) for arm in bench_cost.ARMS)
 
 

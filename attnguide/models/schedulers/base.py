@@ -121,7 +121,7 @@ class NoiseScheduler(ABC):
                 f"{self.name} does not work for a network that predicts {self.prediction_type!r} ({error})."
             ) from error
         finite = all(math.isfinite(step.signal) and math.isfinite(step.noise) for step in self.steps)
-        if not torch.equal(moved, again) and bool(torch.isfinite(moved).all()):
+        if not bool((moved == again).all()) and bool(torch.isfinite(moved).all()):
             raise ValueError(
                 f"{self.name} draws noise that no row's seed decides, with its settings and this version of diffusers; take a "
                 "newer one, or another scheduler."
