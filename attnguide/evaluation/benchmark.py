@@ -9,7 +9,7 @@ from typing import Any
 
 from attnguide.ablation.layouts import box_options
 from attnguide.evaluation.entries import CATEGORY
-from attnguide.metrics.asked import ASKED_TAG, asked_of
+from attnguide.judges.names import ASKED_TAG
 from attnguide.row_values import nearest
 from attnguide.shapes.layouts import FILES as FILES
 from attnguide.shapes.layouts import spread
@@ -36,6 +36,8 @@ def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:
     chosen = chosen_rows(rows, settings["categories"], settings["limit"])
     for row in chosen:
         if ASKED_TAG in row.tags:
+            from attnguide.metrics.asked import asked_of  # needs torch, which a plan does without where it can
+
             asked_of(row)
     return [replace(row, methods=()) for row in chosen]
 

@@ -20,6 +20,9 @@ JUDGES: dict[str, str] = {
 }
 """Every judge of this package by its name, and where it is."""
 
+ASKED_TAG, RELATION_TAG = "asked", "relation"
+"""Tags of a row that say what it asks for: everything, or what holds of its first object relative to its second."""
+
 COUNT_FOUND = "count_found"
 """A number of objects; all other numbers of judges lie in [0, 1]."""
 

@@ -12,13 +12,12 @@ import numpy as np
 from scipy import ndimage
 
 from attnguide.judges.base import RELATIONS, Asked, AskedObject
+from attnguide.judges.names import ASKED_TAG as ASKED_TAG
+from attnguide.judges.names import RELATION_TAG as RELATION_TAG
 from attnguide.judges.shapes import asked_from_caption
 from attnguide.parsing import as_whole, shown
 from attnguide.prompt.regions import rasterise
 from attnguide.types import Box, Region, Sample
-
-ASKED_TAG, RELATION_TAG = "asked", "relation"
-"""Tags of a row that say what it asks for: everything, or what holds of its first object relative to its second."""
 
 _CELLS = 64
 """Side of the grid on which a map's bounds are found."""

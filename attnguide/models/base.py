@@ -199,7 +199,7 @@ class ModelAdapter(Autoencoding, ABC):
 
         Raises:
             ValueError: If the picture's size does not divide evenly, nothing would read the negative prompt, or
-                ``true_cfg_scale`` means nothing for the model.
+                ``true_cfg_scale`` means nothing for the model or for the row.
         """
         self.latent_shape(sample.height or self.default_size[0], sample.width or self.default_size[1])
         if sample.true_cfg_scale != 1 and not self.true_cfg:
@@ -211,6 +211,21 @@ class ModelAdapter(Autoencoding, ABC):
             raise ValueError(
                 f"negative_prompt: {self.name} is distilled for guidance and has no unconditional half to read it; "
                 f"got {sample.negative_prompt!r}."
+            )
+        if self.guidance_distilled and self.true_cfg and "uncond" not in self.halves(sample):
+            self._check_second_half(sample)
+
+    def _check_second_half(self, sample: Sample) -> None:
+        """Refuse a row without an unconditional half that says something of one."""
+        if sample.true_cfg_scale > 1:
+            raise ValueError(
+                f"true_cfg_scale above 1 needs a negative_prompt, which may be empty, for {self.name} to run an unconditional "
+                f"half; got {sample.true_cfg_scale:g} and no negative_prompt."
+            )
+        if sample.negative_prompt:
+            raise ValueError(
+                f"negative_prompt: {self.name} reads one with a true_cfg_scale above 1 only; got {sample.negative_prompt!r} "
+                f"and {sample.true_cfg_scale:g}."
             )
 
     def check_gradients(self) -> None:

@@ -91,6 +91,20 @@ def test_schnell_reads_no_guidance_weight() -> None:
     assert torch.equal(*(latents(plain(cfg_scale=scale), model("flux_schnell")) for scale in (1.0, 7.5)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"true_cfg_scale": 3.0}, "true_cfg_scale above 1 needs a negative_prompt, which may be empty"),
+        ({"negative_prompt": "a dog"}, "negative_prompt: flux_dev reads one with a true_cfg_scale above 1 only; got 'a dog'"),
+        ({"negative_prompt": "a dog", "true_cfg_scale": 0.5}, "negative_prompt: flux_dev reads one with a true_cfg_scale"),
+    ],
+    ids=["no prompt", "no scale", "below one"],
+)
+def test_half_of_what_true_guidance_needs_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model("flux_dev").check_row(plain(**settings))
+
+
 def test_flux2_with_the_other_text_encoder_is_refused() -> None:
     """The tokenizer of one writes another conversation than the class of the other asks for."""
     for family, kind in (("flux2", "mistral; got qwen3"), ("flux2_klein", "qwen3; got mistral")):
