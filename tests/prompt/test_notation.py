@@ -8,27 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnguide.prompt.notation import parse_region, region_from_dict, region_to_dict
 from attnguide.prompt.regions import absolute_region, check_region, prompt_words, rasterise
 from attnguide.types import MapSource, Region
-
-_FRACTIONS = st.floats(0, 1, allow_subnormal=False)
-
-
-@st.composite
-def boxes(draw: st.DrawFn) -> tuple[float, float, float, float]:
-    x0, x1 = sorted((draw(_FRACTIONS), draw(_FRACTIONS)))
-    y0, y1 = sorted((draw(_FRACTIONS), draw(_FRACTIONS)))
-    assume(x0 < x1 and y0 < y1)
-    return x0, y0, x1, y1
-
-
-def corners(box: tuple[float, float, float, float]) -> tuple[tuple[float, float], ...]:
-    x0, y0, x1, y1 = box
-    return ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+from tests.prompt.places import FRACTIONS, boxes, corners
 
 
 @pytest.mark.parametrize(
@@ -83,7 +69,7 @@ _PLACES = st.one_of(
     st.just({}),
     boxes().map(lambda box: {"box": box}),
     boxes().map(lambda box: {"polygon": corners(box)}),
-    st.tuples(_FRACTIONS, _FRACTIONS, st.floats(1e-3, 2), st.floats(1e-3, 2)).map(lambda blob: {"blob": blob}),
+    st.tuples(FRACTIONS, FRACTIONS, st.floats(1e-3, 2), st.floats(1e-3, 2)).map(lambda blob: {"blob": blob}),
     st.just({"mask": Path("masks/left half.png")}),
     st.just({"source": MapSource("seed", seed=3, phrase="katt", start=0.25, threshold=0.5)}),
     st.just({"source": MapSource("invert", image=Path("en katt.png"), cfg_scale=2.5, iterations=3, stop=0.5)}),

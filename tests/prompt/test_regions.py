@@ -8,29 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from attnguide.prompt.masks import load_mask
 from attnguide.prompt.regions import check_region, rasterise
 from attnguide.types import Region
+from tests.prompt.places import boxes, corners
 
 _SIDES = st.integers(1, 19)
-_FRACTIONS = st.floats(0, 1, allow_subnormal=False)
-
-
-@st.composite
-def boxes(draw: st.DrawFn) -> tuple[float, float, float, float]:
-    x0, x1 = sorted((draw(_FRACTIONS), draw(_FRACTIONS)))
-    y0, y1 = sorted((draw(_FRACTIONS), draw(_FRACTIONS)))
-    assume(x0 < x1 and y0 < y1)
-    return x0, y0, x1, y1
-
-
-def corners(box: tuple[float, float, float, float]) -> tuple[tuple[float, float], ...]:
-    x0, y0, x1, y1 = box
-    return ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
