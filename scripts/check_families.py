@@ -2,7 +2,7 @@
 
     python scripts/check_families.py                                    # every family that the installed diffusers knows
     python scripts/check_families.py flux_dev sd35 --methods stable,box_diff
-    python scripts/check_families.py --write docs/families.md           # all of it, about ten minutes on one core
+    python scripts/check_families.py --workers 2 --write docs/families.md   # all of it, about ten minutes on one core
 
 The pipelines are those of the tests (``tests/models/families.py``): real classes of diffusers and transformers, a few blocks
 of a few channels. They show that a method runs and acts on a family, and what is refused; not that its pictures are better.
@@ -11,11 +11,13 @@ of a few channels. They show that a method runs and acts on a family, and what i
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -251,21 +253,32 @@ short form are among the tests. Random weights show that a method runs and acts,
 """
 
 
+def _checked(names: Sequence[str], methods: Sequence[str], workers: int) -> Iterator[Findings]:
+    """Findings of families in their order, by one process or several."""
+    if workers < 2:
+        yield from (check(name, methods) for name in names)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
+        yield from pool.map(check, names, [methods] * len(names))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check families, print the tables, and write the page if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(supported())}; all when none is named")
     parser.add_argument("--methods", default=",".join(METHODS), help="names separated by commas; all when not given")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with a family at a time")
     parser.add_argument("--write", type=Path, help="file for the whole page")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.families if name not in supported()]
     if unknown:
         parser.error(f"unknown family {unknown[0]!r}; choose from {', '.join(supported())}")
     warnings.simplefilter("ignore")
+    names, methods = given.families or supported(), [name for name in given.methods.split(",") if name]
     found: dict[str, Findings] = {}
-    for family in given.families or supported():
-        found[family] = check(family, [name for name in given.methods.split(",") if name])
-        print(f"{family}: {found[family].seconds:.0f} s", file=sys.stderr, flush=True)
+    for family, one in zip(names, _checked(names, methods, given.workers), strict=True):
+        found[family] = one
+        print(f"{family}: {one.seconds:.0f} s", file=sys.stderr, flush=True)
     print(tables(found))
     if given.write is not None:
         given.write.write_text(PAGE.format(tables=tables(found)))
