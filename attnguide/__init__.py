@@ -24,7 +24,7 @@ _HOMES: dict[str, str] = {
     "load_model": "attnguide.models.load",
     "read_samples": "attnguide.tables",
     # the engine, in plain torch
-    "Observer": "attnguide.sampling.observer",
+    "Observer": "attnguide.engine.observer",
     "Sampler": "attnguide.sampling.sampler",
     "sample_rows": "attnguide.sampling.table",
     # in a notebook
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from attnguide.callbacks import SamplingCallback as SamplingCallback
     from attnguide.callbacks import standard_callbacks as standard_callbacks
     from attnguide.data import SampleDataModule as SampleDataModule
+    from attnguide.engine.observer import Observer as Observer
     from attnguide.figures.concepts import ConceptAttention as ConceptAttention
     from attnguide.figures.plot import plot as plot
     from attnguide.figures.watch import Watch as Watch
@@ -108,7 +109,6 @@ if TYPE_CHECKING:
     from attnguide.prompt.targets import Targets as Targets
     from attnguide.prompt.targets import region_maps as region_maps
     from attnguide.prompt.tokens import TokenizedPrompt as TokenizedPrompt
-    from attnguide.sampling.observer import Observer as Observer
     from attnguide.sampling.sampler import Sampler as Sampler
     from attnguide.sampling.table import sample_rows as sample_rows
     from attnguide.schedules import Window as Window

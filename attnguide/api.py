@@ -20,9 +20,9 @@ from attnguide.types import MethodConfig, Region, Sample
 if TYPE_CHECKING:
     import torch
 
+    from attnguide.engine.observer import Observer
     from attnguide.figures.results import Results
     from attnguide.models.base import ModelAdapter
-    from attnguide.sampling.observer import Observer
 
 Method = str | MethodConfig
 """A method by name, or by name with options."""
@@ -143,9 +143,9 @@ def _observers(observer: Observer | None, rows: int | None) -> Observer | None:
     """The caller's observer, and a bar where there is a number of rows to count to."""
     if rows is None:
         return observer
+    from attnguide.engine.observer import Observers
     from attnguide.figures.progress import StepBar
     from attnguide.sampling.arguments import check_observer
-    from attnguide.sampling.observer import Observers
 
     bar = StepBar(rows)
     if observer is None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
 from attnguide.models.base import ModelAdapter
 from attnguide.prompt.targets import region_maps
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from attnguide.attention.capture import Probe
 from attnguide.data import Unopened
+from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent, guarded, guarded_probe
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import DEFAULT_MODEL, load_model, resolve_device
 from attnguide.models.offload import is_offloaded
 from attnguide.sampling.arguments import check_model
-from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent, guarded, guarded_probe
 from attnguide.sampling.table import sample_each
 from attnguide.types import Sample, SampleResult, Step
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.methods import build_method, method_options
 from attnguide.models.base import ModelAdapter
 from attnguide.prompt.targets import region_maps
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig, PassContext, Sample, SampleResult
 

@@ -1,7 +1,7 @@
 """What attend-and-excite costs: floating-point operations of the same run plain, with attnguide, and with diffusers' pipeline.
 
 In the fourth arm, ``fused``, attnguide's loss and maps are the same, but the gradient moves the noise prediction and comes from
-the conditional denoising pass itself (:mod:`attnguide.sampling.fused`); attend-and-excite's own rule moves latents instead.
+the conditional denoising pass itself (:mod:`attnguide.engine.fused`); attend-and-excite's own rule moves latents instead.
 
     python scripts/bench_cost.py                        # Stable Diffusion 1.5, 50 steps, 25 guided; no weights, no GPU
     python scripts/bench_cost.py --small --size 256     # another architecture and picture size

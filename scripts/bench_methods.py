@@ -33,11 +33,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnguide.benchmark import bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
+from attnguide.engine.ledger import high_water_mb
 from attnguide.judges.boxes import box_iou
 from attnguide.methods import METHODS, check_options, method_info
 from attnguide.metrics.distance import PictureDistance
 from attnguide.models.load import load_model, quiet_libraries
-from attnguide.sampling.ledger import high_water_mb
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.shapes.judge import judge

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from attnguide.attention.attach import attach, stop_after
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.sites import Site
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import Step
 
 STEP = Step(0, 2, 999.0, 0.0, 1.0)

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from bench_cost import ARMS, SD15, SMALL, Bench, Case, Parser, save, table
 
+from attnguide.engine.ledger import high_water_mb
 from attnguide.models.load import DTYPES
-from attnguide.sampling.ledger import high_water_mb
 
 Seconds = dict[str, list[float]]
 """Of every arm, in the order of the repeats."""

@@ -32,13 +32,13 @@ from torch import Tensor
 
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.methods import METHODS
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import adapt
 from attnguide.models.names import FAMILIES
-from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.check import mark_rows
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample, SampleResult

@@ -17,10 +17,10 @@ import attnguide.methods
 from attnguide.cli import main
 from attnguide.cli.execute import check_on_model
 from attnguide.cli.plan import Plan
+from attnguide.engine.observer import Observer, UpdateEvent
 from attnguide.models.unet import StableDiffusion
 from attnguide.prompt.tokens import token_indices
 from attnguide.records import read_records
-from attnguide.sampling.observer import Observer, UpdateEvent
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Region, Sample, SampleResult
 from tests import tiny

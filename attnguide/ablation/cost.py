@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from attnguide.batching import build_methods
+from attnguide.engine.fused import fused_guidance
+from attnguide.engine.inversion import replay_forwards
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import method_info, method_options
 from attnguide.models.base import halves
 from attnguide.models.schedulers import DiscreteScheduler, named_scheduler
-from attnguide.sampling.fused import fused_guidance
-from attnguide.sampling.inversion import replay_forwards
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.engine.observer import BatchInfo
 from attnguide.files import replacing, write_atomic
 from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
-from attnguide.sampling.observer import BatchInfo
 from attnguide.sources.files import map_bytes, map_names
 from attnguide.types import PassContext, Region, Sample, SampleResult, Step
 from attnguide.visual import contact_sheet, draw_regions, heat_map, strip

@@ -9,7 +9,7 @@ import lightning as L
 from torch import Tensor
 
 from attnguide.attention.capture import Probe
-from attnguide.sampling.observer import BatchInfo, UpdateEvent, guarded
+from attnguide.engine.observer import BatchInfo, UpdateEvent, guarded
 from attnguide.types import SampleResult, Step
 
 

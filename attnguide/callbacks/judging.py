@@ -10,11 +10,11 @@ from typing import Any
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.engine.observer import BatchInfo
 from attnguide.judges.base import Judge, Seen
 from attnguide.metrics.scoring import JudgeScores
 from attnguide.records import JUDGED_FILE
 from attnguide.run_tables import append_table
-from attnguide.sampling.observer import BatchInfo
 from attnguide.types import SampleResult
 
 _COLUMNS = ("id", "judge", "numbers", "detections")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.engine.observer import BatchInfo, UpdateEvent
 from attnguide.records import TRACE_FILE
 from attnguide.run_tables import append_table
-from attnguide.sampling.observer import BatchInfo, UpdateEvent
 from attnguide.types import SampleResult
 
 _COLUMNS = ("id", "step", "progress", "method", "iteration", "loss", "indicator", "moved", "gradient_norm")

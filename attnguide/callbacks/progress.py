@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from attnguide.callbacks.base import SamplingCallback
-from attnguide.sampling.observer import BatchInfo, UpdateEvent
+from attnguide.engine.observer import BatchInfo, UpdateEvent
 from attnguide.types import SampleResult, Step
 
 

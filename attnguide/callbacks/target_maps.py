@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.engine.observer import BatchInfo
 from attnguide.files import replacing, write_atomic
-from attnguide.sampling.observer import BatchInfo
 from attnguide.sources.files import map_bytes, map_picture, target_path
 from attnguide.types import SampleResult
 

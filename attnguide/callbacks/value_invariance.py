@@ -12,10 +12,10 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteKind, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.engine.observer import BatchInfo
 from attnguide.files import write_atomic
 from attnguide.records import VALUES_FILE
 from attnguide.run_tables import append_table, read_table
-from attnguide.sampling.observer import BatchInfo
 from attnguide.types import PassContext, Sample, SampleResult
 
 _COLUMNS = (

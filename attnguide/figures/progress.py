@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from tqdm import tqdm
 
-from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
+from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.types import SampleResult, Step
 
 

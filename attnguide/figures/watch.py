@@ -12,10 +12,10 @@ from torch import Tensor
 
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.html import figure
 from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
-from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.types import PassContext, Sample, SampleResult, Step
 from attnguide.visual import heat_map
 

@@ -74,7 +74,7 @@ class SelfGuidance(Guidance):
         source_prompt: Of the source, one for all rows, or one per row; the row's own when ``None``.
         source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
             source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
         feature_levels: Map levels of the decoder's features that appearance is taken from.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.

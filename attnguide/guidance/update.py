@@ -117,7 +117,7 @@ class Update:
             instead.
         max_norm: Largest norm of one update per row as a share of the latents' own norm; ``None`` for no limit.
         fused: In space ``noise``, take the gradient from the conditional denoising pass itself instead of a guide pass
-            (:mod:`attnguide.sampling.fused`), where the batch's other methods allow it.
+            (:mod:`attnguide.engine.fused`), where the batch's other methods allow it.
     """
 
     step_size: Schedule = _DEFAULT_STEP_SIZE

@@ -32,7 +32,7 @@ class Source:
             for which :meth:`Injection.branches` names the branch ``source``.
         pictures: Files that stand for the source on an ``own`` trajectory: one for all rows, or one per row; where there is
             one, the row starts from its inverted noise, and the source is at every step what inversion passed through
-            (:mod:`attnguide.sampling.inversion`).
+            (:mod:`attnguide.engine.inversion`).
         iterations: Evaluations per step of the inversion beyond the first.
     """
 

@@ -35,7 +35,7 @@ class MasaCtrl(Injection):
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
         source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
             source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
         union: See above.
         foreground: ``words`` or ``regions``; a row without any has no foreground.
         words: Phrases of the prompt, separated by commas, that are foreground; one text, or one per row.

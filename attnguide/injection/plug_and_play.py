@@ -45,7 +45,7 @@ class PlugAndPlay(Injection):
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
         source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
             source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
         attention_stop: Progress at which self-attention is left alone again; nothing is done to it at 0.
         feature_stop: The same for features.
         attention_names: Glob patterns over the module paths of self-attention.

@@ -44,7 +44,7 @@ class PromptToPrompt(Injection):
         source_prompt: One for all rows, or one per row; the row's own when ``None``.
         source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
             source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.sampling.inversion`).
+        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
         edit: ``replace`` swaps words one for one; ``refine`` keeps the words both prompts have.
         reweight: Phrase of the prompt -> factor, which may be negative; one mapping, or one per row.
         cross_stop: Progress at which cross-attention is left alone again.

@@ -1,1 +1,1 @@
-"""The only sampling loop, and what it needs around it."""
+"""The only sampling loop, and the tables of rows that it samples."""

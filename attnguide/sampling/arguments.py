@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from attnguide.engine.observer import Observer
 from attnguide.models.base import ModelAdapter
 from attnguide.parsing import as_whole, shown
-from attnguide.sampling.observer import Observer
 
 
 def check_model(model: Any) -> None:

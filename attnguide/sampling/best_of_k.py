@@ -8,8 +8,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from attnguide.engine.observer import Observer, Observers
 from attnguide.methods import baseline_of, build_method
-from attnguide.sampling.observer import Observer, Observers
 from attnguide.types import Cost, Sample, SampleResult
 
 Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]

@@ -7,6 +7,8 @@ from functools import cache, partial
 
 from attnguide.attention.sites import Site, SiteSelector, select
 from attnguide.batching import build_methods
+from attnguide.engine.branches import common_source, read_source, read_whole, source_prompts
+from attnguide.engine.inversion import check_replay, pictured_rows
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.methods import check_methods
@@ -14,8 +16,6 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.best_of_k import build_baseline
-from attnguide.sampling.branches import common_source, read_source, read_whole, source_prompts
-from attnguide.sampling.inversion import check_replay, pictured_rows
 from attnguide.sampling.problems import require_rows, with_problem
 from attnguide.sampling.source_maps import check_sources
 from attnguide.types import Sample

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attnguide.engine.batch import Batch, make_batch
+from attnguide.engine.observer import Observer
+from attnguide.engine.steering import Steering
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.models.base import ModelAdapter
 from attnguide.sampling.arguments import check_model, check_observer, instances
-from attnguide.sampling.batch import Batch, make_batch
-from attnguide.sampling.observer import Observer
-from attnguide.sampling.steering import Steering
 from attnguide.types import Sample, SampleResult
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnguide.attention.capture import Probe
+from attnguide.engine.branches import read_source
+from attnguide.engine.observer import BatchInfo, Observer, Observers
 from attnguide.models.base import ModelAdapter, halves
 from attnguide.prompt.nested import settle
 from attnguide.prompt.regions import source_region
 from attnguide.prompt.tokens import resolve
-from attnguide.sampling.branches import read_source
-from attnguide.sampling.observer import BatchInfo, Observer, Observers
 from attnguide.sampling.source_pictures import SourcePicture, mask_of, record_pictures
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult
 

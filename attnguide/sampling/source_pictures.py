@@ -15,12 +15,12 @@ from torch import Tensor
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import select
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.inversion import Trajectory, encode_pictures, fitted, invert, noised
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.models.base import ModelAdapter
 from attnguide.prompt.masks import open_picture
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.cfg import pass_context
-from attnguide.sampling.inversion import Trajectory, encode_pictures, fitted, invert, noised
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sources.recording import MapRecording, target_mask
 from attnguide.types import MapSource, Sample, SampleResult, Step

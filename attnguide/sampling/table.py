@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from attnguide.batching import batch_key, build_methods, mixes, picture_key
+from attnguide.engine.observer import Observer, Observers, SomeRows
 from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.arguments import check_model, check_observer, instances, whole_batch_size
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.check import mark_rows, sampleable
-from attnguide.sampling.observer import Observer, Observers, SomeRows
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.source_maps import SourceObserver, record_sources, with_cost
 from attnguide.types import Cost, Sample, SampleResult

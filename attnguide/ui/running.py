@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide.attention.capture import Probe
+from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.figures.watch import Watch, Watched
-from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.types import Sample, SampleResult, Step
 
 _PREVIEWS = 10

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
 from attnguide.guidance.bounded_attention import BoundedAttention
 from attnguide.guidance.clusters import subject_masks
 from attnguide.prompt.drawing import binary_mask
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import Box, Branch, Region
 from references.base import Comparison, Reference, compared
 from references.boxes import random_boxes

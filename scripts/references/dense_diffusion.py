@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.sites import Site, SiteKind
+from attnguide.engine.cfg import pass_context
 from attnguide.injection.dense_diffusion import DenseDiffusion
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.regions import rasterise
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import Box, Region, Step
 from references.base import Comparison, Reference, compared
 from references.boxes import random_boxes

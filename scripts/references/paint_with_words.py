@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
 from attnguide.injection.paint_with_words import PaintWithWords
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import Box, Region, Step
 from references.base import Comparison, Reference, compared
 from references.boxes import painted as painted_box

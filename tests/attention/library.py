@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnguide.attention.capture import Probe, Quantity, Recorder
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import PassContext, Step
 
 SITE = Site("attn", "cross", 3, 4, 2)

@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode
 from attnguide.attention.attach import CaptureError, attach, stop_after
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.sites import Site
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import PassContext
 from tests import tiny
 from tests.attention import library as lib

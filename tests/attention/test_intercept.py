@@ -15,7 +15,7 @@ from attnguide.attention.attach import CaptureError, attach
 from attnguide.attention.capture import Probe, Quantity, Recorder
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import PassContext
 from tests.attention import library as lib
 from tests.reference import attention as reference

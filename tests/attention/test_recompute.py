@@ -11,7 +11,7 @@ from attnguide.attention.attach import attach, stop_after
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import PassContext, Step
 from tests.attention import cases
 from tests.closeness import assert_close

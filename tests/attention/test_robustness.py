@@ -12,7 +12,7 @@ from attnguide.attention.attach import CaptureError, attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.complaints import attention_backend as named_backend
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import Step
 from tests.attention import cases
 from tests.closeness import assert_close

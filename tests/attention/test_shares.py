@@ -12,7 +12,7 @@ from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteKind, SiteSelector
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import PassContext, Step
 
 STEP = Step.at_sigma(0, 4, 999.0, 14.6)

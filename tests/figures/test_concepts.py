@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnguide
+from attnguide.engine.observer import Observers, SomeRows
 from attnguide.figures.concepts import ConceptMaps
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import adapt
-from attnguide.sampling.observer import Observers, SomeRows
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample, SampleResult

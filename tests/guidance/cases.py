@@ -8,11 +8,11 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site
+from attnguide.engine.observer import Observer, UpdateEvent
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.observer import Observer, UpdateEvent
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample, SampleResult, Step
 from tests import tiny

@@ -3,9 +3,9 @@ from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Step
 from tests import tiny

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
-from attnguide.sampling.cfg import pass_context
+from attnguide.engine.cfg import pass_context
 from attnguide.types import PassContext, Region, Step
 from tests import tiny
 from tests.guidance import cases

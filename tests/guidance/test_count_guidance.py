@@ -8,12 +8,12 @@ import torch
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.guidance.base import Trials
 from attnguide.guidance.count_guidance import CountGuidance
 from attnguide.guidance.update import Refinement
 from attnguide.methods import check_methods
-from attnguide.sampling.cfg import pass_context
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import MethodConfig, Region, Step
 from tests import tiny

@@ -13,7 +13,7 @@ from attnguide.guidance.update import Refinement, Update
 from attnguide.prompt.targets import Targets
 from attnguide.types import Step
 from tests import tiny
-from tests.sampling.watch import Watch, latents, run
+from tests.engine.watch import Watch, latents, run
 
 
 class _Returns(Guidance):

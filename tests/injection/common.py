@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Branch, MethodConfig, PassContext, Region, Sample, SampleResult, Step, verdict
 from tests import tiny

@@ -11,11 +11,11 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.batching import build_methods, mixes
+from attnguide.engine.observer import Observer
 from attnguide.injection.base import Injection, LatentsEdit, Source, WindowEdit
 from attnguide.injection.by_row import ForRows
 from attnguide.methods import METHODS, build_method
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window

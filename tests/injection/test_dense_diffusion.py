@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
 from attnguide.injection.dense_diffusion import DenseDiffusion, _pieces
 from attnguide.methods import build_method
 from attnguide.models.readers import TextReader
 from attnguide.prompt.tokens import token_indices
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import Region, Sample, Step
 from tests import tiny
 from tests.injection import common

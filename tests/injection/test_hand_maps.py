@@ -12,15 +12,15 @@ from torch import Tensor
 from attnguide.attention.capture import Probe, Quantity
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.injection.hand_maps import MapInjection
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.cfg import pass_context
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.types import PassContext, Region, Sample, Step
 from tests import tiny
+from tests.engine.watch import latents, run
 from tests.reference import hand_maps
-from tests.sampling.watch import latents, run
 
 STEP = Step.at_sigma(0, 4, 951.0, 10.0)
 SITE = Site("up.attn2", "cross", 4, 3, 2, "up", 0)

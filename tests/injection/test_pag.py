@@ -6,9 +6,9 @@ import torch
 from diffusers import StableDiffusionPAGPipeline
 from torch import Tensor
 
+from attnguide.engine.cfg import combine
 from attnguide.injection.pag import PerturbedAttention
 from attnguide.methods import build_method
-from attnguide.sampling.cfg import combine
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample, Step
 from tests import tiny

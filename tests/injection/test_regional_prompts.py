@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from attnguide.attention.attach import attach
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
 from attnguide.injection.regional_prompts import RegionalPrompts
 from attnguide.methods import build_method
 from attnguide.models.base import Conditioning
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.check import mark_rows
 from attnguide.types import MethodConfig, Region, Step
 from tests import tiny

@@ -7,8 +7,8 @@ import torch
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.sites import SiteSelector
+from attnguide.engine.cfg import pass_context
 from attnguide.methods import build_method
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import MethodConfig, Step
 from tests import tiny
 from tests.attention import cases

@@ -11,9 +11,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, SASolverScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from attnguide.engine.noise import generators
 from attnguide.models.names import FLOW_NAMES, flow_choice
 from attnguide.models.schedulers import FlowScheduler, is_flow, make_flow, named_flow_scheduler, size_shift, written_config
-from attnguide.sampling.noise import generators
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
 

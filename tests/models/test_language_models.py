@@ -11,6 +11,8 @@ from torch import Tensor
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.sites import SiteSelector
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.noise import generators, initial_noise
 from attnguide.methods import build_method
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError
@@ -18,9 +20,7 @@ from attnguide.models.language import packed, unpacked
 from attnguide.models.load import adapt
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import token_indices
-from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.noise import generators, initial_noise
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample, SampleResult
 from tests import tiny

@@ -11,10 +11,10 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, IPNDMScheduler, PNDMScheduler
 from torch import Tensor
 
+from attnguide.engine.noise import generators
 from attnguide.models.names import SCHEDULER_CHOICES, SCHEDULERS
 from attnguide.models.schedulers import DiscreteScheduler, named_scheduler, scheduler_class
 from attnguide.models.unet import StableDiffusion
-from attnguide.sampling.noise import generators
 from attnguide.types import Step
 from tests import tiny
 

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attnguide.attention.capture import Probe, Recorder
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import ModelNotFoundError, adapt, load_model
 from attnguide.models.sdxl import StableDiffusionXL
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.inversion import encode_pictures, invert
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import ModelNotFoundError, adapt, load_model
 from attnguide.models.schedulers import named_flow_scheduler, named_scheduler
 from attnguide.prompt.tokens import token_indices
-from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.inversion import encode_pictures, invert
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
 from attnguide.models.base import Conditioning
 from attnguide.models.load import adapt
 from attnguide.models.unet import StableDiffusion
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import Step
 from tests import tiny
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from attnguide.attention.capture import Probe, Quantity
 from attnguide.attention.sites import Site
+from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.guidance.attend_and_excite import AttendAndExcite
 from attnguide.models.load import adapt
 from attnguide.models.names import SCHEDULERS
 from attnguide.models.schedulers import named_scheduler
-from attnguide.sampling.observer import BatchInfo, Observer, UpdateEvent
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import PassContext, Region, Sample
 from tests import tiny

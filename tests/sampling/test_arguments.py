@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnguide.engine.observer import Observer
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.pag import PerturbedAttention
-from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_rows
 from attnguide.types import SampleResult, Step

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.methods import build_method
 from attnguide.sampling.best_of_k import BestOfK, build_baseline
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.table import sample_batch
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject

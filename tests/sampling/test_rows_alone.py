@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.guidance.mask_guidance import MaskGuidance
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.problems import require_rows
 from attnguide.sampling.table import plan_batches, sample_batch, sample_each, sample_rows
 from attnguide.types import Cost, MethodConfig, Region, Sample, SampleResult, verdict

@@ -12,7 +12,7 @@ from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample
 from tests import tiny
 from tests.closeness import SINGLE, assert_close
-from tests.sampling.watch import Watch, latents
+from tests.engine.watch import Watch, latents
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
 

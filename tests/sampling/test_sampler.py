@@ -11,6 +11,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.guidance.attend_and_excite import AttendAndExcite
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import MaskGuidance
@@ -19,12 +20,11 @@ from attnguide.methods import build_method
 from attnguide.models.load import adapt
 from attnguide.models.names import SCHEDULERS
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import PassContext, Region, Step
 from tests import tiny
 from tests.closeness import assert_close
-from tests.sampling.watch import Watch, at_step, final, latents, left_as_found, run
+from tests.engine.watch import Watch, at_step, final, latents, left_as_found, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from attnguide.api import sample as sample_prompt
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.source_maps import PlacedRow, check_sources, expected_forwards, record_sources
 from attnguide.sampling.table import sample_rows

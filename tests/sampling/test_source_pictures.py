@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnguide.sampling.inversion import encode_pictures, fitted, invert
+from attnguide.engine.inversion import encode_pictures, fitted, invert
 from attnguide.sampling.source_pictures import picture_error, reconstruct
 from attnguide.types import Sample
 from tests import tiny

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnguide.sampling.observer import BatchInfo, Observer
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.sampling.table import fitting_batch_size, plan_batches, sample_batch, sample_rows
 from attnguide.types import MethodConfig, Region, Sample
 from tests import tiny

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import sample
+from attnguide.engine.observer import Observer
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import adapt
-from attnguide.sampling.observer import Observer
 from attnguide.types import Step
 from tests import tiny
 from tests.attention.test_attach import NetworkState

@@ -12,12 +12,12 @@ from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector, select
+from attnguide.engine.batch import Batch
+from attnguide.engine.cfg import combine, pass_context
+from attnguide.engine.reading import Reader
 from attnguide.guidance.base import Attempt, Judgement, Seen
 from attnguide.guidance.judging import check_values, row_gradient
 from attnguide.models.schedulers import NoiseScheduler
-from attnguide.sampling.batch import Batch
-from attnguide.sampling.cfg import combine, pass_context
-from attnguide.sampling.reading import Reader
 from attnguide.types import PassContext, PassKind, Step
 
 

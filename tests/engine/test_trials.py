@@ -9,12 +9,12 @@ from torch import Tensor
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.noise import generators, initial_noise
+from attnguide.engine.observer import Observer
 from attnguide.guidance.base import Guidance, LossOutput, Trials
 from attnguide.injection.base import Injection
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.noise import generators, initial_noise
-from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window

@@ -18,7 +18,7 @@ from attnguide.prompt.targets import Targets
 from attnguide.types import MethodConfig, PassContext, Step
 from tests import tiny
 from tests.closeness import assert_close
-from tests.sampling.watch import Watch, latents, run
+from tests.engine.watch import Watch, latents, run
 
 ROWS = [tiny.row(str(index), seed=3 + index) for index in range(3)]
 BAD = 1

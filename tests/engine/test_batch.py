@@ -2,10 +2,10 @@
 
 import torch
 
-from attnguide.sampling.batch import Batch, make_batch
+from attnguide.engine.batch import Batch, make_batch
 from attnguide.types import Sample
 from tests import tiny
-from tests.sampling.watch import Watch
+from tests.engine.watch import Watch
 
 
 def _batch(watch: Watch, *rows: Sample) -> Batch:

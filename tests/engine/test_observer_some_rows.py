@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.sampling.observer import BatchInfo, Observer, SomeRows, UpdateEvent
+from attnguide.engine.observer import BatchInfo, Observer, SomeRows, UpdateEvent
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, PassContext, Region, SampleResult, Step
 from tests import tiny

@@ -15,12 +15,12 @@ from torch import Tensor
 from attnguide.ablation.cost import expected_cost
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import SiteSelector
+from attnguide.engine.inversion import encode_pictures, invert, pictured_rows
 from attnguide.injection.base import Injection, LatentsEdit, Source
 from attnguide.injection.source import source_unless_idle
 from attnguide.methods import build_method
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.inversion import encode_pictures, invert, pictured_rows
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, PassContext, Sample, Step

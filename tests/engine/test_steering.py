@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from attnguide.batching import build_methods
+from attnguide.engine.batch import make_batch
+from attnguide.engine.cfg import combine, pass_context
+from attnguide.engine.observer import Observer
+from attnguide.engine.steering import Steering
 from attnguide.guidance.mask_guidance import MaskGuidance
-from attnguide.sampling.batch import make_batch
-from attnguide.sampling.cfg import combine, pass_context
-from attnguide.sampling.observer import Observer
 from attnguide.sampling.sampler import Sampler
-from attnguide.sampling.steering import Steering
 from attnguide.types import Branch, MethodConfig, Sample
 from tests import tiny
 from tests.closeness import assert_close
-from tests.sampling.watch import latents
+from tests.engine.watch import latents
 
 HALVES: tuple[Branch, ...] = ("uncond", "cond")
 

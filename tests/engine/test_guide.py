@@ -12,17 +12,17 @@ from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import SiteSelector
+from attnguide.engine.cfg import pass_context
 from attnguide.guidance.attend_and_excite import AttendAndExcite
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import TERMS, MaskGuidance
 from attnguide.guidance.update import Refinement, Update
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.cfg import pass_context
 from attnguide.schedules import Window, constant
 from attnguide.types import Step
 from tests import tiny
 from tests.closeness import assert_close
-from tests.sampling.watch import Watch, final, inputs_of, latents, run
+from tests.engine.watch import Watch, final, inputs_of, latents, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")  # the library on a newer numpy
 

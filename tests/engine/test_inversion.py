@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from attnguide.engine.inversion import fitted, invert, noised
 from attnguide.models.unet import StableDiffusion
-from attnguide.sampling.inversion import fitted, invert, noised
 from attnguide.sampling.source_pictures import reconstruct
 from attnguide.types import Sample
 from tests import tiny

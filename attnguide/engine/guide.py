@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
+from attnguide.engine.observer import UpdateEvent
+from attnguide.engine.reading import Reader
 from attnguide.guidance.judging import check_output, row_gradient
 from attnguide.guidance.update import Round
-from attnguide.sampling.observer import UpdateEvent
-from attnguide.sampling.reading import Reader
 from attnguide.types import Step
 
 

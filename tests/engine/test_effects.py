@@ -13,17 +13,17 @@ from attnguide.attention import attend
 from attnguide.attention.edits import Edit, Stage
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.effects import _Watched
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.base import Injection
 from attnguide.injection.by_row import _EditForRows
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.effects import _Watched
 from attnguide.sampling.table import sample_batch
 from attnguide.schedules import Window
 from attnguide.types import MethodConfig, PassContext, Region, SampleResult, Step, verdict
 from tests import tiny
-from tests.sampling.watch import run
+from tests.engine.watch import run
 
 WHOLE = (Region("red cat", box=(0.0, 0.0, 1.0, 1.0)),)
 ZERO = "did nothing (its loss is 0 at every step)"
@@ -133,7 +133,7 @@ class _Looks(Injection):
 def test_rows_are_compared_until_a_change_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[int] = []
     equal = torch.equal
-    monkeypatch.setattr("attnguide.sampling.effects.torch.equal", lambda *both: compared.append(1) or equal(*both))
+    monkeypatch.setattr("attnguide.engine.effects.torch.equal", lambda *both: compared.append(1) or equal(*both))
     rows = [tiny.row(str(index), methods=(MethodConfig("looks"),)) for index in range(2)]
     assert _statuses(run(rows, (), [_Looks(1.0)])) == ["ok", "ok"] and len(compared) == 2
     compared.clear()

@@ -12,14 +12,14 @@ from torch import Tensor
 from attnguide.attention.attach import Attention
 from attnguide.attention.capture import Probe
 from attnguide.attention.edits import Edit
+from attnguide.engine.batch import Batch
+from attnguide.engine.cfg import combine, pass_context
+from attnguide.engine.fused import fused_guidance, fused_pass
+from attnguide.engine.guide import guide, noise_shift
+from attnguide.engine.reading import Reader
+from attnguide.engine.trials import optimise
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection, LatentsEdit
-from attnguide.sampling.batch import Batch
-from attnguide.sampling.cfg import combine, pass_context
-from attnguide.sampling.fused import fused_guidance, fused_pass
-from attnguide.sampling.guide import guide, noise_shift
-from attnguide.sampling.reading import Reader
-from attnguide.sampling.trials import optimise
 from attnguide.types import Branch, PassContext, Step
 
 

@@ -90,7 +90,7 @@ class Observer:
         """Readers to attach for this batch; asked once, before ``on_sample_start``.
 
         Those of denoising passes are shown all branches in one pass; in steps where a guidance is fused with the conditional
-        half (:mod:`attnguide.sampling.fused`), that half alone.
+        half (:mod:`attnguide.engine.fused`), that half alone.
         """
         return ()
 

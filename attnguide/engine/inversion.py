@@ -17,13 +17,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from attnguide.engine.cfg import combine, pass_context
+from attnguide.engine.noise import generators, initial_noise
 from attnguide.guidance.per_row import EachRow
 from attnguide.injection.base import Source
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.prompt.masks import mask_values, open_picture
-from attnguide.sampling.cfg import combine, pass_context
-from attnguide.sampling.noise import generators, initial_noise
 from attnguide.types import Branch, Sample, Step
 
 

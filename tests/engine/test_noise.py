@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attnguide.sampling.noise import generators, initial_noise
+from attnguide.engine.noise import generators, initial_noise
 
 CPU = torch.device("cpu")
 SHAPE = (4, 6, 5)

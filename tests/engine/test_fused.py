@@ -10,20 +10,20 @@ from torch import Tensor
 from attnguide.ablation.cost import expected_cost
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.fused import fused_guidance
+from attnguide.engine.observer import BatchInfo
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.guidance.update import Update
 from attnguide.injection.base import Injection
 from attnguide.methods import build_method
 from attnguide.models.load import adapt
-from attnguide.sampling.fused import fused_guidance
-from attnguide.sampling.observer import BatchInfo
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult
 from tests import tiny
 from tests.closeness import assert_close
+from tests.engine.watch import Watch, inputs_of, latents
 from tests.models import families
-from tests.sampling.watch import Watch, inputs_of, latents
 
 UNET: Any = tiny.model().networks["unet"]
 STRONG = {"space": "noise", "step_size": 4000.0, "stop": 0.5}

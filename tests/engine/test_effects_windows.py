@@ -3,8 +3,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from attnguide.engine.effects import warn_of_idle
 from attnguide.methods import build_method
-from attnguide.sampling.effects import warn_of_idle
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Step
 from tests import tiny

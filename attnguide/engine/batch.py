@@ -15,18 +15,18 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
 from attnguide.batching import picture_key
+from attnguide.engine.branches import Branches, common_source, encode_branches, read_source, read_whole, source_prompts
+from attnguide.engine.effects import Effects, warn_of_idle
+from attnguide.engine.inversion import Replay, invert_sources
+from attnguide.engine.ledger import Ledger
+from attnguide.engine.noise import generators, initial_noise
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.parsing import shown
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.branches import Branches, common_source, encode_branches, read_source, read_whole, source_prompts
-from attnguide.sampling.effects import Effects, warn_of_idle
-from attnguide.sampling.inversion import Replay, invert_sources
-from attnguide.sampling.ledger import Ledger
-from attnguide.sampling.noise import generators, initial_noise
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.types import PassContext, Sample, Step
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.guide import as_shift, descend, tell
+from attnguide.engine.reading import Reader
 from attnguide.guidance.base import Guidance
 from attnguide.guidance.update import Round
 from attnguide.injection.base import Injection
-from attnguide.sampling.cfg import pass_context
-from attnguide.sampling.guide import as_shift, descend, tell
-from attnguide.sampling.reading import Reader
 from attnguide.types import PassContext, Step
 
 

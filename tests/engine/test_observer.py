@@ -9,14 +9,14 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.observer import BatchInfo, Observer, Observers, UpdateEvent
 from attnguide.guidance.base import Guidance, LossOutput
 from attnguide.guidance.mask_guidance import MaskGuidance
 from attnguide.injection.hand_maps import MapInjection
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.observer import BatchInfo, Observer, Observers, UpdateEvent
 from attnguide.types import PassContext, SampleResult, Step
 from tests import tiny
-from tests.sampling.watch import Watch, run
+from tests.engine.watch import Watch, run
 
 HOOKS = (
     "probes",

@@ -10,13 +10,13 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.branches import Branches, common_source, source_prompts
+from attnguide.engine.cfg import pass_context
+from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.injection.base import Injection, LatentsEdit, Source
 from attnguide.models.base import Conditioning
 from attnguide.prompt.targets import Targets
-from attnguide.sampling.branches import Branches, common_source, source_prompts
-from attnguide.sampling.cfg import pass_context
 from attnguide.sampling.check import check_rows
-from attnguide.sampling.observer import BatchInfo, Observer
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Branch, MethodConfig, PassContext, Sample, Step
 from tests import tiny

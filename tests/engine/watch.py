@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnguide.engine.observer import Observer, UpdateEvent
 from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
-from attnguide.sampling.observer import Observer, UpdateEvent
 from attnguide.sampling.sampler import Sampler
 from attnguide.types import Sample, SampleResult, Step, verdict
 from tests import tiny

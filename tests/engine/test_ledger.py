@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from attnguide.sampling.ledger import Ledger, high_water_mb
+from attnguide.engine.ledger import Ledger, high_water_mb
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,6 @@ def test_time_is_shared_evenly_and_memory_is_in_megabytes(monkeypatch) -> None: 
 def test_memory_of_a_child_is_its_own() -> None:
     """A child of a large process began with the parent's peak where getrusage was asked."""
     ballast = torch.ones(2**26)  # 256 MB
-    lean = "import attnguide.sampling.ledger as one; print(one.high_water_mb())"
+    lean = "import attnguide.engine.ledger as one; print(one.high_water_mb())"
     child = subprocess.run([sys.executable, "-c", lean], capture_output=True, text=True, check=True)
     assert float(child.stdout) < high_water_mb() - ballast.nbytes / 2**21

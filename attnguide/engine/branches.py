@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnguide.engine.effects import Effects
 from attnguide.guidance.base import Guidance
 from attnguide.guidance.per_row import EachRow
 from attnguide.injection.base import Injection, Source
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt, require_whole
-from attnguide.sampling.effects import Effects
 from attnguide.types import Branch, PassContext, Sample, Step
 
 

@@ -12,9 +12,9 @@ from attnguide.attention.capture import Probe, Quantity, Recorder
 from attnguide.attention.edits import Edit
 from attnguide.attention.maps import AttentionMaps
 from attnguide.attention.sites import Site, SiteSelector, select
+from attnguide.engine.batch import Batch
+from attnguide.engine.cfg import pass_context
 from attnguide.guidance.base import Guidance
-from attnguide.sampling.batch import Batch
-from attnguide.sampling.cfg import pass_context
 from attnguide.types import PassContext, Step
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attnguide.sampling.cfg import combine, pass_context
+from attnguide.engine.cfg import combine, pass_context
 from attnguide.types import Step
 
 STEP = Step.at_sigma(0, 4, 999.0, 14.6)
