@@ -8,6 +8,7 @@ a pipeline is built, as older versions know fewer families.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import diffusers
@@ -34,20 +35,26 @@ def build(family: str, seed: int = 0) -> Any:
     return built
 
 
-def sample(family: str, prompt: str | list[str] = tiny.PROMPT, **settings: Any) -> Any:
-    """Latents that a family's own pipeline makes, as it lays them out: two steps, 8 x 8 cells unless told otherwise."""
+def sample(family: str, prompt: str | list[str] = tiny.PROMPT, *, pipeline: Any = None, **settings: Any) -> Any:
+    """Latents that a family's own pipeline makes, or another on its parts, as it lays them out.
+
+    Two steps, 8 x 8 cells unless told otherwise.
+    """
+    pipeline = shared(family) if pipeline is None else pipeline
     own = {"use_resolution_binning": False} if family.startswith("pixart") else {}
     side = 128 if family == "qwen_image_21" else 32
     common = {"num_inference_steps": 2, "height": side, "width": side, "output_type": "latent"}
+    accepts = inspect.signature(pipeline.__call__).parameters
+    common = {key: value for key, value in common.items() if key in accepts}  # some take the size of a picture they are given
     if family != "flux2_klein" or settings.get("output_type") == "pil":
-        return shared(family)(prompt=prompt, **{**common, **own, **settings})[0]
+        return pipeline(prompt=prompt, **{**common, **own, **settings})[0]
     seen: list[torch.Tensor] = []  # what it returns as latents is the autoencoder's already
 
     def see(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
         seen.append(state["latents"].clone())
         return state
 
-    shared(family)(prompt=prompt, **{**common, **settings}, callback_on_step_end=see)
+    pipeline(prompt=prompt, **{**common, **settings}, callback_on_step_end=see)
     return seen[-1]
 
 
