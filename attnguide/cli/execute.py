@@ -262,10 +262,13 @@ def loaded(config: Mapping[str, Any]) -> ModelAdapter:
         UsageError: If it cannot be loaded.
     """
     from attnguide.models.load import load_model
+    from attnguide.models.loras import LoraError
 
     chosen = {name: config[name] for name in ("device", "dtype", "variant", "offload", "checkpointing")}
     try:
-        return load_model(config["model"], config=config["model_config"], **chosen)
+        return load_model(config["model"], config=config["model_config"], loras=config.get("lora") or (), **chosen)
+    except LoraError as error:
+        raise UsageError(f"lora: {one_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"model: {one_line(error)}") from error
 

@@ -36,7 +36,7 @@ READERS = ("attention", "concept_attention")
 """What maps are made of: cross-attention's probabilities, or what attention gives out for words that ride along."""
 
 _SHARED = (
-    *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing"),
+    *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing", "lora"),
     *("scheduler", "steps", "negative_prompt", "height", "width"),
 )
 

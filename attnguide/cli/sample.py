@@ -136,6 +136,15 @@ def settings() -> list[Setting]:
             "of the model's weights, such as fp16, for a folder or a hub id; found by itself where there is only one",
             metavar="NAME",
         ),
+        Setting(
+            "lora",
+            values.loras,
+            None,
+            "low-rank addition to the model's weights and its factor, 1 by default: a .safetensors file, a folder with one, or "
+            "a hub id; repeatable",
+            metavar="PATH[:WEIGHT]",
+            follows=_alone,
+        ),
         Setting("device", values.device, None, "cpu, cuda, cuda:N, mps; the best there is by default"),
         Setting("dtype", values.dtype, None, f"{', '.join(DTYPE_NAMES)}, or as torch calls them; fp16 on a GPU, else fp32"),
         Setting(

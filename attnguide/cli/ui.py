@@ -20,7 +20,7 @@ examples:
   attnguide ui
   attnguide ui "a cat and a dog" --model ./sd15 --port 7861"""
 
-_SHARED = ("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing")
+_SHARED = ("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing", "lora")
 
 
 def settings() -> list[Setting]:

@@ -13,6 +13,7 @@ from attnguide.fields import MOST_SEED
 from attnguide.judges.names import judge_configs
 from attnguide.layouts.boxes import box_format as read_box_format
 from attnguide.loggers import check_loggers
+from attnguide.models.loras import checked_loras
 from attnguide.models.names import check_device, check_dtype, check_offload, check_scheduler, nearest
 from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
 from attnguide.yaml12 import yaml_value
@@ -192,6 +193,11 @@ def scheduler(value: Any) -> str:
 def offload(value: Any) -> str:
     """What of a model waits in the CPU's memory."""
     return check_offload(text(value))
+
+
+def loras(value: Any) -> list[str]:
+    """LoRAs, each ``PATH[:WEIGHT]``; their files are looked into."""
+    return [str(lora) for lora in checked_loras(value if isinstance(value, list | tuple) else [value])]
 
 
 def dtype(value: Any) -> str:

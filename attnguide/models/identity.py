@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from attnguide.models.folder import cached_folder
+from attnguide.models.loras import read_lora
 from attnguide.models.names import DEFAULT_MODEL
 
 _READ = (".json", ".safetensors", ".txt", ".model")
@@ -35,6 +37,11 @@ def model_fingerprint(name: str, config: str | None = None) -> str | None:
             digest.update(f"{file.relative_to(root).as_posix()} {file.stat().st_size}\n".encode())
             digest.update(_sampled(file))
     return digest.hexdigest()
+
+
+def lora_fingerprints(loras: Iterable[str]) -> dict[str, str | None]:
+    """LoRAs as ``PATH:WEIGHT``, each with the fingerprint of its files; ``None`` for one of the hub."""
+    return {text: model_fingerprint(read_lora(text).source) for text in loras}
 
 
 def _sampled(file: Path) -> bytes:

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
+from attnguide.models.loras import Lora, checked_loras, load_loras
 from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype
 from attnguide.models.offload import Placement
 from attnguide.models.quiet import quietly
@@ -107,6 +108,7 @@ def load_model(
     variant: str | None = None,
     offload: str = "none",
     checkpointing: bool = False,
+    loras: Sequence[str | tuple[str, float] | Lora] = (),
 ) -> ModelAdapter:
     """Load a model.
 
@@ -123,8 +125,11 @@ def load_model(
             ``group``, all blocks of a network but the one that runs; ``sequential``, all modules but one.
         checkpointing: Compute the network's activations anew in the backward pass instead of keeping them: guided steps take
             less memory, and one forward more.
+        loras: Low-rank additions to its weights, each ``PATH[:WEIGHT]`` or a pair of both: a ``.safetensors`` file, a folder
+            with one, or a hub id. They need the package peft.
 
     Raises:
+        LoraError: If a LoRA cannot be read, or has weights for layers that the model lacks.
         ModelNotFoundError: If there is no such folder or file, it is incomplete or broken, or the hub cannot be reached.
         UnsupportedModelError: If the pipeline's family is not supported.
         ValueError: If device, dtype or offload is unknown or of no use here, or ``config`` or ``variant`` is given for what it
@@ -135,30 +140,36 @@ def load_model(
     if not isinstance(name, str | Path):
         raise ModelNotFoundError(f"A model is loaded by its name or path; got {shown(name)} (adapt() is for pipelines).")
     name = str(name)
+    chosen = checked_loras(loras)
     on = resolve_device(device)
     where = Placement(on, resolve_dtype(dtype, on, usual_half(name)), offload)
+    pipeline = _pipeline(name, where, config, variant)
+    if on.type == "cpu" and where.dtype != torch.float32:
+        short = next(known for known, value in DTYPES.items() if value is where.dtype)
+        warnings.warn(f"{short} on a CPU is slower than fp32 and less exact; it saves memory only.", stacklevel=2)
+    load_loras(pipeline, chosen)
+    adapter = adapt(pipeline, name)
+    if checkpointing:
+        adapter.enable_checkpointing()
+    return adapter
+
+
+def _pipeline(name: str, where: Placement, config: str | None, variant: str | None) -> Any:
+    """The pipeline of a file, a folder or a hub id; arguments and errors are those of :func:`load_model`."""
     path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
     if len(name) > _LONGEST:
         raise ModelNotFoundError(f"Model {name[:40]!r}... not found: a name of {len(name)} characters is no file's.")
     if path.is_file():
         if variant is not None:
             raise ValueError(f"variant is for a model's folder or a hub id; got {variant!r} for the file {name!r}.")
-        pipeline = _from_file(path, where, config)
-    elif config is not None:
+        return _from_file(path, where, config)
+    if config is not None:
         raise ValueError(f"config is for a single .safetensors file; got {config!r} for the model {name!r}.")
-    elif path.is_dir():
-        pipeline = _from_folder(path, name, where, variant)
-    elif name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if path.is_dir():
+        return _from_folder(path, name, where, variant)
+    if name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelNotFoundError(f"Model {name!r} not found: no such file or folder, and not a hub id (owner/name).")
-    else:
-        pipeline = _from_hub(name, where, variant)
-    if on.type == "cpu" and where.dtype != torch.float32:
-        short = next(known for known, value in DTYPES.items() if value is where.dtype)
-        warnings.warn(f"{short} on a CPU is slower than fp32 and less exact; it saves memory only.", stacklevel=2)
-    adapter = adapt(pipeline, name)
-    if checkpointing:
-        adapter.enable_checkpointing()
-    return adapter
+    return _from_hub(name, where, variant)
 
 
 @contextmanager
