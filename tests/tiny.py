@@ -90,7 +90,7 @@ def _unet(latent_size: int) -> UNet2DConditionModel:
     )
 
 
-def autoencoder(latent_size: int) -> AutoencoderKL:
+def autoencoder(latent_size: int, **settings: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         latent_channels=4,
@@ -98,6 +98,7 @@ def autoencoder(latent_size: int) -> AutoencoderKL:
         sample_size=2 * latent_size,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
+        **settings,
     )
 
 

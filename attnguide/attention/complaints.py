@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from attnguide.attention.sites import Site
+
+_CURES = {
+    r"^Sliced": "attention slicing is on: call pipeline.disable_attention_slicing()",
+    r"XFormers": "xformers is on: call pipeline.disable_xformers_memory_efficient_attention()",
+    r"^(Attn|CustomDiffusionAttn|AttnAddedKV|Flex)Processor$|FlexAttnProcessor$": (
+        "set the library's default processor, such as pipeline.unet.set_attn_processor(AttnProcessor2_0())"
+    ),
+}
+"""By the names of diffusers' processors that do not call scaled_dot_product_attention, what helps."""
+
+
+def check_readable(modules: Mapping[Site, nn.Module], sites: Iterable[Site]) -> None:
+    """Refuse sites whose processor is known to show no attention, before a pass finds out.
+
+    Raises:
+        ValueError: Naming the site, its processor or backend, and what helps.
+    """
+    for site in sites:
+        processor = getattr(modules.get(site), "processor", None)
+        cure = None if processor is None else _cure(processor)
+        if cure is not None:
+            raise ValueError(
+                f"Attention site {site.name!r} cannot be read or edited with the processor {type(processor).__name__}: {cure}."
+            )
+
+
+def _cure(processor: object) -> str | None:
+    """What makes a processor's attention readable; ``None`` where it is, or may be."""
+    backend = attention_backend(processor)
+    if backend is not None and "native" not in backend:
+        return _other_backend(backend)
+    return next((cure for name, cure in _CURES.items() if re.search(name, type(processor).__name__)), None)
+
+
+def _other_backend(name: str) -> str:
+    return (
+        f"the attention backend {name!r} is active, which diffusers' set_attention_backend sets for every model of the "
+        "process: call set_attention_backend('native') on this one, and leave DIFFUSERS_ATTN_BACKEND alone"
+    )
 
 
 def silent(site: Site, module: nn.Module, passed: Sequence[tuple[int, int]], tokens: int | None, hooks: Sequence[str]) -> str:
@@ -28,13 +68,9 @@ def silent(site: Site, module: nn.Module, passed: Sequence[tuple[int, int]], tok
             f"{site.height}x{site.width} map{text}, so nothing can be read or edited there (does token merging change them?)."
         )
     processor = getattr(module, "processor", None)
-    hint = "use the library's default processor (no attention slicing, no xformers)"
     backend = attention_backend(processor)
-    if backend is not None:
-        hint = (
-            f"the attention backend {backend!r} is active, which diffusers' set_attention_backend sets for every model of the "
-            "process: call set_attention_backend('native') on this one, and leave DIFFUSERS_ATTN_BACKEND alone"
-        )
+    hint = "use the library's default processor (no attention slicing, no xformers)"
+    hint = hint if backend is None else _other_backend(backend)
     return (
         f"Attention site {site.name!r} ran without calling scaled_dot_product_attention (its processor is "
         f"{type(processor).__name__}), so nothing can be read or edited there; {hint}{_named(hooks)}."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.readers import TextReader
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import Blocks, TransformerAdapter, text_first
@@ -26,6 +27,7 @@ class AuraFlow(TransformerAdapter):
     """
 
     kinds = ("AuraFlowTransformer2DModel",)
+    reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder",)}
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

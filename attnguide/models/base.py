@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from attnguide.attention.sites import Site, levels_of
 from attnguide.attention.weights import weights_on_demand
+from attnguide.models.fitting import Reads
+from attnguide.models.gradients import check_quantiser, check_weights
 from attnguide.models.locks import exclusive
 from attnguide.models.pictures import Autoencoding
 from attnguide.models.pictures import Picture as Picture
@@ -113,6 +115,8 @@ class ModelAdapter(Autoencoding, ABC):
 
     Attributes:
         kinds: Classes of diffusers that a pipeline's ``transformer`` may be of.
+        reads: Which text encoders' states the network reads, by its setting that holds their channels.
+        packs: Latent cells that are the channels of one token before a transformer sees them.
         name: For people: the folder, hub id or class it came from.
         one_length: Whether the network's positions depend on the text's length, so that texts of different lengths are read in
             forwards of their own.
@@ -120,6 +124,8 @@ class ModelAdapter(Autoencoding, ABC):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[Reads] = {}
+    packs: ClassVar[int] = 1
     name: str
     one_length: ClassVar[bool] = False
     repacks_text: ClassVar[bool] = False
@@ -235,19 +241,8 @@ class ModelAdapter(Autoencoding, ABC):
             ValueError: Naming the network, and what would work.
         """
         for name, network in self.networks.items():
-            if network is None:
-                continue
-            if any(weight.is_inference() for weight in network.parameters()):
-                raise ValueError(
-                    f"Guidance needs gradients, and the weights of {name} were made inside torch.inference_mode(): load the "
-                    "model outside of it."
-                )
-        quantizer = getattr(self.network, "hf_quantizer", None)
-        if quantizer is not None and not quantizer.is_trainable:
-            raise ValueError(
-                f"Guidance needs gradients through the network, which its quantised weights ({type(quantizer).__name__}) do "
-                "not have: load them in bf16 with offload='group', or use a method without gradients (attnguide methods)."
-            )
+            check_weights(name, network)
+        check_quantiser(self.network)
 
     @abstractmethod
     def encode_prompt(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.flux import LONGEST, PackedTransformer
 from attnguide.models.readers import TextReader
 from attnguide.models.support import text_problems
@@ -24,6 +25,7 @@ class Chroma(PackedTransformer):
     """
 
     kinds = ("ChromaTransformer2DModel",)
+    reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder",)}
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.readers import TextReader
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import Blocks, TransformerAdapter, text_first
@@ -27,6 +29,7 @@ class PackedTransformer(TransformerAdapter):
     """
 
     patch = 2
+    packs = 4
 
     @property
     def channels(self) -> int:
@@ -67,6 +70,7 @@ class Flux(PackedTransformer):
     """
 
     kinds = ("FluxTransformer2DModel",)
+    reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder_2",), "pooled_projection_dim": ("text_encoder",)}
     encoders = ("text_encoder", "text_encoder_2")
 
     @classmethod

@@ -12,6 +12,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, forma
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.flux import PackedTransformer
 from attnguide.models.readers import TextReader
 from attnguide.models.support import plain_module, text_problems
@@ -34,6 +35,7 @@ class Flux2(PackedTransformer):
     """
 
     kinds = ("Flux2Transformer2DModel",)
+    reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder",) * 3}  # states of three layers
     patch = 1
     language: ClassVar[str] = "mistral"
     """How the text encoder's kind begins; each has a template of its own."""

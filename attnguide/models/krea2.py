@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.frames import FrameAutoencoding, frame_problems
 from attnguide.models.language import MASK, LanguageModelAdapter, language_problems, packed, unpacked
 from attnguide.models.readers import TextReader, with_offsets
@@ -36,6 +37,8 @@ class Krea2(FrameAutoencoding, LanguageModelAdapter):
     """
 
     kinds = ("Krea2Transformer2DModel",)
+    reads: ClassVar[Reads] = {"text_hidden_dim": ("text_encoder",)}
+    packs = 4
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -68,10 +69,13 @@ def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
     Raises:
         UnsupportedModelError: If the pipeline is not supported, naming its class or the part, and what would work.
     """
+    from attnguide.models.fitting import doubtful_scale
     from attnguide.models.support import adapter_class, check_pipeline
 
     check_pipeline(pipeline)
     kind = type(pipeline).__name__
+    if (doubt := doubtful_scale(pipeline, kind)) is not None:
+        warnings.warn(f"{name or kind}: {doubt}.", stacklevel=2)
     return adapter_class(kind)(pipeline, name or kind)
 
 
@@ -243,8 +247,12 @@ def _configuration(config: str | None) -> Iterator[str | None]:
 
 @quietly()
 def _from_folder(path: Path, name: str, where: Placement, variant: str | None) -> Any:
+    from attnguide.models.fitting import check_index
+
     try:
-        return _from_pretrained(str(path), where, check_folder(path, variant))
+        chosen = check_folder(path, variant)
+        check_index(json.loads((path / "model_index.json").read_text(encoding="utf-8")), path)
+        return _from_pretrained(str(path), where, chosen)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"Model {name!r}: {error}") from error
     except Exception as error:  # a foreign folder may be wrong in many ways, each found elsewhere in the libraries
@@ -255,8 +263,12 @@ def _from_folder(path: Path, name: str, where: Placement, variant: str | None) -
 def _from_hub(name: str, where: Placement, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
+    from attnguide.models.fitting import check_index
+
     try:
-        check_class(DiffusionPipeline.load_config(name))  # before gigabytes are fetched
+        index = DiffusionPipeline.load_config(name)  # before gigabytes are fetched
+        check_class(index)
+        check_index(index)
         try:
             return _from_pretrained(name, where, variant)
         except OSError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from attnguide.attention.sites import SiteKind, Span
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.language import MASK, LanguageModelAdapter, language_problems
 from attnguide.models.readers import TextReader
 from attnguide.models.schedulers import size_shift
@@ -32,6 +33,7 @@ class Lumina2(LanguageModelAdapter):
     cuts_states = False  # masked padding goes through the first blocks of the text, as in the pipeline
 
     kinds = ("Lumina2Transformer2DModel",)
+    reads: ClassVar[Reads] = {"cap_feat_dim": ("text_encoder",)}
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.readers import TextReader
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import CROSS, SELF, Blocks, TransformerAdapter
@@ -29,6 +30,7 @@ class PixArtAlpha(TransformerAdapter):
     """
 
     kinds = ("PixArtTransformer2DModel",)
+    reads: ClassVar[Reads] = {"caption_channels": ("text_encoder",)}
     flow = False
     longest = 120
 

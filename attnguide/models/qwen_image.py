@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.frames import FrameAutoencoding, frame_problems
 from attnguide.models.language import LanguageModelAdapter, language_problems, packed, text_mask, unpacked
 from attnguide.models.readers import TextReader
@@ -26,6 +27,8 @@ class QwenImage(FrameAutoencoding, LanguageModelAdapter):
     """
 
     kinds = ("QwenImageTransformer2DModel",)
+    reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder",)}
+    packs = 4
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

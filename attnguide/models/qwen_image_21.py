@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.frames import FrameAutoencoding, frame_problems
 from attnguide.models.language import LanguageModelAdapter, language_problems, packed, unpacked
 from attnguide.models.readers import TextReader
@@ -36,6 +37,7 @@ class QwenImage21(FrameAutoencoding, LanguageModelAdapter):
     one_length = repacks_text = True
 
     kinds = ("QwenImage21Transformer2DModel",)
+    reads: ClassVar[Reads] = {"context_in_dim": ("text_encoder",)}
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

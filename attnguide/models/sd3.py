@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.readers import TextReader
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import SELF, Blocks, TransformerAdapter, image_first
@@ -30,6 +31,7 @@ class StableDiffusion3(TransformerAdapter):
     """
 
     kinds = ("SD3Transformer2DModel",)
+    reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder_3",)}
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
     @classmethod
@@ -41,6 +43,7 @@ class StableDiffusion3(TransformerAdapter):
                 yield f"text_encoder{part} and tokenizer{part} belong together; one of them is missing."
             if encoder is not None:
                 yield from text_problems(tokenizer, encoder)
+        yield from _pooled_problems(pipeline)
         if getattr(pipeline.transformer, "image_proj", None) is not None:
             yield "transformer has a loaded IP-Adapter. Call pipeline.unload_ip_adapter() first."
 
@@ -99,3 +102,14 @@ class StableDiffusion3(TransformerAdapter):
             return_dict=False,
         )[0]
         return answer
+
+
+def _pooled_problems(pipeline: Any) -> Iterator[str]:
+    """Both encoders of CLIP give a part of the pooled text, the narrower one the first."""
+    first, second = (getattr(pipeline, part).config for part in ("text_encoder", "text_encoder_2"))
+    reads = pipeline.transformer.config.pooled_projection_dim
+    if first.projection_dim + second.projection_dim != reads:
+        given = f"{first.projection_dim} and {second.projection_dim}"
+        yield f"transformer reads {reads} channels of pooled text; text_encoder and text_encoder_2 give {given}."
+    if first.hidden_size > second.hidden_size:
+        yield f"text_encoder, of {first.hidden_size} channels, and text_encoder_2, of {second.hidden_size}, are interchanged."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.unet import StableDiffusion
 from attnguide.models.unet_problems import unet_problems
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -27,6 +28,8 @@ class StableDiffusionXL(StableDiffusion):
         pipeline: The user's pipeline; it is read and run, never changed.
         name: For people.
     """
+
+    reads: ClassVar[Reads] = {"cross_attention_dim": ("text_encoder", "text_encoder_2")}
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from attnguide.models.fitting import channel_problems, class_problems, width_problems
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.names import FAMILIES, no_adapter
 
@@ -80,7 +81,11 @@ def _problems(pipeline: Any, kind: str) -> Iterator[str]:
         network = type(plain_module(pipeline.transformer)).__name__
         if network not in adapter.kinds:
             yield f"transformer must be a {' or '.join(adapter.kinds)}; got {network}."
+    yield from class_problems(pipeline, kind)
     yield from adapter.problems(pipeline)
+    yield from width_problems(pipeline, family.parts[0], adapter.reads)
+    if "transformer" in family.parts:
+        yield from channel_problems(pipeline, adapter.packs)
 
 
 def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:

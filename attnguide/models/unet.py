@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -17,6 +17,7 @@ from transformers import CLIPTokenizerFast
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind, depths
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
+from attnguide.models.fitting import Reads
 from attnguide.models.offload import computing_device
 from attnguide.models.schedulers import NoiseScheduler, make_discrete
 from attnguide.models.support import plain_module
@@ -38,6 +39,8 @@ class StableDiffusion(ModelAdapter):
         pipeline: The user's pipeline; it is read and run, never changed.
         name: For people.
     """
+
+    reads: ClassVar[Reads] = {"cross_attention_dim": ("text_encoder",)}
 
     def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
         super().__init__(pipeline, name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.fitting import Reads
 from attnguide.models.language import MASK, LanguageModelAdapter, language_problems
 from attnguide.models.readers import TextReader
 from attnguide.models.support import decoder_problems, plain_module
@@ -31,6 +32,7 @@ class ZImage(LanguageModelAdapter):
     """
 
     kinds = ("ZImageTransformer2DModel",)
+    reads: ClassVar[Reads] = {"cap_feat_dim": ("text_encoder",)}
 
     repacks_text = True
 

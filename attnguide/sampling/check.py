@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
+from attnguide.attention.complaints import check_readable
 from attnguide.attention.sites import Site, SiteSelector, select
 from attnguide.batching import build_methods
 from attnguide.engine.branches import common_source, read_source, read_whole, source_prompts
@@ -100,6 +101,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     every = {**sites, **model.feature_modules(height, width)}
     for guidance in guidances:
         read = _select(guidance, sites, guidance.sites_at(model.guidance_level))
+        check_readable(sites, read)
         guidance.check(targets, read)
         _check_places(guidance, targets, read)
         if guidance.features is not None:
@@ -107,6 +109,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     for injection in injections:
         injection.check(targets, tuple(sites))
         edited = [_select(injection, every, edit.sites) for edit in injection.edits(targets)]
+        check_readable(sites, [site for found in edited for site in found])
         _check_places(injection, targets, [site for sites in edited for site in sites])
     for guidance in guidances:
         for edit in guidance.edits(targets, model.guidance_level):

@@ -43,7 +43,7 @@ def _pixart(kind: str, **settings: Any) -> Any:
     return getattr(diffusers, kind)(
         tokenizer=reader,
         text_encoder=t5(reader),
-        vae=tiny.autoencoder(16).eval(),
+        vae=tiny.autoencoder(16, scaling_factor=0.13025 if kind == "PixArtSigmaPipeline" else 0.18215).eval(),
         transformer=_pixart_network(**settings),
         scheduler=diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
     )
@@ -189,7 +189,7 @@ def _auraflow() -> Any:
     return diffusers.AuraFlowPipeline(
         tokenizer=reader,
         text_encoder=t5(reader, "UMT5"),
-        vae=tiny.autoencoder(16).eval(),
+        vae=tiny.autoencoder(16, scaling_factor=0.13025).eval(),
         transformer=sharpened(network),
         scheduler=flow(shift=1.73),
     )

@@ -42,7 +42,7 @@ def pipeline(seed: int = 0, **unet: Any) -> StableDiffusionXLPipeline:
         common = tiny.text_config(readers[0], tiny.LENGTH, num_hidden_layers=2)
         first = CLIPTextModel(CLIPTextConfig(**common))
         second = CLIPTextModelWithProjection(CLIPTextConfig(**common, projection_dim=POOLED))
-        network, vae = _unet(**unet), tiny.autoencoder(16)
+        network, vae = _unet(**unet), tiny.autoencoder(16, scaling_factor=0.13025)
     with torch.no_grad():
         for name, module in network.named_modules():
             if name.endswith("attn2"):

@@ -1,10 +1,17 @@
+import re
+
 import pytest
+from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 from attnguide.losses.containment import mass_outside
+from attnguide.models.base import ModelAdapter
+from attnguide.models.load import adapt
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.check import check_rows, mark_rows
 from attnguide.types import MethodConfig, Region
 from tests import tiny
+from tests.models import families
 
 GUIDED = (MethodConfig("mask_guidance"),)
 SMALL = Region("red cat", box=(0.40, 0.40, 0.412, 0.412))
@@ -75,3 +82,35 @@ def test_no_background_left() -> None:
         row = tiny.row(regions=halves, methods=(MethodConfig("bounded_attention", options),))
         (marked,) = mark_rows(tiny.model(), [row])
         assert (marked.problem is None) if problem is None else (problem in str(marked.problem))
+
+
+def _with_processor(processor: object) -> ModelAdapter:
+    built = tiny.pipeline()
+    built.unet.set_attn_processor(processor)
+    return adapt(built)
+
+
+@pytest.mark.parametrize("method", ["mask_guidance", "forward_layout"])
+@pytest.mark.parametrize(
+    ("processor", "cure"),
+    [
+        (SlicedAttnProcessor(1), r"SlicedAttnProcessor: attention slicing is on: call pipeline\.disable_attention_slicing\(\)"),
+        (AttnProcessor(), r"AttnProcessor: set the library's default processor"),
+    ],
+    ids=["sliced", "old"],
+)
+def test_processors_that_show_no_attention_are_refused_with_their_cure(processor: object, cure: str, method: str) -> None:
+    model = _with_processor(processor)
+    (marked,) = mark_rows(model, [tiny.row(methods=(MethodConfig(method),))])
+    assert marked.problem is not None and re.search(cure, marked.problem)
+    assert mark_rows(model, [tiny.row(methods=())])[0].problem is None
+
+
+def test_another_backend_is_refused_before_a_row_is_sampled() -> None:
+    model = adapt(families.shared("flux_dev"))
+    row = tiny.row(methods=GUIDED, height=32, width=32)
+    with attention_backend("flex"):
+        (marked,) = mark_rows(model, [row])
+    assert marked.problem is not None and "the attention backend 'flex' is active" in marked.problem
+    with attention_backend("_native_math"):
+        assert mark_rows(model, [row])[0].problem is None

@@ -1,0 +1,182 @@
+"""Whether the parts of a pipeline belong together: their classes, their channels, and the scale of latents."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import transformers
+from torch import nn
+
+from attnguide.models.folder import UnsupportedModelError
+from attnguide.models.names import FAMILIES
+
+Reads = Mapping[str, tuple[str, ...]]
+"""By a setting of the network, the text encoders whose states lie side by side in so many channels."""
+
+_SMALL = "AutoencoderTiny"
+"""A small autoencoder that stands for any ``AutoencoderKL``."""
+
+_LEGACY = "Transformer2DModel"
+"""What the transformers of PixArt were called; diffusers loads it as what it is."""
+
+_SCALES = {
+    0.18215: "Stable Diffusion 1 and 2, and PixArt-alpha",
+    0.13025: "Stable Diffusion XL, PixArt-Sigma and AuraFlow",
+    1.5305: "Stable Diffusion 3",
+    0.3611: "FLUX.1, Chroma, Lumina 2 and Z-Image",
+}
+"""Scaling factors of published autoencoders, and whose they are: each has as many channels as another one has."""
+
+_OF = {
+    "StableDiffusionPipeline": 0.18215,
+    "LatentConsistencyModelPipeline": 0.18215,
+    "StableDiffusionXLPipeline": 0.13025,
+    "PixArtAlphaPipeline": 0.18215,
+    "PixArtSigmaPipeline": 0.13025,
+    "AuraFlowPipeline": 0.13025,
+    "StableDiffusion3Pipeline": 1.5305,
+    "FluxPipeline": 0.3611,
+    "ChromaPipeline": 0.3611,
+    "Lumina2Pipeline": 0.3611,
+    "ZImagePipeline": 0.3611,
+}
+"""The factor of each pipeline's published autoencoder."""
+
+
+@cache
+def wanted_classes(kind: str) -> Mapping[str, type[nn.Module]]:
+    """The networks that a pipeline of diffusers takes, by part, as its constructor says."""
+    try:
+        hints = typing.get_type_hints(getattr(diffusers, kind).__init__)
+    except (AttributeError, NameError):  # of a version that does not know it, or does not say
+        return {}
+    family = FAMILIES[kind]
+    parts = [part for part in (*family.parts, *family.optional) if part.startswith(("unet", "transformer", "vae", "text_"))]
+    return {part: hints[part] for part in parts if isinstance(hints.get(part), type) and issubclass(hints[part], nn.Module)}
+
+
+def stands_for(found: type, wanted: type) -> bool:
+    """Whether a network of one class may stand where another is wanted.
+
+    A text encoder that is a language model may be that model alone, without its part for pictures.
+    """
+    if issubclass(found, wanted) or (found.__name__ == _SMALL and wanted.__name__ == "AutoencoderKL"):
+        return True
+    own, asked = _kind(found), _kind(wanted)
+    return bool(own) and own != asked and asked.startswith(own)
+
+
+def _kind(network: type) -> str:
+    """What kind of language model a class of transformers is; empty for others."""
+    return str(getattr(getattr(network, "config_class", None), "model_type", ""))
+
+
+# ----------------------------------------------------------------------------------------------------- before loading
+
+
+def check_index(index: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Refuse a pipeline's configuration whose parts are of classes that the pipeline does not take.
+
+    Args:
+        index: Of a supported pipeline.
+        folder: That the parts' own configurations are in, which must say the same.
+
+    Raises:
+        UnsupportedModelError: Naming part and class.
+    """
+    for part, wanted in wanted_classes(index["_class_name"]).items():
+        library, name = index.get(part) or (None, None)
+        found = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(name), None)
+        if not isinstance(found, type) or name == _LEGACY:
+            continue
+        if not stands_for(found, wanted):
+            raise UnsupportedModelError(
+                f"model_index.json names a {name} as its {part}; {index['_class_name']} needs a {wanted.__name__}"
+            )
+        said = None if folder is None else _said(folder / part / "config.json")
+        if said is not None and not _same(found, said):
+            kind = said.get("_class_name") or said.get("model_type")
+            raise UnsupportedModelError(
+                f"model_index.json names a {name} as its {part}, but {part}/config.json is that of a {kind}"
+            )
+
+
+def _said(path: Path) -> dict[str, Any] | None:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _same(found: type, said: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of the class; a configuration of text and pictures holds one of its text encoder."""
+    if "_class_name" in said:
+        return bool(said["_class_name"] in (found.__name__, _LEGACY))
+    own, kind = _kind(found), str(said.get("model_type") or "")
+    return not own or not kind or own.startswith(kind) or "text_config" in said
+
+
+# ------------------------------------------------------------------------------------------------------- of held parts
+
+
+def class_problems(pipeline: Any, kind: str) -> Iterator[str]:
+    """Text encoders must be of the classes that the pipeline takes; networks and autoencoders are checked by the adapters."""
+    for part, wanted in wanted_classes(kind).items():
+        encoder = _plain(getattr(pipeline, part, None)) if part.startswith("text_") else None
+        if isinstance(encoder, nn.Module) and not stands_for(type(encoder), wanted):
+            yield f"{part} must be a {wanted.__name__}; got {type(encoder).__name__}."
+
+
+def width_problems(pipeline: Any, network: str, reads: Reads) -> Iterator[str]:
+    """The channels of text states that a network reads must be those that the text encoders give."""
+    config = _plain(getattr(pipeline, network)).config
+    for setting, parts in reads.items():
+        encoders = [_plain(getattr(pipeline, part, None)) for part in parts]
+        widths = [text_width(encoder) for encoder in encoders if encoder is not None]
+        asked = config.get(setting)
+        if len(widths) == len(parts) and isinstance(asked, int) and sum(widths) != asked:
+            givers = " and ".join(dict.fromkeys(parts))
+            yield f"{network} reads text states of {asked} channels ({setting}); {givers} gives {sum(widths)}."
+
+
+def text_width(encoder: Any) -> int:
+    """Channels of a text encoder's states."""
+    return int(encoder.config.get_text_config().hidden_size)
+
+
+def channel_problems(pipeline: Any, packs: int) -> Iterator[str]:
+    """A transformer must read the autoencoder's channels.
+
+    Args:
+        pipeline: With both.
+        packs: Latent cells that are the channels of one token before the network sees them.
+    """
+    config = _plain(pipeline.vae).config
+    channels = config.get("latent_channels") or config.get("z_dim")
+    reads = _plain(pipeline.transformer).config.in_channels
+    if channels and reads != packs * channels:
+        cells = "" if packs == 1 else f" of {packs} cells each"
+        yield f"transformer reads latents of {reads // packs} channels{cells}; the vae has {channels}."
+
+
+def doubtful_scale(pipeline: Any, kind: str) -> str | None:
+    """That an autoencoder seems to be of another family, which has equally many channels; ``None`` where nothing says so."""
+    factor = _plain(pipeline.vae).config.get("scaling_factor")
+    if kind not in _OF or factor not in _SCALES or factor == _OF[kind]:
+        return None
+    return (
+        f"the vae scales latents by {factor:g}, as those of {_SCALES[factor]} do; that of a {kind} scales by {_OF[kind]:g}. "
+        "If it is another model's, its pictures are wrong"
+    )
+
+
+def _plain(module: Any) -> Any:
+    """The network behind ``torch.compile``'s wrapper, or the network itself."""
+    return getattr(module, "_orig_mod", module)
