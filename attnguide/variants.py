@@ -11,7 +11,43 @@ from attnguide.records import AXIS, CELL
 SETTINGS = ("steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "negative_prompt")
 """Columns of a record that may make another picture of the same prompt, seed and places, beside method and options."""
 
+PLAIN = "plain"
+
 Record = Mapping[str, str]
+
+
+def varied_axes(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Axes of an ablation with more than one value among its rows, each with its values in the order of the rows.
+
+    Example:
+        >>> varied_axes([{"axis.scale": "1", "axis.start": "0"}, {"axis.scale": "2", "axis.start": "0"}, {"axis.scale": ""}])
+        {'scale': ['1', '2']}
+    """
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith(AXIS) and value:
+                found.setdefault(name.removeprefix(AXIS), {})[value] = None
+    return {name: list(values) for name, values in found.items() if len(values) > 1}
+
+
+def across_axis(axes: Mapping[str, Sequence[str]]) -> str:
+    """The axis that is drawn from left to right: the last one of numbers, else the last.
+
+    Example:
+        >>> across_axis({"method": ["inject1", "inject5"], "scale": ["1", "2"], "form": ["probs", "scores"]})
+        'scale'
+    """
+    numeric = [name for name, values in axes.items() if all(map(_is_number, values))]
+    return (numeric or list(axes))[-1]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def variant_labels(records: Sequence[Record], *, method: bool = False) -> list[str]:
@@ -47,12 +83,12 @@ def _family(record: Record) -> str:
 
 
 def _label(record: Record, facts: Mapping[str, str], told: Sequence[str], *, named: bool) -> str:
-    method = record.get("method", "") or "plain"
+    method = record.get("method", "") or PLAIN
     words = [f"{name} = {facts[name]}" for name in told if name in facts]
     cell = record.get(CELL, "")
     if cell:
-        return ", ".join(words) or cell
-    return ", ".join([method, *words] if named or method == "plain" or not words else words)
+        return ", ".join([PLAIN, *words] if cell.split(", ")[0] == PLAIN else words) or cell
+    return ", ".join([method, *words] if named or method == PLAIN or not words else words)
 
 
 def _differing(group: Sequence[Mapping[str, str]]) -> list[str]:
@@ -64,9 +100,7 @@ def _differing(group: Sequence[Mapping[str, str]]) -> list[str]:
 def _facts(record: Record) -> dict[str, str]:
     """Values by name: an ablation's axes; else the methods' options, one by one, and the settings."""
     if record.get(CELL):
-        axes = {name.removeprefix(AXIS): value for name, value in record.items() if name.startswith(AXIS) and value}
-        if axes:
-            return axes
+        return {name.removeprefix(AXIS): value for name, value in record.items() if name.startswith(AXIS) and value}
     settings = {name: record[name] for name in SETTINGS if record.get(name)}
     return {**_options(record.get("options", "")), **settings}
 

@@ -1,4 +1,4 @@
-"""Drawing: regions over pictures, heat maps, strips and contact sheets. Pillow and numpy only."""
+"""Drawing: regions over pictures, and heat maps. Pillow and numpy only."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _ANCHORS = np.array(
 )
 """Colours of rising lightness, from black over violet and orange to pale yellow."""
 
-_GAP = 6
-_INK, _PAPER, _ABSENT = (30, 30, 30), (255, 255, 255), (238, 238, 238)
+_PAPER = (255, 255, 255)
 
 
 def heat_colors(values: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -118,71 +117,3 @@ def _draw_label(image: Image.Image, pen: ImageDraw.ImageDraw, text: str, corner:
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def strip(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
-    """Pictures of one size side by side, each under its label.
-
-    Raises:
-        ValueError: If there is no picture, or the numbers of pictures and labels differ.
-    """
-    if not images or len(images) != len(labels):
-        raise ValueError(
-            f"strip needs one label per picture, at least one; got {len(images)} pictures and {len(labels)} labels."
-        )
-    return contact_sheet([images], column_labels=labels, cell=max(images[0].size))
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Image.Image | None]],
-    *,
-    column_labels: Sequence[str] = (),
-    row_labels: Sequence[str] = (),
-    cell: int = 256,
-) -> Image.Image:
-    """Pictures in a grid, under column labels and over row labels.
-
-    Args:
-        rows: Rows of equal length; ``None`` leaves a grey field.
-        column_labels: One per column, or none.
-        row_labels: One per row, or none.
-        cell: Longest side of a picture on the sheet, in pixels.
-
-    Raises:
-        ValueError: If there is no picture at all.
-    """
-    pictures = [picture for row in rows for picture in row if picture is not None]
-    if not pictures:
-        raise ValueError("contact_sheet needs at least one picture; got none.")
-    largest = max(pictures, key=lambda picture: picture.width * picture.height)
-    scale = cell / max(largest.size)
-    wide, high = round(largest.width * scale), round(largest.height * scale)
-    font = _font(max(10, cell // 18))
-    text = round(font.getbbox("Ag")[3]) + 4
-    head, below = (text if column_labels else 0), (text if row_labels else 0)
-    columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (_GAP + columns * (wide + _GAP), _GAP + head + len(rows) * (high + below + _GAP)), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for column, label in enumerate(column_labels):
-        pen.text((_GAP + column * (wide + _GAP), _GAP // 2), _fitted(label, font, wide), font=font, fill=_INK)
-    for index, row in enumerate(rows):
-        top = _GAP + head + index * (high + below + _GAP)
-        for column, picture in enumerate(row):
-            left = _GAP + column * (wide + _GAP)
-            if picture is None:
-                pen.rectangle((left, top, left + wide - 1, top + high - 1), fill=_ABSENT)
-            else:
-                sheet.paste(picture.convert("RGB").resize((wide, high), Image.Resampling.LANCZOS), (left, top))
-        if row_labels:
-            room = columns * (wide + _GAP) - _GAP
-            pen.text((_GAP, top + high + 1), _fitted(row_labels[index], font, room), font=font, fill=_INK)
-    return sheet
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, cut with dots to a width in pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."

@@ -17,11 +17,12 @@ from PIL import Image
 
 from attnguide.cli.plan import DEMO
 from attnguide.files import replacing
+from attnguide.grid import contact_sheet
 from attnguide.models.load import load_model, quiet_libraries
 from attnguide.prompt.notation import parse_region
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig, Sample
-from attnguide.visual import contact_sheet, draw_regions
+from attnguide.visual import draw_regions
 
 CELL = 224
 """Side of one picture in pixels."""

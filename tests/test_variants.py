@@ -46,6 +46,8 @@ def test_an_ablation_is_told_by_its_axes() -> None:
         for scale in (1, 2)
     ]
     assert variant_labels([_record("plain"), *cells])[:3] == ["plain", "form = probs, scale = 1", "form = probs, scale = 2"]
+    twin = {"method": "plain", "cell": "plain, 2", "steps": "9", **_axes(form="", scale=2)}
+    assert variant_labels([twin, *cells])[0] == "plain, scale = 2", "what it has of the axes, not its settings"
     assert variant_labels([{"method": "inject5", "cell": cell} for cell in "xy"]) == ["x", "y"], "cells without axes"
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from attnguide.types import Region
-from attnguide.visual import contact_sheet, draw_regions, heat_colors, heat_map, region_color, strip
+from attnguide.visual import draw_regions, heat_colors, heat_map, region_color
 
 GREY = Image.new("RGB", (96, 64), (128, 128, 128))
 
@@ -59,17 +59,3 @@ def test_heat_map_shows_where_the_map_is_large() -> None:
     assert np.asarray(heat_map(GREY, values, top=1.0).convert("L")).max() < lightness.max()
     with pytest.raises(ValueError, match="axes height width"):
         heat_map(GREY, np.zeros((2, 2, 2)))
-
-
-def test_sheets_have_a_field_for_every_cell() -> None:
-    red = Image.new("RGB", (32, 32), (255, 0, 0))
-    sheet = contact_sheet([[red, None], [None, red]], column_labels=["plain", "b"], row_labels=["one", "two"], cell=32)
-    red_cells = (np.asarray(sheet) == (255, 0, 0)).all(-1)
-    assert red_cells.sum() == 2 * 32 * 32
-    columns = np.nonzero(red_cells.any(0))[0]
-    assert columns.max() - columns.min() > 64
-    with pytest.raises(ValueError, match="at least one picture"):
-        contact_sheet([[None]])
-    with pytest.raises(ValueError, match="one label per picture"):
-        strip([red], [])
-    assert strip([red, red], ["a", "b"]).width > 64

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attnguide.ablation.axes import Axis
 from attnguide.ablation.cells import PLAIN
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
+from attnguide.colors import css, method_color
 from attnguide.files import replacing
 from attnguide.records import AXIS, CELL
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 PLOTS_FOLDER = "plots"
 MOST_CURVES = 10
 """More of them than this in one picture cannot be told apart."""
+
+_MOST_TICKS = 12
+_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1, 1, 1))
+"""Line styles in turn, so that curves on one another can be told apart."""
 
 
 def can_plot() -> bool:
@@ -38,11 +43,13 @@ class Curve:
         label: Values of the other axes.
         xs: Positions on the axis.
         points: The metric there.
+        method: Of its rows; empty where they have several.
     """
 
     label: str
     xs: tuple[float, ...]
     points: tuple[Estimate, ...]
+    method: str = ""
 
 
 def steered(records: Sequence[Record], axes: Sequence[Axis]) -> list[Record]:
@@ -77,7 +84,9 @@ def curves(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: 
         points = [(x, value) for x, value in sorted(along.items()) if value is not None]
         if points:
             label = ", ".join(f"{axis.name} = {value}" for axis, value in zip(others, key, strict=True))
-            found.append(Curve(label, tuple(x for x, _ in points), tuple(value for _, value in points)))
+            methods = {record.get("method", "") for record in rows}
+            method = methods.pop() if len(methods) == 1 else ""
+            found.append(Curve(label, tuple(x for x, _ in points), tuple(value for _, value in points), method))
     return found
 
 
@@ -99,6 +108,8 @@ def _text(value: Any) -> str:
 def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record], strength: str | None = None) -> Iterator[Path]:
     """Draw every metric but costs over every axis of numbers and every two axes, into ``plots/``; gives each file.
 
+    A metric that is the same in all rows is not drawn.
+
     Args:
         folder: The run's.
         axes: Of the ablation.
@@ -106,7 +117,7 @@ def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record], s
         strength: The axis that is drawn in octaves, if one is.
     """
     varied = [axis for axis in axes if len(axis.points) > 1]
-    for metric in metrics_of(steered(records, axes), costs=False):
+    for metric in varying_metrics(records, axes):
         for axis in varied:
             if axis.is_numeric:
                 figure = _line(records, axes, axis, metric, octaves=axis.name == strength)
@@ -114,6 +125,12 @@ def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record], s
         for across, down in itertools.combinations(varied, 2):
             name = f"{slug(metric)}-over-{slug(across.name)}-and-{slug(down.name)}.png"
             yield save_figure(folder / PLOTS_FOLDER / name, _map(records, axes, across, down, metric))
+
+
+def varying_metrics(records: Sequence[Record], axes: Sequence[Axis]) -> list[str]:
+    """Metrics but costs that are not the same in all rows that have them, plain ones among them."""
+    found = metrics_of(steered(records, axes), costs=False)
+    return [metric for metric in found if len({float(record[metric]) for record in records if record.get(metric)}) > 1]
 
 
 def slug(name: str) -> str:
@@ -140,18 +157,19 @@ def save_figure(path: Path, figure: Figure) -> Path:
 
 def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str, *, octaves: bool) -> Figure:
     figure, plot = new_figure(7, 4.2)
-    for index, curve in enumerate(curves(records, axes, over, metric)):
+    found = curves(records, axes, over, metric)
+    for curve, color, dashes in zip(found, curve_colors([curve.method for curve in found]), itertools.cycle(_DASHES)):
         means = [point.mean for point in curve.points]
-        style = ("-", "--", ":")[index // 10 % 3]
-        (drawn,) = plot.plot(curve.xs, means, style, marker="o", markersize=3.5, label=curve.label or metric)
+        plot.plot(curve.xs, means, color=color, dashes=dashes, marker="o", markersize=3.5, label=curve.label or metric)
         low, high = [point.low for point in curve.points], [point.high for point in curve.points]
-        plot.fill_between(curve.xs, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        plot.fill_between(curve.xs, low, high, color=color, alpha=0.12, linewidth=0)
     plain = estimate(plain_of(records), metric)
     if plain is not None:
         plot.axhline(plain.mean, color="0.3", linestyle=(0, (4, 3)), linewidth=1, label=PLAIN)
         plot.axhspan(plain.low, plain.high, color="0.3", alpha=0.1, linewidth=0)
     if octaves and all(float(point.value) > 0 for point in over.points):
         plot.set_xscale("log", base=2)
+    plain_ticks(plot, sorted(float(point.value) for point in over.points))
     plot.set_xlabel(over.name)
     plot.set_ylabel(metric)
     plot.set_title(f"{metric} over {over.name}, mean and 95 % interval", fontsize=10)
@@ -159,6 +177,23 @@ def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: s
     if len(plot.get_legend_handles_labels()[0]) > 1:
         plot.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def curve_colors(methods: Sequence[str]) -> list[str]:
+    """A colour for each curve: its method's where no other curve has that, else one of the library's ten."""
+    own = len(set(methods)) == len(methods) and all(methods)
+    return [css(method_color(method)) if own else f"C{index % 10}" for index, method in enumerate(methods)]
+
+
+def plain_ticks(plot: Axes, places: Sequence[float]) -> None:
+    """Mark the values of the lower axis, unless they are too many, and write all numbers out."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    plot.xaxis.set_minor_locator(NullLocator())
+    if 0 < len(places) <= _MOST_TICKS:
+        plot.set_xticks(list(places))
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
 def _map(records: Sequence[Record], axes: Sequence[Axis], across: Axis, down: Axis, metric: str) -> Figure:

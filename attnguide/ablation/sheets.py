@@ -9,10 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from attnguide.ablation.axes import Axis, Point
-from attnguide.ablation.cells import Row
+from attnguide.ablation.cells import PLAIN, Row
+from attnguide.colors import method_color
 from attnguide.files import replacing
+from attnguide.grid import Grid, draw_grids
+from attnguide.html import Color
 from attnguide.sheet import Record, record_picture
-from attnguide.visual import contact_sheet
 
 SHEETS_FOLDER = "sheets"
 _LIMIT = 200
@@ -22,6 +24,8 @@ _Place = tuple[str, ...]
 
 def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: Mapping[str, Record]) -> Image.Image | None:
     """One prompt and seed: the first axis from left to right, the others from top to bottom, plain pictures first.
+
+    A sheet of many columns is folded.
 
     Args:
         folder: The run's.
@@ -36,6 +40,7 @@ def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: M
     cells = {_place(row): row for row in rows if len(row.cell.points) == len(axes)}
     plain = [row for row in rows if len(row.cell.points) < len(axes)]
     lines: list[list[Image.Image | None]] = []
+    made: list[list[Row | None]] = []
     labels: list[str] = []
     for points in itertools.product(*(axis.points for axis in down)):
         named = [f"{axis.name} = {point.label}" for axis, point in zip(down, points, strict=True)]
@@ -43,15 +48,24 @@ def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: M
         beside = _plain_beside(plain, down, points)
         plain = [row for row in plain if row is not beside]
         shown = [cells.get((point.label, *rest)) for point in across.points]
-        found = [_picture(folder, row, records) for row in (beside, *shown)]
-        lines.append(found)
+        made.append([beside, *shown])
+        lines.append([_picture(folder, row, records) for row in made[-1]])
         labels.append(", ".join(named))
-    columns = ["plain", *(f"{across.name} = {point.label}" for point in across.points)]
+    columns = [PLAIN, *(f"{across.name} = {point.label}" for point in across.points)]
     if all(line[0] is None for line in lines):
-        lines, columns = [line[1:] for line in lines], columns[1:]
+        lines, columns, made = [line[1:] for line in lines], columns[1:], [line[1:] for line in made]
     if not any(picture is not None for line in lines for picture in line):
         return None
-    return contact_sheet(lines, column_labels=columns, row_labels=labels if down else ())
+    first = next(row for row in rows)
+    colors = [_color([line[column] for line in made]) for column in range(len(columns))]
+    grid = Grid(lines, columns, labels if down else (), colors=colors, kept=int(columns[0] == PLAIN))
+    return draw_grids([grid], title=f"{first.sample.prompt}, seed {first.sample.seed}")
+
+
+def _color(rows: Sequence[Row | None]) -> Color | None:
+    """The colour of a column's method, where it has one."""
+    methods = {row.sample.method for row in rows if row is not None}
+    return method_color(methods.pop()) if len(methods) == 1 else None
 
 
 def _place(row: Row) -> _Place:

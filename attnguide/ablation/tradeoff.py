@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attnguide.ablation.axes import Axis, Tradeoff
 from attnguide.ablation.cells import PLAIN
-from attnguide.ablation.plots import PLOTS_FOLDER, new_figure, plain_of, save_figure, slug
+from attnguide.ablation.plots import PLOTS_FOLDER, curve_colors, new_figure, plain_of, plain_ticks, save_figure, slug
 from attnguide.ablation.stability import QUALITY_LOSS, Climb, climbs, counted
 from attnguide.ablation.summary import Estimate, Record, estimate
 
@@ -31,6 +31,9 @@ def write_tradeoff(folder: Path, axes: Sequence[Axis], records: Sequence[Record]
         yield save_figure(folder / PLOTS_FOLDER / name, figure)
 
 
+_STYLES = ("-o", "--s", ":^", "-.D")
+"""Lines and markers in turn, so that curves on one another can be told apart."""
+
 _Point = tuple[Estimate, Estimate]
 """Quality and control."""
 
@@ -48,15 +51,17 @@ def _points(climb: Climb, tradeoff: Tradeoff) -> list[tuple[float, _Point]]:
 
 def _draw(found: Sequence[tuple[Climb, Sequence[tuple[float, _Point]]]], plain: _Point | None, tradeoff: Tradeoff) -> Figure:
     figure, plot = new_figure(8, 5.2)
-    for index, (climb, points) in enumerate(found):
+    colors = curve_colors([_method(climb) for climb, _ in found])
+    for index, ((climb, points), color) in enumerate(zip(found, colors, strict=True)):
         places = [place for _, place in points]
-        drawn = _with_whiskers(plot, places, climb.label, "-o" if index < 10 else "--s", f"C{index % 10}")
+        drawn = _with_whiskers(plot, places, climb.label, _STYLES[index % len(_STYLES)], color)
         strongest, (quality, control) = points[-1]
         place = (quality.mean, control.mean)
         plot.annotate(f"{strongest:g}", place, xytext=(3, 3), textcoords="offset points", fontsize=6, color=drawn)
     if plain is not None:
         _with_whiskers(plot, [plain], PLAIN, "*", "black")
         plot.axvline(plain[0].mean - QUALITY_LOSS, color="0.3", linestyle=(0, (4, 3)), linewidth=0.8)
+    plain_ticks(plot, ())
     plot.set_xlabel(f"{tradeoff.quality} (quality)")
     plot.set_ylabel(f"{tradeoff.control} (control)")
     plot.set_title(
@@ -65,6 +70,12 @@ def _draw(found: Sequence[tuple[Climb, Sequence[tuple[float, _Point]]]], plain: 
     plot.grid(alpha=0.25)
     plot.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+def _method(climb: Climb) -> str:
+    """Of all rows of a curve; empty where they have several."""
+    methods = {record.get("method", "") for records in climb.records for record in records}
+    return methods.pop() if len(methods) == 1 else ""
 
 
 def _with_whiskers(plot: Axes, places: Sequence[_Point], label: str, style: str, color: str) -> str:

@@ -286,9 +286,10 @@ def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSourc
         File name without suffix -> the highest attention in the word's mean map, before it was stretched.
     """
     from attnguide.callbacks.attention_maps import enlarged
+    from attnguide.grid import contact_sheet
     from attnguide.sampling.source_pictures import mask_of
     from attnguide.sources.files import map_bytes, map_names, map_picture
-    from attnguide.visual import contact_sheet, heat_map
+    from attnguide.visual import heat_map
     from attnguide.yaml12 import dump_yaml
 
     shown = enlarged(_shown(source, picture))

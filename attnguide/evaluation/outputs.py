@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from attnguide.colors import method_color
 from attnguide.evaluation.arms import slug
 from attnguide.evaluation.compare import Comparison
 from attnguide.evaluation.entries import Entry
 from attnguide.evaluation.tables import COLUMNS, TABLE_FILES, latex, markdown, table_lines
 from attnguide.files import replacing, write_atomic, write_picture
+from attnguide.grid import Grid, draw_grids
 from attnguide.records import read_records
 from attnguide.run_tables import append_table
 from attnguide.sheet import record_picture
-from attnguide.visual import contact_sheet
 
 SHEETS_FOLDER = "sheets"
 MOST_SHEETS, MOST_EXAMPLES = 12, 6
@@ -56,7 +57,9 @@ def write_sheets(folder: Path, found: Comparison) -> Iterator[Path]:
         if any(picture is not None for row in rows for picture in row):
             labels = [f"{own[key].subject}, seed {key[1]}: {own[key].prompt}" for key in keys]
             path = folder / SHEETS_FOLDER / f"{slug(category or 'examples')}.png"
-            write_picture(path, contact_sheet(rows, column_labels=list(found.arms), row_labels=labels))
+            arms = list(found.arms)
+            grid = Grid(rows, arms, labels, colors=[method_color(arm) for arm in arms], kept=1)
+            write_picture(path, draw_grids([grid]))
             yield path
 
 

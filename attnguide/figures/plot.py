@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from attnguide.colors import css, method_color
 from attnguide.figures.watch import Watch, Watched
 from attnguide.html import region_colors
 from attnguide.types import SampleResult
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["sheet", "maps", "loss"]
 KINDS: tuple[Kind, ...] = ("sheet", "maps", "loss")
+
+_LINES = ("-", "--", ":", "-.")
+"""Of the rows of one method, whose lines have one colour."""
 
 _CELL = 1.6
 """Side of a picture in inches."""
@@ -84,7 +88,7 @@ def _sheet(results: Sequence[SampleResult], cell: float) -> Figure:
         row, column = seeds.index((result.sample.prompt, result.sample.seed)), methods.index(result.sample.method)
         _picture(axes[row, column], result)
     for column, method in enumerate(methods):
-        axes[0, column].set_title(method, fontsize="small")
+        axes[0, column].set_title(method, fontsize="small", color=css(method_color(method)))
     for row, (_, seed) in enumerate(seeds):
         axes[row, 0].set_ylabel(f"seed {seed}", fontsize="small")
     return figure
@@ -134,10 +138,17 @@ def _maps(rows: Sequence[Watched], steps: int, cell: float) -> Figure:
 def _losses(rows: Sequence[Watched], cell: float) -> Figure:
     figure, axes = _new(1, 1, 3 * cell)
     field = axes[0, 0]
+    drawn: dict[str, int] = {}
     for row in rows:
         for guidance, updates in row.losses.items():
+            nth = drawn[guidance] = drawn.get(guidance, -1) + 1
+            look = {
+                "color": css(method_color(guidance)),
+                "alpha": max(0.35, 1 - 0.2 * nth),
+                "linestyle": _LINES[nth % len(_LINES)],
+            }
             label = f"{guidance}, seed {row.result.sample.seed}"
-            field.plot([step for step, _ in updates], [loss for _, loss in updates], marker=".", label=label)
+            field.plot([step for step, _ in updates], [loss for _, loss in updates], marker=".", label=label, **look)
     if not field.lines:
         raise ValueError("The watched rows were not guided: there is no loss to plot.")
     field.xaxis.get_major_locator().set_params(integer=True)

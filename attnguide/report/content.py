@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
+from attnguide.colors import css, method_color
+from attnguide.html import region_colors
 from attnguide.made_with import CONFIG_FILE
-from attnguide.records import SAMPLES_FOLDER, read_records
+from attnguide.records import AXIS, CELL, COSTS, SAMPLES_FOLDER, read_records
 from attnguide.types import verdict
-from attnguide.variants import SETTINGS, variant_labels
+from attnguide.variants import SETTINGS, variant_labels, varied_axes
 
-_FIGURES = ("sheet.png", "plots/*.png", "sheets/*.png")
+_MOST_SHEETS = 12
+"""Of an ablation or a comparison; the others are named."""
+
+_LEADING, _LEADING_COSTS = 9, 2
+"""Metrics in the first table, and how many of them are costs: as many as fit a screen."""
+
 TABLE_FILE = "table.md"
 """Tables that ``attnguide eval`` wrote."""
 
@@ -35,6 +42,7 @@ class Row:
         maps: Pictures of its words' attention, by phrase.
         numbers: Its scores and costs as text, by metric.
         failed: Why it stopped; empty if it did not.
+        color: Its method's.
     """
 
     id: str
@@ -44,6 +52,7 @@ class Row:
     maps: Mapping[str, Path]
     numbers: Mapping[str, str]
     failed: str
+    color: str
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,16 @@ class Means:
     """One line of the table of means.
 
     Attributes:
-        label: Cell, or method and options.
+        place: What it is of, a text for each head: values of an ablation's axes, or method and options.
+        color: Its method's.
         count: Rows, failed ones among them.
-        estimates: One for each metric of the table; ``None`` where no row has it.
+        estimates: By metric; ``None`` where no row has it.
     """
 
-    label: str
+    place: Sequence[str]
+    color: str
     count: int
-    estimates: Sequence[Estimate | None]
+    estimates: Mapping[str, Estimate | None]
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,14 @@ class Content:
         rows: How many rows there are on record.
         failed: How many of them stopped.
         common: Settings that all rows share.
-        metrics: Heads of the table of means.
+        heads: Heads of the table of means before its numbers: an ablation's axes, or ``method``.
+        metrics: Heads of all its numbers.
+        leading: The metrics that tell most, few enough for a screen.
+        same: Metrics that are the same in all rows, with that number.
         means: Its lines.
-        figures: Sheets and plots.
+        sheets: Pictures side by side.
+        plots: Curves.
+        more_sheets: Sheets beyond those.
         subjects: The rows, up to the limit.
         hidden: Rows beyond it.
         config: The run's configuration as YAML; empty if there is none.
@@ -110,9 +126,14 @@ class Content:
     rows: int
     failed: int
     common: Mapping[str, str]
+    heads: Sequence[str]
     metrics: Sequence[str]
+    leading: Sequence[str]
+    same: Mapping[str, str]
     means: Sequence[Means]
-    figures: Sequence[Path]
+    sheets: Sequence[Path]
+    plots: Sequence[Path]
+    more_sheets: int
     subjects: Sequence[Subject]
     hidden: int
     config: str
@@ -139,19 +160,23 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
     problems = list(_unreadable(records))
     records = [_without(record, {name for at, name, _ in problems if at == record["id"]}) for record in records]
     metrics = metrics_of(records)
-    label = _labeller(records)
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(label(record), []).append(record)
+    same = _same(records, metrics)
+    label, axes = _labeller(records), list(varied_axes(records))
+    sheets = [*folder.glob("sheet.png"), *sorted(folder.glob("sheets/*.png"))]
     config = folder / CONFIG_FILE
     return Content(
         name=folder.resolve().name,
         rows=len(records),
         failed=sum(verdict(record["status"]) != "ok" for record in records),
         common={name: records[0][name] for name in (*_SUBJECT, *_VARIANT) if _shared(records, name) and records[0].get(name)},
+        heads=axes or ["method"],
         metrics=metrics,
-        means=[Means(text, len(rows), [estimate(rows, metric) for metric in metrics]) for text, rows in groups.items()],
-        figures=[path for pattern in _FIGURES for path in sorted(folder.glob(pattern))],
+        leading=_leading([name for name in metrics if name not in same]),
+        same=same,
+        means=_means(records, axes, label, metrics),
+        sheets=sheets[: _MOST_SHEETS + 1],
+        plots=sorted(folder.glob("plots/*.png"), key=lambda path: ("-against-" not in path.name, "-and-" in path.name, path)),
+        more_sheets=max(0, len(sheets) - _MOST_SHEETS - 1),
         subjects=[
             Subject(prompt, seed, [_row(folder, record, label(record), metrics) for record in rows])
             for (prompt, seed, _), rows in grouped(records[:limit], _SUBJECT).items()
@@ -161,6 +186,47 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
         tables=read_tables(folder / TABLE_FILE),
         problems=[f"row {id!r}: {name}: {why}" for id, name, why in problems],
     )
+
+
+def _means(
+    records: Sequence[Record], axes: Sequence[str], label: Callable[[Record], str], metrics: Sequence[str]
+) -> list[Means]:
+    """A line for each cell, or for each method with its options."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(_place(record, axes) or (label(record),), []).append(record)
+    return [
+        Means(place, _color(rows), len(rows), {metric: estimate(rows, metric) for metric in metrics})
+        for place, rows in groups.items()
+    ]
+
+
+def _place(record: Record, axes: Sequence[str]) -> tuple[str, ...]:
+    """A record's values of an ablation's axes; a plain one has none of some and says so in the first."""
+    values = [record.get(AXIS + name, "") for name in axes]
+    if axes and not values[0]:
+        values[0] = record.get(CELL, "").split(", ")[0]
+    return tuple(values)
+
+
+def _color(records: Sequence[Record]) -> str:
+    methods = {record.get("method", "") for record in records}
+    return css(method_color(methods.pop())) if len(methods) == 1 else "transparent"
+
+
+def _same(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, str]:
+    """Metrics of which all rows that are judged have one number; none of a run of one row."""
+    judged = [record for record in records if verdict(record["status"]) == "ok"]
+    if len(judged) < 2:
+        return {}
+    found = {metric: {record.get(metric, "") for record in judged} for metric in metrics}
+    return {metric: _number(*values) for metric, values in found.items() if len(values) == 1 and "" not in values}
+
+
+def _leading(metrics: Sequence[str]) -> list[str]:
+    """Scores in their order, and the first costs."""
+    costs = [name for name in metrics if name in COSTS][:_LEADING_COSTS]
+    return [*[name for name in metrics if name not in COSTS][: _LEADING - len(costs)], *costs]
 
 
 def _unreadable(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
@@ -202,7 +268,7 @@ def _row(folder: Path, record: Record, label: str, metrics: Sequence[str]) -> Ro
     numbers = {name: _number(record[name]) for name in metrics if record.get(name)}
     failed = "" if record["status"] == "ok" else record["status"]
     maps = dict(_word_maps(folder / "maps" / record["id"]))
-    return Row(record["id"], label, picture if picture.is_file() else None, record, maps, numbers, failed)
+    return Row(record["id"], label, picture if picture.is_file() else None, record, maps, numbers, failed, _color([record]))
 
 
 def _word_maps(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -214,6 +280,13 @@ def _word_maps(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _number(text: str) -> str:
     return f"{float(text):.4g}"
+
+
+def inked_places(record: Record) -> list[tuple[str, str]]:
+    """A row's regions in words, each with the colour in which pictures show it."""
+    found = json.loads(record["regions"]) if record.get("regions") else []
+    colors = region_colors([region["phrase"] for region in found])
+    return [(css(color), f"{region['phrase']}{_box(region)}") for color, region in zip(colors, found, strict=True)]
 
 
 def places(record: Record) -> str:

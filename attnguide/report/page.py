@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from PIL import Image
 
 from attnguide.files import write_atomic
-from attnguide.report.content import Row, places, read_content
+from attnguide.report.content import Row, inked_places, places, read_content
 from attnguide.report.target import REPORT_FILE, check_target
 from attnguide.sheet import record_picture
 
@@ -55,14 +57,22 @@ def report_page(folder: str | Path, *, limit: int = 200) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     content = read_content(folder, limit=limit)
     pictures = _Pictures(folder, content.problems)
-    text = environment.get_template("page.html.jinja").render(content=content, pictures=pictures, places=places)
+    text = environment.get_template("page.html.jinja").render(
+        content=content, pictures=pictures, places=places, inked_places=inked_places
+    )
     for problem in pictures.problems[:_TOLD]:
         warnings.warn(f"{folder}: {problem}", stacklevel=2)
     if len(pictures.problems) > _TOLD:
         warnings.warn(f"{folder}: {len(pictures.problems) - _TOLD} more things could not be read; see the page", stacklevel=2)
     return text
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken behind ``_`` and dots, so that tables stay narrow."""
+    return Markup(re.sub(r"([_.])", r"\1<wbr>", str(escape(name))))
 
 
 class _Pictures:

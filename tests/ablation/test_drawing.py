@@ -10,10 +10,13 @@ from PIL import Image
 from attnguide.ablation.axes import Axis, Point
 from attnguide.ablation.cells import expand
 from attnguide.ablation.outputs import places, write_outputs
-from attnguide.ablation.plots import curves, heat, write_plots
+from attnguide.ablation.plots import curve_colors, curves, heat, new_figure, plain_ticks, varying_metrics, write_plots
 from attnguide.ablation.sheets import sheet_of
 from attnguide.cli import values
+from attnguide.colors import css, method_color
+from attnguide.records import RECORD_COLUMNS
 from attnguide.run_tables import append_table
+from attnguide.sheet import run_sheet
 from attnguide.types import Region, Sample
 
 from .conftest import Read
@@ -54,6 +57,45 @@ def test_sheet_puts_every_cell_in_its_place(read: Read, tmp_path: Path) -> None:
     upper, lower = pixels.shape[0] // 4, 3 * pixels.shape[0] // 4 - 10
     shown = [[int(pixels[y, x * width + width // 2]) for x in range(3)] for y in (upper, lower)]
     assert shown == [[250, 10, 110], [238, 60, 160]]  # one plain picture, then grey
+
+
+def test_the_run_s_sheet_has_scales_across_and_seeds_down_for_each_method(read: Read, tmp_path: Path) -> None:
+    _, _, records = _run(read, tmp_path)
+    full = dict.fromkeys(RECORD_COLUMNS, "") | {"prompt": "a cat", "method": "x"}
+    (tmp_path / "records.csv").unlink()
+    for line in records.values():
+        append_table(tmp_path / "records.csv", (*full, "cell", "axis.method", "axis.method.scale"), [{**full, **line}])
+    sheet = run_sheet(tmp_path)
+    assert sheet is not None
+    pixels = np.asarray(sheet.convert("L")).astype(int)
+    right = pixels[:, -3 * 262 :]
+    shades = [[int(right[y, x * 262 + 134]) for x in range(3)] for y in range(right.shape[0])]
+    pictures = [line for line in shades if line[0] == 250 and line[1] in SHADES.values()]
+    once = [line for index, line in enumerate(pictures) if index % 256 == 0]
+    assert once == [[250, 10, 60], [250, 10, 60], [250, 110, 160], [250, 110, 160]], "two methods of two seeds"
+
+
+def test_a_metric_that_never_changes_is_not_drawn(read: Read, tmp_path: Path) -> None:
+    axes, _, records = _run(read, tmp_path)
+    lines = [{**line, "same": "1"} for line in records.values()]
+    assert varying_metrics(lines, axes) == ["hit"]
+    for path in write_plots(tmp_path, axes, lines):
+        assert path.name.startswith("hit-")
+
+
+def test_ticks_are_the_values_of_the_axis_written_out(read: Read, tmp_path: Path) -> None:
+    figure, plot = new_figure(3, 2)
+    plot.plot([0.25, 4], [1, 1e5])
+    plot.set_xscale("log", base=2)
+    plain_ticks(plot, [0.25, 1, 4])
+    figure.canvas.draw()
+    assert [label.get_text() for label in plot.get_xticklabels()] == ["0.25", "1", "4"]
+    assert "20000" in [label.get_text() for label in plot.get_yticklabels()]
+
+
+def test_each_method_has_one_colour_unless_it_has_several_curves() -> None:
+    assert curve_colors(["inject1", "stable"]) == [css(method_color("inject1")), css(method_color("stable"))]
+    assert curve_colors(["inject1", "inject1"]) == ["C0", "C1"] and curve_colors([""]) == ["C0"]
 
 
 def test_curves_average_over_seeds(read: Read, tmp_path: Path) -> None:

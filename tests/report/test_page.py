@@ -61,13 +61,9 @@ def test_content(folder: Path) -> None:
     content = read_content(folder)
     assert (content.rows, content.failed, content.hidden) == (4, 1, 0)
     assert content.common["steps"] == "30" and "seed" not in content.common and "method" not in content.common
-    assert [line.label for line in content.means] == [
-        "plain",
-        "inject1, scale = 1",
-        "inject1, scale = 2",
-    ]
-    at = content.metrics.index("presence")
-    plain = content.means[0].estimates[at]
+    assert content.heads == ["method"]
+    assert [line.place for line in content.means] == [("plain",), ("inject1, scale = 1",), ("inject1, scale = 2",)]
+    plain = content.means[0].estimates["presence"]
     assert plain is not None and (plain.mean, plain.n, content.means[0].count) == (1.0, 1, 2)
     assert [(subject.seed, [row.id for row in subject.rows]) for subject in content.subjects] == [
         ("0", ["a", "b"]),
@@ -80,10 +76,20 @@ def test_content(folder: Path) -> None:
 
 
 def test_an_ablation_is_labelled_by_its_cells(tmp_path: Path) -> None:
-    rows = [{**BASE, "id": str(i), "cell": cell, "axis.scale": "1", "presence": "1"} for i, cell in enumerate(["x", "y", "x"])]
+    cells = [("plain", "", ""), ("a, 1", "a", "1"), ("a, 2", "a", "2"), ("a, 2", "a", "2")]
+    names = ("cell", "axis.form", "axis.scale")
+    rows = [{**BASE, "id": str(i), **dict(zip(names, cell, strict=True)), "presence": "1"} for i, cell in enumerate(cells)]
+    rows += [{**BASE, "id": "b", "cell": "b, 1", "axis.form": "b", "axis.scale": "1", "presence": "0"}]
     append_table(tmp_path / "records.csv", tuple(rows[0]), rows)
     content = read_content(tmp_path)
-    assert [(line.label, line.count) for line in content.means] == [("x", 2), ("y", 1)]
+    assert content.heads == ["form", "scale"]
+    assert [(*line.place, line.count) for line in content.means] == [
+        ("plain", "", 1),
+        ("a", "1", 1),
+        ("a", "2", 2),
+        ("b", "1", 1),
+    ]
+    assert content.leading == ["presence"] and content.same == {"unet_forwards": "60"}
     assert "presence" in content.metrics and not any(name.startswith(("axis", "cell")) for name in content.metrics)
 
 
@@ -95,7 +101,7 @@ class _Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -107,7 +113,10 @@ def test_the_page_needs_no_other_file_and_is_well_formed(folder: Path) -> None:
     reader = _Reader()
     reader.feed(text)
     assert not reader.open
-    assert len(reader.addresses) == 5 and all(address.startswith("data:image/") for address in reader.addresses)
+    inside = [address for address in reader.addresses if address.startswith("#")]
+    assert len(reader.addresses) - len(inside) == 5, "pictures"
+    assert all(address.startswith("data:image/") for address in reader.addresses if address not in inside)
+    assert all(f'id="{address[1:]}"' in text for address in inside)
     assert "stopped at step 3: the loss is NaN" in text and "1 stopped" in text
     assert "a red &lt;circle&gt;" in text and "<circle>" not in text and "# &lt;b&gt;" in text
 

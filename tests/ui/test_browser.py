@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 
 from attnguide.metrics.scoring import shapes_scores
+from attnguide.records import RECORD_COLUMNS
+from attnguide.report.page import write_report
+from attnguide.run_tables import append_table
 from attnguide.types import Cost, Region, Sample, SampleResult
 from attnguide.ui.page import PROMPT
 from tests.ui.conftest import CHROMIUM, DRIVER, Served
@@ -35,7 +39,7 @@ def _until(found: Callable[[], Any], seconds: float = 90) -> Any:
     raise AssertionError(f"nothing after {seconds} s")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,1400"):
@@ -129,6 +133,45 @@ def a_closed_tab_ends_its_run(browser: webdriver.Chrome, served: Served) -> None
     _until(stop.is_set, 30)
 
 
+def _report(folder: Path, count: int) -> Path:
+    """The page of a run of four methods with long names and of more metrics than fit a screen."""
+    methods = ("plain", "attend_and_excite", "bounded_attention", "cross_attention_control")
+    scores = ("inside", "count", "region_hit", "object_inside", "background", "loss_bounded_attention", "count_found", "iou")
+    settings = {"prompt": PROMPT, "steps": "30", "regions": json.dumps([{"phrase": k, "box": v} for k, v in BOXES.items()])}
+    rows = [
+        {**dict.fromkeys(RECORD_COLUMNS, ""), **settings, "id": f"seed{index // 4}-{methods[index % 4]}", "seed": index // 4}
+        | {"method": methods[index % 4], "status": "ok", "unet_forwards": 60 + index % 4, "seconds": 1.5 + index % 7}
+        | {name: (index % (3 + place)) / 7 for place, name in enumerate(scores)}
+        for index in range(count)
+    ]
+    append_table(folder / "records.csv", tuple(rows[0]), rows)
+    (folder / "samples").mkdir()
+    for row in rows[:8]:
+        Image.new("RGB", (64, 64), "red").save(folder / "samples" / f"{row['id']}.png")
+    Image.new("RGB", (1600, 400), "blue").save(folder / "sheet.png")
+    return write_report(folder)
+
+
+def a_report_fits_a_screen_and_a_telephone(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    for count in (12, 300):
+        page = _report(tmp_path / str(count), count)
+        for width, height, scheme in ((1280, 900, "light"), (390, 800, "dark")):
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            browser.get(page.as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width, (count, width)
+            tables = browser.find_elements(By.CSS_SELECTOR, ".scroll")
+            shown = browser.execute_script(
+                "const b = arguments[0].getBoundingClientRect(); return [b.right, b.bottom]", tables[0]
+            )
+            assert shown[0] <= width and shown[1] <= height, "the means lie on the first screen"
+            if width == 1280:
+                assert browser.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", tables[0])
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def the_page_is_served_with_a_canvas_that_no_browser_tried(served: Served) -> None:
     """Without a Chromium nobody draws: mouse, brush, layers and a closed tab are untested here."""
     page = urllib.request.urlopen(served.address, timeout=20).read().decode()
@@ -141,5 +184,6 @@ if CHROMIUM and DRIVER:
     test_two_boxes_in_chromium = two_boxes_are_drawn_and_the_judge_finds_both_objects_in_them
     test_a_brush_in_chromium = a_brush_paints_a_soft_mask_and_layers_change_places
     test_a_closed_tab_in_chromium = a_closed_tab_ends_its_run
+    test_a_report_in_chromium = a_report_fits_a_screen_and_a_telephone
 else:
     test_only_that_the_canvas_is_served_as_there_is_no_chromium = the_page_is_served_with_a_canvas_that_no_browser_tried
