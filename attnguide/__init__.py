@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 _HOMES: dict[str, str] = {
     # one call
     "sample": "attnguide.api",
+    "steer": "attnguide.steered",
+    "SteerError": "attnguide.steering.errors",
     # nouns
     "MapSource": "attnguide.types",
     "MethodConfig": "attnguide.types",
@@ -114,6 +116,8 @@ if TYPE_CHECKING:
     from attnguide.schedules import Window as Window
     from attnguide.schedules import noise_variance as noise_variance
     from attnguide.schedules import sqrt_linear as sqrt_linear
+    from attnguide.steered import steer as steer
+    from attnguide.steering.errors import SteerError as SteerError
     from attnguide.tables import read_samples as read_samples
     from attnguide.types import MapSource as MapSource
     from attnguide.types import MethodConfig as MethodConfig

@@ -99,13 +99,13 @@ def sample(
         ('ok', (128, 128))
     """
     _check_names(options, given=method is not None)
-    placed = _regions(regions)
-    methods = _methods(method, options, placed)
+    placed = regions_of(regions)
+    methods = methods_of(method, options, placed)
     common = Sample(
         id="row",
         prompt=prompt,
         regions=placed,
-        groups=_groups(groups),
+        groups=groups_of(groups),
         methods=methods,
         negative_prompt=negative_prompt,
         true_cfg_scale=true_cfg_scale,
@@ -169,9 +169,14 @@ def _adapter(
     return model if isinstance(model, ModelAdapter) else adapt(model)
 
 
-def _methods(
+def methods_of(
     method: Method | Sequence[Method] | None, options: Mapping[str, Any], regions: Sequence[Region]
 ) -> tuple[MethodConfig, ...]:
+    """Methods as a caller names them, with the usual one where nothing is said and a region has a place.
+
+    Raises:
+        ValueError: If there is no such method, or options are given beside several.
+    """
     if method is None:
         method = "mask_guidance" if any(region.has_place for region in regions) else "plain"
     several = [method] if isinstance(method, str | MethodConfig) else method
@@ -189,7 +194,12 @@ def _methods(
     return tuple(chosen)
 
 
-def _regions(regions: Mapping[str, Any] | Sequence[Region]) -> tuple[Region, ...]:
+def regions_of(regions: Mapping[str, Any] | Sequence[Region]) -> tuple[Region, ...]:
+    """Regions as a caller gives them, by phrase or as a list.
+
+    Raises:
+        ValueError: If they are neither, or a place is wrong.
+    """
     if isinstance(regions, Mapping):
         return regions_from_places(regions)
     if isinstance(regions, list | tuple) and all(isinstance(region, Region) for region in regions):
@@ -197,7 +207,12 @@ def _regions(regions: Mapping[str, Any] | Sequence[Region]) -> tuple[Region, ...
     raise ValueError(f"regions must be a mapping from phrases to places, or a list of Regions; got {shown(regions)}.")
 
 
-def _groups(groups: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+def groups_of(groups: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Words that belong together, as a caller gives them.
+
+    Raises:
+        ValueError: If they are no list of words.
+    """
     given = groups if isinstance(groups, list | tuple) else None
     found = [group.split() if isinstance(group, str) else group for group in given or ()]
     for group in found:

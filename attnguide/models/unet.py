@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 from torch import Tensor, nn
@@ -220,3 +220,8 @@ class StableDiffusion(ModelAdapter):
         # It blackens what it is handed.
         _, found = self.pipeline.run_safety_checker(pixels.clone(), self.device, getattr(checker, "dtype", self.dtype))
         return [bool(flag) for flag in found] if isinstance(found, Sequence) else [bool(found)] * len(pixels)
+
+
+def plain_processor() -> Any:
+    """The library's own attention without additions."""
+    return AttnProcessor2_0()

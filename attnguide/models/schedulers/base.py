@@ -40,10 +40,14 @@ class NoiseScheduler(ABC):
         self._fresh = copy.deepcopy(self._scheduler)
         self._timesteps: Tensor = self._scheduler.timesteps
         self._accepts = set(inspect.signature(self._scheduler.step).parameters)
+        self.steps: tuple[Step, ...] = self._laid_out()
+
+    def _laid_out(self) -> tuple[Step, ...]:
+        """One entry per evaluation of the whole schedule."""
         begins = [self._begins(index) for index in range(len(self._timesteps))]
         numbers = [max(number - 1, 0) for number in itertools.accumulate(begins)]
         found = zip(self._levels(), begins, numbers, strict=True)
-        self.steps: tuple[Step, ...] = tuple(
+        return tuple(
             Step(index, len(begins), told, signal, noise, begin, number)
             for index, ((told, signal, noise), begin, number) in enumerate(found)
         )

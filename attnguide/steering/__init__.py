@@ -1,0 +1,1 @@
+"""Methods inside a pipeline call that the user makes."""

@@ -1,0 +1,153 @@
+"""A family's adapter whose passes repeat the pipeline's own call of the network, with parts of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from attnguide.attention.attach import stop_after
+from attnguide.attention.sites import Site
+from attnguide.engine.branches import Branches
+from attnguide.injection.base import Injection
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.steering.calls import Call, part_positions, put_texts
+from attnguide.types import Branch, PassContext, Step
+
+
+@dataclass(frozen=True, eq=False)
+class CallPart(Conditioning):
+    """What a pass gives the network beside latents: a part of the pipeline's call.
+
+    Attributes:
+        arguments: Of the part.
+        call: The whole.
+        context: What the pass is for.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    call: Call | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CallBranches(Branches):
+    """The branches that passes can have while a pipeline makes a call.
+
+    Those of its batch, and further ones that repeat the conditional one, under texts of their own where there are any.
+
+    Attributes:
+        call: The newest one.
+        further: Text states of further branches, for all rows.
+    """
+
+    call: Call | None = None
+    further: Mapping[Branch, Conditioning] = field(default_factory=dict)
+
+    def at(self, step: Step, injections: Sequence[Injection]) -> tuple[Branch, ...]:
+        assert self.call is not None
+        asked = {branch for injection in injections for branch in injection.branches(step)} - set(self.call.branches)
+        further: tuple[Branch, ...] = ("perturbed", "negative", "source")
+        known = {"perturbed", *self.further}
+        return (*self.call.branches, *(branch for branch in further if branch in asked and branch in known))
+
+    def for_pass(self, context: PassContext) -> Conditioning:
+        call = self.call
+        assert call is not None
+        arguments = call.part(part_positions(call, context))
+        for branch, texts in self.further.items():
+            places = context.positions(branch)
+            if places and branch not in call.branches:
+                rows = [context.rows[place] for place in places]
+                extra = {name: (states[rows], None) for name, (states, _) in texts.extra.items()}
+                arguments = put_texts(arguments, call.form, places, Conditioning(texts.cond[rows], None, extra))
+        return CallPart(arguments[call.form.states], None, {}, arguments, call)
+
+    @property
+    def halves(self) -> tuple[Branch, ...]:
+        return ("uncond", "cond") if "uncond" in self.states else ("cond",)
+
+
+def called_model(adapter: type[ModelAdapter], pipeline: Any, network: nn.Module) -> Any:
+    """An adapter of a pipeline in whose passes the network is called as the pipeline calls it.
+
+    Args:
+        adapter: The family's adapter class.
+        pipeline: Whose network and texts are read.
+        network: That is called.
+
+    Returns:
+        A :class:`Called` of the family.
+    """
+    kind = type(f"Called{adapter.__name__}", (Called, adapter), {})
+    model = kind(pipeline, type(pipeline).__name__)
+    model._network, model.forward = network, network.forward
+    model._walked = model._modules()
+    return model
+
+
+class Called:
+    """The part of such an adapter that is not the family's.
+
+    Attributes:
+        forward: The network's own.
+        outcome: The network's newest answer in the form that the pipeline asked for.
+        splits: Whether attention may split a batch by a number of blocks of its own.
+    """
+
+    _network: nn.Module
+    forward: Callable[..., Any]
+    outcome: Any = None
+    splits: bool = False
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """As the family has it, but for channels that the network reads beside latents."""
+        _, rows, columns = super().latent_shape(height, width)  # type: ignore[misc]
+        return self._channels, rows, columns
+
+    @property
+    def _channels(self) -> int:
+        config: Any = self._network.config
+        return int(config.out_channels)
+
+    def predict(
+        self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
+    ) -> Tensor | None:
+        assert isinstance(conditioning, CallPart) and conditioning.call is not None
+        call, arguments = conditioning.call, dict(conditioning.arguments)
+        packed = arguments[call.form.latents]
+        arguments[call.form.latents] = call.packing.pack(latents.to(packed.dtype), packed)
+        part = len(packed) != call.batch or until is not None
+        names = [] if until is None else list(dict.fromkeys(site.name for site in until))
+        stop = stop_after([self._network.get_submodule(name) for name in names]) if names else nullcontext()
+        with plain_processors(self._network) if part and self.splits else nullcontext(), stop:
+            self.outcome = self.forward(**arguments)
+            answer = self.outcome[0] if isinstance(self.outcome, tuple) else self.outcome.sample
+            return call.packing.unpack(answer)
+        return None
+
+
+@contextmanager
+def plain_processors(network: nn.Module) -> Iterator[None]:
+    """Attention without the processors that split a batch by a number of blocks of their own (PAG), each put back."""
+    split = {module: module.processor for module in network.modules() if splits_batch(module)}
+    for module in split:
+        module.processor = _plain_processor()
+    try:
+        yield
+    finally:
+        for module, processor in split.items():
+            module.processor = processor
+
+
+def splits_batch(module: nn.Module) -> bool:
+    """Whether a module's processor reads its batch as so many blocks (perturbed attention)."""
+    return type(getattr(module, "processor", None)).__name__.startswith("PAG")
+
+
+def _plain_processor() -> Any:
+    from attnguide.models.unet import plain_processor
+
+    return plain_processor()

@@ -1,0 +1,186 @@
+"""One call of the network by a pipeline: its arguments, which rows and which branches its batch holds, and parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnguide.models.base import Conditioning
+from attnguide.steering.errors import SteerError
+from attnguide.steering.forms import CallForm, Packing
+from attnguide.types import Branch, PassContext
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of the network.
+
+    Attributes:
+        arguments: By name.
+        form: How the family calls its network.
+        packing: The shape of its latents.
+        rows: Pictures.
+        branches: Of the batch, a block of rows each, in order.
+    """
+
+    arguments: Mapping[str, Any]
+    form: CallForm
+    packing: Packing
+    rows: int
+    branches: tuple[Branch, ...]
+
+    @property
+    def batch(self) -> int:
+        """Elements of the batch."""
+        return self.rows * len(self.branches)
+
+    @property
+    def states(self) -> Tensor:
+        """Text states, ``batch tokens channels``."""
+        found: Tensor = self.arguments[self.form.states]
+        return found
+
+    def block(self, branch: Branch) -> slice:
+        """Where a branch stands in the batch."""
+        at = self.branches.index(branch) * self.rows
+        return slice(at, at + self.rows)
+
+    def inputs(self, branch: Branch = "cond") -> Tensor:
+        """Latents of a branch as the network reads them, ``rows channels height width``."""
+        return self.packing.unpack(self.arguments[self.form.latents][self.block(branch)])
+
+    def position(self, row: int, branch: Branch) -> int:
+        """The element of the batch that a pass of this row and branch repeats; further branches repeat the conditional one."""
+        block = self.branches.index(branch if branch in self.branches else "cond")
+        return block * self.rows + row
+
+    def texts(self) -> Conditioning:
+        """Text states of both halves for all rows, as far as this call has them."""
+
+        def halves(value: Tensor) -> tuple[Tensor, Tensor | None]:
+            uncond = value[self.block("uncond")] if "uncond" in self.branches else None
+            return value[self.block("cond")], uncond
+
+        extra = {name: found for name, path in self.form.extra.items() if (found := _at(self.arguments, path)) is not None}
+        return Conditioning(*halves(self.states), {name: halves(value) for name, value in extra.items()})
+
+    def with_texts(self, texts: Conditioning) -> Call:
+        """The same call with other text states of both halves."""
+        halves = {"cond": texts.half(uncond=False)}
+        if texts.uncond is not None:
+            halves["uncond"] = texts.half(uncond=True)
+        parts = [halves["uncond" if "uncond" in branch else "cond"] for branch in self.branches]
+        changed = {self.form.states: torch.cat([part.cond for part in parts]).to(self.states.dtype)}
+        arguments = {**self.arguments, **changed}
+        for name in texts.extra:
+            value = torch.cat([part.extra[name][0] for part in parts])
+            arguments = _replaced(arguments, self.form.extra[name], value)
+        return replace(self, arguments=arguments)
+
+    def with_inputs(self, latents: Tensor) -> Call:
+        """The same call at other latents ``batch channels height width``, as the network reads them."""
+        name = self.form.latents
+        return replace(self, arguments={**self.arguments, name: self.packing.pack(latents, self.arguments[name])})
+
+    def part(self, positions: Sequence[int]) -> dict[str, Any]:
+        """Arguments of a call for some elements of the batch, which may come repeatedly and in any order."""
+        if list(positions) == list(range(self.batch)):
+            return dict(self.arguments)
+        taken: dict[str, Any] = taken_rows(self.arguments, list(positions), self.batch, self.form.whole)
+        return taken
+
+
+def taken_rows(value: Any, positions: list[int], batch: int, whole: frozenset[str], path: str = "") -> Any:
+    """The elements at ``positions`` of every tensor in an argument whose first axis is the batch.
+
+    Args:
+        value: A tensor, or tensors in mappings and lists; everything else is left as it is.
+        positions: Elements of the batch.
+        batch: Elements that there are.
+        whole: Paths of what has no batch axis.
+        path: Of ``value``, names joined by dots.
+    """
+    if path in whole:
+        return value
+    if isinstance(value, Tensor):
+        return value[positions] if value.ndim and len(value) == batch else value
+    if isinstance(value, Mapping):
+        before = f"{path}." if path else ""
+        return {key: taken_rows(item, positions, batch, whole, f"{before}{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        found = [taken_rows(item, positions, batch, whole, path) for item in value]
+        return found if isinstance(value, list) else tuple(found)
+    return value
+
+
+def put_texts(arguments: dict[str, Any], form: CallForm, places: Sequence[int], texts: Conditioning) -> dict[str, Any]:
+    """Arguments with other text states at some elements of their batch.
+
+    Args:
+        arguments: Of a call.
+        form: How the family calls its network.
+        places: Elements of the batch.
+        texts: One for each of ``places``, in ``cond``.
+    """
+
+    def put(value: Tensor, new: Tensor) -> Tensor:
+        value = value.clone()
+        value[list(places)] = new.to(value)
+        return value
+
+    arguments = {**arguments, form.states: put(arguments[form.states], texts.cond)}
+    for name, (states, _) in texts.extra.items():
+        path = form.extra.get(name)
+        value = None if path is None else _at(arguments, path)
+        if path is not None and value is not None:
+            arguments = _replaced(arguments, path, put(value, states))
+    return arguments
+
+
+def _at(arguments: Mapping[str, Any], path: Sequence[str]) -> Tensor | None:
+    found: Any = arguments
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _replaced(arguments: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    first, *rest = path
+    return {**arguments, first: _replaced(arguments[first], rest, value) if rest else value}
+
+
+def part_positions(call: Call, context: PassContext) -> list[int]:
+    """For each element of a pass, the element of the pipeline's call that it repeats."""
+    return [call.position(row, branch) for row, branch in zip(context.rows, context.branches, strict=True)]
+
+
+def check_halves(call: Call, cond: Tensor, uncond: Tensor | None) -> str | None:
+    """Compare the blocks of a batch with the texts that the pipeline encoded.
+
+    Args:
+        call: Whose branches are those expected of its pipeline.
+        cond: Text states of all rows.
+        uncond: Of their negative prompts.
+
+    Returns:
+        A remark where the conditional texts are not those that were encoded.
+
+    Raises:
+        SteerError: If the halves stand in another order.
+    """
+    if "cond" not in call.branches:
+        return None
+    found = call.states[call.block("cond")]
+
+    def same(texts: Tensor | None) -> bool:
+        return texts is not None and texts.shape == found.shape and torch.equal(texts.to(found), found)
+
+    if same(cond):
+        return None
+    if same(uncond):
+        raise SteerError("The network's batch cannot be read: its unconditional half stands where the conditional one should.")
+    return "the text states are not those that the pipeline encoded; the halves of a batch are told by their order"

@@ -1,0 +1,55 @@
+"""The block in which a pipeline is steered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from attnguide.attention.hooks import eager
+from attnguide.steering.errors import SteerError
+from attnguide.steering.follower import Follower, parts_of
+from attnguide.steering.hooks import steered
+from attnguide.steering.methods import check_places, fitting_methods
+from attnguide.steering.pipelines import adapter_of, known_pipeline
+from attnguide.steering.request import Request
+from attnguide.steering.run import SteerRun
+
+
+@contextmanager
+def steer_calls(pipeline: Any, request: Request, run: SteerRun | None = None) -> Iterator[SteerRun]:
+    """Methods in every call that ``pipeline`` makes inside the block.
+
+    Args:
+        pipeline: Of diffusers; everything of it is put back at the end.
+        request: What should happen.
+        run: To be filled; a new one when ``None``.
+
+    Raises:
+        SteerError: If the pipeline or a method cannot be steered from inside, or the pipeline does what cannot be followed.
+    """
+    run = SteerRun() if run is None else run
+    run.seed = request.seed
+    known = known_pipeline(pipeline)
+    network = getattr(pipeline, known.form.network)
+    if hasattr(network, "_orig_mod"):
+        raise SteerError(
+            f"The pipeline's {known.form.network} is compiled code, in which nothing can be read: compile it in place "
+            f"(pipeline.{known.form.network}.compile()), which is left out where attention is read."
+        )
+    if any(steered(part, name) for part, name in parts_of(pipeline, known.form).items()):
+        raise SteerError("The pipeline, or a part that it shares, is steered already; name several methods in one steer().")
+    for regions in request.regions:
+        check_places(regions)
+    request = replace(request, methods=fitting_methods(request.methods, run.notes))
+    follower = Follower(pipeline, known.form, adapter_of(pipeline, known), request, run)
+    with eager([network]), follower.hooks.undone():
+        try:
+            follower.install()
+            yield run
+            follower.finish()
+        finally:
+            follower.close()
+    if run.calls == 0:
+        raise SteerError(f"The block was left without a call of the {type(pipeline).__name__}: nothing was steered.")

@@ -1,0 +1,278 @@
+"""The loop side: follows a pipeline from call to call of its network and its scheduler, and knows nothing of its family."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.models.base import ModelAdapter
+from attnguide.steering.called_model import called_model
+from attnguide.steering.calls import Call, check_halves
+from attnguide.steering.controls import Controls
+from attnguide.steering.errors import SteerError
+from attnguide.steering.following import Following, usable
+from attnguide.steering.forms import CallForm, Encoded
+from attnguide.steering.hooks import Hooks
+from attnguide.steering.live_scheduler import live_scheduler
+from attnguide.steering.request import Request
+from attnguide.steering.run import Pictures, SteerRun
+from attnguide.steering.start import make_rows, read_prompts, start
+
+
+class Follower:
+    """Methods in every call that a pipeline makes.
+
+    Args:
+        pipeline: Of diffusers.
+        form: How it calls its network.
+        adapter: Of its family.
+        request: What was asked for.
+        run: Of the user.
+    """
+
+    def __init__(self, pipeline: Any, form: CallForm, adapter: type[ModelAdapter], request: Request, run: SteerRun) -> None:
+        self.pipeline, self.form, self.request, self.run = pipeline, form, request, run
+        self.network: nn.Module = getattr(pipeline, form.network)
+        self.scheduler = pipeline.scheduler
+        self.hooks = Hooks()
+        self.model = run.model = called_model(adapter, pipeline, self.network)
+        self._names = [name for name in inspect.signature(type(self.network).forward).parameters if name != "self"]
+        self._owner = threading.get_ident()
+        self._inside = False
+        self._stack = ExitStack()
+        self._following: Following | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing of a pipeline's call is known."""
+        self._encoded: list[Encoded] = []
+        self._ran = False
+        self._scaled: tuple[Tensor, Tensor] | None = None
+        self._checked: tuple[Tensor, tuple[Any, ...]] | None = None
+        self._pictures = Pictures()
+        self._controls = Controls(self.request.refresh_controlnet)
+
+    # ----------------------------------------------------------------------------------------------------- what is replaced
+
+    def install(self) -> None:
+        """Replace what is followed."""
+        pipeline = self.pipeline
+        self.hooks.add(pipeline, self.form.encoder, self._encoding)
+        self.hooks.add(self.scheduler, "scale_model_input", self._scaling)
+        self.hooks.add(self.scheduler, "step", self._stepping)
+        self.hooks.add(self.network, "forward", self._calling)
+        self.hooks.add(pipeline, "maybe_free_model_hooks", self._ending)
+        if getattr(pipeline, "image_processor", None) is not None:
+            self.hooks.add(pipeline.image_processor, "postprocess", self._showing)
+        if isinstance(getattr(pipeline, "controlnet", None), nn.Module):
+            self.hooks.add(pipeline.controlnet, "forward", self._controlling)
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        """What happens inside is no part of what the pipeline does."""
+        before, self._inside = self._inside, True
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        finally:
+            self._inside = before
+
+    @property
+    def _away(self) -> bool:
+        """Whether a call is none of the pipeline's own: it is ours, or another thread's."""
+        return self._inside or threading.get_ident() != self._owner
+
+    def _encoding(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(before)
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            if self._away:
+                return before(*args, **kwargs)
+            self._begin()
+            answer = before(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            images = int(given.get("num_images_per_prompt") or 1)
+            self._encoded.append(Encoded(given.get("prompt"), given.get("prompt_2"), images, answer))
+            return answer
+
+        return encode_prompt
+
+    def _scaling(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def scale_model_input(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            scaled: Tensor = before(sample, *args, **kwargs)
+            if not self._away:
+                self._scaled = sample, scaled
+            return scaled
+
+        return scale_model_input
+
+    def _controlling(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self._away:
+                self._controls.called(self.pipeline.controlnet, before, args, kwargs)
+            return before(*args, **kwargs)
+
+        return forward
+
+    def _calling(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        self.model.forward = before
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._away:
+                return before(*args, **kwargs)
+            arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
+            with self._own():
+                following, call = self._read(arguments)
+                step = following.at(arguments[self.form.timestep], self.form.time_scale)
+                if not self.request.idle:
+                    return following.evaluated(call, step, self._scaled)
+                following.passed(call)
+            return before(*args, **kwargs)
+
+        return forward
+
+    def _stepping(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(before)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if self._away:
+                return before(*args, **kwargs)
+            following, bound = self._following, signature.bind(*args, **kwargs)
+            if following is None:
+                raise SteerError("The pipeline's scheduler moves latents that its network has not seen.")
+            with self._own():
+                following.before_step(bound.arguments)
+            answer = before(*bound.args, **bound.kwargs)
+            self._scaled = None
+            with self._own():
+                return following.after_step(answer, bound.arguments["model_output"])
+
+        return step
+
+    def _ending(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe_free_model_hooks(*args: Any, **kwargs: Any) -> Any:
+            if not self._away:
+                self.finish()
+            return before(*args, **kwargs)
+
+        return maybe_free_model_hooks
+
+    def _showing(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(before)
+
+        def postprocess(*args: Any, **kwargs: Any) -> Any:
+            made = before(*args, **kwargs)
+            if not self._away:
+                given = signature.bind(*args, **kwargs).arguments
+                self._pictures.hold(before, given.get("image"), made, given.get("do_denormalize"))
+            return made
+
+        return postprocess
+
+    # --------------------------------------------------------------------------------------------------- a pipeline's call
+
+    def _begin(self) -> None:
+        """The pipeline encodes a prompt: if its network has run since the last time, a new call begins.
+
+        Raises:
+            SteerError: If a part that is followed was replaced.
+        """
+        if self._ran:
+            self.finish()
+        for name, part in ((self.form.network, self.network), ("scheduler", self.scheduler)):
+            if getattr(self.pipeline, name) is not part:
+                raise SteerError(f"The pipeline's {name} was replaced inside the block; replace it before.")
+        self.hooks.renew()
+
+    def _read(self, arguments: dict[str, Any]) -> tuple[Following, Call]:
+        """Rows and branches of a call of the network."""
+        form, following = self.form, self._following
+        if not self._encoded:
+            raise SteerError(f"The network was called outside of a call of the {type(self.pipeline).__name__} that is steered.")
+        arguments = arguments if self.request.idle else usable(arguments)
+        texts = form.encoded(self._encoded)
+        rows, elements = len(texts.cond), len(arguments[form.latents])
+        halves = form.halves(self.pipeline, elements // rows)
+        branches = halves[min(following.calls if following else 0, len(halves) - 1)]
+        if elements != rows * len(branches):
+            raise SteerError(
+                f"The network's batch cannot be read: it has {elements} elements, and {len(branches)} for each of {rows} "
+                "pictures were expected."
+            )
+        call = Call(arguments, form, form.packing(self.network, arguments), rows, branches)
+        if self._checked is None or self._checked[0] is not call.states or self._checked[1] != branches:
+            self._checked = call.states, branches
+            self._check(call, texts.cond, texts.uncond)
+        if following is None:
+            following = self._following = self._start(call, texts.encoded)
+        return following, call
+
+    def _check(self, call: Call, cond: Tensor, uncond: Tensor | None) -> None:
+        """Compare the texts of a call with those that were encoded."""
+        remark = check_halves(call, cond, uncond)
+        if remark is None:
+            return
+        if self._following is not None and self._following.started.texts is not None:
+            raise SteerError("The pipeline's text states were changed inside its call, and a method changes them, too.")
+        if remark not in self.run.notes:
+            self.run.notes.append(remark)
+
+    def _start(self, call: Call, given: Encoded) -> Following:
+        """Everything that is made once for a pipeline's call."""
+        run, request, model, pipeline = self.run, self.request, self.model, self.pipeline
+        self._ran = True
+        time = float(torch.as_tensor(call.arguments[self.form.timestep]).flatten()[0]) / self.form.time_scale
+        scheduler = live_scheduler(self.scheduler, time, getattr(pipeline, "_num_timesteps", None))
+        prompts = request.prompts_of(given.prompt)
+        if given.second is not None and given.second != given.prompt and any(request.regions):
+            raise SteerError("The second text encoder was given a prompt of its own, in which words have other places.")
+        height, width = model.default_size
+        factor = height // model.latent_shape(height, width)[1]
+        rows, columns = call.inputs(call.branches[0]).shape[-2:]
+        size = rows * factor, columns * factor
+        samples = make_rows(request, prompts, call, getattr(pipeline, "guidance_scale", None), scheduler.asked, size)
+        run.began(samples)
+        tokenized = read_prompts(model, samples, call, prompts is not None)
+        started = start(request, run, model, samples, tokenized, call, scheduler, size)
+        self._stack.enter_context(started.steering.attached())
+        started.batch.observer.on_sample_start(started.batch.info)
+        return Following(started, model, scheduler, self._controls)
+
+    def finish(self) -> None:
+        """The pipeline's call has ended, or is left."""
+        following, pictures, model = self._following, self._pictures, self.model
+        self.close()
+        if following is None:
+            return
+        started, run, latents = following.started, self.run, following.last
+        batch, rows = started.batch, len(started.batch.samples)
+        if not following.done:
+            run.notes.append(f"the pipeline ended after {following.index} of {len(following.scheduler.steps)} evaluations")
+        if started.maps is not None:
+            run.maps = started.maps.maps()
+        notes = [batch.effects.note(row) if following.done else None for row in range(rows)]
+        statuses = [batch.stopped.get(row) or (f"ok: {note}" if note else "ok") for row, note in enumerate(notes)]
+        for remark in dict.fromkeys([*batch.stopped.values(), *(note for note in notes if note)]):
+            run.notes.append(remark)
+            warnings.warn(f"In the steered call: {remark}.", stacklevel=4)
+        run.ended(lambda: pictures.pictures(model, latents, rows), latents, batch.ledger.close(), statuses)
+        if started.observer is not None:
+            started.observer.on_sample_end(run.results)
+
+    def close(self) -> None:
+        """Whatever is attached for a call is taken out."""
+        self._following = None
+        self._forget()
+        self._stack.close()
+
+
+def parts_of(pipeline: Any, form: CallForm) -> Mapping[Any, str]:
+    """What is replaced on a pipeline: objects, and the names of their methods."""
+    return {pipeline: form.encoder, getattr(pipeline, form.network): "forward", pipeline.scheduler: "step"}

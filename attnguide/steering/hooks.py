@@ -1,0 +1,90 @@
+"""What is replaced on a pipeline's parts while it is steered, and put back whatever happens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""From a method as it is to the one that stands in for it."""
+
+_MARK = "__steered__"
+
+
+class Replacement:
+    """A method of one object, replaced for a while.
+
+    Libraries that move a network between devices replace its ``forward`` too, and anew after every call of the pipeline: what
+    they put there is wrapped again by :meth:`renew`.
+
+    Args:
+        owner: The object.
+        name: Of its method.
+        wrap: Makes the replacement, which keeps the method's name and signature, as pipelines ask for them.
+    """
+
+    def __init__(self, owner: Any, name: str, wrap: Wrap) -> None:
+        self.owner, self.name, self._wrap = owner, name, wrap
+        self._install()
+
+    def _install(self) -> None:
+        self._own = self.name in vars(self.owner)
+        self.before: Callable[..., Any] = getattr(self.owner, self.name)
+        self._now = functools.wraps(self.before)(self._wrap(self.before))
+        setattr(self._now, _MARK, True)
+        setattr(self.owner, self.name, self._now)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the replacement is what the object has now."""
+        return vars(self.owner).get(self.name) is self._now
+
+    def renew(self) -> None:
+        """Replace what has come in the place of the replacement."""
+        if not self.in_place:
+            self._install()
+
+    def undo(self) -> None:
+        """Put back what was there before, unless something else has come in the place of the replacement."""
+        if not self.in_place:
+            return
+        if self._own:
+            setattr(self.owner, self.name, self.before)
+        else:
+            delattr(self.owner, self.name)
+
+
+def steered(owner: Any, name: str) -> bool:
+    """Whether a method of an object is a replacement already."""
+    return hasattr(vars(owner).get(name), _MARK)
+
+
+class Hooks:
+    """All replacements on one pipeline."""
+
+    def __init__(self) -> None:
+        self._all: list[Replacement] = []
+
+    def add(self, owner: Any, name: str, wrap: Wrap) -> Replacement | None:
+        """Replace a method; ``None`` if the object has none of this name."""
+        if not callable(getattr(owner, name, None)):
+            return None
+        self._all.append(Replacement(owner, name, wrap))
+        return self._all[-1]
+
+    def renew(self) -> None:
+        """See :meth:`Replacement.renew`."""
+        for one in self._all:
+            one.renew()
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Put everything back at the end, the newest first, even if one of them cannot be."""
+        try:
+            yield
+        finally:
+            with ExitStack() as stack:
+                for one in self._all:
+                    stack.callback(one.undo)

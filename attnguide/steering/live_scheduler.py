@@ -1,0 +1,113 @@
+"""The pipeline's own scheduler while the pipeline moves it: where each evaluation of the network lies in the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from attnguide.models.schedulers import DiscreteScheduler, FlowScheduler, NoiseScheduler, is_flow
+from attnguide.steering.errors import SteerError
+from attnguide.types import Step
+
+
+class _Live(NoiseScheduler):
+    """A scheduler that somebody else has set to its steps and moves on.
+
+    Args:
+        scheduler: Of diffusers; it is read, never moved.
+        timestep: Of the first evaluation.
+        count: Evaluations that the pipeline will make; those to the end of the schedule when ``None``.
+
+    Attributes:
+        begin: The first evaluation's number in the whole schedule.
+
+    Raises:
+        SteerError: If the scheduler is of a class or set up in a way that is not supported, or has no such timestep.
+    """
+
+    def __init__(self, scheduler: Any, timestep: float, count: int | None) -> None:
+        try:
+            self._check_kind(scheduler)
+        except ValueError as error:
+            raise SteerError(f"The pipeline's scheduler cannot be followed: {error}") from error
+        self._scheduler = scheduler
+        self._timesteps: Tensor = scheduler.timesteps
+        whole = self._laid_out()
+        told = [step.timestep for step in whole]
+        self.begin = _beginning(scheduler, told, timestep)
+        count = len(whole) - self.begin if count is None else min(count, len(whole) - self.begin)
+        chosen = whole[self.begin : self.begin + count]
+        first = chosen[0].number
+        self._timesteps = self._timesteps[self.begin : self.begin + count]
+        self.steps = tuple(
+            replace(step, index=index, count=count, number=max(step.number - first, 0)) for index, step in enumerate(chosen)
+        )
+        self._asked = sum(step.begins for step in chosen)
+
+    @property
+    def asked(self) -> int:
+        """Denoising steps."""
+        return self._asked
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pipeline begins at the first evaluation, hence with noise alone."""
+        return self.begin == 0
+
+    def tells(self, index: int) -> Tensor:
+        """What evaluation ``index`` is told of the time, as the scheduler has it."""
+        return self._timesteps[index]
+
+    def anew(self) -> Self:
+        raise SteerError("A pipeline's own call cannot be begun anew; attnguide.sample can.")
+
+    def latents_moved(self, change: Tensor, step: Step) -> None:
+        super().latents_moved(change, replace(step, index=step.index + self.begin, count=step.count + self.begin))
+
+
+class LiveDiscrete(_Live, DiscreteScheduler):
+    """Of a network that predicts noise, ``v`` or clean latents."""
+
+
+class LiveFlow(_Live, FlowScheduler):
+    """Of a network that predicts the velocity of flow matching."""
+
+
+def live_scheduler(scheduler: Any, timestep: float, count: int | None) -> LiveDiscrete | LiveFlow:
+    """A pipeline's scheduler, whose timesteps are set; see :class:`_Live` for arguments and errors."""
+    kind = LiveFlow if is_flow(scheduler) else LiveDiscrete
+    return kind(scheduler, timestep, count)
+
+
+def _beginning(scheduler: Any, told: list[float], timestep: float) -> int:
+    """The number of the first evaluation.
+
+    Timesteps repeat (a second-order scheduler has every one of them twice), and a pipeline that begins at a picture leaves some
+    out: it says where it begins, or the scheduler knows where it stands.
+    """
+    found = [index for index, one in enumerate(told) if abs(one - timestep) <= 1e-4 * max(1.0, abs(timestep))]
+    if not found:
+        raise SteerError(
+            f"The network was called at timestep {timestep:g}, which is none of the pipeline's scheduler ({len(told)} from "
+            f"{told[0]:g} to {told[-1]:g})."
+        )
+    for known in (getattr(scheduler, "begin_index", None), getattr(scheduler, "step_index", None)):
+        if known is not None and known in found:
+            return int(known)
+    return found[0]
+
+
+def same_time(given: Any, expected: Tensor, scale: float) -> bool:
+    """Whether a network's argument is what a scheduler tells at an evaluation, times ``scale``.
+
+    A view of the scheduler's own tensor is recognised without reading it, which would wait for the device.
+    """
+    if isinstance(given, Tensor) and given.data_ptr() == expected.data_ptr() and scale == 1:
+        return True
+    number = torch.as_tensor(given).flatten()[0]
+    wanted = float(expected) * scale
+    coarse = torch.finfo(number.dtype).eps if number.dtype.is_floating_point else 0.0
+    return abs(float(number) - wanted) <= max(coarse, 1e-6) * max(abs(wanted), scale)

@@ -1,0 +1,71 @@
+"""Which pipelines of diffusers can be steered from inside, and how each calls its network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attnguide.models.base import ModelAdapter
+from attnguide.models.support import adapter_class
+from attnguide.steering.errors import SteerError
+from attnguide.steering.forms import UNET, CallForm
+
+
+@dataclass(frozen=True)
+class Known:
+    """A pipeline that can be steered from inside.
+
+    Attributes:
+        family: The supported pipeline whose adapter reads this one's network and texts.
+        form: How it calls the network.
+    """
+
+    family: str
+    form: CallForm
+
+
+_SD, _XL = Known("StableDiffusionPipeline", UNET), Known("StableDiffusionXLPipeline", UNET)
+
+PIPELINES: Mapping[str, Known] = {
+    **{f"StableDiffusion{kind}Pipeline": _SD for kind in ("", "Img2Img", "Inpaint")},
+    **{f"StableDiffusionXL{kind}Pipeline": _XL for kind in ("", "Img2Img", "Inpaint")},
+}
+"""By the name of the class; exactly these, since a derived class may call its network in another way."""
+
+_WHY: dict[str, str] = {
+    r"AnimateDiff|Video|Wan|LTX|CogVideo|Mochi|PIA|I2V|T2V": "its network reads frames beside one another",
+    r"Cascade|Wuerstchen|Kandinsky|UnCLIP|^IF": "it makes a picture in stages of several networks",
+    r"Sana": "its self-attention is linear, without a map",
+    r"Upscale": "its network reads a small picture and a noise level",
+}
+"""Why pipelines of some kinds cannot be steered, by what their names say."""
+
+
+def known_pipeline(pipeline: Any) -> Known:
+    """What is known of a pipeline.
+
+    Raises:
+        SteerError: If it is of a class that is not known, naming it.
+    """
+    kind = type(pipeline)
+    found = PIPELINES.get(kind.__name__)
+    if found is not None and kind.__module__.startswith("diffusers."):
+        return found
+    name = kind.__name__
+    if found is not None:
+        base = next((one.__name__ for one in kind.__mro__ if one.__module__.startswith("diffusers.")), name)
+        raise SteerError(
+            f"{name} of {kind.__module__} is not diffusers' own and may call its network in another way; hand over "
+            f"{base}.from_pipe(pipeline)."
+        )
+    parent = next((one.__name__ for one in kind.__mro__[1:] if one.__name__ in PIPELINES), None)
+    why = next((f" ({reason})" for pattern, reason in _WHY.items() if re.search(pattern, name)), "")
+    way = f"; hand over {parent}.from_pipe(pipeline), if that is what it should do" if parent else ""
+    raise SteerError(f"{name} cannot be steered from inside{why}{way}. Known are {', '.join(PIPELINES)}.")
+
+
+def adapter_of(pipeline: Any, known: Known) -> type[ModelAdapter]:
+    """The family's adapter class."""
+    return adapter_class(known.family)

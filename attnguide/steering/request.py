@@ -1,0 +1,73 @@
+"""What the user asked for, before the pipeline is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnguide.engine.observer import Observer
+from attnguide.steering.errors import SteerError
+from attnguide.types import MethodConfig, Region
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What should happen inside the pipeline's calls.
+
+    Attributes:
+        prompts: The announced ones; ``None`` where they are taken from the call.
+        regions: One tuple for all prompts, or one for each.
+        groups: Words that belong together, for all prompts.
+        methods: Guidances and injections.
+        seed: Of the first picture's noise that methods draw; the next pictures have the next numbers.
+        observer: Told of everything, where there is one.
+        maps: Whether each region's mean map is kept.
+        refresh_controlnet: Whether ControlNets see latents that guidance has moved.
+    """
+
+    prompts: tuple[str, ...] | None = None
+    regions: tuple[tuple[Region, ...], ...] = ((),)
+    groups: tuple[tuple[str, ...], ...] = ()
+    methods: tuple[MethodConfig, ...] = ()
+    seed: int = 0
+    observer: Observer | None = None
+    maps: bool = True
+    refresh_controlnet: bool = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is read, changed or watched."""
+        kept = self.maps and any(self.regions)
+        return not self.methods and not kept and self.observer is None
+
+    def prompts_of(self, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+        """The prompts of a call; ``None`` where nobody says any.
+
+        Args:
+            given: What the pipeline was called with; ``None`` where it was text states.
+
+        Raises:
+            SteerError: If other ones were announced.
+        """
+        called = None if given is None else (given,) if isinstance(given, str) else tuple(given)
+        if self.prompts is None or called is None:
+            return self.prompts if called is None else called
+        if called != self.prompts:
+            raise SteerError(f"steer was told of {_told(self.prompts)}, but the pipeline was called with {_told(called)}.")
+        return called
+
+    def regions_of(self, prompts: int) -> tuple[tuple[Region, ...], ...]:
+        """Regions of each prompt.
+
+        Raises:
+            SteerError: If they were given for another number of prompts.
+        """
+        if len(self.regions) == 1:
+            return self.regions * prompts
+        if len(self.regions) != prompts:
+            raise SteerError(f"regions were given for {len(self.regions)} prompts, but the pipeline was called with {prompts}.")
+        return self.regions
+
+
+def _told(prompts: Sequence[str]) -> str:
+    return f"the prompt {prompts[0]!r}" if len(prompts) == 1 else f"{len(prompts)} prompts, the first {prompts[0]!r}"

@@ -1,0 +1,169 @@
+"""What the user holds while a pipeline is steered: maps, costs and results of its newest call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.attention.sites import Site, SiteSelector
+from attnguide.engine.noise import generators, initial_noise
+from attnguide.engine.observer import UpdateEvent
+from attnguide.models.base import ModelAdapter
+from attnguide.prompt.targets import Targets, region_maps
+from attnguide.types import Cost, PassContext, Sample, SampleResult
+
+
+@dataclass(eq=False)
+class SteerRun:
+    """Filled while the pipeline runs; of its newest call.
+
+    Attributes:
+        maps: For each region's phrase its words' mean attention over all denoising passes, ``rows height width`` in float32
+            on the CPU, at the model's guidance level; zeros in rows without the phrase.
+        cost: What each row took.
+        samples: The rows, as a table would have them.
+        updates: Guidance updates, in order.
+        stopped: Reason of each row that guidance gave up.
+        notes: Remarks on what was done otherwise than asked for.
+        calls: Pipeline calls that were followed to their end.
+        seed: Of the first picture's noise.
+    """
+
+    seed: int = 0
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    cost: list[Cost] = field(default_factory=list)
+    samples: tuple[Sample, ...] = ()
+    updates: list[UpdateEvent] = field(default_factory=list)
+    stopped: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    calls: int = 0
+    statuses: list[str] = field(default_factory=list)
+    model: ModelAdapter | None = None
+    _pictures: Callable[[], Sequence[Image.Image | None]] | None = field(default=None, repr=False)
+    _final: Tensor | None = field(default=None, repr=False)
+    _results: list[SampleResult] | None = field(default=None, repr=False)
+    _noise: tuple[Tensor, list[torch.Generator]] | None = field(default=None, repr=False)
+
+    @property
+    def results(self) -> list[SampleResult]:
+        """One for each picture of the newest call that has ended.
+
+        Pictures are the pipeline's own; where it gave latents, the model decodes them.
+        """
+        if self._results is None:
+            pictures = self._pictures() if self._pictures is not None else [None] * len(self.samples)
+            self._results = [
+                SampleResult(sample, picture, None if self._final is None else self._final[row].float().cpu(), cost, status)
+                for row, (sample, picture, cost, status) in enumerate(
+                    zip(self.samples, pictures, self.cost, self.statuses, strict=True)
+                )
+            ]
+        return self._results
+
+    def latents(self, rows: int = 1, *, height: int | None = None, width: int | None = None) -> Tensor:
+        """Unit noise for the pipeline's ``latents``, as :func:`attnguide.sample` draws it for the same seeds.
+
+        Methods that draw further noise go on from there, so that the picture is that of :func:`attnguide.sample`.
+
+        Args:
+            rows: Pictures; their seeds are consecutive.
+            height: Of the pictures in pixels; the model's own when ``None``.
+            width: Likewise.
+
+        Returns:
+            ``rows channels height width``.
+        """
+        assert self.model is not None
+        size = self.model.default_size
+        shape = self.model.latent_shape(height or size[0], width or size[1])
+        sources = generators([self.seed + row for row in range(rows)])
+        noise = initial_noise(sources, shape, self.model.latents_dtype, self.model.device)
+        self._noise = noise, sources
+        return noise.clone()
+
+    def drawn(self, rows: int) -> tuple[Tensor | None, list[torch.Generator]]:
+        """The noise of :meth:`latents`, if that many rows were drawn, and the generators after it."""
+        if self._noise is not None and len(self._noise[1]) == rows:
+            noise, sources = self._noise
+            return noise, [torch.Generator().set_state(source.get_state()) for source in sources]
+        sources = generators([self.seed + row for row in range(rows)])
+        return None, sources
+
+    def began(self, samples: Sequence[Sample]) -> None:
+        """A call begins; what is known of the one before is left."""
+        self.samples, self.stopped, self.updates, self.maps = tuple(samples), {}, [], {}
+        self.cost, self.statuses, self._results, self._pictures, self._final = [], [], [], None, None
+
+    def ended(
+        self, pictures: Callable[[], Sequence[Image.Image | None]], final: Tensor | None, cost: list[Cost], statuses: list[str]
+    ) -> None:
+        """Take the outcome of a call."""
+        self._pictures, self._final, self._results = pictures, final, None
+        self.cost, self.statuses = cost, statuses
+        self.calls += 1
+
+
+class MapRecord:
+    """Mean map of every region over the denoising passes of one call.
+
+    Args:
+        targets: Words of the rows.
+        level: Map level that is read.
+    """
+
+    def __init__(self, targets: Targets, level: int) -> None:
+        self._targets = targets
+        self._sum: Tensor | None = None
+        self._seen = 0
+        sites = SiteSelector(kind="cross", levels=(level,))
+        self.probe = Probe("probs", self._record, sites, frozenset({"denoise"}))
+
+    def _record(self, site: Site, tensor: Tensor, context: PassContext) -> None:
+        cond = context.positions("cond")
+        if not cond:
+            return
+        found = region_maps(tensor[cond].mean(1), self._targets.tokens).unflatten(-1, (site.height, site.width)).float()
+        self._sum = found if self._sum is None else self._sum + found
+        self._seen += 1
+
+    def maps(self) -> dict[str, Tensor]:
+        """For each phrase ``rows height width``."""
+        if self._sum is None:
+            return {}
+        mean, found = (self._sum / self._seen).cpu(), dict[str, Tensor]()
+        for row, regions in enumerate(self._targets.regions):
+            for index, region in enumerate(regions):
+                found.setdefault(region.phrase, torch.zeros_like(mean[:, 0]))[row] = mean[row, index]
+        return found
+
+
+class Pictures:
+    """What the pipeline made of its latents: the newest argument and answer of its picture processor."""
+
+    def __init__(self) -> None:
+        self._pixels: Any = None
+        self._made: Any = None
+        self._process: Callable[..., Any] | None = None
+        self._options: Any = None
+
+    def hold(self, process: Callable[..., Any], pixels: Any, made: Any, options: Any) -> None:
+        """Keep one call of the processor."""
+        self._process, self._pixels, self._made, self._options = process, pixels, made, options
+
+    def pictures(self, model: ModelAdapter, latents: Tensor | None, rows: int) -> Sequence[Image.Image | None]:
+        """One for each row; decoded from latents where the pipeline made none."""
+        if isinstance(self._made, list) and all(isinstance(one, Image.Image) for one in self._made):
+            return self._made
+        if self._process is not None and isinstance(self._pixels, Tensor) and self._pixels.shape[1] == 3:
+            options = {} if self._options is None else {"do_denormalize": self._options}
+            return list(self._process(self._pixels.detach(), output_type="pil", **options))
+        if latents is None:
+            return [None] * rows
+        with torch.no_grad(), torch.inference_mode(False):
+            return [picture.image for picture in model.decode(latents.clone())]

@@ -1,0 +1,269 @@
+"""From a pipeline's first call of its network to rows, methods and what they hold on to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.attention.sites import Site, select
+from attnguide.batching import build_methods
+from attnguide.engine.batch import Batch
+from attnguide.engine.branches import common_source, read_source, source_prompts
+from attnguide.engine.effects import Effects, warn_of_idle
+from attnguide.engine.fitting import check_fit
+from attnguide.engine.ledger import Ledger
+from attnguide.engine.observer import BatchInfo, Observer, Observers, UpdateEvent
+from attnguide.engine.steering import Steering
+from attnguide.guidance.base import Guidance
+from attnguide.injection.base import Injection
+from attnguide.methods import check_methods
+from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.prompt.targets import Targets
+from attnguide.prompt.tokens import Segment, TokenizedPrompt
+from attnguide.steering.called_model import CallBranches, splits_batch
+from attnguide.steering.calls import Call
+from attnguide.steering.errors import SteerError
+from attnguide.steering.live_scheduler import LiveDiscrete, LiveFlow
+from attnguide.steering.request import Request
+from attnguide.steering.run import MapRecord, SteerRun
+from attnguide.types import Branch, Region, Sample
+
+
+@dataclass(eq=False)
+class Started:
+    """What is known of a pipeline's call from its first pass on.
+
+    Attributes:
+        batch: The rows.
+        steering: Their methods.
+        branches: At the first pass.
+        texts: Text states that methods have changed, of both halves; ``None`` where none does.
+        maps: Of the regions, where they are kept.
+        observer: Of the user, if there is one.
+        noise: Unit noise that the run gave out, if it did.
+    """
+
+    batch: Batch
+    steering: Steering
+    branches: CallBranches
+    texts: Conditioning | None
+    maps: MapRecord | None
+    observer: Observer | None
+    noise: Tensor | None
+
+    @property
+    def acts(self) -> bool:
+        """Whether there are methods."""
+        return bool(self.steering.injections or self.steering.readers)
+
+
+class Noted(Observer):
+    """Keeps updates and given-up rows for the user's run."""
+
+    def __init__(self, run: SteerRun) -> None:
+        self._run = run
+
+    def on_guidance_update(self, event: UpdateEvent) -> None:
+        self._run.updates.append(event)
+
+    def on_row_stopped(self, row: int, reason: str) -> None:
+        self._run.stopped[row] = reason
+
+
+def make_rows(
+    request: Request, prompts: Sequence[str] | None, call: Call, weight: Any, steps: int, size: tuple[int, int]
+) -> list[Sample]:
+    """The rows of a call, as a table would have them.
+
+    Args:
+        request: What was asked for.
+        prompts: Of the call; ``None`` where nobody says any.
+        call: The first.
+        weight: The pipeline's guidance weight, where it says one.
+        steps: Denoising steps.
+        size: Height and width of the pictures in pixels.
+
+    Raises:
+        SteerError: If pictures do not divide among the prompts, or words are to be found in no prompt.
+    """
+    texts = ("",) if prompts is None else tuple(prompts)
+    if call.rows % len(texts):
+        raise SteerError(f"The pipeline makes {call.rows} pictures, which do not divide among {len(texts)} prompts.")
+    regions = request.regions_of(len(texts))
+    if prompts is None:
+        _check_indices(regions)
+    each = call.rows // len(texts)
+    scale = float(weight) if isinstance(weight, int | float) and "uncond" in call.branches else 1.0
+    height, width = (side if side % 8 == 0 else None for side in size)
+    return [
+        Sample(
+            f"row{row}",
+            texts[row // each],
+            request.seed + row,
+            regions[row // each],
+            groups=request.groups,
+            methods=request.methods,
+            height=height,
+            width=width,
+            steps=steps,
+            cfg_scale=scale,
+        )
+        for row in range(call.rows)
+    ]
+
+
+def _check_indices(regions: Sequence[Sequence[Region]]) -> None:
+    for region in (region for several in regions for region in several):
+        if region.token_indices is None:
+            raise SteerError(
+                f"The pipeline was given text states, in which {region.phrase!r} cannot be found: name the prompt, "
+                "steer(pipeline, prompt, ...), or give the region token_indices."
+            )
+
+
+def read_prompts(model: ModelAdapter, rows: Sequence[Sample], call: Call, named: bool) -> list[TokenizedPrompt]:
+    """The rows' prompts as the network reads them.
+
+    Args:
+        model: The adapter.
+        rows: Of the call.
+        call: The first.
+        named: Whether their prompts are known; else positions alone are.
+
+    Raises:
+        SteerError: If the network reads another number of tokens than the tokenizer makes.
+    """
+    length = call.states.shape[1]
+    by_position = all(region.token_indices is not None for row in rows for region in row.regions)
+    if not named:
+        return [_unread("", length)] * len(rows)
+    known = {prompt: model.tokenize(prompt) for prompt in dict.fromkeys(row.prompt for row in rows)}
+    for prompt, tokenized in known.items():
+        if len(tokenized.tokens) != length and by_position:
+            known[prompt] = _unread(prompt, length)
+        elif len(tokenized.tokens) != length:
+            raise SteerError(
+                f"The network reads {length} tokens, but the pipeline's tokenizer makes {len(tokenized.tokens)} of {prompt!r}: "
+                "words cannot be found in such text states; give the regions token_indices."
+            )
+    return [known[row.prompt] for row in rows]
+
+
+def _unread(prompt: str, length: int) -> TokenizedPrompt:
+    """A prompt of which the positions of words are not known."""
+    return TokenizedPrompt(prompt, ("",) * length, (None,) * length, (0,) * length, segments=(Segment(0, length, length, 0),))
+
+
+def start(
+    request: Request,
+    run: SteerRun,
+    model: Any,
+    rows: Sequence[Sample],
+    tokenized: Sequence[TokenizedPrompt],
+    call: Call,
+    scheduler: LiveDiscrete | LiveFlow,
+    size: tuple[int, int],
+) -> Started:
+    """Methods in place for a pipeline's call.
+
+    Args:
+        request: What was asked for.
+        run: Of the user.
+        model: The adapter.
+        rows: Of the call.
+        tokenized: Their prompts.
+        call: The first pass.
+        scheduler: The pipeline's.
+        size: Height and width of the pictures in pixels.
+
+    Raises:
+        SteerError: If a method cannot run inside the call.
+        ValueError: If a phrase is not in its prompt, or a method cannot act on the network.
+    """
+    for row in rows:
+        check_methods(row)
+    guidances, injections = build_methods(rows)
+    methods: list[Guidance | Injection] = [*guidances, *injections]
+    source = common_source(methods)
+    if source is not None and source.trajectory == "own":
+        name = next(method.name for method in methods if method.source is source)
+        raise SteerError(
+            f"Method {name!r} reads another picture that is made beside the row's own, which a pipeline's call does not do. "
+            "Use attnguide.sample."
+        )
+    others = [read_source(model, prompt) for prompt in source_prompts(source, rows)]
+    targets = Targets.build(rows, tokenized, model.device, others, cuts_padding=model.cuts_padding)
+    for number in range(len(rows)):
+        check_fit(model, targets.select([number]), guidances, injections, size, call.branches)
+    _check_noise(injections, scheduler)
+    effects = Effects(methods, rows, targets, scheduler.steps)
+    warn_of_idle(methods, scheduler.steps)
+    texts, branches = _texts(model, call, targets, injections, effects)
+    modules: Mapping[Site, Any] = {**model.attention_modules(*size), **model.feature_modules(*size)}
+    noise, sources = run.drawn(len(rows))
+    watching = Observers([Noted(run), *([] if request.observer is None else [request.observer])])
+    batch = Batch(
+        model, rows, targets, branches, scheduler, sources, torch.empty(0), modules, Ledger(len(rows), model.device), watching,
+        effects,
+    )  # fmt: skip
+    info = BatchInfo(tuple(rows), targets, tuple(site for site in modules if site.kind != "feature"), scheduler.steps, model)
+    probes = [] if request.observer is None else list(request.observer.probes(info))
+    maps = MapRecord(targets, model.guidance_level) if request.maps and targets.count else None
+    if maps is not None:
+        probes.append(maps.probe)
+    model.splits = splits = any(splits_batch(module) for module in modules.values())
+    steering = Steering(batch, guidances, injections, probes, fuses=not splits)
+    if splits:
+        _check_split(batch, steering, probes)
+    return Started(batch, steering, branches, texts, maps, request.observer, noise)
+
+
+def _texts(
+    model: ModelAdapter, call: Call, targets: Targets, injections: Sequence[Injection], effects: Effects
+) -> tuple[Conditioning | None, CallBranches]:
+    """Text states that methods change, and those of further branches."""
+    given = texts = call.texts()
+    for injection in injections:
+        before, texts = texts, injection.condition(texts, targets, model)
+        effects.conditioned(injection, before, texts)
+    further: dict[Branch, Conditioning] = {}
+    negatives = [list(found) for injection in injections if (found := injection.negative_prompts(targets))]
+    if negatives and "uncond" in call.branches:
+        further["negative"] = model.encode_prompt(negatives[0], None)
+    if targets.source_prompts:
+        further["source"] = model.encode_prompt([prompt.text for prompt in targets.source_prompts], None)
+    states: dict[Branch, Conditioning] = {"cond": texts.half(uncond=False)}
+    if texts.uncond is not None:
+        states["uncond"] = texts.half(uncond=True)
+    branches = CallBranches(call.rows, states, False, call, further)
+    return (None if texts is given else texts), branches
+
+
+def _check_noise(injections: Sequence[Injection], scheduler: LiveDiscrete | LiveFlow) -> None:
+    """Refuse methods that change the initial noise where the pipeline begins at a picture."""
+    for injection in injections:
+        changes = type(injection).initial_noise is not Injection.initial_noise
+        if changes and not scheduler.whole:
+            raise SteerError(
+                f"Method {injection.name!r} changes the initial noise, but the pipeline begins at evaluation "
+                f"{scheduler.begin} of its schedule, at a picture."
+            )
+
+
+def _check_split(batch: Batch, steering: Steering, probes: Sequence[Probe]) -> None:
+    """Refuse what reads or edits attention whose processor splits the batch by itself, and branches beside its own."""
+    split = {site for site, module in batch.modules.items() if splits_batch(module)}
+    for selector in [*(edit.sites for edit in steering.edits), *(probe.sites for probe in probes)]:
+        there = next((site for site in select(batch.modules, selector) if site in split), None)
+        if there is not None:
+            raise SteerError(
+                f"Attention at {there.name!r} cannot be read or edited: the pipeline's own perturbed attention splits the "
+                "batch there. Choose other sites, or the pipeline without PAG."
+            )
+    if any(injection.branches(step) for injection in steering.injections for step in batch.scheduler.steps):
+        raise SteerError("A method with branches of its own cannot run beside the pipeline's perturbed attention (PAG).")
