@@ -29,6 +29,39 @@ def defaults(method: type) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
+class Knob:
+    """An option whose best value is another on another model, and the range in which it lies.
+
+    Attributes:
+        option: Its name.
+        values: That are worth trying.
+        factors: Instead of values: of what the option is otherwise.
+
+    Example:
+        >>> Knob("step_size", factors=(0.25, 1, 4)).settings(20.0)
+        [5.0, 20.0, 80.0]
+    """
+
+    option: str
+    values: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
+
+    def settings(self, now: float) -> list[float]:
+        """Values to try, where the option is ``now`` otherwise."""
+        return [float(f"{now * factor:.6g}") for factor in self.factors] or list(self.values)
+
+
+_STEP = Knob("step_size", factors=(0.0625, 0.25, 1, 4, 16))
+_SCALE = Knob("scale", factors=(0.25, 0.5, 1, 2, 4))
+_STOP = Knob("stop", (0.3, 0.5, 0.8))
+
+
+def usual_knobs(method: type) -> tuple[Knob, ...]:
+    """Knobs of a class that declares none: its strength, and how long it acts."""
+    return (_STEP if "step_size" in defaults(method) else _SCALE, _STOP)
+
+
+@dataclass(frozen=True)
 class MethodInfo:
     """Where a method lives.
 
@@ -41,6 +74,7 @@ class MethodInfo:
         per_row: Options that may differ between rows of one batch.
         placeless: An option with which words are enough where ``needs_regions`` says ``place``.
         reads_groups: Whether it uses a row's nouns and their modifiers (:mod:`attnguide.prompt.pairs`).
+        knobs: What there is to tune, in this order; none for a method whose choices are of another kind.
     """
 
     target: str
@@ -51,6 +85,7 @@ class MethodInfo:
     per_row: frozenset[str] = frozenset({"scale"})
     placeless: str | None = None
     reads_groups: bool = False
+    knobs: tuple[Knob, ...] = (_STEP, _STOP)
 
     def _repr_html_(self) -> str:
         """What it is, and its options with their defaults, for notebooks."""
@@ -60,12 +95,15 @@ class MethodInfo:
         return said + table(("option", "default"), options.items())
 
 
+_WINDOW = (Knob("start", (0.95, 0.9, 0.8)), _SCALE)
+"""Of hand-drawn maps, which act from the first step down to a timestep."""
+
 _MAPS = "attnguide.injection.hand_maps:MapInjection"
 
 
 def _hand_map(summary: str, stage: str, operation: str, levels: tuple[int, ...], scale: float) -> MethodInfo:
     preset = {"stage": stage, "operation": operation, "levels": levels, "scale": scale}
-    return MethodInfo(_MAPS, "injection", summary, preset=preset)
+    return MethodInfo(_MAPS, "injection", summary, preset=preset, knobs=_WINDOW)
 
 
 METHODS: dict[str, MethodInfo] = {
@@ -158,11 +196,13 @@ METHODS: dict[str, MethodInfo] = {
         "guidance",
         "a distribution of latents at an intermediate step under which words are attended to and keep apart",
         needs_regions="phrase",
+        knobs=(Knob("learning_rate", factors=(0.25, 1, 4)),),
     ),
     "stable": MethodInfo(
         "attnguide.guidance.stable:Stable",
         "guidance",
         "each word's attention is moved into its region without adding any; a bounded gradient may hold it there",
+        knobs=(Knob("room", (0.8, 0.9, 1.0)), Knob("fade", (0.0, 1.0)), Knob("inject_until", (1.0, 2.0, 3.0))),
     ),
     "focus": MethodInfo(
         "attnguide.guidance.focus:Focus",
@@ -191,22 +231,25 @@ METHODS: dict[str, MethodInfo] = {
     "inject6": _hand_map("replace probs, two largest map sizes", "probs", "replace", (0, 1), 3.0),
     "inject7": _hand_map("add to scores, two largest map sizes", "scores", "add", (0, 1), 30.0),
     "inject8": _hand_map("replace scores, two largest map sizes", "scores", "replace", (0, 1), 30.0),
-    "map_injection": MethodInfo(_MAPS, "injection", "the family of the eight above, every choice an option"),
+    "map_injection": MethodInfo(_MAPS, "injection", "the family of the eight above, every choice an option", knobs=_WINDOW),
     "paint_with_words": MethodInfo(
         "attnguide.injection.paint_with_words:PaintWithWords",
         "injection",
         "a word's scores are raised where it is painted",
         per_row=frozenset({"scale", "region_seeds"}),
+        knobs=(_SCALE,),
     ),
     "dense_diffusion": MethodInfo(
         "attnguide.injection.dense_diffusion:DenseDiffusion",
         "injection",
         "scores gather inside segments and leave what lies outside",
+        knobs=(Knob("cross_scale", factors=(0.5, 1, 2, 4)), _STOP),
     ),
     "forward_layout": MethodInfo(
         "attnguide.injection.forward_layout:ForwardLayout",
         "injection",
         "each word's attention is moved into its region, its total kept",
+        knobs=(Knob("scale", (0.4, 0.8, 1.0)), _STOP),
     ),
     "prompt_to_prompt": MethodInfo(
         "attnguide.injection.prompt_to_prompt:PromptToPrompt",
@@ -214,6 +257,7 @@ METHODS: dict[str, MethodInfo] = {
         "attention of another prompt's picture, token by token",
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "source_image", "reweight", "word_windows", "blend", "blend_source"}),
+        knobs=(),
     ),
     "cross_attention_control": MethodInfo(
         "attnguide.injection.cross_attention_control:CrossAttentionControl",
@@ -221,6 +265,7 @@ METHODS: dict[str, MethodInfo] = {
         "attention as it would be under another prompt on the same latents",
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "weights"}),
+        knobs=(),
     ),
     "masactrl": MethodInfo(
         "attnguide.injection.masactrl:MasaCtrl",
@@ -228,12 +273,14 @@ METHODS: dict[str, MethodInfo] = {
         "self-attention is answered by another prompt's picture",
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "source_image", "words", "source_words"}),
+        knobs=(),
     ),
     "pag": MethodInfo(
         "attnguide.injection.pag:PerturbedAttention",
         "injection",
         "away from what the network says when a place sees only itself",
         needs_regions=None,
+        knobs=(Knob("scale", factors=(0.25, 0.5, 1)),),
     ),
     "plug_and_play": MethodInfo(
         "attnguide.injection.plug_and_play:PlugAndPlay",
@@ -241,17 +288,20 @@ METHODS: dict[str, MethodInfo] = {
         "self-attention scores and features of another prompt's picture",
         needs_regions=None,
         per_row=frozenset({"scale", "source_prompt", "source_image", "negative_prompt"}),
+        knobs=(),
     ),
     "regional_prompts": MethodInfo(
         "attnguide.injection.regional_prompts:RegionalPrompts",
         "injection",
         "every region reads a prompt of its own",
+        knobs=(Knob("base", (0.1, 0.3, 0.5)), _STOP),
     ),
     "taca": MethodInfo(
         "attnguide.injection.taca:Taca",
         "injection",
         "scores of the image with the text are multiplied in the first steps",
         needs_regions=None,
+        knobs=(Knob("gamma", (1.1, 1.2, 1.4)), Knob("stop", (0.1, 0.3))),
     ),
     "best_of_k": MethodInfo(
         "attnguide.sampling.best_of_k:BestOfK",
@@ -259,6 +309,7 @@ METHODS: dict[str, MethodInfo] = {
         "several seeds, the best picture kept",
         needs_regions=None,
         per_row=frozenset(),
+        knobs=(),
     ),
 }
 """Every method by its name in CLI, YAML and Python."""

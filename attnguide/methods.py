@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from attnguide.hints import fits, spelt
 from attnguide.method_table import METHODS as METHODS
 from attnguide.method_table import Family as Family
+from attnguide.method_table import Knob as Knob
 from attnguide.method_table import MethodInfo as MethodInfo
-from attnguide.method_table import class_at, defaults
+from attnguide.method_table import class_at, defaults, usual_knobs
 from attnguide.outside import entry_point_targets, is_target, load_target
 from attnguide.parsing import shown
 from attnguide.types import MethodConfig, Sample
@@ -68,7 +69,8 @@ def _outside(target: str) -> MethodInfo:
         raise ValueError(f"Method {shown(target)} must be a subclass of attnguide.Guidance or attnguide.Injection.")
     summary = (inspect.getdoc(found) or target).split("\n")[0].rstrip(".")
     per_row = frozenset(getattr(found, "per_row", ("scale",)))
-    return MethodInfo(target, family, summary, getattr(found, "needs_regions", "place"), per_row=per_row)
+    knobs = tuple(getattr(found, "knobs", usual_knobs(found)))
+    return MethodInfo(target, family, summary, getattr(found, "needs_regions", "place"), per_row=per_row, knobs=knobs)
 
 
 def method_class(name: str) -> type:

@@ -15,13 +15,15 @@ from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan
 from attnguide.cli.values import Setting
 from attnguide.evaluation.arms import Arm, arm_rows, make_arms, slug, tries_for
-from attnguide.evaluation.benchmark import FILES, benchmark_rows, with_settings
+from attnguide.evaluation.benchmark import FILES, benchmark_parts, with_settings
+from attnguide.evaluation.development import Parts
 from attnguide.parsing import shown
 from attnguide.types import Sample
 from attnguide.yaml12 import read_yaml
 
 if TYPE_CHECKING:
     from attnguide.evaluation.callback import EvalLog
+    from attnguide.evaluation.choosing import Tuned
 
 DESCRIPTION = """\
 Compare methods on a layout benchmark: every row plain and under each --method, with the same seeds, and the best of as many
@@ -35,11 +37,15 @@ examples:
   attnguide eval 7bench.csv --box-size 512 --model ./sd15 --judge detector=google/owlv2-base-patch16-ensemble \\
       --method layout_guidance --method box_diff --method.step_size 40 --seed 0..3 --out runs/7bench
   attnguide eval --resume --out runs/7bench
+  attnguide eval benchmark --method box_diff --tune --out runs/tuned
   attnguide eval geneval.jsonl --model ./sd15 --judge detector=./owlv2 --judge clip=./clip
   attnguide eval 7bench.csv --box-size 512 --pictures other_tool/ --judge detector=./owlv2"""
 
 _LEFT_OUT = ("prompt", "regions", "groups", "methods", "compare", "plain", "seed", "rows", "maps", "norms")
 """Settings of ``attnguide sample`` that are others here, or none."""
+
+TUNE_FOLDER = "tune"
+"""In a run's folder: the pictures that settings were chosen by."""
 
 _QUIET = {"maps": False, "norms": False}
 """What an evaluation does not measure."""
@@ -119,6 +125,14 @@ def settings() -> list[Setting]:
             metavar="K",
         ),
         Setting(
+            "tune",
+            values.flag,
+            False,
+            "first choose each method's settings on rows that are not compared: the embedded benchmark's development file, "
+            "a quarter of the prompts of any other file; the most control at bounded quality, see docs/evaluation.md",
+        ),
+        Setting("tune_limit", values.whole(1), 8, "rows of each category that settings are chosen on", metavar="N"),
+        Setting(
             "reference",
             values.words,
             None,
@@ -139,20 +153,47 @@ def settings() -> list[Setting]:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
-    asked = parse("attnguide eval", sample.going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
+    words = sample.going_on(argv, TUNE_FOLDER)
+    asked = parse("attnguide eval", words, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["rows"] is None:
         raise UsageError(f"rows: expected a benchmark first: {', '.join(FILES)}, or a file of rows; got none")
     if asked["pictures"] is not None:
         from attnguide.cli.eval_pictures import judge_pictures
 
         return judge_pictures(asked)
-    plan, tries = make_eval_plan(asked)
-    from attnguide.cli.execute import execute
+    parts, chosen = _asked_for(asked)
+    plan, tries = make_eval_plan(asked, parts, chosen)
+    reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
+    from attnguide.cli.execute import INTERRUPTED, Opened, execute
     from attnguide.evaluation.callback import EvalLog
 
-    reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
-    log = EvalLog(plan.samples, tries, title_of(asked), about(plan.config, plan.samples), reference)
-    return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes))
+    opened, told = Opened(asked), about(plan.config, plan.samples)
+    tuned: list[Tuned] = []
+    if asked["tune"]:
+        from attnguide.cli.eval_tune import tuned_arms
+
+        found = tuned_arms(plan, parts, chosen, opened)
+        if found is None:
+            return INTERRUPTED
+        tuned, told = found, {**told, "tuned on": parts.told}
+        plan, tries = make_eval_plan(asked, parts, [chosen[0], *(one.arm for one in tuned)], plan.folder)
+    common = {name: asked[name] for name in ("steps", "cfg_scale", "scheduler") if asked[name] is not None}
+    log = EvalLog(plan.samples, tries, title_of(asked), told, reference, tuned, common)
+    return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes), opened)
+
+
+def _asked_for(settings: Mapping[str, Any]) -> tuple[Parts, list[Arm]]:
+    """Rows and arms.
+
+    Raises:
+        UsageError: If the benchmark or an arm cannot be read.
+    """
+    if settings["resume"] and settings["out"] is None:
+        raise UsageError("resume: expected --out with the folder of the run to go on with; got none")
+    try:
+        return benchmark_parts(settings), make_arms(settings["methods"] or [])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def folder_of(name: str, path: str) -> Path:
@@ -189,26 +230,36 @@ def _judge(config: Mapping[str, Any]) -> str:
 # -------------------------------------------------------------------------------------------------------------- the plan
 
 
-def make_eval_plan(settings: Mapping[str, Any]) -> tuple[Plan, dict[str, int]]:
+def make_eval_plan(
+    settings: Mapping[str, Any],
+    parts: Parts | None = None,
+    chosen: Sequence[Arm] | None = None,
+    folder: Path | None = None,
+) -> tuple[Plan, dict[str, int]]:
     """The rows of all arms, and for each arm the number of plain pictures that cost as much.
+
+    Args:
+        settings: Of the command.
+        parts: Of the benchmark, where it was read.
+        chosen: The arms, where they were made.
+        folder: Of the run, where it has a name.
 
     Raises:
         UsageError: If the benchmark cannot be read, an arm cannot be, or settings contradict each other.
     """
     from attnguide.rows import checked_samples
 
-    if settings["resume"] and settings["out"] is None:
-        raise UsageError("resume: expected --out with the folder of the run to go on with; got none")
+    if parts is None or chosen is None:
+        parts, chosen = _asked_for(settings)
     try:
-        chosen = make_arms(settings["methods"] or [])
-        rows = with_settings(benchmark_rows(settings), settings)
+        rows = with_settings(parts.test, settings)
         tries = _tries_of(chosen, rows, settings)
         most = max(tries.values(), default=1)
         samples = checked_samples(arm_rows(rows, chosen, settings["seed"], most), strict=settings["strict"])
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     config = {**settings, **_QUIET, "rows": _kept(settings["rows"])}
-    folder = Path(settings["out"] or Path("runs") / _new_name(str(settings["rows"])))
+    folder = folder or Path(settings["out"] or Path("runs") / _new_name(str(settings["rows"])))
     return EvalPlan(config, tuple(samples), folder, command="eval", sheet=False), tries
 
 
@@ -218,7 +269,8 @@ class EvalPlan(Plan):
     @property
     def kept_config(self) -> dict[str, Any]:
         """Settings of this command."""
-        return {name: value for name, value in super().kept_config.items() if name not in _QUIET}
+        left_out = (*_QUIET, *(() if self.config["tune"] else ("tune", "tune_limit")))
+        return {name: value for name, value in super().kept_config.items() if name not in left_out}
 
 
 def _kept(source: str) -> str:
@@ -280,6 +332,7 @@ def places(folder: Path) -> list[str]:
     found = [
         ("table.md", "scores, differences, categories and cost; table.csv and table.tex say the same"),
         ("sheets", "examples of each category, arms side by side"),
+        ("tuned", "the settings that were chosen, a file an arm: --method FILE uses them"),
         ("samples", "the pictures"),
         ("judged.csv", "what every judge saw of every picture"),
         ("records.csv", "settings, scores and costs, a line a row"),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
@@ -60,13 +61,42 @@ class _Held:
     closing: ExitStack
 
 
-def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, Sequence[str]], int] = report) -> int:
+class Opened:
+    """The model and the judges that settings name, opened when they are first needed; plans of one command share them.
+
+    Args:
+        config: Settings of the command.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    @cached_property
+    def judges(self) -> tuple[Judge, ...]:
+        """As :func:`judging` gives them."""
+        return tuple(judging(self.config["judge"]))
+
+    @cached_property
+    def model(self) -> ModelAdapter:
+        """As :func:`loaded` gives it."""
+        if is_first_process():
+            print(f"loading model {self.config['model']} ...", flush=True)
+        return loaded(self.config)
+
+
+def execute(
+    plan: Plan,
+    further: Sequence[Callback] = (),
+    tell: Callable[[Plan, Sequence[str]], int] = report,
+    opened: Opened | None = None,
+) -> int:
     """Carry a plan out.
 
     Args:
         plan: What is to be done.
         further: Callbacks after the standard ones.
         tell: Says what came of it, with notes at the end; 1 if a row failed.
+        opened: Model and judges, where other plans use them too.
 
     Returns:
         0, 1 if a row failed or is missing, 130 after Ctrl-C.
@@ -82,7 +112,8 @@ def execute(plan: Plan, further: Sequence[Callback] = (), tell: Callable[[Plan, 
         interrupted, notes = False, list[str]()
         try:
             if len(done) < len(plan.samples):
-                interrupted, notes = _predict(_ready(plan, kept, done), done, further, held)
+                ready = _ready(plan, kept, done, opened or Opened(plan.config))
+                interrupted, notes = _predict(ready, done, further, held)
         except RunError:
             if first:
                 with suppress(OSError, ValueError):  # a full disk, say, which is told already
@@ -169,23 +200,20 @@ class _Ready:
     judges: tuple[Judge, ...]
 
 
-def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str]) -> _Ready:
+def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str], opened: Opened) -> _Ready:
     """Make every check that needs no model, load the model, and let it check the rows that are not done."""
     quiet()
     config = _resolved(plan)
     devices = _check_trainer(plan)
     if plan.resume:
         check_settings(plan, config)
-    if is_first_process():
-        print(f"loading model {plan.config['model']} ...", flush=True)
-    judges = judging(plan.config["judge"])
-    model = loaded(plan.config)
+    judges, model = opened.judges, opened.model  # in this order: what cannot be judged need not be loaded
     left = [sample for sample in plan.samples if sample.id not in done]
     waiting = check_on_model(model, left, strict=is_strict(plan.config), going_on=bool(done))
     known = {sample.id: sample for sample in waiting}
     plan = replace(plan, samples=tuple(known.get(sample.id, sample) for sample in plan.samples))
     config[MADE_WITH] = made_with_model(plan, kept, model, devices)
-    return _Ready(plan, config, model, tuple(judges))
+    return _Ready(plan, config, model, judges)
 
 
 def is_first_process() -> bool:

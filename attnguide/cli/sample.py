@@ -242,8 +242,13 @@ def settings() -> list[Setting]:
     ]
 
 
-def going_on(argv: Sequence[str]) -> list[str]:
-    """With ``--resume``, the settings of the run in ``--out`` come first, so that they need not be typed again."""
+def going_on(argv: Sequence[str], inner: str = "") -> list[str]:
+    """With ``--resume``, the settings of the run in ``--out`` come first, so that they need not be typed again.
+
+    Args:
+        argv: Words after the command.
+        inner: A folder in the run's that has the settings where the run itself was not begun.
+    """
     words = list(argv)
     if "--resume" not in words:
         return words
@@ -254,9 +259,12 @@ def going_on(argv: Sequence[str]) -> list[str]:
     if not out:
         return words
     try:
-        kept = Path(local_path(out)) / CONFIG_FILE
+        folder = Path(local_path(out))
     except ValueError as error:
         raise UsageError(f"out: {error}") from error
+    kept = folder / CONFIG_FILE
+    if inner and not kept.is_file():
+        kept = folder / inner / CONFIG_FILE
     return ["--config", str(kept), *words] if kept.is_file() else words
 
 

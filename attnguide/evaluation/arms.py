@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,9 @@ ARM, SUBJECT, ATTEMPT = "arm", "subject", "attempt"
 """Tags of a row: its arm, the row of the benchmark it is of, and which of several tries it is, from 0."""
 
 MOST_TRIES = 16
+
+_LONGEST = 60
+"""Characters of a name that becomes part of a file's."""
 
 _STRIDE = 1_000_003
 """Between the seeds of tries, so that rows with neighbouring seeds do not draw the same pictures."""
@@ -120,5 +124,6 @@ def _try(row: Sample, attempt: int) -> Sample:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "_", name)[:60].strip("_.") or "arm"
+    """A name as part of a file's name; long ones are cut, and told apart by a number of their own."""
+    plain = re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("_.") or "arm"
+    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 9]}_{zlib.crc32(name.encode()):08x}"

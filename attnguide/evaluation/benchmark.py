@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.ablation.layouts import box_options
+from attnguide.evaluation.development import Parts, split_lines, split_rows
 from attnguide.evaluation.entries import CATEGORY
 from attnguide.judges.names import ASKED_TAG
 from attnguide.row_values import nearest
@@ -28,18 +29,52 @@ def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:
     Raises:
         ValueError: If the file cannot be read, a category is not there, or a row says impossibly what it asks for.
     """
-    source = str(settings["rows"])
+    return _checked(chosen_rows(_read(str(settings["rows"]), settings), settings["categories"], settings["limit"]))
+
+
+def benchmark_parts(settings: Mapping[str, Any]) -> Parts:
+    """:func:`benchmark_rows` of the part that is reported, and rows to tune on.
+
+    The embedded benchmark has a development file; any other file gives a quarter of its prompts,
+    :func:`~attnguide.evaluation.development.split_rows`.
+
+    Args:
+        settings: Also ``tune`` and ``tune_limit``.
+
+    Raises:
+        ValueError: As for :func:`benchmark_rows`; also if the file has too few prompts to be split.
+    """
+    if not settings["tune"]:
+        return Parts(benchmark_rows(settings))
+    source, categories = str(settings["rows"]), settings["categories"]
+    rows = chosen_rows(_read(source, settings), categories, None)
+    if source == "benchmark":
+        test, development, split = rows, chosen_rows(_read("development", settings), categories, None), []
+    else:
+        test, development = split_rows(rows)
+        split = split_lines(test, development)
+    return Parts(
+        _checked(chosen_rows(test, None, settings["limit"])),
+        _checked(chosen_rows(development, None, settings["tune_limit"])),
+        split,
+    )
+
+
+def _read(source: str, settings: Mapping[str, Any]) -> list[Sample]:
     path = FILES.get(source, Path(source).expanduser())
     if not path.is_file():
         raise ValueError(f"rows: expected {', '.join(FILES)}, or a file{nearest(source, tuple(FILES))}; got {source!r}")
-    rows = read_samples(path, **_boxes(source, path, settings))
-    chosen = chosen_rows(rows, settings["categories"], settings["limit"])
-    for row in chosen:
+    return read_samples(path, **_boxes(source, path, settings))
+
+
+def _checked(rows: Sequence[Sample]) -> list[Sample]:
+    """The rows without methods of their own, once what they ask for is understood."""
+    for row in rows:
         if ASKED_TAG in row.tags:
             from attnguide.metrics.asked import asked_of  # needs torch, which a plan does without where it can
 
             asked_of(row)
-    return [replace(row, methods=()) for row in chosen]
+    return [replace(row, methods=()) for row in rows]
 
 
 def _boxes(source: str, path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

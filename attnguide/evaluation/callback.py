@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.sinks import Picture, sinks_of
+from attnguide.evaluation.choosing import Tuned
 from attnguide.evaluation.compare import Comparison, compare_folder
-from attnguide.evaluation.outputs import SHEETS_FOLDER, write_comparison
+from attnguide.evaluation.outputs import SHEETS_FOLDER, write_comparison, write_tuned
 from attnguide.evaluation.tables import COLUMNS, table_lines
 from attnguide.types import Sample
 
@@ -27,6 +29,8 @@ class EvalLog(SamplingCallback):
         title: Of the tables.
         about: What was compared, by name.
         reference: Folder of real pictures that the arms' pictures are compared with.
+        tuned: What came of tuning, where the arms were tuned.
+        common: Settings of all rows, which go into the tuned configurations.
 
     Attributes:
         found: The comparison, once its files were written by this process.
@@ -40,9 +44,12 @@ class EvalLog(SamplingCallback):
         title: str,
         about: Mapping[str, str],
         reference: Path | None = None,
+        tuned: Sequence[Tuned] = (),
+        common: Mapping[str, Any] | None = None,
     ) -> None:
         self.samples, self.tries, self.title, self.about = tuple(samples), dict(tries), title, dict(about)
         self.reference = reference
+        self.tuned, self.common = tuple(tuned), dict(common or {})
         self.found: Comparison | None = None
         self.sheets: list[Path] = []
 
@@ -66,6 +73,7 @@ class EvalLog(SamplingCallback):
     def write(self, folder: Path) -> Comparison:
         """Write the files of what there is."""
         self.found = compare_folder(folder, self.samples, self.tries, self.reference)
-        files = list(write_comparison(folder, self.found, self.title, self.about))
+        files = list(write_comparison(folder, self.found, self.title, self.about, self.tuned))
+        files += write_tuned(folder, self.tuned, self.common)
         self.sheets = [path for path in files if path.parent.name == SHEETS_FOLDER]
         return self.found

@@ -31,6 +31,9 @@ _FEWEST = 8
 
 _ORDER = (*QUESTIONS, *DETAILS)
 
+Valued = Mapping[str, Sequence[tuple[Entry, float]]]
+"""Pictures of each arm with their value of one metric."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -142,12 +145,12 @@ def compare(arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> C
         rivals: For an arm, the one of equal compute.
     """
     metrics = ordered({name: None for own in arms.values() for entry in own for name in entry.numbers})
-    lines = [line for metric in metrics for line in _lines(metric, arms, rivals)]
+    valued = {metric: _valued(metric, arms) for metric in metrics}
+    lines = [line for metric in metrics for line in _lines(metric, valued[metric], rivals)]
     categories = list(dict.fromkeys(entry.category for own in arms.values() for entry in own))
     if len(categories) > 1:
         for category in categories:
-            inside = {arm: [entry for entry in own if entry.category == category] for arm, own in arms.items()}
-            lines += [replace(one, category=category) for metric in metrics for one in _means(metric, inside)]
+            lines += [replace(one, category=category) for m in metrics for one in _means(m, _inside(valued[m], category))]
     return Comparison(list(arms), metrics, lines, [_account(arm, own) for arm, own in arms.items()], {}, arms)
 
 
@@ -162,43 +165,46 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted((name for name in names if not name.endswith(COUNT_FOUND)), key=place)
 
 
-def _values(entries: Sequence[Entry], metric: str) -> dict[tuple[str, int], float]:
-    return {entry.key: value for entry in entries if (value := entry.value(metric)) is not None}
+def _valued(metric: str, arms: Mapping[str, Sequence[Entry]]) -> Valued:
+    """Pictures to which a metric applies.
+
+    A failed picture counts as 0 only where another picture of its row has the metric.
+    """
+    subjects = {entry.subject for own in arms.values() for entry in own if metric in entry.numbers}
+    return {
+        arm: [(one, value) for one in own if one.subject in subjects and (value := one.value(metric)) is not None]
+        for arm, own in arms.items()
+    }
 
 
-def _means(metric: str, arms: Mapping[str, Sequence[Entry]]) -> list[Line]:
-    lines, subjects = [], _subjects(metric, arms)
-    for arm, entries in arms.items():
+def _inside(valued: Valued, category: str) -> Valued:
+    return {arm: [pair for pair in own if pair[0].category == category] for arm, own in valued.items()}
+
+
+def _means(metric: str, valued: Valued) -> list[Line]:
+    lines = []
+    for arm, pairs in valued.items():
         clusters: dict[str, list[float]] = {}
-        for entry in entries:
-            if entry.subject not in subjects:
-                continue
-            if (value := entry.value(metric)) is not None:
-                clusters.setdefault(entry.prompt, []).append(value)
+        for entry, value in pairs:
+            clusters.setdefault(entry.prompt, []).append(value)
         mean = clustered_mean(clusters)
         if mean is not None:
             lines.append(Line(arm, metric, mean))
     return lines
 
 
-def _subjects(metric: str, arms: Mapping[str, Sequence[Entry]]) -> set[str]:
-    """Rows to which a metric applies: a failed picture counts as 0 only where another picture of its row has the metric."""
-    return {entry.subject for own in arms.values() for entry in own if metric in entry.numbers}
-
-
-def _lines(metric: str, arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> list[Line]:
+def _lines(metric: str, valued: Valued, rivals: Mapping[str, str]) -> list[Line]:
     """A metric of all arms, p-values corrected for the number of arms."""
-    prompts = {entry.key: entry.prompt for own in arms.values() for entry in own}
-    subjects = _subjects(metric, arms)
-    values = {arm: _values([one for one in own if one.subject in subjects], metric) for arm, own in arms.items()}
-    steered = [arm for arm in arms if arm != PLAIN]
+    prompts = {entry.key: entry.prompt for own in valued.values() for entry, _ in own}
+    values = {arm: {entry.key: value for entry, value in own} for arm, own in valued.items()}
+    steered = [arm for arm in valued if arm != PLAIN]
     to_plain = _corrected(steered, lambda arm: paired_difference(values[arm], values.get(PLAIN, {}), prompts))
     to_best = _corrected(
         [arm for arm in steered if arm in rivals], lambda arm: paired_difference(values[arm], values[rivals[arm]], prompts)
     )
     return [
         replace(line, to_plain=to_plain.get(line.arm), to_best=to_best.get(line.arm), best=rivals.get(line.arm, ""))
-        for line in _means(metric, arms)
+        for line in _means(metric, valued)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -54,7 +55,7 @@ class Entry:
         """What pictures of different arms have in common that are compared."""
         return self.subject, self.seed
 
-    @property
+    @cached_property
     def ended(self) -> str:
         """``ok``, ``refused``, ``failed`` or ``missing``."""
         return verdict(self.status) if self.status else "missing"

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from attnguide.colors import method_color
 from attnguide.evaluation.arms import slug
+from attnguide.evaluation.choosing import Tuned
 from attnguide.evaluation.compare import Comparison
 from attnguide.evaluation.entries import Entry
 from attnguide.evaluation.tables import COLUMNS, TABLE_FILES, latex, markdown, table_lines
 from attnguide.files import replacing, write_atomic, write_picture
+from attnguide.folder import config_text
 from attnguide.grid import Grid, draw_grids
 from attnguide.records import read_records
 from attnguide.run_tables import append_table
 from attnguide.sheet import record_picture
 
-SHEETS_FOLDER = "sheets"
+SHEETS_FOLDER, TUNED_FOLDER = "sheets", "tuned"
 MOST_SHEETS, MOST_EXAMPLES = 12, 6
 """Categories with a sheet, and rows of the benchmark on it."""
 
 
-def write_comparison(folder: Path, found: Comparison, title: str, about: Mapping[str, str]) -> Iterator[Path]:
+def write_comparison(
+    folder: Path, found: Comparison, title: str, about: Mapping[str, str], tuned: Sequence[Tuned] = ()
+) -> Iterator[Path]:
     """Write ``table.md``, ``table.csv``, ``table.tex`` and a sheet of examples for each category; gives each file.
 
     Args:
@@ -29,9 +34,10 @@ def write_comparison(folder: Path, found: Comparison, title: str, about: Mapping
         found: The comparison.
         title: Of the tables.
         about: What was compared, by name.
+        tuned: What came of tuning the arms.
     """
     text, table, tex = (folder / name for name in TABLE_FILES)
-    write_atomic(text, markdown(found, title, about))
+    write_atomic(text, markdown(found, title, about, tuned))
     yield text
     with replacing(table) as temporary:
         append_table(temporary, COLUMNS, table_lines(found))
@@ -39,6 +45,21 @@ def write_comparison(folder: Path, found: Comparison, title: str, about: Mapping
     write_atomic(tex, latex(found, title))
     yield tex
     yield from write_sheets(folder, found)
+
+
+def write_tuned(folder: Path, tuned: Sequence[Tuned], common: Mapping[str, Any]) -> Iterator[Path]:
+    """Write ``tuned/<arm>.yaml`` for each tuned arm, as ``--method FILE`` and ``--config FILE`` take it; gives each file.
+
+    Args:
+        folder: The run's.
+        tuned: What came of tuning.
+        common: Settings of all rows, that the choice was made under.
+    """
+    for one in tuned:
+        methods = [{"name": config.name, **config.options} for config in one.arm.methods]
+        path = folder / TUNED_FOLDER / f"{slug(one.arm.name)}.yaml"
+        write_atomic(path, config_text({"methods": methods, **common}))
+        yield path
 
 
 def write_sheets(folder: Path, found: Comparison) -> Iterator[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attnguide.evaluation.arms import PLAIN
+from attnguide.evaluation.choosing import RULE, Tuned
 from attnguide.evaluation.compare import DISTANCE, PRECISION, Comparison, Line
 from attnguide.evaluation.statistics import Difference, Mean
 
@@ -44,20 +45,21 @@ def _numbers(prefix: str, mean: Mean) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown(found: Comparison, title: str, about: Mapping[str, str]) -> str:
+def markdown(found: Comparison, title: str, about: Mapping[str, str], tuned: Sequence[Tuned] = ()) -> str:
     """All tables of a comparison.
 
     Args:
         found: The comparison.
         title: First line.
         about: What was compared, by name.
+        tuned: What came of tuning the arms.
     """
     parts = [f"# {title}", "\n".join(f"* {name}: {value}" for name, value in about.items())]
     if found.metrics:
         parts += [*_scores(found), *_differences(found), *_categories(found)]
     else:
         parts.append("Not judged: no judge knows these prompts.")
-    return "\n\n".join([*parts, *_accounts(found)]) + "\n"
+    return "\n\n".join([*parts, *_settings(tuned), *_accounts(found)]) + "\n"
 
 
 def _scores(found: Comparison) -> Iterator[str]:
@@ -119,6 +121,35 @@ def _categories(found: Comparison) -> Iterator[str]:
             if any(lines):
                 rows.append([category, arm, *("" if line is None else f"{100 * line.mean.mean:.1f}" for line in lines)])
     yield _table(["category", "arm", *found.metrics], rows)
+
+
+def _settings(tuned: Sequence[Tuned]) -> Iterator[str]:
+    if not tuned:
+        return
+    yield "## Tuned settings"
+    yield f"Chosen: {RULE}. Points against plain sampling, on rows that no other table here is over."
+    rows = [
+        [one.arm.name, one.changes or "as given", str(one.tried)]
+        + [
+            f"{metric} {_points(before)} to {_points(after)}" if metric else "none"
+            for metric, (before, after) in zip(one.metrics, _scores_of(one), strict=True)
+        ]
+        for one in tuned
+    ]
+    yield _table(["arm", "changed", "tried", "control", "quality"], rows)
+
+
+def _scores_of(one: Tuned) -> tuple[tuple[float | None, float | None], tuple[float | None, float | None]]:
+    """Of control and of quality, what was given and what was chosen."""
+    before, after = one.before, one.after
+    return (
+        (before.control if before else None, after.control if after else None),
+        (before.quality if before else None, after.quality if after else None),
+    )
+
+
+def _points(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:+.1f}"
 
 
 def _accounts(found: Comparison) -> Iterator[str]:

@@ -15,13 +15,13 @@ def box_area(box: Box) -> float:
 def common_area(a: Box, b: Box) -> float:
     """Area of the intersection of two boxes."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0)
+    return width * height if width > 0 and height > 0 else 0.0
 
 
 def box_iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, in [0, 1]."""
     common = common_area(a, b)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - common
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
     return common / union if union > 0 else 0.0
 
 

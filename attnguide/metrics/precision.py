@@ -34,6 +34,8 @@ def hits(boxes: Sequence[Box], found: Sequence[Box], scores: Sequence[float], th
     Returns:
         Bool, ``detections thresholds``.
     """
+    if len(boxes) == len(found) == 1:  # most pictures of most labels
+        return np.array([[box_iou(found[0], boxes[0]) >= threshold for threshold in thresholds]])
     overlap = [[box_iou(one, box) for box in boxes] for one in found]
     order = sorted(range(len(found)), key=lambda i: -scores[i])
     right = np.zeros((len(found), len(thresholds)), dtype=bool)
@@ -111,14 +113,16 @@ class AveragePrecision(Metric):
         check_pairs(seen, asked)
         scores: list[float] = []
         right: list[np.ndarray] = []
+        boxes = 0
         for shown, wanted in zip(seen, asked, strict=True):
             for one in wanted.objects:
                 found = [d for d in shown.detections or () if d.label == one.label] if one.boxes else []
-                self.asked += len(one.boxes)
+                boxes += len(one.boxes)
                 if found:
                     own = [detection.score for detection in found]
                     scores += own
                     right.append(hits(one.boxes, [detection.box for detection in found], own, self.thresholds))
+        self.asked += boxes
         # Also without any detection, so that every process has something to gather.
         found_right = np.concatenate([np.zeros((0, len(self.thresholds)), dtype=bool), *right])
         self.scores.append(torch.tensor(scores, dtype=torch.float32, device=self.device))

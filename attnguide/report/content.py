@@ -111,7 +111,7 @@ class Content:
         metrics: Heads of all its numbers.
         leading: The metrics that tell most, few enough for a screen.
         same: Metrics that are the same in all rows, with that number.
-        means: Its lines.
+        means: Its lines; none where there are tables of a comparison.
         sheets: Pictures side by side.
         plots: Curves.
         more_sheets: Sheets beyond those.
@@ -163,7 +163,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
     same = _same(records, metrics)
     label, axes = _labeller(records), list(varied_axes(records))
     sheets = [*folder.glob("sheet.png"), *sorted(folder.glob("sheets/*.png"))]
-    config = folder / CONFIG_FILE
+    config, tables = folder / CONFIG_FILE, read_tables(folder / TABLE_FILE)
     return Content(
         name=folder.resolve().name,
         rows=len(records),
@@ -173,7 +173,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
         metrics=metrics,
         leading=_leading([name for name in metrics if name not in same]),
         same=same,
-        means=_means(records, axes, label, metrics),
+        means=[] if tables else _means(records, axes, label, metrics),  # tables of a comparison have them, by prompt
         sheets=sheets[: _MOST_SHEETS + 1],
         plots=sorted(folder.glob("plots/*.png"), key=lambda path: ("-against-" not in path.name, "-and-" in path.name, path)),
         more_sheets=max(0, len(sheets) - _MOST_SHEETS - 1),
@@ -183,7 +183,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
         ],
         hidden=max(0, len(records) - limit),
         config=config.read_text(encoding="utf-8", errors="backslashreplace") if config.is_file() else "",
-        tables=read_tables(folder / TABLE_FILE),
+        tables=tables,
         problems=[f"row {id!r}: {name}: {why}" for id, name, why in problems],
     )
 

@@ -7,9 +7,10 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -50,6 +51,18 @@ def write_report(folder: str | Path, path: str | Path | None = None, *, limit: i
 def report_page(folder: str | Path, *, limit: int = 200) -> str:
     """The page as text; see :func:`write_report`."""
     folder = Path(folder)
+    content = read_content(folder, limit=limit)
+    pictures = _Pictures(folder, content.problems)
+    text = _template().render(content=content, pictures=pictures, places=places, inked_places=inked_places)
+    for problem in pictures.problems[:_TOLD]:
+        warnings.warn(f"{folder}: {problem}", stacklevel=2)
+    if len(pictures.problems) > _TOLD:
+        warnings.warn(f"{folder}: {len(pictures.problems) - _TOLD} more things could not be read; see the page", stacklevel=2)
+    return text
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("attnguide.report", ""),
         autoescape=True,
@@ -58,16 +71,7 @@ def report_page(folder: str | Path, *, limit: int = 200) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    content = read_content(folder, limit=limit)
-    pictures = _Pictures(folder, content.problems)
-    text = environment.get_template("page.html.jinja").render(
-        content=content, pictures=pictures, places=places, inked_places=inked_places
-    )
-    for problem in pictures.problems[:_TOLD]:
-        warnings.warn(f"{folder}: {problem}", stacklevel=2)
-    if len(pictures.problems) > _TOLD:
-        warnings.warn(f"{folder}: {len(pictures.problems) - _TOLD} more things could not be read; see the page", stacklevel=2)
-    return text
+    return environment.get_template("page.html.jinja")
 
 
 def _breakable(name: str) -> Markup:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from attnguide.shapes.layouts import layout_scene, load_layouts
@@ -143,6 +144,9 @@ def test_rows_without_a_picture_are_counted(attnguide: Command) -> None:
         (["benchmark", "--pictures", ".", "--out", "run"], "pictures: expected files named by rows"),
         (["benchmark", "--pictures", ".", "--out", "run", "--method", "stable"], "method: expected pictures alone"),
         (["benchmark", "--reference", "nowhere"], "reference: expected a folder"),
+        (["benchmark", "--tune"], "tune: expected --method"),
+        (["benchmark", "--tune", "--method", "best_of_k"], "tune: expected --method with an option that can be tuned"),
+        (["benchmark", "--tune", "--method", "stable", "--judge", "none"], "tune: expected a judge"),
         (["benchmark", "--seed", "0..99999"], "at most 100,000 pictures"),
     ],
     ids=str,
@@ -151,3 +155,62 @@ def test_mistakes_are_one_line(attnguide: Command, no_model: None, words: list[s
     ended = attnguide("eval", *words)
     assert ended.status == 2 and said in ended.err and ended.err.count("\n") == 1
     assert not list(Path().iterdir())
+
+
+def test_settings_are_chosen_on_other_rows_and_a_stopped_choice_goes_on(attnguide: Command, no_model_later: list[bool]) -> None:
+    words = ("--categories", "boxes", "--limit", 1, "--steps", 2, "--method", "forward_layout", "--best-of", 0)
+    ended = attnguide("eval", "benchmark", *words, "--tune", "--tune-limit", 1, *QUIET)
+    assert ended.status == 0, ended.err
+    assert "tuning   knob 2 of 2: forward_layout stop" in ended.out and "(5 settings tried, region_hit" in ended.out
+    with Path("run", "tune", "records.csv").open(newline="") as file:
+        tried = list(csv.DictReader(file))
+    assert len(tried) == 6 and not {row["prompt"] for row in tried} & {row["prompt"] for row in table()}
+    text = Path("run", "table.md").read_text()
+    assert "## Tuned settings" in text and "* tuned on: 1 rows of the development file" in text
+    assert "Tuned settings" in Path("run", "report.html").read_text()
+    chosen = yaml.safe_load(Path("run", "tuned", "forward_layout.yaml").read_text())
+    steered = next(row for row in table() if row["method"] == "forward_layout")
+    given = json.loads(steered["options"] or "{}").get("forward_layout", {})
+    assert chosen["methods"] == [{"name": "forward_layout", **given}] and chosen["steps"] == 2
+    assert "tune: true" in Path("run", "config.yaml").read_text()
+
+    no_model_later.append(True)  # all is done: the choice is read from what is there
+    assert attnguide("eval", "--resume", "--out", "run").status == 0
+    no_model_later.clear()
+    for name in ("config.yaml", "records.csv"):
+        Path("run", name).unlink()
+    kept = Path("run", "tune", "records.csv")
+    kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:-1]))
+    again = attnguide("eval", "--resume", "--out", "run")
+    assert again.status == 0 and "resume   5 of 6 rows are complete" in again.out
+    assert Path("run", "table.md").read_text().split("## Rows")[0] == text.split("## Rows")[0]
+
+
+@pytest.fixture
+def no_model_later(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Put something into the list, and no model can be loaded."""
+    from attnguide.models import load
+
+    asked: list[bool] = []
+    load_model = load.load_model
+
+    def loading(*words: object, **settings: object) -> object:
+        assert not asked, "a model is loaded"
+        return load_model(*words, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(load, "load_model", loading)
+    return asked
+
+
+def test_a_file_without_a_development_part_is_split_by_prompt(attnguide: Command, model: Path, owl: Path) -> None:
+    lines = [f'{i:03d},x,a cat and {name},cat,"0,0,256,512"' for i, name in enumerate(("a dog", "a ball", "red", "blue") * 2)]
+    Path("7.csv").write_text("\n".join(["id,category,prompt,obj1,bbox1", *lines]))
+    judged = ("--judge", f"detector={owl}", "--judge.threshold", 0.01)
+    words = ("eval", "7.csv", "--box-size", 512, "--model", model, *judged, "--steps", 1, "--method", "inject1")
+    ended = attnguide(*words, "--method.start", 0, "--method", "pag", "--best-of", 0, "--tune", "--strict", *QUIET)
+    assert ended.status == 0, ended.err
+    with Path("run", "tune", "split.csv").open(newline="") as file:
+        parts = {row["id"]: row["part"] for row in csv.DictReader(file)}
+    assert sorted(parts.values()) == ["development"] * 2 + ["test"] * 6
+    assert {row["id"].split("-")[0] for row in table()} == {id for id, part in parts.items() if part == "test"}
+    assert "2 rows of 1 of the file's 4 prompts" in Path("run", "table.md").read_text()

@@ -17,17 +17,19 @@ MODEL = StableDiffusion(tiny.pipeline(length=77))  # the file's prompt is long, 
 
 @pytest.fixture(scope="module")
 def bench() -> bench_ablate.Bench:
-    return bench_ablate.Bench(MODEL, cells=7, size=32)
+    return bench_ablate.Bench(MODEL, cells=3, size=32)
 
 
-def test_cells_are_those_of_the_file(bench: bench_ablate.Bench) -> None:
-    assert bench.cells == [(method, scale) for method in ("inject1", "inject2") for scale in (0, 1, 2, 3, 4)]
+def test_cells_are_those_of_the_file() -> None:
+    assert bench_ablate.Bench(MODEL, cells=7).cells == [
+        (method, scale) for method in ("inject1", "inject2") for scale in (0, 1, 2, 3, 4)
+    ]
     assert len(bench_ablate.Bench(MODEL, cells=40).cells) == 40
 
 
 def test_every_arm_makes_every_picture(bench: bench_ablate.Bench) -> None:
     found = bench_ablate.measure(bench, steps=1, repeats=1)
-    assert [(line["arm"], line["pictures"]) for line in found] == [("ablate", 10), ("sample", 10), ("calls", 10)]
+    assert [(line["arm"], line["pictures"]) for line in found] == [("ablate", 5), ("sample", 5), ("calls", 5)]
     assert all(line["seconds"] > 0 for line in found)
 
 
