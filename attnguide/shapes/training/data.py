@@ -12,9 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import random_scene
-
-FIRST_TRAINING_SEED = 1_000_000
-"""Scene seeds from here on belong to training; those below, to tests, layouts and examples."""
+from attnguide.shapes.training.drawing import FIRST_TRAINING_SEED
 
 
 def picture_tensor(seed: int) -> Tensor:

@@ -16,12 +16,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from attnguide.shapes.training.architecture import build_pipeline, build_scheduler, build_text_encoder, build_unet
 from attnguide.shapes.training.muon import Muon, split_parameters
 from attnguide.shapes.training.pace import Progress, paced
-from attnguide.shapes.training.preview import preview
+from attnguide.shapes.training.preview import plain_preview
 
 
-def draw_timesteps(count: int, total: int) -> Tensor:
+def draw_timesteps(count: int, total: int, device: torch.device | None = None) -> Tensor:
     """``count`` timesteps below ``total`` with density like ``sin(pi t / total)``, one from each equal share of it."""
-    shares = (torch.arange(count) + torch.rand(count)) / count
+    shares = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     return (torch.arccos(1 - 2 * shares) / math.pi * total).long().clamp(0, total - 1)
 
 
@@ -56,8 +56,11 @@ class DiffusionModule(L.LightningModule):
         self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer)
         self.unet: UNet2DConditionModel = build_unet()
         self.noise_schedule = DDPMScheduler.from_config(build_scheduler().config)
+        self.register_buffer("signal", self.noise_schedule.alphas_cumprod.sqrt(), persistent=False)
         if compile_unet:
             self.unet.compile()
+
+    signal: Tensor
 
     def load_weights(self, pipeline: Path) -> None:
         """Begin from the text encoder and UNet of a pipeline folder, whatever precision they were saved in."""
@@ -72,12 +75,12 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         latents, token_ids = batch["latents"], batch["clip_ids"]
         noise = torch.randn_like(latents)
-        timesteps = draw_timesteps(len(latents), self.noise_schedule.config.num_train_timesteps).to(latents.device)
+        timesteps = draw_timesteps(len(latents), self.noise_schedule.config.num_train_timesteps, latents.device)
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         target = self.noise_schedule.get_velocity(latents, noise, timesteps)
         states = self.text_encoder(token_ids).last_hidden_state
         velocity = self.unet(noisy, timesteps, states).sample
-        weight = self.noise_schedule.alphas_cumprod.to(latents.device)[timesteps].sqrt()
+        weight = self.signal[timesteps]
         errors = F.mse_loss(velocity.float(), target.float(), reduction="none").flatten(1).mean(1)
         loss = (weight * errors).mean()
         self.log("diffusion/loss", loss, prog_bar=True)
@@ -88,8 +91,7 @@ class DiffusionModule(L.LightningModule):
         if vae is None or self.previews is None:
             return
         pipeline = build_pipeline(vae.to(self.device), self.text_encoder, self.tokenizer, self.unet)
-        path = self.previews / f"{self.global_step:06d}.png"
-        self.log_dict(preview(pipeline, batch, path), prog_bar=True, batch_size=len(batch))
+        self.log_dict(plain_preview(pipeline, batch, self.previews / f"{self.global_step:06d}.png"), batch_size=len(batch))
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         return paced(Muon(*split_parameters(self), lr=self.lr), self.progress)

@@ -8,13 +8,27 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 
 def save_pipeline(pipeline: DiffusionPipeline, target: Path) -> None:
-    """Write ``pipeline`` in float16 safetensors, without this machine's paths, for transformers 4 and 5 alike."""
+    """Write ``pipeline`` in float16 safetensors, without this machine's paths, for transformers 4 and 5 alike.
+
+    Raises:
+        ValueError: If a weight is not finite, or too large for float16.
+    """
+    _require_finite(pipeline)
     pipeline.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
     _forget_paths(target)
     _readable_by_older_versions(target)
+
+
+def _require_finite(pipeline: DiffusionPipeline) -> None:
+    largest = torch.finfo(torch.float16).max
+    for part, network in pipeline.components.items():
+        for name, weight in network.named_parameters() if isinstance(network, nn.Module) else ():
+            if not bool((weight.abs() <= largest).all()):
+                raise ValueError(f"weights must be finite in float16; {part}.{name} is not.")
 
 
 def _forget_paths(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import lightning as L
@@ -12,11 +11,11 @@ from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from attnguide.shapes.training.mmdit import build_flux_pipeline, build_t5, build_t5_tokenizer, build_transformer
+from attnguide.shapes.training.drawing import NAMES, TOKENS_A_SIDE, Reader
+from attnguide.shapes.training.mmdit import SMALL, Size, build_flux_pipeline, build_t5, build_t5_tokenizer, build_transformer
 from attnguide.shapes.training.muon import Muon, split_parameters
 from attnguide.shapes.training.pace import Progress, paced
-from attnguide.shapes.training.preview import preview
-from attnguide.shapes.training.store import NAMES, tokenizer_ids
+from attnguide.shapes.training.preview import plain_preview
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -32,12 +31,12 @@ def grid_positions(height: int, width: int) -> Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).view(-1, 3).float()
 
 
-def draw_noise_levels(count: int, shift: float = 1.5) -> Tensor:
+def draw_noise_levels(count: int, shift: float = 1.5, device: torch.device | None = None) -> Tensor:
     """``count`` noise levels in (0, 1): logistic of a normal value, one from each equal share of it, moved towards noise.
 
     ``s -> shift s / (1 + (shift - 1) s)`` as in `Esser et al., 2024 <https://arxiv.org/abs/2403.03206>`_.
     """
-    shares = (torch.arange(count) + torch.rand(count)) / count
+    shares = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     level = torch.special.ndtri(shares.clamp(1e-4, 1 - 1e-4)).sigmoid()
     return shift * level / (1 + (shift - 1) * level)
 
@@ -84,6 +83,7 @@ class FlowModule(L.LightningModule):
         lr: Peak learning rate of Muon's matrices; the rest has half of it.
         content_weight: Weight of :class:`ContentHead`'s loss.
         drop_pooled: Share of rows whose pooled vector is the empty prompt's, so that the words' own tokens carry everything.
+        size: Of the transformer.
         compile_blocks: Run each block through ``torch.compile``; blocks of a kind share one compilation.
         vae: Decodes the pictures of the validation step; none is run when ``None``.
         previews: Folder for grids of those pictures.
@@ -96,6 +96,7 @@ class FlowModule(L.LightningModule):
         lr: float = 4e-3,
         content_weight: float = 0.1,
         drop_pooled: float = 0.3,
+        size: Size = SMALL,
         compile_blocks: bool = False,
         vae: AutoencoderKL | None = None,
         previews: Path | None = None,
@@ -105,9 +106,10 @@ class FlowModule(L.LightningModule):
         self.previews, self.tokenizers = previews, (clip[0], build_t5_tokenizer())
         frozen = {"clip": clip[1].eval().requires_grad_(False), "vae": vae}
         object.__setattr__(self, "_frozen", frozen)  # not submodules: neither trained nor saved here
-        self.register_buffer("empty_clip_ids", tokenizer_ids(clip[0])([""])[0].long(), persistent=False)
+        self.register_buffer("empty_clip_ids", torch.from_numpy(Reader(clip[0])([""])[0]).long(), persistent=False)
+        self.register_buffer("places", grid_positions(TOKENS_A_SIDE, TOKENS_A_SIDE), persistent=False)
         self.t5 = build_t5(self.tokenizers[1])
-        self.transformer = build_transformer()
+        self.transformer = build_transformer(*size)
         initialise(self.transformer)
         self.content = ContentHead(self.transformer.inner_dim)
         self.middle: Tensor | None = None
@@ -116,11 +118,18 @@ class FlowModule(L.LightningModule):
             for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
                 block.compile()
 
+    def load_weights(self, pipeline: Path) -> None:
+        """Begin from the T5 and transformer of a pipeline folder, whatever precision they were saved in."""
+        for network, name in ((self.t5, "text_encoder_2"), (self.transformer, "transformer")):
+            saved = type(network).from_pretrained(pipeline / name)
+            network.load_state_dict(saved.float().state_dict())
+
     def _keep_middle(self, block: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
         if self.training:
             self.middle = output[1]
 
     empty_clip_ids: Tensor
+    places: Tensor
 
     @torch.no_grad()
     def pooled(self, clip_ids: Tensor) -> Tensor:
@@ -133,15 +142,14 @@ class FlowModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         latents = pack(batch["latents"])
         noise = torch.randn_like(latents)
-        levels = draw_noise_levels(len(latents)).to(latents.device)
+        levels = draw_noise_levels(len(latents), device=latents.device)
         mixed = torch.lerp(latents, noise, levels[:, None, None])
-        side = math.isqrt(latents.shape[1])
         velocity = self.transformer(
             hidden_states=mixed,
             encoder_hidden_states=self.t5(batch["t5_ids"]).last_hidden_state,
             pooled_projections=self.pooled(batch["clip_ids"]),
             timestep=levels,
-            img_ids=grid_positions(side, side).to(latents.device),
+            img_ids=self.places,
             txt_ids=torch.zeros(batch["t5_ids"].shape[1], 3, device=latents.device),
         ).sample
         error = F.mse_loss(velocity.float(), noise - latents)
@@ -160,8 +168,8 @@ class FlowModule(L.LightningModule):
         vae = self.__dict__["_frozen"]["vae"]
         if vae is None or self.previews is None:
             return
-        path = self.previews / f"{self.global_step:06d}.png"
-        self.log_dict(preview(self.pipeline(vae.to(self.device)), batch, path), prog_bar=True, batch_size=len(batch))
+        pipeline = self.pipeline(vae.to(self.device))
+        self.log_dict(plain_preview(pipeline, batch, self.previews / f"{self.global_step:06d}.png"), batch_size=len(batch))
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]
         return paced(Muon(*split_parameters(self), lr=self.lr, rest_lr=self.lr / 2), self.progress)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from attnguide.shapes.captions import NUMBERS, RELATION_WORDS
@@ -14,6 +19,9 @@ PACKED_CHANNELS = 4 * LATENT_CHANNELS
 
 TEXT_TOKENS = 24
 """Positions of the T5 text; shorter captions are padded, and the pads are read like words, as in FLUX."""
+
+HEAD = 32
+"""Channels of an attention head."""
 
 SPLIT_PIECES: dict[str, tuple[str, ...]] = {"purple": ("pur", "ple"), "triangle": ("tri", "angle")}
 """Words that the T5 tokenizer reads as several tokens. Plurals are a word and its ending: *circles* is ``circle s``."""
@@ -58,19 +66,46 @@ def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     )
 
 
-def build_transformer(heads: int = 6, dual: int = 2, single: int = 4) -> FluxTransformer2DModel:
-    """FLUX.1's transformer on 8x8 image tokens: blocks with weights of their own for text and picture, then shared ones.
+class Size(NamedTuple):
+    """What decides the number of weights.
 
-    Args:
+    Attributes:
         heads: Attention heads, 32 channels each.
         dual: Blocks with two streams.
         single: Blocks with one.
     """
+
+    heads: int
+    dual: int
+    single: int
+
+
+SMALL, LARGE = Size(6, 2, 4), Size(8, 2, 5)
+"""5.1 and 9.7 million weights: what a CPU can train in a night, and what a graphics card can in minutes."""
+
+
+def size_of(transformer: Mapping[str, Any]) -> Size:
+    """The size of the transformer that has such a configuration."""
+    return Size(transformer["num_attention_heads"], transformer["num_layers"], transformer["num_single_layers"])
+
+
+def size_of_weights(state: Mapping[str, Tensor]) -> Size:
+    """The size of the transformer that has such weights, whatever stands before their names."""
+    dual, single = (
+        len({match.group(1) for name in state if (match := re.search(rf"\b{part}\.(\d+)\.", name))})
+        for part in ("transformer_blocks", "single_transformer_blocks")
+    )
+    (width,) = (len(weight) for name, weight in state.items() if name.endswith("x_embedder.weight"))
+    return Size(width // HEAD, dual, single)
+
+
+def build_transformer(heads: int = SMALL.heads, dual: int = SMALL.dual, single: int = SMALL.single) -> FluxTransformer2DModel:
+    """FLUX.1's transformer on 8x8 image tokens: blocks with weights of their own for text and picture, then shared ones."""
     return FluxTransformer2DModel(
         in_channels=PACKED_CHANNELS,
         num_layers=dual,
         num_single_layers=single,
-        attention_head_dim=32,
+        attention_head_dim=HEAD,
         num_attention_heads=heads,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,

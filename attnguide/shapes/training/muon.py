@@ -97,21 +97,32 @@ class Muon(Optimizer):
             (self._orthogonal_step if group["orthogonal"] else self._adamw_step)(parameters, group)
         return loss
 
-    def _orthogonal_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        for parameter in parameters:
-            assert parameter.grad is not None
-            mean = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            mean.lerp_(parameter.grad, 1 - group["momentum"])
-            nesterov = parameter.grad.lerp(mean, group["momentum"]).flatten(1)
-            by_shape[tuple(nesterov.shape)].append((parameter, nesterov))
+    def _orthogonal_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        if not parameters:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        means = [self._mean(p) for p in parameters]
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(grads, means, group["momentum"])
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, gradient in enumerate(nesterov):
+            by_shape[tuple(gradient.flatten(1).shape)].append(index)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for shape, members in by_shape.items():
-            updates = orthogonalise(torch.stack([matrix for _, matrix in members]))
+            updates = orthogonalise(torch.stack([nesterov[index].flatten(1) for index in members]))
+            moved = [parameters[index] for index in members]
             size = group["lr"] * 0.2 * math.sqrt(max(shape))
-            for (parameter, _), update in zip(members, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.reshape(parameter.shape), alpha=-size)
+            torch._foreach_add_(moved, [u.view_as(p) for u, p in zip(updates, moved, strict=True)], alpha=-size)
 
-    def _adamw_step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _mean(self, parameter: Tensor) -> Tensor:
+        """The running mean of a parameter's gradients, which begins at 0."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        mean: Tensor = state["momentum"]
+        return mean
+
+    def _adamw_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self.state[p] for p in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if not state:

@@ -63,6 +63,15 @@ def preview(
     return {**scores, "preview/explained": fmean(explained) if explained else 0.0}
 
 
+def plain_preview(pipeline: StableDiffusionPipeline | FluxPipeline, seeds: Sequence[int], path: Path) -> dict[str, float]:
+    """:func:`preview` in float32 and not compiled, whatever the training around it is.
+
+    What is exported is judged so. A batch of another size would be compiled anew, which takes longer than all the pictures.
+    """
+    with torch.compiler.set_stance("force_eager"), torch.autocast(pipeline.device.type, enabled=False):
+        return preview(pipeline, seeds, path)
+
+
 def _pictures(pipeline: StableDiffusionPipeline | FluxPipeline, rows: Sequence[Sample]) -> Iterator[Image.Image | None]:
     if isinstance(pipeline, FluxPipeline):
         yield from draw_flux(pipeline, [row.prompt for row in rows], [row.seed for row in rows], STEPS)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
+import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,22 +17,23 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch._dynamo
 from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTokenizer, T5Tokenizer
 
 from attnguide.shapes.training import store
 from attnguide.shapes.training.architecture import build_pipeline, build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule, standardise_latents
-from attnguide.shapes.training.data import FIRST_TRAINING_SEED, Crops, picture_tensor
+from attnguide.shapes.training.data import Crops, picture_tensor
 from attnguide.shapes.training.diffusion import DiffusionModule
+from attnguide.shapes.training.drawing import FIRST_TRAINING_SEED, Reader, Tokenize
 from attnguide.shapes.training.export import save_pipeline
 from attnguide.shapes.training.flow import FlowModule
-from attnguide.shapes.training.mmdit import build_t5_tokenizer
-from attnguide.shapes.training.pace import Averages, Clock, Keeper, Progress
+from attnguide.shapes.training.mmdit import LARGE, SMALL, Size, build_t5_tokenizer, size_of, size_of_weights
+from attnguide.shapes.training.pace import Averages, Clock, Keeper, Progress, Told
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 """The embedded UNet model, whose autoencoder and CLIP the joint-attention model reads."""
@@ -38,6 +43,16 @@ EXPORTED_AFTER = {"diffusion": ("all", "diffusion", "export"), "mmdit": ("mmdit"
 
 STANDARD = 256
 """Pictures over which latents are made to have mean 0 and deviation 1."""
+
+ON_A_CPU = {
+    **{"batch_size": 32, "precision": "32-true", "compile": False},
+    **{"scenes": 60_000, "preview_every": 1000, "workers": 0, "size": "small"},
+}
+ON_A_CARD = {
+    **{"batch_size": 512, "precision": "bf16-mixed", "compile": True},
+    **{"scenes": 200_000, "preview_every": 2000, "workers": os.cpu_count() or 1, "size": "large"},
+}
+"""What is not said, by the device."""
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--start-from",
         type=Path,
         default=None,
-        help="pipeline folder that a new training begins from, e.g. attnguide/shapes/weights; its autoencoder stays",
+        help="pipeline folder whose weights a new training begins from; its autoencoder stays; of the UNet model's the mmdit "
+        "takes autoencoder and CLIP alone",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=None, help="end the command after so long, instead of after the steps")
@@ -60,14 +76,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--diffusion-steps", type=int, default=40000)
     parser.add_argument("--mmdit-steps", type=int, default=60000)
-    parser.add_argument("--scenes", type=int, default=60000, help="scenes prepared once and reused")
+    parser.add_argument(
+        "--scenes", type=int, default=None, help="scenes prepared once and reused; default: 60000, on a graphics card 200000"
+    )
     parser.add_argument("--batch-size", type=int, default=None, help="default: 32, on a graphics card 512")
     parser.add_argument("--lr", type=float, default=None, help="peak learning rate; default: 1e-3, of the mmdit 4e-3")
     parser.add_argument("--checkpoint-every", type=float, default=3.0, help="minutes between checkpoints")
-    parser.add_argument("--preview-every", type=int, default=1000, help="steps between judged previews")
+    parser.add_argument(
+        "--preview-every", type=int, default=None, help="steps between judged previews; default: 1000, on a graphics card 2000"
+    )
     parser.add_argument("--precision", default=None, help="default: 32-true, on a graphics card bf16-mixed")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; 0: this one")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="processes that draw scenes; 0: this one; default: 0, on a graphics card all cores",
+    )
+    parser.add_argument(
+        "--size",
+        choices=("small", "large"),
+        default=None,
+        help="of a new mmdit: 5.1 or 9.7 million weights; default: small, on a graphics card large",
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a graphics card")
     parser.add_argument("--logger", choices=("csv", "wandb"), default="csv")
     parser.add_argument("--seed", type=int, default=0)
@@ -77,8 +108,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     card = args.device == "cuda"
     if card and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no graphics card here; leave the option out to train on the CPU.")
-    chosen = {"batch_size": 512 if card else 32, "precision": "bf16-mixed" if card else "32-true", "compile": card}
-    for name, value in chosen.items():
+    for name, value in (ON_A_CARD if card else ON_A_CPU).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
@@ -96,9 +126,9 @@ class Command:
         return build_tokenizer(), build_t5_tokenizer()
 
     @property
-    def tokenize(self) -> dict[str, store.Tokenize]:
+    def tokenize(self) -> dict[str, Tokenize]:
         """What makes ids of captions, by the ids' name."""
-        return {name: store.tokenizer_ids(by) for name, by in zip(("clip_ids", "t5_ids"), self.tokenizers, strict=True)}
+        return {name: Reader(by) for name, by in zip(("clip_ids", "t5_ids"), self.tokenizers, strict=True)}
 
     def checkpoint(self, stage: str, finished: bool = False) -> Path:
         """Where a stage keeps its state. A finishing run writes beside it, so that a later one can go on at full rate."""
@@ -139,8 +169,9 @@ class Command:
             precision=args.precision,
             gradient_clip_val=1.0,
             logger=logger,
-            callbacks=[*extra, keeper],
+            callbacks=[*extra, keeper, Told()],
             enable_checkpointing=False,
+            enable_progress_bar=sys.stdout.isatty(),  # a bar reads numbers off the device at every step
             log_every_n_steps=20,
             val_check_interval=args.preview_every,
             check_val_every_n_epoch=None,
@@ -153,7 +184,8 @@ class Command:
     def fit(self, module: L.LightningModule, stage: str, steps: int, batches: store.Batches) -> None:
         """Train, or go on from the stage's checkpoint, with averaged weights and a preview now and then."""
         steps = steps if self.args.minutes is None else -1
-        trainer = self.trainer(stage, steps, [Averages()])
+        card = self.args.device == "cuda"
+        trainer = self.trainer(stage, steps, [Averages(self.args.device, every=4 if card else 1)])
         previews: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
         last = self.checkpoint(stage)
         trainer.fit(module, DataLoader(batches, batch_size=None), previews, ckpt_path=last if last.exists() else None)
@@ -194,8 +226,10 @@ def _drawing(workers: int) -> Iterator[Any]:
 
 def prepare_scenes(command: Command) -> None:
     """Draw, encode and tokenize the scenes that ``OUT/scenes`` lacks."""
+    start = time.monotonic()
     with _drawing(command.args.workers) as draw:
         store.prepare(command.out / "scenes", command.args.scenes, autoencoder(command), command.tokenize, draw)
+    log.info("scenes: %d, after %.0f seconds", command.args.scenes, time.monotonic() - start)
 
 
 def batches(command: Command, seed: int) -> store.Batches:
@@ -203,7 +237,7 @@ def batches(command: Command, seed: int) -> store.Batches:
     args = command.args
     prepare_scenes(command)
     scenes = {name: values.to(args.device) for name, values in store.load(command.out / "scenes", args.scenes).items()}
-    empty: dict[str, Tensor] = {name: ids([""])[0].to(args.device) for name, ids in command.tokenize.items()}
+    empty = {name: torch.from_numpy(ids([""])[0]).to(args.device) for name, ids in command.tokenize.items()}
     return store.Batches(scenes, args.batch_size, empty, seed=seed)
 
 
@@ -226,16 +260,33 @@ def flow_module(command: Command, vae: AutoencoderKL | None) -> FlowModule:
         (command.tokenizers[0], clip),
         command.progress(args.mmdit_steps),
         args.lr or 4e-3,
+        size=_size(command),
         compile_blocks=args.compile,
         vae=vae,
         previews=command.out / "previews-mmdit",
     )
 
 
+def _begins_from_mmdit(command: Command) -> bool:
+    return command.args.start_from is not None and (command.args.start_from / "transformer").exists()
+
+
+def _size(command: Command) -> Size:
+    """That of the weights there are, else the one that was asked for."""
+    if (checkpoint := command.newest("mmdit")) is not None:
+        return size_of_weights(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    if _begins_from_mmdit(command):
+        return size_of(json.loads((command.args.start_from / "transformer" / "config.json").read_text()))
+    return {"small": SMALL, "large": LARGE}[command.args.size]
+
+
 def train_mmdit(command: Command) -> None:
     """Train (or go on training) T5 and transformer on prepared scenes."""
     data = batches(command, command.seed("mmdit"))
-    command.fit(flow_module(command, autoencoder(command)), "mmdit", command.args.mmdit_steps, data)
+    module = flow_module(command, autoencoder(command))
+    if _begins_from_mmdit(command) and not command.checkpoint("mmdit").exists():
+        module.load_weights(command.args.start_from)
+    command.fit(module, "mmdit", command.args.mmdit_steps, data)
 
 
 def export(command: Command) -> list[Path]:
@@ -268,6 +319,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
     command = Command(args)
     if args.stage in ("all", "autoencoder") and not args.start_from and not (args.out / "vae").exists():
         train_autoencoder(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,59 +12,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerBase
 
-from attnguide.shapes.captions import caption
-from attnguide.shapes.renderer import object_masks, render
-from attnguide.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Scene, random_scene
-from attnguide.shapes.training.data import FIRST_TRAINING_SEED
+from attnguide.shapes.training.drawing import WORDINGS, Drawn, Tokenize, draw_scenes
 
 CHUNK = 1000
 """Scenes a file."""
 
-WORDINGS = 8
-"""Captions a scene; training draws one each time."""
-
-TOKENS_A_SIDE = 8
-"""Image tokens a side of the joint-attention model."""
-
-NAMES = (("none", *SHAPES), (*COLORS, *BACKGROUNDS))
-"""Classes of :func:`token_contents`: shapes, then colours."""
-
-Tokenize = Callable[[list[str]], Tensor]
-
-
-def token_contents(scene: Scene) -> Tensor:
-    """Shape and colour class of what covers each image token, ``tokens 2`` int8, indices into :data:`NAMES`.
-
-    A token shows the object that covers most of it, if that is a quarter or more, else the background.
-    """
-    masks = object_masks(scene, 4 * TOKENS_A_SIDE)
-    cover = masks.reshape(len(masks), TOKENS_A_SIDE, 4, TOKENS_A_SIDE, 4).mean((2, 4)).reshape(len(masks), -1)
-    most, share = cover.argmax(0), cover.max(0)
-    shapes = np.array([1 + SHAPES.index(obj.shape) for obj in scene.objects])[most]
-    colors = np.array([[*COLORS].index(obj.color) for obj in scene.objects])[most]
-    ground = len(COLORS) + [*BACKGROUNDS].index(scene.background)
-    return torch.from_numpy(np.stack([np.where(share < 0.25, 0, shapes), np.where(share < 0.25, ground, colors)], -1)).to(
-        torch.int8
-    )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A stretch of training scenes without latents, as one process makes it: pictures, captions, contents."""
-
-    pixels: np.ndarray
-    captions: list[str]
-    contents: Tensor
-
-
-def draw_scenes(start: int, stop: int) -> Prepared:
-    """Training scenes number ``start`` to ``stop``, drawn: uint8 ``scenes height width 3``, and what is said of them."""
-    scenes = [random_scene(FIRST_TRAINING_SEED + number) for number in range(start, stop)]
-    said = [caption(scene, WORDINGS * (start + index) + way) for index, scene in enumerate(scenes) for way in range(WORDINGS)]
-    pixels = np.stack([np.asarray(render(scene)) for scene in scenes])
-    return Prepared(pixels, said, torch.stack([token_contents(scene) for scene in scenes]))
+ENCODED_TOGETHER = {"cpu": 50, "cuda": 500}
+"""Pictures that the autoencoder takes at once, by the kind of device."""
 
 
 @torch.no_grad()
@@ -76,22 +31,12 @@ def encode(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     return (means.float() * vae.config.scaling_factor).half().cpu().contiguous()
 
 
-def tokenizer_ids(tokenizer: PreTrainedTokenizerBase) -> Tokenize:
-    """Captions to ids, ``captions tokens`` int16, padded or cut to the tokenizer's own length."""
-
-    def ids(captions: list[str]) -> Tensor:
-        read = tokenizer(captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
-        return torch.tensor(read["input_ids"], dtype=torch.int16)
-
-    return ids
-
-
 def prepare(
     folder: Path,
     scenes: int,
     vae: AutoencoderKL,
     tokenize: Mapping[str, Tokenize],
-    draw: Callable[[Callable[[int], Prepared], list[int]], Iterable[Prepared]] = map,
+    draw: Callable[[Callable[[tuple[int, int]], Drawn], list[tuple[int, int]]], Iterable[Drawn]] = map,
 ) -> None:
     """Write the files of the first ``scenes`` training scenes that ``folder`` lacks, :data:`CHUNK` scenes each.
 
@@ -104,16 +49,14 @@ def prepare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [chunk for chunk in range(-(-scenes // CHUNK)) if not _file(folder, chunk).exists()]
-    for chunk, drawn in zip(missing, draw(_draw_chunk, missing), strict=True):
-        latents = [encode(vae, drawn.pixels[start : start + 50]) for start in range(0, CHUNK, 50)]
-        ids = {name: make(drawn.captions).view(CHUNK, WORDINGS, -1) for name, make in tokenize.items()}
+    stretches = [(chunk * CHUNK, (chunk + 1) * CHUNK) for chunk in missing]
+    together = ENCODED_TOGETHER.get(vae.device.type, 50)
+    for chunk, drawn in zip(missing, draw(partial(draw_scenes, tokenize=tokenize), stretches), strict=True):
+        latents = [encode(vae, drawn.pixels[start : start + together]) for start in range(0, CHUNK, together)]
+        others = {"contents": drawn.contents, **drawn.ids}
         part = _file(folder, chunk).with_suffix(".part")
-        save_file({"latents": torch.cat(latents), "contents": drawn.contents, **ids}, part)
+        save_file({"latents": torch.cat(latents), **{name: torch.from_numpy(made) for name, made in others.items()}}, part)
         part.rename(_file(folder, chunk))
-
-
-def _draw_chunk(chunk: int) -> Prepared:
-    return draw_scenes(chunk * CHUNK, (chunk + 1) * CHUNK)
 
 
 def _file(folder: Path, chunk: int) -> Path:

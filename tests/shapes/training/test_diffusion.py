@@ -38,7 +38,7 @@ def test_timesteps_are_one_from_each_equal_share_of_a_sine() -> None:
 def test_loss_weighs_errors_by_the_signal_s_share(monkeypatch: pytest.MonkeyPatch) -> None:
     module = DiffusionModule(build_tokenizer(300), lambda step: 0.0)
     timesteps = torch.tensor([100, 700])
-    monkeypatch.setattr("attnguide.shapes.training.diffusion.draw_timesteps", lambda count, total: timesteps)
+    monkeypatch.setattr("attnguide.shapes.training.diffusion.draw_timesteps", lambda count, total, device: timesteps)
     monkeypatch.setattr(module.noise_schedule, "get_velocity", lambda latents, noise, t: torch.full_like(latents, 2.0))
     monkeypatch.setattr(module.unet, "forward", lambda noisy, t, states: SimpleNamespace(sample=torch.zeros_like(noisy)))
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]

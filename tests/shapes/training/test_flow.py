@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from attnguide.shapes.training import flow
 from attnguide.shapes.training.architecture import build_text_encoder, build_tokenizer
+from attnguide.shapes.training.drawing import NAMES
 from attnguide.shapes.training.flow import ContentHead, FlowModule, draw_noise_levels, pack
 from attnguide.shapes.training.mmdit import build_transformer
-from attnguide.shapes.training.store import NAMES
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> FlowModule:
-    monkeypatch.setattr(flow, "build_transformer", lambda: build_transformer(heads=2, dual=1, single=2))
+    monkeypatch.setattr(flow, "build_transformer", lambda *size: build_transformer(heads=2, dual=1, single=2))
     tokenizer = build_tokenizer(300)
     made = FlowModule((tokenizer, build_text_encoder(tokenizer)), lambda step: 0.0)
     made.log_dict = lambda values, **kwargs: made.__dict__.setdefault("logged", {}).update(values)  # type: ignore[method-assign]

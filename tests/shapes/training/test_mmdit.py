@@ -13,12 +13,17 @@ from attnguide.shapes.scene import random_scene
 from attnguide.shapes.training.architecture import build_autoencoder, build_text_encoder, build_tokenizer
 from attnguide.shapes.training.flow import grid_positions, pack
 from attnguide.shapes.training.mmdit import (
+    LARGE,
+    SMALL,
     TEXT_TOKENS,
+    Size,
     build_flow_scheduler,
     build_flux_pipeline,
     build_t5,
     build_t5_tokenizer,
     build_transformer,
+    size_of,
+    size_of_weights,
 )
 
 
@@ -95,3 +100,20 @@ def test_text_encoder_carries_the_order_of_words(tokenizer: Any) -> None:
     with torch.no_grad():
         one, other = encoder(ids).last_hidden_state
     assert not torch.allclose(one[2], other[2], atol=1e-3)  # the same word, after the same words in another order
+
+
+@pytest.mark.parametrize("size", [SMALL, Size(1, 1, 3), Size(2, 3, 0)], ids=["small", "more-single", "no-single"])
+def test_a_transformer_s_size_can_be_read_off_it(size: Size) -> None:
+    with torch.device("meta"):
+        transformer = build_transformer(*size)
+    assert size_of(transformer.config) == size
+    assert size_of_weights({f"transformer.{name}": weight for name, weight in transformer.state_dict().items()}) == size
+
+
+def test_both_sizes_are_small_enough_to_pass_around() -> None:
+    """Weights of transformer, T5, CLIP and autoencoder in float16, under 25 MB."""
+    others = (build_t5(build_t5_tokenizer()), build_text_encoder(build_tokenizer(300)), build_autoencoder())
+    with torch.device("meta"):
+        large = build_transformer(*LARGE)
+    total = sum(weight.numel() for network in (*others, large) for weight in network.parameters())
+    assert 20e6 < 2 * total < 25e6

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import logging
 import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch import nn
 
-from attnguide.shapes.training.pace import Clock, decay_after, learning_rate_factor, paced
+from attnguide.shapes.training.pace import Averages, Clock, Keeper, Told, decay_after, learning_rate_factor, paced
 
 
 @pytest.mark.parametrize(
@@ -50,3 +56,61 @@ def test_a_young_average_forgets_quickly() -> None:
     assert decay_after(1, 0.998) == pytest.approx(2 / 11)
     assert decay_after(90, 0.998) == pytest.approx(0.91)
     assert decay_after(10_000, 0.998) == 0.998
+
+
+class _Module(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_averages_by_hand(every: int) -> None:
+    """Of the weights after every so many steps, each step's decay counted."""
+    module, averages = _Module(), Averages(every=every, decay=0.5)
+    averages.setup(SimpleNamespace(), module, "fit")  # type: ignore[arg-type]
+    expected = 0.0
+    for step in range(1, 10):
+        with torch.no_grad():
+            module.weight.fill_(step)
+        averages.on_train_batch_end(SimpleNamespace(global_step=step), module, None, None, 0)  # type: ignore[arg-type]
+        if (step - 1) % every == 0:
+            seen = (step - 1) // every
+            kept = decay_after(seen * every, 0.5) ** every if seen else 0.0
+            expected = kept * expected + (1 - kept) * step
+    assert averages._average_model is not None
+    assert averages._average_model.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def _trainer(**values: Any) -> Any:
+    return SimpleNamespace(should_stop=False, max_steps=-1, limit_val_batches=1, callback_metrics={}, **values)
+
+
+def test_weights_that_are_no_numbers_do_not_take_the_checkpoint_s_place(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_text("good")
+    keeper, module = Keeper(path, Clock(0), every=3), _Module()
+    trainer = _trainer(global_step=7, save_checkpoint=lambda part: Path(part).write_text("new"))
+    torch.nn.init.constant_(module.weight, float("nan"))
+    with pytest.raises(RuntimeError, match="no longer finite at step 7"):
+        keeper.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+    assert path.read_text() == "good" and list(tmp_path.iterdir()) == [path]
+    torch.nn.init.zeros_(module.weight)
+    keeper.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+    assert path.read_text() == "new"
+
+
+def test_a_training_tells_where_it_stands(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    told, trainer, module = Told(every=20), _trainer(global_step=50), _Module()
+    told.on_train_start(trainer, module)  # type: ignore[arg-type]
+    trainer.callback_metrics = {"flow/error": torch.tensor(0.25), "preview/single": torch.tensor(0.5)}
+    for now[0], trainer.global_step in [(110.0, 80), (120.0, 100), (130.0, 120)]:
+        told.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+    told.on_validation_end(trainer, module)  # type: ignore[arg-type]
+    assert [record.message for record in caplog.records] == [
+        "step 100, 2.50 steps a second, flow/error 0.250",
+        "step 120, preview: preview/single 0.500",
+    ]

@@ -18,6 +18,7 @@ from attnguide.models.load import load_model
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.renderer import SIDE
 from attnguide.shapes.training import flow, run, store
+from attnguide.shapes.training import preview as preview_module
 from attnguide.shapes.training.architecture import build_tokenizer
 from attnguide.shapes.training.autoencoder import AutoencoderModule
 from attnguide.shapes.training.diffusion import DiffusionModule
@@ -36,7 +37,7 @@ def _small() -> Any:
         patch.setattr(run, "STANDARD", 8)
         patch.setattr(run, "build_tokenizer", cache(build_tokenizer))
         patch.setattr(store, "CHUNK", 8)
-        patch.setattr(flow, "build_transformer", lambda: build_transformer(heads=1, dual=1, single=2))
+        patch.setattr(flow, "build_transformer", lambda *size: build_transformer(heads=1, dual=1, single=2))
         yield
 
 
@@ -187,7 +188,7 @@ def test_previews_are_drawn_and_judged(resumed: Path, monkeypatch: pytest.Monkey
         assert isinstance(pipeline, FluxPipeline) and path == resumed / "previews-mmdit" / "000003.png"
         return {"preview/single": 0.5}
 
-    monkeypatch.setattr(flow, "preview", preview)
+    monkeypatch.setattr(preview_module, "preview", preview)
     _train(resumed, "--stage", "mmdit", "--mmdit-steps", 3, "--preview-every", 1)
     assert asked == [24]
     logged = "".join(path.read_text() for path in resumed.glob("log-mmdit/*/metrics.csv"))
@@ -201,6 +202,32 @@ def test_a_training_can_begin_from_a_pipeline(trained: Path, tmp_path: Path) -> 
     for name in ("unet", "text_encoder", "vae"):
         old = getattr(before, name).state_dict()
         assert all(torch.equal(weight, old[key]) for key, weight in getattr(begun, name).state_dict().items()), name
+
+
+def test_the_mmdit_can_begin_from_a_pipeline(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is that of the folder, whatever size was asked for; the same holds of a checkpoint."""
+    sizes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(flow, "build_transformer", lambda *size: (sizes.append(size), build_transformer(*size))[1])
+    source = trained / "pipeline-mmdit"
+    _train(tmp_path, "--stage", "mmdit", "--start-from", source, "--mmdit-steps", 1, "--lr", 1e-30, "--size", "large")
+    assert sizes == [(1, 1, 2), (1, 1, 2)]  # trained and exported
+    begun, before = (FluxPipeline.from_pretrained(folder) for folder in (tmp_path / "pipeline-mmdit", source))
+    for name in ("transformer", "text_encoder_2", "text_encoder", "vae"):
+        old = getattr(before, name).state_dict()
+        assert all(torch.equal(weight, old[key]) for key, weight in getattr(begun, name).state_dict().items()), name
+
+
+def test_what_a_graphics_card_is_given_runs_here_too(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision, scenes drawn by another process; previews are drawn in float32."""
+    seen: list[bool] = []
+    monkeypatch.setattr(preview_module, "preview", lambda *_: seen.append(torch.is_autocast_enabled("cpu")) or {})
+    shutil.copytree(trained / "vae", tmp_path / "vae")
+    card = ("--precision", "bf16-mixed", "--workers", 1, "--preview-every", 1)
+    _train(tmp_path, "--stage", "mmdit", "--mmdit-steps", 1, *card)
+    assert seen == [False]
+    assert {weight.dtype for weight in _checkpoint(tmp_path, "mmdit")["state_dict"].values()} == {torch.float32}
+    theirs, ours = (store.load(folder / "scenes") for folder in (trained, tmp_path))
+    assert all(torch.equal(theirs[name], values) for name, values in ours.items())
 
 
 def test_an_autoencoder_out_of_time_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,4 +271,5 @@ def test_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     card, processor = run.parse_args([]), run.parse_args(["--device", "cpu"])
     assert (card.device, card.precision, card.batch_size, card.compile) == ("cuda", "bf16-mixed", 512, True)
     assert (processor.precision, processor.batch_size, processor.compile) == ("32-true", 32, False)
-    assert run.parse_args(["--no-compile", "--batch-size", "64"]).batch_size == 64
+    assert (card.scenes, card.size, processor.workers, processor.size) == (200_000, "large", 0, "small")
+    assert run.parse_args(["--no-compile", "--batch-size", "64"]).batch_size == 64 and card.workers >= 1
