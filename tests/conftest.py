@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+os.environ["WANDB_X_SAVE_REQUIREMENTS"] = "false"  # listing every installed package takes longer than most tests
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Workers of pytest-xdist must not fight over the cores. ATTNGUIDE_TEST_THREADS=2 shows that nothing hangs on the order of sums.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("ATTNGUIDE_TEST_THREADS", "1")

@@ -7,28 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from PIL import Image
 
 from attnguide.ablation.axes import Axis, Tradeoff
 from attnguide.ablation.cell_runs import log_cells
 from attnguide.ablation.cells import Row
 from attnguide.ablation.outputs import records_of, write_outputs
-from attnguide.ablation.plots import PLOTS_FOLDER, curves, steered
+from attnguide.ablation.plots import PLOTS_FOLDER, curves, steered, varying_metrics
 from attnguide.ablation.sheets import SHEETS_FOLDER
 from attnguide.ablation.stability import stability
 from attnguide.ablation.summary import Record, estimate, metrics_of, summarise
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.keys import ABLATION_PLOTS, ABLATION_SHEETS
 from attnguide.callbacks.log import wandb_run
+from attnguide.callbacks.sinks import MOST_PICTURES
 from attnguide.records import is_cell_column
 
 _MOST_SHEETS = 16
+_TOLD = ("region_hit", "inside")
 
 
 class AblationLog(SamplingCallback):
     """Puts everything of :func:`~attnguide.ablation.outputs.write_outputs` into the run folder, also of a run that is stopped.
 
-    W&B gets the same: the table ``summary``, a table ``cells`` with a line for each row's cell and scores, a line plot of every
-    metric over every axis of numbers, the curves with their bands, heat maps and sheets; with a tradeoff also the table
-    ``stability`` and the plot of control against quality.
+    W&B gets the same: the table ``summary``, a table ``cells`` with a line for each row's cell and scores, line plots of the
+    metrics that tell most over every axis of numbers, and two lists of pictures, one of sheets and one of curves with their
+    bands, heat maps and, with a tradeoff, control against quality; with that also the table ``stability``.
 
     Args:
         axes: Of the ablation.
@@ -64,6 +68,11 @@ class AblationLog(SamplingCallback):
         if trainer.is_global_zero:
             self._write(run_folder(trainer))
 
+    @property
+    def _told(self) -> tuple[str, ...]:
+        """Metrics with a chart of their own; all others are in the tables and among the plots."""
+        return _TOLD if self.tradeoff is None else (*_TOLD, self.tradeoff.control, self.tradeoff.quality)
+
     def _write(self, folder: Path) -> list[Path]:
         self.written = True
         return list(write_outputs(folder, self.axes, self.rows, self.tradeoff))
@@ -80,17 +89,31 @@ class AblationLog(SamplingCallback):
             shown["ablation/stability"] = _table(found)
         for axis in self.axes:
             if axis.is_numeric:
+                drawn = [metric for metric in varying_metrics(records, self.axes) if metric in self._told]
                 shown |= {
-                    f"ablation/{metric} over {axis.name}": _line_plot(records, self.axes, axis, metric)
-                    for metric in metrics_of(records, costs=False)
+                    f"ablation/{metric} over {axis.name}": _line_plot(records, self.axes, axis, metric) for metric in drawn
                 }
         sheets = [path for path in files if path.parent.name == SHEETS_FOLDER][:_MOST_SHEETS]
         plots = [path for path in files if path.parent.name == PLOTS_FOLDER]
-        shown |= {f"ablation/{path.parent.name}/{path.stem}": wandb.Image(str(path)) for path in (*sheets, *plots)}
+        for key, paths in ((ABLATION_SHEETS, sheets), (ABLATION_PLOTS, plots)):
+            if paths:
+                shown[key] = [wandb.Image(image, caption=name) for name, image in _of_one_size(paths[:MOST_PICTURES])]
         run.log(shown)
         # One number a metric for the run, which is what a sweep compares its runs by.
         means = {metric: estimate(steered(records, self.axes), metric) for metric in metrics}
         run.summary.update({f"mean/{metric}": found.mean for metric, found in means.items() if found is not None})
+
+
+def _of_one_size(paths: Sequence[Path]) -> list[tuple[str, Image.Image]]:
+    """Pictures with their names, on white fields as large as the largest: W&B's browser lays out lists of one size."""
+    pictures = [(path.stem, Image.open(path).convert("RGB")) for path in paths]
+    size = max(image.width for _, image in pictures), max(image.height for _, image in pictures)
+    found = []
+    for name, image in pictures:
+        field = Image.new("RGB", size, "white")
+        field.paste(image)
+        found.append((name, field))
+    return found
 
 
 def _line_of(record: Record, metrics: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ ROWS_DONE = "progress/rows"
 SECONDS = "progress/seconds_per_row"
 FAILED_SO_FAR = "progress/failed"
 
+LIVE: tuple[str, ...] = ("inside", "region_hit")
+"""Metrics whose means by method are logged while the run goes on, over the rows that have ended."""
+
 GUIDE_CURVES: tuple[str, ...] = ("loss", "gradient_norm", "inside")
 MAP_STATISTICS: tuple[str, ...] = ("l2", "max", "entropy", "inside")
 """Columns of ``map_norms.csv`` that become curves."""
@@ -32,6 +35,9 @@ STD = "_std"
 
 PICTURES, MAPS_PICTURES, SHEET, TABLE = "pictures", "pictures/maps", "pictures/sheet", "rows"
 
+ABLATION_SHEETS, ABLATION_PLOTS = "ablation/sheets", "ablation/plots"
+"""An ablation's pictures, each a list."""
+
 SHOWN: dict[str, tuple[str, ...]] = {
     GUIDE_STEP: ("guide/loss/*", "guide/inside/*"),
     ROWS_DONE: (SECONDS,),
@@ -42,7 +48,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
 UNSHOWN: dict[str, tuple[str, ...]] = {
     GUIDE_STEP: ("guide/gradient_norm/*", *(f"guide/{name}{STD}/*" for name in GUIDE_CURVES)),
     MAPS_STEP: tuple(f"maps/{name}{end}/*" for name in MAP_STATISTICS for end in ("", STD)),
-    ROWS_DONE: (FAILED_SO_FAR,),
+    ROWS_DONE: (FAILED_SO_FAR, *(f"progress/{name}/*" for name in LIVE)),
 }
 """Axis -> keys that are there for panels of one's own, but get none by themselves."""
 
@@ -69,6 +75,11 @@ def std_key(key: str) -> str:
     """The spread of a curve over rows: ``guide/loss/x`` has it under ``guide/loss_std/x``."""
     room, name, whose = key.split("/", 2)
     return f"{room}/{name}{STD}/{whose}"
+
+
+def live_key(metric: str, method: str) -> str:
+    """``progress/<metric>/<method>``: a metric's mean over the rows of a method that have ended so far."""
+    return f"progress/{metric}/{method_key(method)}"
 
 
 def row_key(curve: str, id: str) -> str:

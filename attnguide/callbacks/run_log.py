@@ -10,7 +10,7 @@ import lightning as L
 
 from attnguide.callbacks import keys
 from attnguide.callbacks.attention_maps import OVERVIEW
-from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
 from attnguide.callbacks.flat_config import Plain, flat_config
 from attnguide.callbacks.run_curves import Point, Spread, run_curves
 from attnguide.callbacks.sinks import Picture, Sink, sinks_of
@@ -26,10 +26,10 @@ Record = Mapping[str, str]
 class RunLog(SamplingCallback):
     """Shows a run in the trainer's loggers under names that other runs have too (:mod:`attnguide.callbacks.keys`).
 
-    At once the configuration, flat; after each batch the number of finished rows; at the end, also of a run that was stopped,
-    what the run folder says, rows of earlier processes included: curves over the steps as means over the rows of a method, with
-    their spread; pictures with regions, in lists that have the same prompt and seed at the same place for every method; the
-    table ``rows``; means by method and by cell.
+    At once the configuration, flat; after each batch the number of finished rows, and means by method over them; at the end,
+    also of a run that was stopped, what the run folder says, rows of earlier processes included: curves over the steps as means
+    over the rows of a method, with their spread; pictures with regions, in lists that have the same prompt and seed at the same
+    place for every method; the table ``rows``; means by method and by cell.
 
     Put it after :class:`~attnguide.callbacks.run_folder.RunFolder`, whose files it reads.
 
@@ -48,6 +48,7 @@ class RunLog(SamplingCallback):
         self._flat: dict[str, Plain] = {}
         self._done = self._failed = 0
         self._seconds = 0.0
+        self._live: dict[str, Spread] = {}
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         samples = getattr(trainer.datamodule, "samples", ())  # type: ignore[attr-defined]
@@ -58,7 +59,14 @@ class RunLog(SamplingCallback):
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         self._seconds = sum(result.cost.seconds for result in results) / max(len(results), 1)
+        for result in results:
+            self._add(result.sample.method, row_metrics(trainer, result))
         self._count(trainer, results)
+
+    def _add(self, method: str, metrics: Mapping[str, float]) -> None:
+        for name in keys.LIVE:
+            if name in metrics:
+                self._live.setdefault(keys.live_key(name, method), Spread()).add(metrics[name])
 
     def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         self._count(trainer, results)
@@ -67,6 +75,7 @@ class RunLog(SamplingCallback):
         self._done += len(results)
         self._failed += sum(verdict(result.status) != "ok" for result in results)
         values = {keys.SECONDS: self._seconds, keys.FAILED_SO_FAR: float(self._failed)}
+        values |= {key: spread.mean for key, spread in self._live.items() if spread.count}
         for sink in sinks_of(trainer):
             sink.point(values, self._done, {keys.ROWS_DONE: float(self._done)})
 

@@ -6,7 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from attnguide.callbacks.keys import GUIDE_STEP, MAPS_PICTURES, MAPS_STEP, PICTURES, SHEET, TABLE
+from attnguide.callbacks.keys import (
+    ABLATION_PLOTS,
+    ABLATION_SHEETS,
+    GUIDE_STEP,
+    LIVE,
+    MAPS_PICTURES,
+    MAPS_STEP,
+    PICTURES,
+    ROWS_DONE,
+    SHEET,
+    TABLE,
+)
 from attnguide.dashboard.names import LoggedNames
 
 Kind = Literal["lines", "bars", "scatter", "pictures", "parallel", "importance", "comparer", "table"]
@@ -94,6 +105,8 @@ def _guidance(names: LoggedNames) -> SectionPlan:
     panels = [
         *_lines(names, "Loss", "guide/loss/", GUIDE_STEP),
         *_lines(names, "Attention inside the regions", "guide/inside/", GUIDE_STEP),
+        *_lines(names, "Attention inside the regions, so far", f"progress/{LIVE[0]}/", ROWS_DONE),
+        *_lines(names, "Objects in their regions, so far", f"progress/{LIVE[1]}/", ROWS_DONE),
         *_lines(names, "Gradient norm", "guide/gradient_norm/", GUIDE_STEP),
         *_bars(names, "Objects in their regions", "region_hit"),
         *_bars(names, "Attention inside the regions, whole run", "inside"),
@@ -134,7 +147,7 @@ def _ablation(names: LoggedNames) -> SectionPlan:
     if not axes:
         return SectionPlan("Ablation", "", ())
     metrics = [f"mean/{metric}" for metric in (*QUALITIES, "seconds") if f"mean/{metric}" in names.summary]
-    drawn = [key for prefix in ("ablation/plots/", "ablation/sheets/") for key in names.curves(prefix)]
+    drawn = [key for key in (ABLATION_PLOTS, ABLATION_SHEETS) if key in names.history]
     panels = [PanelPlan("parallel", "Axes and scores", tuple(metrics), config=tuple(axes))] if metrics else []
     panels += [PanelPlan("importance", "What matters", (metrics[0],))] if metrics else []
     panels += [PanelPlan("comparer", "What differs")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnguide.callbacks import keys
 from attnguide.callbacks.flat_config import axis_key
 from attnguide.callbacks.run_curves import run_curves
 from attnguide.callbacks.run_log import means, pictures_by_key
@@ -49,15 +50,20 @@ def names_of_folder(folder: Path) -> LoggedNames:
     curves = run_curves(folder, records)
     axes = {name for record in records for name in record if name.startswith(AXIS) and is_cell_column(name)}
     steps = {key for points in (curves.guide, curves.maps) for point in points for key in point.values}
-    drawn = {f"ablation/{kind}/{path.stem}" for kind in ("plots", "sheets") for path in folder.glob(f"{kind}/*.png")}
+    drawn = {keys.ABLATION_PLOTS for _ in folder.glob("plots/*.png")} | {
+        keys.ABLATION_SHEETS for _ in folder.glob("sheets/*.png")
+    }
+    live = {keys.live_key(name, record["method"] or "plain") for record in records for name in keys.LIVE if record.get(name)}
     pictures = set(pictures_by_key(folder, records))
     summary = set(means(records)) | ({f"mean/{name}" for name in _metrics(means(records))} if axes else set())
     config = {"methods", "command", *(axis_key(name.removeprefix(AXIS)) for name in axes)}
-    return LoggedNames(frozenset({*steps, *drawn, *pictures, "rows"}), frozenset(summary), frozenset(config))
+    return LoggedNames(
+        frozenset({*steps, *live, *(drawn if axes else ()), *pictures, "rows"}), frozenset(summary), frozenset(config)
+    )
 
 
-def _metrics(keys: Iterable[str]) -> set[str]:
-    return {key.split("/")[1] for key in keys if key.startswith("mean/")}
+def _metrics(names: Iterable[str]) -> set[str]:
+    return {key.split("/")[1] for key in names if key.startswith("mean/")}
 
 
 def names_of_project(entity: str, project: str) -> LoggedNames:

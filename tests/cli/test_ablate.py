@@ -59,7 +59,7 @@ def test_wandb_has_the_group_tables_and_plots(first: tuple[Path, str]) -> None:
     kept = {
         path.name.rsplit("_", 2)[0] for path in folder.glob("wandb/offline-run-*/files/media/*/ablation/**/*") if path.is_file()
     }
-    assert {"summary", "cells", "inside over method.scale_table", "seed0", "inside-over-method.scale"} <= kept
+    assert {"summary", "cells", "inside over method.scale_table", "sheets", "plots"} <= kept
 
 
 def test_the_kept_configuration_makes_the_same_run(first: tuple[Path, str], attnguide: Command) -> None:

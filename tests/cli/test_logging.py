@@ -34,6 +34,25 @@ def test_the_demonstration_makes_few_charts_that_name_no_row(found: WandbRun) ->
     assert not any("seed" in key for key in found.keys())
 
 
+def test_means_by_method_come_with_each_batch_and_once_a_row_count(found: WandbRun) -> None:
+    curve = found.curve("progress/inside/stable", "progress/rows")
+    assert [rows for rows, _ in curve] == sorted({rows for rows, _ in curve}), "no two values at one place"
+    assert curve[-1][1] == pytest.approx(found.summary["mean/inside/stable"])
+
+
+def test_runs_of_every_command_make_few_charts(found: WandbRun, ablation: tuple[Path, str], evaluation: WandbRun) -> None:
+    """``pytest -s`` prints the charts that W&B makes by itself, and the number of keys."""
+    for name, run in (("sample", found), ("ablate", read_wandb(ablation[0])), ("eval", evaluation)):
+        charts = sorted(run.charts())
+        print(f"\n{name}: {len(charts)} charts of {len(run.keys())} keys: {', '.join(charts)}")
+        methods = run.config["methods"].split(", ")
+        fixed = {
+            key for key in charts if not key.startswith(("guide/", "pictures/")) or key in ("pictures/maps", "pictures/sheet")
+        }
+        assert len(charts) <= 15 and len(charts) <= len(fixed) + 3 * len(methods), charts
+        assert len(fixed) <= (10 if name == "ablate" else 6), fixed
+
+
 def test_the_summary_has_means_by_method_and_the_configuration_is_flat(found: WandbRun) -> None:
     assert {f"n/{method}" for method in ("plain", "inject5", "mask_guidance", "stable")} <= set(found.summary)
     assert {"mean/inside/plain", "std/inside/stable", "mean/region_hit/stable", "mean/failed/plain"} <= set(found.summary)
