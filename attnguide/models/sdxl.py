@@ -41,11 +41,13 @@ class StableDiffusionXL(StableDiffusion):
         return {**parts, "text_encoder_2": self.pipeline.text_encoder_2}
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
-        """Tokens of the first tokenizer.
+        """Tokens of the first tokenizer; of the second where it is the only one, as in the refiner.
 
         Raises:
             ValueError: If the second tokenizer cuts the prompt elsewhere, so that a word has no position of its own.
         """
+        if self.pipeline.tokenizer is None:
+            return self._tokenized(prompt, "tokenizer_2")
         first = self._tokenized(prompt, "tokenizer")
         second = self._tokenized(prompt, "tokenizer_2")
         if first.offsets != second.offsets:

@@ -156,7 +156,9 @@ class StableDiffusion(ModelAdapter):
 
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
         modules: dict[Site, nn.Module] = {}
-        found = [(name, module) for name, module in self._unet.named_modules() if isinstance(module, Attention)]
+        # GLIGEN's own attention, over the picture and its boxes, is no map of the picture.
+        every = [(name, module) for name, module in self._unet.named_modules() if ".fuser." not in name]
+        found = [(name, module) for name, module in every if isinstance(module, Attention)]
         running = sorted((name for name, _ in found), key=lambda name: _RUNNING.index(name.partition("_")[0]))
         depth = dict(zip(running, depths(len(running)), strict=True))
         for name, module in found:

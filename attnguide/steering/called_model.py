@@ -142,6 +142,18 @@ def plain_processors(network: nn.Module) -> Iterator[None]:
             module.processor = processor
 
 
+def processors_of(network: nn.Module) -> dict[nn.Module, Any]:
+    """Attention processors by module."""
+    return {module: module.processor for module in network.modules() if getattr(module, "processor", None) is not None}
+
+
+def unsplit(processors: Mapping[nn.Module, Any]) -> None:
+    """Put back what stood in the place of processors that split a batch: a pipeline leaves them where its call fails."""
+    for module, processor in processors.items():
+        if splits_batch(module):
+            module.processor = processor
+
+
 def splits_batch(module: nn.Module) -> bool:
     """Whether a module's processor reads its batch as so many blocks (perturbed attention)."""
     return type(getattr(module, "processor", None)).__name__.startswith("PAG")

@@ -49,6 +49,9 @@ def steer_calls(pipeline: Any, request: Request, run: SteerRun | None = None) ->
             follower.install()
             yield run
             follower.finish()
+        except BaseException:
+            follower.failed()
+            raise
         finally:
             follower.close()
     if run.calls == 0:

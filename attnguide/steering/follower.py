@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.models.base import ModelAdapter
-from attnguide.steering.called_model import called_model
+from attnguide.steering.called_model import called_model, processors_of, unsplit
 from attnguide.steering.calls import Call, check_halves
 from attnguide.steering.controls import Controls
 from attnguide.steering.errors import SteerError
@@ -48,6 +48,7 @@ class Follower:
         self._inside = False
         self._stack = ExitStack()
         self._following: Following | None = None
+        self._processors: Mapping[nn.Module, Any] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -190,6 +191,8 @@ class Follower:
             if getattr(self.pipeline, name) is not part:
                 raise SteerError(f"The pipeline's {name} was replaced inside the block; replace it before.")
         self.hooks.renew()
+        if hasattr(self.pipeline, "do_perturbed_attention_guidance"):
+            self._processors = processors_of(self.network)
 
     def _read(self, arguments: dict[str, Any]) -> tuple[Following, Call]:
         """Rows and branches of a call of the network."""
@@ -265,6 +268,10 @@ class Follower:
         run.ended(lambda: pictures.pictures(model, latents, rows), latents, batch.ledger.close(), statuses)
         if started.observer is not None:
             started.observer.on_sample_end(run.results)
+
+    def failed(self) -> None:
+        """The block is left by an exception: what the pipeline would have put back itself is put back."""
+        unsplit(self._processors)
 
     def close(self) -> None:
         """Whatever is attached for a call is taken out."""

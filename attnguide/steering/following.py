@@ -118,9 +118,9 @@ class Following:
 
     def _refreshed(self, call: Call, step: Step) -> Call:
         """The call with the residuals of ControlNets that see latents as guidance has moved them."""
-        if self._moved is self._raw or not self.controls.any:
+        assert self._moved is not None and self._raw is not None
+        if not self.controls.any or torch.equal(self._moved, self._raw):
             return call
-        assert self._moved is not None
         return self.controls.refreshed(call, self.scheduler.scale_model_input(self._moved, step))
 
     def _latents(self, call: Call, step: Step, scaled: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -11,6 +11,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.support import adapter_class
 from attnguide.steering.errors import SteerError
 from attnguide.steering.forms import UNET, CallForm
+from attnguide.steering.unet_forms import EDITING, EDITING_XL, KINDS, KINDS_XL
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class Known:
 _SD, _XL = Known("StableDiffusionPipeline", UNET), Known("StableDiffusionXLPipeline", UNET)
 
 PIPELINES: Mapping[str, Known] = {
-    **{f"StableDiffusion{kind}Pipeline": _SD for kind in ("", "Img2Img", "Inpaint")},
-    **{f"StableDiffusionXL{kind}Pipeline": _XL for kind in ("", "Img2Img", "Inpaint")},
+    **{f"StableDiffusion{kind}Pipeline": _SD for kind in KINDS},
+    **{f"LatentConsistencyModel{kind}Pipeline": _SD for kind in ("", "Img2Img")},
+    "StableDiffusionInstructPix2PixPipeline": Known(_SD.family, EDITING),
+    **{f"StableDiffusionXL{kind}Pipeline": _XL for kind in KINDS_XL},
+    "StableDiffusionXLInstructPix2PixPipeline": Known(_XL.family, EDITING_XL),
 }
 """By the name of the class; exactly these, since a derived class may call its network in another way."""
 
@@ -39,6 +43,7 @@ _WHY: dict[str, str] = {
     r"Cascade|Wuerstchen|Kandinsky|UnCLIP|^IF": "it makes a picture in stages of several networks",
     r"Sana": "its self-attention is linear, without a map",
     r"Upscale": "its network reads a small picture and a noise level",
+    r"GLIGENTextImage": "it calls its network with and without its boxes in one step",
 }
 """Why pipelines of some kinds cannot be steered, by what their names say."""
 

@@ -8,8 +8,7 @@ import torch
 import attnguide
 from tests import tiny
 from tests.models import families
-from tests.steer import pipelines
-from tests.steer.watch import REGIONS, Methods, ours, parts, steered, with_scheduler
+from tests.steer.watch import Methods, ours, parts, steered, with_scheduler
 
 MOVING: Methods = [("mask_guidance", {"step_size": 40.0})]
 EDITING: Methods = [("inject5", {"start": 0.0})]
@@ -64,32 +63,6 @@ def test_stable_diffusion_xl(weight: float) -> None:
     (result,) = ours(pipeline, BOTH, cfg_scale=weight)
     latents, _ = steered(pipeline, BOTH, guidance_scale=weight)
     assert torch.equal(latents[0], result.latents)
-
-
-@pytest.mark.parametrize("name", ["sd_img2img", "sd_inpaint", "sd_inpaint_9", "sdxl_img2img", "sdxl_inpaint"])
-class TestPicturesToBeginWith:
-    """Pipelines that our own loop does not make: img2img and inpainting, with UNets of 4 and 9 channels."""
-
-    def test_strength_zero_is_the_plain_call(self, name: str) -> None:
-        pipeline = pipelines.shared(name)
-        before = parts(pipeline)
-        plain = pipelines.sample(name)
-        with attnguide.steer(pipeline, regions=REGIONS, method="mask_guidance", scale=0.0, stop=1.0):
-            steered = pipelines.sample(name)
-        assert torch.equal(steered, plain)
-        assert parts(pipeline) == before
-
-    def test_the_loss_falls(self, name: str) -> None:
-        pipeline = pipelines.shared(name)
-        options = {"step_size": 40.0, "iterations": 3, "stop": 1.0}
-        with attnguide.steer(pipeline, regions=REGIONS, method="mask_guidance", **options) as run:
-            latents = pipelines.sample(name)
-        first, _, third, *later = [event.losses[0] for event in run.updates]
-        assert third < first and len(later) == 3  # four steps at strength 0.6 are two
-        assert not torch.equal(latents, pipelines.sample(name))
-        assert set(run.maps) == set(REGIONS)
-        rows, height, width = run.maps["red cat"].shape
-        assert rows == 1 and 2 * width == 3 * height
 
 
 def test_nothing_asked_for_is_the_plain_call() -> None:
