@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.fields import FOREIGN_NAMES
+from attnguide.inputs import Control, read_control
 from attnguide.methods import method_info
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype, check_offload
 from attnguide.parsing import as_whole, shown, unpacked
@@ -44,6 +45,10 @@ def sample(
     true_cfg_scale: float = 1.0,
     height: int | None = None,
     width: int | None = None,
+    init_image: str | Path | None = None,
+    strength: float | None = None,
+    inpaint_mask: str | Path | None = None,
+    control: str | Control | Sequence[str | Control] = (),
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -77,6 +82,11 @@ def sample(
             halves are computed and combined with this weight.
         height: Of the pictures in pixels; the model's own when ``None``.
         width: Likewise.
+        init_image: Path of a picture to begin from, stretched to the size of the picture that is made.
+        strength: How much of the schedule the ``init_image`` runs through, in (0, 1]; 0.8 when ``None``, and 1 with a mask.
+        inpaint_mask: Path of a picture of the ``init_image``'s size, white where it is drawn anew and black where it is kept.
+        control: Pictures that ControlNets read, each ``"TYPE=IMAGE[:SCALE]"`` or a :class:`~attnguide.inputs.Control`; for
+            models that were loaded with ControlNets of these types (:func:`~attnguide.models.load.load_model`).
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
         device: For a model given by name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's.
         dtype: For a model given by name: ``fp32``, ``fp16``, ``bf16``, or one of torch's.
@@ -114,6 +124,10 @@ def sample(
         steps=steps,
         cfg_scale=cfg_scale,
         scheduler=scheduler,
+        init_image=init_image if init_image is None else str(init_image),
+        strength=strength,
+        inpaint_mask=inpaint_mask if inpaint_mask is None else str(inpaint_mask),
+        control=tuple(read_control(one) for one in ([control] if isinstance(control, str | Control) else control)),
     )
     rows = [replace(common, id=f"seed{number}", seed=number) for number in _seeds(seed)]
     _check_kinds(plain=plain, progress=progress, batch_size=batch_size, device=device, dtype=dtype)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from attnguide.inputs import strength_of
 from attnguide.methods import build_method, check_one_row, method_info, method_options
 from attnguide.types import MethodConfig, Sample
 
@@ -19,15 +20,31 @@ def batch_key(sample: Sample) -> str:
 
     So can some rows with other methods (:func:`mixes`).
     """
+    alone = sample.kind is not None  # one call of a pipeline has one value of every option
     methods = [
-        (c.name, {k: v for k, v in sorted(c.options.items()) if k not in method_info(c.name).per_row}) for c in sample.methods
+        (c.name, {k: v for k, v in sorted(c.options.items()) if alone or k not in method_info(c.name).per_row})
+        for c in sample.methods
     ]
     return json.dumps([*picture_key(sample), methods], default=str)
 
 
-def picture_key(sample: Sample) -> tuple[int | None, int | None, int, str | None]:
-    """What rows of one batch have in common, whatever their methods: height, width, steps and scheduler."""
-    return sample.height, sample.width, sample.steps, sample.scheduler
+def picture_key(sample: Sample) -> tuple[Any, ...]:
+    """What rows of one batch have in common, whatever their methods: height, width, steps and scheduler.
+
+    Rows with input pictures have more in common: what one call of their pipeline takes once.
+    """
+    common = sample.height, sample.width, sample.steps, sample.scheduler
+    if sample.kind is None:
+        return common
+    scales = sample.cfg_scale, sample.true_cfg_scale, sample.negative_prompt is None
+    return (
+        *common,
+        sample.kind,
+        strength_of(sample),
+        *scales,
+        sample.groups,
+        tuple((one.type, one.scale) for one in sample.control),
+    )
 
 
 def mixes(samples: Sequence[Sample]) -> bool:
@@ -38,7 +55,7 @@ def mixes(samples: Sequence[Sample]) -> bool:
     Raises:
         ValueError: If an option's value is out of range.
     """
-    if any(method_info(config.name).family != "injection" for config in samples[0].methods):
+    if samples[0].kind is not None or any(method_info(config.name).family != "injection" for config in samples[0].methods):
         return False
     return all(injection.mixes for injection in _build_alike(samples)[1])
 

@@ -107,9 +107,9 @@ def _joined(regions: Any, boxed: list[dict[str, Any]]) -> Any:
 def _cell(key: str, cell: str) -> Any:
     if key in ("seed", "height", "width", "steps"):
         return _parse_cell(key, cell, whole_number, "a whole number")
-    if key in ("cfg_scale", "true_cfg_scale"):
+    if key in ("cfg_scale", "true_cfg_scale", "strength"):
         return _parse_cell(key, cell, real_number, "a number")
-    if key not in ("regions", "groups", "tags", "options"):
+    if key not in ("regions", "groups", "tags", "options") and not (key == "control" and cell[0] in "[{"):
         return cell
     try:
         return parse_json(cell)

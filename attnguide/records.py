@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.files import whole_size
+from attnguide.inputs import INPUTS, strength_of
 from attnguide.made_with import full_options, kept_options, read_made_with
 from attnguide.methods import method_info
 from attnguide.prompt.notation import region_to_dict
@@ -31,6 +32,7 @@ SETTINGS: tuple[str, ...] = (
     "scheduler",
     "height",
     "width",
+    *INPUTS,
     "options",
     "regions",
     "groups",
@@ -38,7 +40,8 @@ SETTINGS: tuple[str, ...] = (
 )
 """First columns of ``records.csv``: what made the picture.
 
-``options``, ``regions`` and ``tags`` are JSON; ``groups`` says which words a method took for nouns and their modifiers.
+``control``, ``options``, ``regions`` and ``tags`` are JSON; ``groups`` says which words a method took for nouns and their
+modifiers.
 """
 
 COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb", "status")
@@ -108,6 +111,10 @@ def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, An
         "scheduler": sample.scheduler or defaults.scheduler,
         "height": sample.height or defaults.height,
         "width": sample.width or defaults.width,
+        "init_image": sample.init_image,
+        "strength": strength_of(sample),
+        "inpaint_mask": sample.inpaint_mask,
+        "control": _json([control.to_dict() for control in sample.control]),
         "options": _json(options),
         "regions": _json([_region(region) for region in sample.regions]),
         "groups": _groups(sample),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.fields import FOREIGN_NAMES
+from attnguide.inputs import INPUTS, Control, read_control
 from attnguide.parsing import MOST_DEPTH, as_real, as_whole, check_depth, is_unicode, quotes, shown
 from attnguide.prompt.notation import parse_region, region_from_dict, regions_from_places
 from attnguide.types import MethodConfig, Region
@@ -27,6 +28,7 @@ ROW_KEYS: tuple[str, ...] = (
     "cfg_scale",
     "true_cfg_scale",
     "scheduler",
+    *INPUTS,
     "tags",
     "problem",
 )
@@ -107,6 +109,10 @@ def _read_group(key: str, value: Any) -> tuple[str, ...]:
     raise ValueError(f"each of {key} is words of the prompt, the noun last, like [red, circle]; got {shown(value)}.")
 
 
+def _read_control(key: str, value: Any) -> tuple[Control, ...]:
+    return tuple(read_control(item) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
 def _read_methods(key: str, value: Any) -> tuple[MethodConfig, ...]:
     if isinstance(value, str):
         return tuple(MethodConfig(name) for name in method_names(value))
@@ -145,6 +151,10 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "cfg_scale": _read_number,
     "true_cfg_scale": _read_number,
     "scheduler": _read_text,
+    "init_image": _read_text,
+    "strength": _read_number,
+    "inpaint_mask": _read_text,
+    "control": _read_control,
     "tags": read_mapping,
     "problem": _read_text,
 }

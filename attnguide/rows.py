@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from attnguide.methods import baseline_of, check_methods, check_options, method_info
 from attnguide.parsing import shown
+from attnguide.prompt.inputs import Sizes, check_inputs
 from attnguide.prompt.nested import settle
 from attnguide.prompt.notation import region_to_dict
 from attnguide.prompt.pairs import explicit_groups
@@ -21,8 +22,18 @@ from attnguide.types import MethodConfig, PlaceError, Sample
 MOST_ROWS = 100_000
 """Of a table."""
 
-Words = dict[tuple[str, int, int], tuple[str | None, Sample]]
-"""By prompt and the identities of regions and groups: what is wrong with them, and a row that keeps them alive."""
+
+@dataclass
+class Checked:
+    """What was found of rows before, which rows share.
+
+    Attributes:
+        words: By prompt and the identities of regions and groups: what is wrong with them, and a row that keeps them alive.
+        sizes: Of input pictures that can be read.
+    """
+
+    words: dict[tuple[str, int, int], tuple[str | None, Sample]] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=dict)
 
 
 class RowError(ValueError):
@@ -108,24 +119,26 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
         ValueError: If a value cannot be written down: a mask tensor, or an option that is not a plain value.
     """
     plain: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "seed": sample.seed}
-    if sample.negative_prompt is not None:
-        plain["negative_prompt"] = sample.negative_prompt
+    plain |= _said(sample, "negative_prompt")
     if sample.regions:
         plain["regions"] = [region_to_dict(region) for region in sample.regions]
     if sample.groups:
         plain["groups"] = [list(words) for words in sample.groups]
     if sample.methods:
         plain["methods"] = [method_to_plain(config) for config in sample.methods]
-    for key in ("height", "width", "steps", "cfg_scale", "scheduler"):
-        if getattr(sample, key) is not None:
-            plain[key] = getattr(sample, key)
+    plain |= _said(sample, "height", "width", "steps", "cfg_scale", "scheduler", "init_image", "strength", "inpaint_mask")
+    if sample.control:
+        plain["control"] = [control.to_dict() for control in sample.control]
     if sample.true_cfg_scale != 1:
         plain["true_cfg_scale"] = sample.true_cfg_scale
     if sample.tags:
         plain["tags"] = plain_value(sample.tags, "tags")
-    if sample.problem is not None:
-        plain["problem"] = sample.problem
-    return plain
+    return plain | _said(sample, "problem")
+
+
+def _said(sample: Sample, *keys: str) -> dict[str, Any]:
+    """Fields that a row says something of."""
+    return {key: value for key in keys if (value := getattr(sample, key)) is not None}
 
 
 def check_ids(samples: Sequence[Sample]) -> None:
@@ -174,10 +187,10 @@ def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[
         raise ValueError(f"A run must have at most {MOST_ROWS:,} rows; got {len(samples):,}.")
     check_ids(samples)
     marked: list[Sample] = []
-    words: Words = {}
+    known = Checked()
     for sample in samples:
         with naming_row(sample, samples):
-            marked.append(checked_row(sample, words))
+            marked.append(checked_row(sample, known))
     require_rows(marked, strict=strict)
     sound = [sample for sample in marked if sample.problem is None]
     warn_of_syntax(text for sample in sound for text in (sample.prompt, sample.negative_prompt or ""))
@@ -194,12 +207,12 @@ def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[
     return marked
 
 
-def checked_row(sample: Sample, words: Words) -> Sample:
+def checked_row(sample: Sample, known: Checked) -> Sample:
     """One row of :func:`checked_samples`, its methods' options not judged yet.
 
     Args:
         sample: The row.
-        words: What came of the words and places of rows before, which rows share; filled in here.
+        known: What came of rows before; filled in here.
 
     Raises:
         ValueError: If a method does not exist, or several baselines are named.
@@ -207,11 +220,13 @@ def checked_row(sample: Sample, words: Words) -> Sample:
     for config in sample.methods:
         method_info(config.name)
     baseline_of(sample)
-    return with_problem(sample, partial(_check_row, words=words))
+    return with_problem(sample, partial(_check_row, known=known))
 
 
-def _check_row(sample: Sample, words: Words) -> None:
+def _check_row(sample: Sample, known: Checked) -> None:
     check_methods(sample)
+    check_inputs(sample, known.sizes)
+    words = known.words
     key = (sample.prompt, id(sample.regions), id(sample.groups))
     if key not in words:
         try:

@@ -20,8 +20,8 @@ from attnguide.variants import PLAIN, across_axis, variant_labels, varied_axes
 from attnguide.visual import draw_regions
 
 _CELL = 256
-_SUBJECT = ("prompt", "negative_prompt", "seed", "regions")
-_VARIANT = ("method", "options", "steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width")
+_SUBJECT = ("prompt", "negative_prompt", "seed", "regions", "init_image", "inpaint_mask")
+_VARIANT = ("method", "options", "steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "strength", "control")
 
 Record = Mapping[str, str]
 _Key = tuple[str, ...]
@@ -82,7 +82,7 @@ def _by_variant(records: Sequence[Record], limit: int) -> _Table:
     """A column for each method with its options and settings, a line for each prompt, places and seed."""
     subjects: dict[_Key, dict[_Key, Record]] = {}
     for record in records:
-        variant, subject = tuple(record[name] for name in _VARIANT), tuple(record[name] for name in _SUBJECT)
+        variant, subject = (tuple(record.get(name, "") for name in names) for names in (_VARIANT, _SUBJECT))
         while variant in subjects.get(subject, {}):  # rows that differ in nothing the sheet knows get lines of their own
             subject = (*subject, "again")
         subjects.setdefault(subject, {})[variant] = record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from attnguide.layouts.boxes import BoxFormat
 from attnguide.layouts.coco import DEFAULT, coco_rows
 from attnguide.layouts.foreign import Boxes, foreign_row
 from attnguide.parsing import parse_json, read_text, shown
-from attnguide.prompt.regions import absolute_region
+from attnguide.prompt.inputs import absolute_row
 from attnguide.rows import MOST_ROWS, RowError, check_ids, table_row
 from attnguide.types import Sample
 from attnguide.yaml12 import YamlError, parse_yaml, read_yaml
@@ -127,9 +127,7 @@ def read_table(
 
 def _beside(sample: Sample, folder: Path) -> Sample:
     """Relative paths of masks and pictures, seen from the table's folder."""
-    if all(region.mask is None and region.source is None for region in sample.regions):
-        return sample
-    return replace(sample, regions=tuple(absolute_region(region, folder) for region in sample.regions))
+    return absolute_row(sample, folder)
 
 
 def _read_yaml(path: Path) -> _Rows:

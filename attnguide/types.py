@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attnguide.fields import MOST_LETTERS, MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
 from attnguide.html import figure, png_bytes
+from attnguide.inputs import Control as Control
+from attnguide.inputs import Kind as Kind
+from attnguide.inputs import kind_of, set_inputs, strength_of
 from attnguide.parsing import as_whole, shown
 from attnguide.places import SOURCE_KINDS as SOURCE_KINDS
 from attnguide.places import Blob as Blob
@@ -65,6 +68,11 @@ class Sample:
         tags: Free values carried into the records (an ablation's axes, a layout's category).
         problem: Why the row cannot be made, if the table it was read from says something impossible of it (a box without
             area, a phrase that the prompt lacks); such a row ends with this as its status and the others go on.
+        init_image: Path of a picture to begin from instead of noise alone; stretched to the row's size.
+        strength: Share of the schedule that an ``init_image`` is noised to and denoised from, in (0, 1]; that of
+            :data:`~attnguide.inputs.STRENGTHS` when ``None``.
+        inpaint_mask: Path of a picture of the ``init_image``'s size, white where it is drawn anew and black where it is kept.
+        control: Pictures that ControlNets of the run read.
     """
 
     id: str
@@ -82,6 +90,10 @@ class Sample:
     tags: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     true_cfg_scale: float = 1.0
+    init_image: str | None = None
+    strength: float | None = None
+    inpaint_mask: str | None = None
+    control: tuple[Control, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("id", "prompt"):
@@ -102,6 +114,7 @@ class Sample:
             given = getattr(self, name)
             if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in given):
                 raise ValueError(f"{name} must be a tuple of {kind.__name__}s; got {shown(given)}.")
+        set_inputs(self)
         if self.problem is not None:
             object.__setattr__(self, "problem", _short_problem(self.problem))
         if not isinstance(self.tags, Mapping):
@@ -111,6 +124,22 @@ class Sample:
     def method(self) -> str:
         """Names of the methods joined by ``+``, or ``"plain"``."""
         return "+".join(config.name for config in self.methods) or "plain"
+
+    @property
+    def kind(self) -> Kind | None:
+        """How a row with input pictures is made; ``None`` for text to image."""
+        return kind_of(self)
+
+    @property
+    def noised(self) -> float:
+        """Share of the schedule that the row runs through, in (0, 1]; 1 without an ``init_image``."""
+        found = strength_of(self)
+        return 1.0 if found is None else found
+
+    @property
+    def denoising_steps(self) -> int:
+        """Denoising steps that are made of :attr:`steps`, as diffusers counts them; 0 where the strength is too small."""
+        return min(int(self.steps * self.noised), self.steps)
 
     def plain(self) -> Sample:
         """The same row without methods, under the id ``<id>-plain``."""

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnguide.inputs import INPUTS
 from attnguide.records import AXIS, CELL
 
-SETTINGS = ("steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "negative_prompt")
+SETTINGS = ("steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "negative_prompt", *INPUTS)
 """Columns of a record that may make another picture of the same prompt, seed and places, beside method and options."""
 
 PLAIN = "plain"

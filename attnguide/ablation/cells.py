@@ -9,11 +9,12 @@ from typing import Any
 
 from attnguide.ablation.axes import Ablation, Cell
 from attnguide.ablation.entries import named_methods, split_option
+from attnguide.inputs import inputs_key
 from attnguide.methods import check_options
+from attnguide.prompt.inputs import absolute_row
 from attnguide.prompt.notation import region_to_dict
-from attnguide.prompt.regions import absolute_region
 from attnguide.records import AXIS, CELL
-from attnguide.rows import MOST_ROWS, Words, check_ids, checked_row, sample_from_dict, sample_to_dict
+from attnguide.rows import MOST_ROWS, Checked, check_ids, checked_row, sample_from_dict, sample_to_dict
 from attnguide.types import MethodConfig, Region, Sample
 
 MethodReader = Callable[[Any], list[dict[str, Any]]]
@@ -67,9 +68,9 @@ def expand(
         raise ValueError(f"{ablation.path}: expected at most {MOST_ROWS:,} rows in all; got {told}")
     rows: list[Row] = []
     used: dict[str, int] = {}
-    words: Words = {}
+    known = Checked()
     for cell in cells:
-        made = _Cell(ablation, cell, _methods(ablation, cell, base_methods, read), words, strict)
+        made = _Cell(ablation, cell, _methods(ablation, cell, base_methods, read), known, strict)
         rows += [Row(made.sample(subject, used), subject.id, cell) for subject in subjects]
     return _with_plain(rows, used) if plain else rows
 
@@ -112,9 +113,9 @@ class _Cell:
     """A cell on its way to rows; its methods are read and judged once."""
 
     def __init__(
-        self, ablation: Ablation, cell: Cell, methods: Sequence[Mapping[str, Any]], words: Words, strict: bool
+        self, ablation: Ablation, cell: Cell, methods: Sequence[Mapping[str, Any]], known: Checked, strict: bool
     ) -> None:
-        self.ablation, self.cell, self.words, self.strict = ablation, cell, words, strict
+        self.ablation, self.cell, self.known, self.strict = ablation, cell, known, strict
         self.own = {key: value for key, value in cell.changes.items() if "." not in key and key not in _METHOD_KEYS}
         self.methods = tuple(MethodConfig(m["name"], {k: v for k, v in m.items() if k != "name"}) for m in methods)
         self.tags = {CELL: cell.name, **{AXIS + name: value for name, value in cell.values.items()}}
@@ -131,7 +132,7 @@ class _Cell:
         try:
             if self.own:
                 sample = sample_from_dict({**sample_to_dict(subject), **self.own, "id": id, "tags": tags})
-                sample = replace(sample, regions=tuple(map(absolute_region, sample.regions)), methods=self.methods)
+                sample = replace(absolute_row(sample), methods=self.methods)
             else:
                 sample = replace(subject, methods=self.methods, id=id, tags=tags)
             return self._checked(sample)
@@ -141,7 +142,7 @@ class _Cell:
 
     def _checked(self, sample: Sample) -> Sample:
         check_ids([sample])
-        sample = checked_row(sample, self.words)
+        sample = checked_row(sample, self.known)
         if self.strict and sample.problem is not None:
             raise ValueError(sample.problem)
         if not self.judged:
@@ -217,4 +218,4 @@ def _picture(sample: Sample, places: dict[int, str]) -> tuple[Any, ...]:
             places[id(given)] = repr([region_to_dict(item) if isinstance(item, Region) else item for item in given])
     size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
     words = (sample.prompt, sample.negative_prompt, places[id(sample.regions)], places[id(sample.groups)])
-    return (*words, sample.seed, *size)
+    return (*words, sample.seed, *size, *inputs_key(sample))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def expected_costs(samples: Iterable[Sample], *, distilled: bool = False) -> lis
         sources = [id(region) for region in sample.regions if region.source is not None]
         prompts = (sample.prompt, sample.seed) if sources else ()
         branches = halves(sample, distilled=distilled)
-        key = (id(sample.methods), sample.steps, branches, sample.scheduler, *sources, *prompts)
+        key = (id(sample.methods), sample.steps, branches, sample.scheduler, sample.denoising_steps, *sources, *prompts)
         if key not in known:
             known[key] = expected_cost(sample, distilled=distilled)
         costs.append(known[key])
@@ -55,6 +56,7 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
         ValueError: If a method's option is out of range, or the scheduler cannot make so few steps.
     """
     steps = _steps(sample.steps) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
+    steps = _last(steps, sample.denoising_steps)
     guidances, injections = build_methods([sample])
     branches = len(halves(sample, distilled=distilled))
     forwards = sum(branches + _further(injections, step, branches) for step in steps)
@@ -91,6 +93,15 @@ def _steps_of(scheduler: str, count: int) -> tuple[Step, ...]:
     config = {"beta_start": _BETA_START, "beta_end": _BETA_END, "beta_schedule": "scaled_linear", "steps_offset": 1}
     made = named_scheduler(scheduler, {**config, "num_train_timesteps": _TRAINED})
     return DiscreteScheduler(made, count, torch.device("cpu")).steps
+
+
+def _last(steps: tuple[Step, ...], count: int) -> tuple[Step, ...]:
+    """The evaluations of the last denoising steps, which a picture that begins from another one has."""
+    first = max(step.number for step in steps) + 1 - count
+    left = [step for step in steps if step.number >= first]
+    if len(left) == len(steps):
+        return steps
+    return tuple(replace(s, index=i, count=len(left), number=s.number - first) for i, s in enumerate(left))
 
 
 def _further(injections: Sequence[Injection], step: Step, branches: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import yaml
 
 from attnguide.ablation.axes import Point, column_value
+from attnguide.inputs import INPUTS
 from attnguide.methods import METHODS, is_method
 from attnguide.parsing import shown
 from attnguide.row_values import method_names, nearest
@@ -27,6 +28,7 @@ VARIED = (
     "cfg_scale",
     "true_cfg_scale",
     "scheduler",
+    *INPUTS,
 )
 """Settings that may differ from cell to cell."""
 

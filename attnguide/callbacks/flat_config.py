@@ -6,16 +6,30 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from attnguide.inputs import INPUTS
 from attnguide.made_with import MADE_WITH, versions
 from attnguide.records import AXIS, is_cell_column
 from attnguide.types import Sample
 
 Plain = str | int | float | bool
 
-_OF_ROWS = ("rows", "samples", "methods", "regions", "groups", "seed", "prompt", "logger", "wandb", "trainer", MADE_WITH)
+_OF_ROWS = (
+    "rows",
+    "samples",
+    "methods",
+    "regions",
+    "groups",
+    "seed",
+    "prompt",
+    "logger",
+    "wandb",
+    "trainer",
+    "control",
+    MADE_WITH,
+)
 """Settings that rows say better, or that do not decide the pictures."""
 
-_COMMON = ("prompt", "negative_prompt", "steps", "cfg_scale", "scheduler", "height", "width")
+_COMMON = ("prompt", "negative_prompt", "steps", "cfg_scale", "scheduler", "height", "width", *INPUTS[:3])
 """Settings of rows; each is a configuration's only if all rows agree on it."""
 
 _LONGEST = 300

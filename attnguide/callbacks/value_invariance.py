@@ -14,6 +14,7 @@ from attnguide.attention.sites import Site, SiteKind, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo
 from attnguide.files import write_atomic
+from attnguide.inputs import inputs_key
 from attnguide.records import VALUES_FILE
 from attnguide.run_tables import append_table, read_table
 from attnguide.types import PassContext, Sample, SampleResult
@@ -178,7 +179,7 @@ def _identity(sample: Sample) -> str:
     scales = (sample.cfg_scale, sample.true_cfg_scale)
     plain = (sample.prompt, sample.negative_prompt, sample.seed, sample.steps, scales, sample.scheduler)
     methods = [(config.name, sorted(config.options.items())) for config in sample.methods]
-    return repr((*plain, sample.height, sample.width, methods))
+    return repr((*plain, sample.height, sample.width, methods, inputs_key(sample)))
 
 
 def _ratio(values: Tensor, before: Tensor) -> float:

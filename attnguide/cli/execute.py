@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import probe
 from attnguide.cli.going_on import check_settings, made_with_model, with_kept
+from attnguide.cli.kinds import check_kinds
 from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan, is_strict
 from attnguide.folder import RunLock, locked_run, tidy
@@ -204,6 +205,7 @@ def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str], opened: Opened) 
     """Make every check that needs no model, load the model, and let it check the rows that are not done."""
     quiet()
     config = _resolved(plan)
+    check_kinds(plan.samples, plan.config)
     devices = _check_trainer(plan)
     if plan.resume:
         check_settings(plan, config)
@@ -289,14 +291,18 @@ def loaded(config: Mapping[str, Any]) -> ModelAdapter:
     Raises:
         UsageError: If it cannot be loaded.
     """
+    from attnguide.models.controlnets import ControlNetError
     from attnguide.models.load import load_model
     from attnguide.models.loras import LoraError
 
     chosen = {name: config[name] for name in ("device", "dtype", "variant", "offload", "checkpointing")}
     try:
-        return load_model(config["model"], config=config["model_config"], loras=config.get("lora") or (), **chosen)
+        extras: dict[str, Any] = {"loras": config.get("lora") or (), "controlnets": config.get("controlnet") or ()}
+        return load_model(config["model"], config=config["model_config"], **extras, **chosen)
     except LoraError as error:
         raise UsageError(f"lora: {one_line(error)}") from error
+    except ControlNetError as error:
+        raise UsageError(f"controlnet: {one_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"model: {one_line(error)}") from error
 

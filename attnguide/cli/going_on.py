@@ -59,7 +59,7 @@ def made_with_model(plan: Plan, kept: Mapping[str, Any], model: ModelAdapter, de
     Raises:
         UsageError: If finished rows were made by another model, or what the model decides was another for them.
     """
-    from attnguide.models.identity import lora_fingerprints, model_fingerprint
+    from attnguide.models.identity import controlnet_fingerprints, lora_fingerprints, model_fingerprint
     from attnguide.sampling.table import fitting_batch_size
 
     defaults = model_defaults(model, plan.samples[0].steps)
@@ -67,6 +67,8 @@ def made_with_model(plan: Plan, kept: Mapping[str, Any], model: ModelAdapter, de
     found = {"name": plan.config["model"], "fingerprint": files, **asdict(defaults)}
     if plan.config["lora"]:
         found["loras"] = lora_fingerprints(plan.config["lora"])
+    if plan.config["controlnet"]:
+        found["controlnets"] = controlnet_fingerprints(plan.config["controlnet"])
     batch_size = plan.config["batch_size"] or (kept.get("batch_size") if plan.resume else None)
     batch_size = batch_size or fitting_batch_size(model, plan.samples, devices)
     if plan.resume:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError
+from attnguide.inputs import INPUTS, inputs_key
 from attnguide.types import MethodConfig, Region, Sample
 
 if TYPE_CHECKING:
@@ -24,7 +25,18 @@ DEMO: dict[str, Any] = {
 }
 """What is made where the user names no prompt: prompt and seeds plain, with injected maps, guided, with moved attention."""
 
-ROW_SETTINGS = ("regions", "groups", "negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "scheduler")
+ROW_SETTINGS = (
+    "regions",
+    "groups",
+    "negative_prompt",
+    "height",
+    "width",
+    "steps",
+    "cfg_scale",
+    "true_cfg_scale",
+    "scheduler",
+    *INPUTS,
+)
 """Settings that a row may have a value of its own for."""
 
 _LARGE = 2**20
@@ -154,7 +166,7 @@ def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
 
 def _own_rows(config: Mapping[str, Any]) -> Table:
     """One row for each prompt and seed, before methods are dealt out."""
-    from attnguide.prompt.regions import absolute_region
+    from attnguide.prompt.inputs import absolute_row
     from attnguide.rows import sample_from_dict, table_row
     from attnguide.tables import Table, read_table
 
@@ -172,7 +184,7 @@ def _own_rows(config: Mapping[str, Any]) -> Table:
         rows = [table_row({**common, **row}, id=f"{index:04d}") for index, row in enumerate(config["rows"])]
         given = zip(rows, config["rows"], strict=True)
         table = Table(tuple(rows), frozenset(row.id for row, values in given if values.get("methods") is not None))
-    table = replace(table, samples=tuple(replace(r, regions=tuple(map(absolute_region, r.regions))) for r in table.samples))
+    table = replace(table, samples=tuple(map(absolute_row, table.samples)))
     return table if config["seed"] is None else _seeded(table, config["seed"])
 
 
@@ -252,7 +264,7 @@ def _twin(sample: Sample) -> Sample:
 def _picture(sample: Sample) -> tuple[Any, ...]:
     """What decides a row's plain picture."""
     size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
-    return (sample.prompt, sample.negative_prompt, sample.seed, _places(sample.regions), *size)
+    return (sample.prompt, sample.negative_prompt, sample.seed, _places(sample.regions), *size, *inputs_key(sample))
 
 
 def _places(regions: Sequence[Region]) -> tuple[str, ...]:

@@ -96,8 +96,9 @@ def settings() -> list[Setting]:
             None,
             "table of rows (.yaml, .json, .jsonl, .csv), a list of prompts (.txt) or a layout benchmark (7Bench, GenEval, "
             "COCO, GLIGEN, LLM-grounded, LayoutSAM) instead of a prompt; a row has the keys prompt, id, seed, regions, "
-            "groups, methods, negative_prompt, height, width, steps, cfg_scale, true_cfg_scale, scheduler, tags; a CSV file "
-            "may have regions in columns obj1, bbox1, obj2, bbox2, ...; further columns are tags; see docs/tables.md",
+            "groups, methods, negative_prompt, height, width, steps, cfg_scale, true_cfg_scale, scheduler, init_image, "
+            "strength, inpaint_mask, control, tags; a CSV file may have regions in columns obj1, bbox1, obj2, bbox2, ...; "
+            "further columns are tags; see docs/tables.md",
             metavar="FILE",
         ),
         Setting(
@@ -181,6 +182,45 @@ def settings() -> list[Setting]:
         ),
         Setting("height", values.whole(8, 8), None, "of the pictures in pixels; the model's own by default", metavar="N"),
         Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),
+        Setting(
+            "init_image",
+            values.picture,
+            None,
+            "picture to begin from instead of noise alone, stretched to the size of the picture that is made",
+            metavar="FILE",
+        ),
+        Setting(
+            "strength",
+            values.share,
+            None,
+            "how much of the schedule an --init-image runs through: above 0, at most 1; 0.8, or 1 with an --inpaint-mask",
+            metavar="X",
+        ),
+        Setting(
+            "inpaint_mask",
+            values.picture,
+            None,
+            "where an --init-image is drawn anew: a picture of its size, white there and black where it is kept",
+            metavar="FILE",
+        ),
+        Setting(
+            "control",
+            values.controls,
+            None,
+            "picture that a ControlNet reads (edges, depths, ...), and the factor on what it adds, 1 by default; repeatable, "
+            "with another TYPE each",
+            metavar="TYPE=IMAGE[:SCALE]",
+            follows=_alone,
+        ),
+        Setting(
+            "controlnet",
+            values.controlnets,
+            None,
+            "ControlNet that reads the control pictures of a type, or of every type that has no other: a folder in diffusers "
+            "format, or a hub id; repeatable",
+            metavar="[TYPE=]PATH",
+            follows=_alone,
+        ),
         Setting(
             "batch_size",
             values.whole(1),

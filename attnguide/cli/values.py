@@ -6,13 +6,16 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attnguide.cli.signatures import check_value, options_of
 from attnguide.fields import MOST_SEED
+from attnguide.inputs import read_control
 from attnguide.judges.names import judge_configs
 from attnguide.layouts.boxes import box_format as read_box_format
 from attnguide.loggers import check_loggers
+from attnguide.models.controlnets import check_controlnet, read_controlnets
 from attnguide.models.loras import checked_loras
 from attnguide.models.names import check_device, check_dtype, check_offload, check_scheduler, nearest
 from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
@@ -198,6 +201,32 @@ def offload(value: Any) -> str:
 def loras(value: Any) -> list[str]:
     """LoRAs, each ``PATH[:WEIGHT]``; their files are looked into."""
     return [str(lora) for lora in checked_loras(value if isinstance(value, list | tuple) else [value])]
+
+
+def controlnets(value: Any) -> list[str]:
+    """ControlNets, each ``[TYPE=]PATH``; their folders are looked into."""
+    found = read_controlnets(value)
+    for one in found:
+        check_controlnet(one)
+    return [str(one) for one in found]
+
+
+def picture(value: Any) -> str:
+    """The path of a picture, made absolute; whether there is one is asked row by row."""
+    return str(Path(words(value)).expanduser().absolute())
+
+
+def controls(value: Any) -> list[dict[str, Any]]:
+    """Control pictures: ``TYPE=IMAGE[:SCALE]``, or mappings as in a table of rows."""
+    found = [read_control(item) for item in (value if isinstance(value, list | tuple) else [value])]
+    return [{**one.to_dict(), "image": picture(one.image)} for one in found]
+
+
+def share(value: Any) -> float:
+    """A number above 0, at most 1."""
+    if 0 < (found := number(value)) <= 1:
+        return found
+    raise ValueError(f"expected a number above 0 and at most 1; got {shown(value)}")
 
 
 def dtype(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from attnguide.ablation.layouts import box_options
 from attnguide.evaluation.development import Parts, split_lines, split_rows
 from attnguide.evaluation.entries import CATEGORY
+from attnguide.inputs import INPUTS
 from attnguide.judges.names import ASKED_TAG
 from attnguide.row_values import nearest
 from attnguide.shapes.layouts import FILES as FILES
@@ -17,7 +18,7 @@ from attnguide.shapes.layouts import spread
 from attnguide.tables import read_samples
 from attnguide.types import Sample
 
-_SETTINGS = ("negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "scheduler")
+_SETTINGS = ("negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "scheduler", *INPUTS)
 
 
 def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:

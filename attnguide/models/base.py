@@ -120,6 +120,7 @@ class ModelAdapter(Autoencoding, ABC):
         name: For people: the folder, hub id or class it came from.
         one_length: Whether the network's positions depend on the text's length, so that texts of different lengths are read in
             forwards of their own.
+        controlnets: By the type of control picture that each reads; none unless the model was loaded with some.
         repacks_text: Whether the network drops a text's padding, so that no further text can stand behind it.
     """
 
@@ -132,6 +133,7 @@ class ModelAdapter(Autoencoding, ABC):
 
     def __init__(self, pipeline: Any, name: str = "pipeline") -> None:
         self.pipeline, self.name = pipeline, name
+        self.controlnets: dict[str, nn.Module] = {}
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:

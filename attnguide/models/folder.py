@@ -52,14 +52,19 @@ def is_distilled(name: str) -> bool:
     return False
 
 
-def usual_half(name: str) -> str:
-    """The 16-bit precision in which the model of a local folder, or of a hub id in the cache, works."""
+def pipeline_class(name: str) -> str | None:
+    """The pipeline's class of a model in a local folder, or of a hub id in the cache; ``None`` where it cannot be told yet."""
     folder = Path(name)
     try:
         index = _read_json((folder if folder.is_dir() else cached_folder(name) or folder) / "model_index.json")
     except (ValueError, OSError):
-        return "fp16"
-    family = FAMILIES.get(str(index.get("_class_name")))
+        return None
+    return str(index.get("_class_name"))
+
+
+def usual_half(name: str) -> str:
+    """The 16-bit precision in which the model of a local folder, or of a hub id in the cache, works."""
+    family = FAMILIES.get(pipeline_class(name) or "")
     return "fp16" if family is None else family.half
 
 

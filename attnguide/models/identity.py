@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from attnguide.models.controlnets import read_controlnets
 from attnguide.models.folder import cached_folder
 from attnguide.models.loras import read_lora
 from attnguide.models.names import DEFAULT_MODEL
@@ -42,6 +43,11 @@ def model_fingerprint(name: str, config: str | None = None) -> str | None:
 def lora_fingerprints(loras: Iterable[str]) -> dict[str, str | None]:
     """LoRAs as ``PATH:WEIGHT``, each with the fingerprint of its files; ``None`` for one of the hub."""
     return {text: model_fingerprint(read_lora(text).source) for text in loras}
+
+
+def controlnet_fingerprints(controlnets: Iterable[str]) -> dict[str, str | None]:
+    """ControlNets as ``TYPE=PATH``, each with the fingerprint of its files; ``None`` for one of the hub."""
+    return {str(one): model_fingerprint(one.source) for one in read_controlnets(list(controlnets))}
 
 
 def _sampled(file: Path) -> bytes:

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from attnguide.models.base import ModelAdapter
+from attnguide.models.controlnets import load_controlnets, read_controlnets
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
 from attnguide.models.loras import Lora, checked_loras, load_loras
 from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype
@@ -113,6 +114,7 @@ def load_model(
     offload: str = "none",
     checkpointing: bool = False,
     loras: Sequence[str | tuple[str, float] | Lora] = (),
+    controlnets: Any = (),
 ) -> ModelAdapter:
     """Load a model.
 
@@ -131,8 +133,11 @@ def load_model(
             less memory, and one forward more.
         loras: Low-rank additions to its weights, each ``PATH[:WEIGHT]`` or a pair of both: a ``.safetensors`` file, a folder
             with one, or a hub id. They need the package peft.
+        controlnets: Folders or hub ids of ControlNets, by the type of control picture that each reads:
+            ``{"canny": PATH}``, or ``["canny=PATH"]``; one without a type reads all types.
 
     Raises:
+        ControlNetError: If a ControlNet cannot be loaded, or is for another network.
         LoraError: If a LoRA cannot be read, or has weights for layers that the model lacks.
         ModelNotFoundError: If there is no such folder or file, it is incomplete or broken, or the hub cannot be reached.
         UnsupportedModelError: If the pipeline's family is not supported.
@@ -144,7 +149,7 @@ def load_model(
     if not isinstance(name, str | Path):
         raise ModelNotFoundError(f"A model is loaded by its name or path; got {shown(name)} (adapt() is for pipelines).")
     name = str(name)
-    chosen = checked_loras(loras)
+    chosen, nets = checked_loras(loras), read_controlnets(controlnets)
     on = resolve_device(device)
     where = Placement(on, resolve_dtype(dtype, on, usual_half(name)), offload)
     pipeline = _pipeline(name, where, config, variant)
@@ -153,6 +158,7 @@ def load_model(
         warnings.warn(f"{short} on a CPU is slower than fp32 and less exact; it saves memory only.", stacklevel=2)
     load_loras(pipeline, chosen)
     adapter = adapt(pipeline, name)
+    adapter.controlnets = load_controlnets(pipeline, nets, where.dtype, on)
     if checkpointing:
         adapter.enable_checkpointing()
     return adapter

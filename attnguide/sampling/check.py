@@ -14,6 +14,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import scheduler_class
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.best_of_k import build_baseline
+from attnguide.sampling.foreign import check_foreign
 from attnguide.sampling.problems import require_rows, with_problem
 from attnguide.sampling.source_maps import check_sources
 from attnguide.types import Sample
@@ -80,6 +81,7 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     check_methods(sample)
     tokenized = read_whole(model, sample)
     model.check_row(sample)
+    check_foreign(model, sample)
     height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     guidances, injections = build_methods([sample])
     sample = check_sources(model, sample)

@@ -57,6 +57,8 @@ class Sampler:
                 regions and no row has any, or ``initial_latents`` has another shape.
         """
         samples, observer = instances("samples", samples, Sample), self.observer
+        if kinds := [sample.kind for sample in samples if sample.kind is not None]:
+            raise ValueError(f"A Sampler makes pictures from noise alone; rows of {kinds[0]} are made by sample_rows.")
         # Gradients must be possible even where the caller switched autograd off for good.
         with torch.inference_mode(False), torch.no_grad(), self.model.evaluating():
             batch = make_batch(self.model, samples, self.guidances, self.injections, observer, initial_latents)

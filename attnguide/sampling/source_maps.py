@@ -174,8 +174,9 @@ def _source_row(sample: Sample, source: MapSource) -> Sample:
     prompt = sample.prompt if source.prompt is None else source.prompt
     seed = sample.seed if source.seed is None else source.seed
     cfg_scale = source.cfg_scale if source.kind == "invert" else sample.cfg_scale
+    plain = replace(sample, init_image=None, strength=None, inpaint_mask=None, control=())
     return replace(
-        sample, id="source", prompt=prompt, seed=seed, cfg_scale=cfg_scale, regions=(), groups=(), methods=(), tags={}
+        plain, id="source", prompt=prompt, seed=seed, cfg_scale=cfg_scale, regions=(), groups=(), methods=(), tags={}
     )
 
 

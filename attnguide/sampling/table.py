@@ -15,6 +15,7 @@ from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.arguments import check_model, check_observer, instances, whole_batch_size
 from attnguide.sampling.best_of_k import build_baseline
 from attnguide.sampling.check import mark_rows, sampleable
+from attnguide.sampling.foreign import sample_foreign
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.source_maps import SourceObserver, record_sources, with_cost
 from attnguide.types import Cost, Sample, SampleResult
@@ -82,12 +83,14 @@ def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Obser
     watching = Observer() if observer is None else SourceObserver(observer, recorded)
     guidances, injections = build_methods(samples)
     baseline = build_baseline(samples[0])
-    if baseline is None:
-        return with_cost(Sampler(model, guidances, injections, watching).run(samples), recorded)
 
     def attempt(rows: Sequence[Sample], watching: Observer) -> list[SampleResult]:
+        if rows[0].kind is not None:
+            return sample_foreign(model, rows, watching)
         return Sampler(model, guidances, injections, watching).run(rows)
 
+    if baseline is None:
+        return with_cost(attempt(samples, watching), recorded)
     return with_cost(baseline.sample(attempt, samples, watching), recorded)
 
 

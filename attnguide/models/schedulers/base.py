@@ -90,6 +90,10 @@ class NoiseScheduler(ABC):
         other._scheduler = copy.deepcopy(self._fresh)
         return other
 
+    def unset(self) -> Any:
+        """A scheduler of diffusers that is set up alike, for a pipeline that sets its steps and moves it."""
+        return copy.deepcopy(self._fresh)
+
     def at(self, step: Step) -> Self:
         """The same scheduler standing at ``step``, without a past."""
         other = self.anew()

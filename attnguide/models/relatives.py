@@ -1,0 +1,52 @@
+"""Another pipeline of diffusers with the parts of a model: image to image, inpainting, ControlNet."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+
+from attnguide.inputs import Kind
+from attnguide.models.base import ModelAdapter
+from attnguide.models.controlnets import serving
+from attnguide.models.kinds import pipeline_name
+
+
+def check_relative(model: ModelAdapter, kind: Kind, controls: Sequence[str] = ()) -> None:
+    """Refuse rows of a kind that the model's family has no pipeline for, or whose ControlNet is not loaded.
+
+    Raises:
+        ValueError: Naming the pipeline or the type of control.
+    """
+    pipeline_name(type(model.pipeline).__name__, kind)
+    serving(controls, model.controlnets)
+
+
+def relative(model: ModelAdapter, kind: Kind, scheduler: Any, controls: Sequence[str] = ()) -> Any:
+    """The pipeline that makes rows of a kind, of the model's own parts.
+
+    ``from_pipe`` would cast all parts to one precision; here they stay as they are.
+
+    Args:
+        model: The adapter.
+        kind: Of the rows.
+        scheduler: Of diffusers; taken over.
+        controls: Types of the rows' control pictures, in order.
+
+    Raises:
+        ValueError: As for :func:`check_relative`.
+    """
+    check_relative(model, kind, controls)
+    own = model.pipeline
+    chosen = getattr(diffusers, pipeline_name(type(own).__name__, kind))
+    given = {**own.components, "scheduler": scheduler}
+    if controls:
+        nets = [model.controlnets[name].to(model.device) for name in serving(controls, model.controlnets).values()]
+        given["controlnet"] = nets if len(nets) > 1 else nets[0]
+    known = inspect.signature(chosen.__init__).parameters
+    settings = {name: own.config[name] for name in known if name in own.config and name not in own.components}
+    made = chosen(**{name: part for name, part in given.items() if name in known}, **settings)
+    made.set_progress_bar_config(disable=True)
+    return made

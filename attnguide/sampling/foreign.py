@@ -1,0 +1,219 @@
+"""Rows with input pictures: a pipeline of diffusers makes them, and is steered from inside."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide.attention.capture import Probe
+from attnguide.batching import build_methods
+from attnguide.engine.branches import common_source
+from attnguide.engine.noise import generators, initial_noise
+from attnguide.engine.observer import BatchInfo, Observer, Observers
+from attnguide.guidance.base import Guidance
+from attnguide.guidance.initno import InitNO
+from attnguide.injection.base import Injection
+from attnguide.methods import method_info
+from attnguide.models.base import ModelAdapter
+from attnguide.models.pictures import Picture
+from attnguide.models.relatives import check_relative, relative
+from attnguide.prompt.inputs import mask_at, picture_at
+from attnguide.steering.context import steer_calls
+from attnguide.steering.methods import fitting_methods
+from attnguide.steering.request import Request
+from attnguide.steering.run import SteerRun
+from attnguide.types import MethodConfig, Sample, SampleResult
+
+_OWN_NOISE = ("DPMSolverSDEScheduler",)
+"""Schedulers that draw their noise from no generator when a pipeline drives them."""
+
+
+def check_foreign(model: ModelAdapter, sample: Sample) -> None:
+    """Refuse a row with input pictures that the model's family cannot make, or whose methods cannot run in a pipeline's call.
+
+    Args:
+        model: The adapter.
+        sample: Any row; one without input pictures passes.
+
+    Raises:
+        ValueError: Naming the pipeline, the type of control, the scheduler or the method.
+    """
+    if sample.kind is None:
+        return
+    check_relative(model, sample.kind, [control.type for control in sample.control])
+    if (name := model.make_scheduler(sample.scheduler, sample.steps).name) in _OWN_NOISE:
+        raise ValueError(f"Scheduler {name} draws noise that no row's seed decides where a pipeline of diffusers drives it.")
+    with warnings.catch_warnings():  # which come when the row is made
+        warnings.simplefilter("ignore")
+        fitting_methods(_within(sample), [])
+    guidances, injections = build_methods([sample])
+    source = common_source([*guidances, *injections])
+    methods: list[Guidance | Injection] = [*guidances, *injections]
+    for method in methods:
+        if method.source is not None and source is not None and source.trajectory == "own":
+            raise ValueError(
+                f"Method {method.name!r} reads another picture that is made beside the row's own; a row with input pictures "
+                "has none."
+            )
+        own = isinstance(method, Injection) and type(method).initial_noise is not Injection.initial_noise
+        if (own or isinstance(method, InitNO)) and sample.init_image is not None:
+            raise ValueError(f"Method {method.name!r} changes the initial noise, but the row begins at its init_image.")
+
+
+def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
+    """Sample rows with input pictures that share a batch, in one call of their pipeline.
+
+    Args:
+        model: The adapter.
+        samples: Rows of one :attr:`~attnguide.types.Sample.kind`, with the same methods; each has its own generator, so that
+            its noise is the same alone or in a batch.
+        observer: Told of everything.
+
+    Raises:
+        ValueError: If a picture cannot be read, or a method cannot act.
+        SteerError: If the pipeline does what cannot be followed.
+    """
+    first = samples[0]
+    assert first.kind is not None
+    size = first.height or model.default_size[0], first.width or model.default_size[1]
+    with torch.inference_mode(False), torch.no_grad(), model.evaluating():
+        scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(*size)).unset()
+        pipeline = relative(model, first.kind, scheduler, [control.type for control in first.control])
+        run = _TableRun(model, samples, size)
+        request = Request(
+            prompts=tuple(sample.prompt for sample in samples),
+            regions=tuple(sample.regions for sample in samples),
+            groups=first.groups,
+            methods=_within(first),
+            observer=_OfRows(observer, samples, model),
+            maps=False,
+        )
+        with steer_calls(pipeline, request, run):
+            latents = pipeline(**_arguments(pipeline, samples, size, run), output_type="latent", return_dict=False)[0]
+        pictures = model.decode(latents)
+    results = [_result(run, row, sample, pictures[row], latents[row], size) for row, sample in enumerate(samples)]
+    observer.on_sample_end(results)
+    return results
+
+
+def _within(sample: Sample) -> tuple[MethodConfig, ...]:
+    """Methods that run inside a call; a baseline stands above it."""
+    return tuple(config for config in sample.methods if method_info(config.name).family != "baseline")
+
+
+def _result(run: _TableRun, row: int, sample: Sample, picture: Picture, latents: Tensor, size: tuple[int, int]) -> SampleResult:
+    status, cost = run.statuses[row], run.cost[row]
+    if row in run.stopped or picture.image is None:
+        return SampleResult(sample, None, None, cost, run.stopped.get(row, picture.status))
+    image = picture.image
+    if sample.inpaint_mask is not None and sample.init_image is not None:
+        image = _kept(image, picture_at(sample.init_image, size, "init_image"), mask_at(sample.inpaint_mask, size))
+    return SampleResult(sample, image, latents.float().cpu(), cost, status)
+
+
+def _kept(made: Image.Image, before: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture before outside the mask: the autoencoder alone would give it back with small differences."""
+    return Image.composite(made, before, mask)
+
+
+class _TableRun(SteerRun):
+    """Noise of rows with seeds of their own, and results without pictures, which are made afterwards.
+
+    Attributes:
+        noise: Unit noise of every row, as a row without input pictures has it.
+    """
+
+    def __init__(self, model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, int]) -> None:
+        super().__init__()
+        sources = generators([sample.seed for sample in samples])
+        self.noise = initial_noise(sources, model.latent_shape(*size), model.latents_dtype, model.device)
+        self._states = [source.get_state() for source in sources]
+
+    def drawn(self, rows: int) -> tuple[Tensor | None, list[torch.Generator]]:
+        return None, self.sources()
+
+    def sources(self) -> list[torch.Generator]:
+        """The rows' generators after their unit noise."""
+        return [torch.Generator("cpu").set_state(state) for state in self._states]
+
+    @property
+    def results(self) -> list[SampleResult]:
+        return [
+            SampleResult(sample, None, None, cost, status)
+            for sample, cost, status in zip(self.samples, self.cost, self.statuses, strict=True)
+        ]
+
+
+class _OfRows(Observers):
+    """Passes everything on with the table's rows and model in the place of those of the pipeline's call.
+
+    Args:
+        observer: Told of everything but the end, which comes with the pictures.
+        samples: The rows.
+        model: The adapter; that of the call has a scheduler that is being followed.
+    """
+
+    def __init__(self, observer: Observer, samples: Sequence[Sample], model: ModelAdapter) -> None:
+        super().__init__([observer])
+        self._samples, self._model = tuple(samples), model
+
+    def _extended(self, info: BatchInfo) -> BatchInfo:
+        return replace(info, samples=self._samples, model=self._model)
+
+    def probes(self, info: BatchInfo) -> Sequence[Probe]:
+        return super().probes(self._extended(info))
+
+    def on_sample_start(self, info: BatchInfo) -> None:
+        super().on_sample_start(self._extended(info))
+
+    def on_sample_end(self, results: Sequence[SampleResult]) -> None:
+        pass
+
+
+# ------------------------------------------------------------------------------------------------- the pipeline's arguments
+
+
+def _arguments(pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun) -> dict[str, Any]:
+    """What the rows' pipeline is called with."""
+    first = samples[0]
+    negative = [sample.negative_prompt or "" for sample in samples]
+    given: dict[str, Any] = {
+        "prompt": [sample.prompt for sample in samples],
+        "negative_prompt": None if first.negative_prompt is None else negative,
+        "num_inference_steps": first.steps,
+        "guidance_scale": first.cfg_scale,
+        "true_cfg_scale": first.true_cfg_scale,
+        "height": size[0],
+        "width": size[1],
+    }
+    if first.init_image is None:
+        given |= {"latents": run.noise, "generator": run.sources()}
+    else:  # the pipeline draws its noise itself, as it does for anyone who gives it a seed
+        pictures = [picture_at(str(sample.init_image), size, "init_image") for sample in samples]
+        given |= {"image": pictures, "strength": first.noised, "generator": generators([sample.seed for sample in samples])}
+    if first.inpaint_mask is not None:
+        given["mask_image"] = [mask_at(str(sample.inpaint_mask), size) for sample in samples]
+    known = inspect.signature(pipeline.__call__).parameters
+    if first.control:
+        given |= _controls(samples, size, "control_image" if "control_image" in known else "image")
+    optional = ("height", "width", "true_cfg_scale", "negative_prompt")  # some take these from the picture, or have none
+    return {name: value for name, value in given.items() if name in known or name not in optional}
+
+
+def _controls(samples: Sequence[Sample], size: tuple[int, int], name: str) -> dict[str, Any]:
+    """Control pictures of every type ``batch 3 height width`` in [0, 1], and the factors on what ControlNets add."""
+    pixels = []
+    for number, control in enumerate(samples[0].control):
+        pictures = [picture_at(sample.control[number].image, size, f"control {control.type}") for sample in samples]
+        pixels.append(torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255)
+    scales = [control.scale for control in samples[0].control]
+    single = len(scales) == 1
+    return {name: pixels[0] if single else pixels, "controlnet_conditioning_scale": scales[0] if single else scales}
