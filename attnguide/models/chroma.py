@@ -11,7 +11,7 @@ from torch import Tensor
 from attnguide.models.base import Conditioning
 from attnguide.models.fitting import Reads
 from attnguide.models.flux import LONGEST, PackedTransformer
-from attnguide.models.readers import TextReader
+from attnguide.models.readers import TextReader, expansion
 from attnguide.models.support import text_problems
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
@@ -40,11 +40,7 @@ class Chroma(PackedTransformer):
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         tokenizer = self.pipeline.tokenizer
-
-        def expand(text: str) -> str:
-            return str(self.pipeline.maybe_convert_prompt(text, tokenizer))
-
-        return TextReader(tokenizer, LONGEST, padded=True, expand=expand).read(prompt)
+        return TextReader(tokenizer, LONGEST, padded=True, expand=expansion(self.pipeline, tokenizer)).read(prompt)
 
     @torch.no_grad()
     def encode_prompt(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnguide.models.base import Conditioning
 from attnguide.models.fitting import Reads
-from attnguide.models.readers import TextReader
+from attnguide.models.readers import TextReader, expansion
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import Blocks, TransformerAdapter, text_first
 from attnguide.prompt.tokens import TokenizedPrompt
@@ -33,7 +33,8 @@ class PackedTransformer(TransformerAdapter):
 
     @property
     def channels(self) -> int:
-        return int(self.transformer.config.in_channels) // 4
+        config = self.transformer.config
+        return int(config.out_channels or config.in_channels) // 4  # it may read more: a mask, a further picture
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -95,11 +96,7 @@ class Flux(PackedTransformer):
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         tokenizer = self.pipeline.tokenizer_2
-
-        def expand(text: str) -> str:
-            return str(self.pipeline.maybe_convert_prompt(text, tokenizer))
-
-        return TextReader(tokenizer, self._longest, padded=True, expand=expand).read(prompt)
+        return TextReader(tokenizer, self._longest, padded=True, expand=expansion(self.pipeline, tokenizer)).read(prompt)
 
     @torch.no_grad()
     def encode_prompt(

@@ -105,6 +105,12 @@ class TextReader:
         return count
 
 
+def expansion(pipeline: Any, tokenizer: Any) -> Callable[[str], str]:
+    """How a pipeline writes names of embeddings with several vectors; as they are where it loads none."""
+    convert = getattr(pipeline, "maybe_convert_prompt", None)
+    return str if convert is None else lambda text: str(convert(text, tokenizer))
+
+
 def with_offsets(tokenizer: Any) -> Any:
     """A tokenizer that knows which characters its tokens stand for: the same, or its fast form.
 

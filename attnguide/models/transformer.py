@@ -194,3 +194,10 @@ class TransformerAdapter(ModelAdapter):
     def timesteps(self, latents: Tensor, step: Step, scale: float = 1.0) -> Tensor:
         """What the network is told of the time, ``batch``, in float32: the step's timestep divided by ``scale``."""
         return (torch.tensor(step.timestep, device=latents.device, dtype=torch.float32) / scale).expand(len(latents))
+
+
+def joint_processor() -> Any:
+    """The library's own joint attention of Stable Diffusion 3 without additions."""
+    from diffusers.models.attention_processor import JointAttnProcessor2_0
+
+    return JointAttnProcessor2_0()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attnguide.attention.attach import stop_after
-from attnguide.attention.sites import Site
+from attnguide.attention.parts import part_of_pass
+from attnguide.attention.sites import Site, Span
 from attnguide.engine.branches import Branches
 from attnguide.injection.base import Injection
 from attnguide.models.base import Conditioning, ModelAdapter
-from attnguide.steering.calls import Call, part_positions, put_texts
+from attnguide.steering.calls import Call, part_positions, put_texts, taken_rows
 from attnguide.types import Branch, PassContext, Step
 
 
@@ -95,38 +97,82 @@ class Called:
         forward: The network's own.
         outcome: The network's newest answer in the form that the pipeline asked for.
         splits: Whether attention may split a batch by a number of blocks of its own.
+        behind: Tokens of further pictures behind those of the picture.
     """
 
     _network: nn.Module
     forward: Callable[..., Any]
     outcome: Any = None
     splits: bool = False
+    behind: int = 0
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """As the family has it, but for channels that the network reads beside latents."""
-        _, rows, columns = super().latent_shape(height, width)  # type: ignore[misc]
-        return self._channels, rows, columns
-
-    @property
-    def _channels(self) -> int:
+        channels, rows, columns = super().latent_shape(height, width)  # type: ignore[misc]
         config: Any = self._network.config
-        return int(config.out_channels)
+        given = config.get("out_channels")
+        return channels if given is None else min(channels, int(given)), rows, columns
+
+    def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
+        """As the family has them, the further pictures' tokens behind the picture's left out."""
+        found: Mapping[Site, nn.Module] = super().attention_modules(height, width)  # type: ignore[misc]
+        behind = self.behind
+        if not behind:
+            return found
+        return {
+            replace(site, queries=_before(site.queries, behind), keys=_before(site.keys, behind)): module
+            for site, module in found.items()
+        }
 
     def predict(
         self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
     ) -> Tensor | None:
         assert isinstance(conditioning, CallPart) and conditioning.call is not None
         call, arguments = conditioning.call, dict(conditioning.arguments)
+        groups = _apart(call, arguments)
+        if len(groups) == 1:
+            return self._predicted(call, arguments, latents, until)
+        order, answers = [element for group in groups for element in group], []
+        for group in groups:
+            part = taken_rows(arguments, group, len(latents), call.form.whole)
+            with part_of_pass(group):
+                answers.append(self._predicted(call, part, latents[group], until))
+        found = [answer for answer in answers if answer is not None]
+        return torch.cat(found)[torch.tensor(order).argsort().to(latents.device)] if found else None
+
+    def _predicted(
+        self, call: Call, arguments: dict[str, Any], latents: Tensor, until: Collection[Site] | None
+    ) -> Tensor | None:
         packed = arguments[call.form.latents]
-        arguments[call.form.latents] = call.packing.pack(latents.to(packed.dtype), packed)
+        arguments = {**arguments, call.form.latents: call.packing.pack(latents.to(packed.dtype), packed)}
         part = len(packed) != call.batch or until is not None
         names = [] if until is None else list(dict.fromkeys(site.name for site in until))
         stop = stop_after([self._network.get_submodule(name) for name in names]) if names else nullcontext()
         with plain_processors(self._network) if part and self.splits else nullcontext(), stop:
-            self.outcome = self.forward(**arguments)
+            self.outcome = self.forward(**call.form.closed(arguments))
             answer = self.outcome[0] if isinstance(self.outcome, tuple) else self.outcome.sample
-            return call.packing.unpack(answer)
+            return call.packing.unpack(call.form.answer[0](answer))
         return None
+
+
+def _apart(call: Call, arguments: Mapping[str, Any]) -> list[list[int]]:
+    """Elements of a batch that are read in passes of their own, since each one's picture follows right behind its words."""
+    form = call.form
+    if form.apart is None:
+        return [list(range(len(arguments[form.latents])))]
+    lengths = arguments[form.apart].sum(1).tolist()
+    return [[place for place, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
+
+
+def _before(span: Span | None, behind: int) -> Span | None:
+    """A range of positions that is counted from the end, with so many more positions behind it."""
+    if span is None:
+        return None
+    start, end = span
+    counted = start is not None and start < 0
+    if end is None:
+        return (start - behind, -behind) if counted and start is not None else span
+    return (start - behind if counted and start is not None else start), (end - behind if end < 0 else end)
 
 
 @contextmanager
@@ -134,7 +180,7 @@ def plain_processors(network: nn.Module) -> Iterator[None]:
     """Attention without the processors that split a batch by a number of blocks of their own (PAG), each put back."""
     split = {module: module.processor for module in network.modules() if splits_batch(module)}
     for module in split:
-        module.processor = _plain_processor()
+        module.processor = _plain_processor(type(module.processor).__name__)
     try:
         yield
     finally:
@@ -159,7 +205,9 @@ def splits_batch(module: nn.Module) -> bool:
     return type(getattr(module, "processor", None)).__name__.startswith("PAG")
 
 
-def _plain_processor() -> Any:
+def _plain_processor(name: str) -> Any:
+    """The library's own attention without additions, in the place of one of this class."""
+    from attnguide.models.transformer import joint_processor
     from attnguide.models.unet import plain_processor
 
-    return plain_processor()
+    return joint_processor() if "Joint" in name else plain_processor()

@@ -44,6 +44,15 @@ class Call:
         found: Tensor = self.arguments[self.form.states]
         return found
 
+    @property
+    def time(self) -> tuple[float, float]:
+        """The scheduler's timestep that the network is told of, and how exactly."""
+        given = torch.as_tensor(self.arguments[self.form.timestep]).flatten()[0]
+        scale = abs(self.form.time_scale)
+        coarse = torch.finfo(given.dtype).eps if given.dtype.is_floating_point else 0.0
+        exact = max(coarse, 1e-6) * max(abs(float(given)), scale) / scale
+        return (float(given) - self.form.time_offset) / self.form.time_scale, exact
+
     def block(self, branch: Branch) -> slice:
         """Where a branch stands in the batch."""
         at = self.branches.index(branch) * self.rows
@@ -58,18 +67,18 @@ class Call:
         block = self.branches.index(branch if branch in self.branches else "cond")
         return block * self.rows + row
 
-    def texts(self) -> Conditioning:
-        """Text states of both halves for all rows, as far as this call has them."""
+    def texts(self, first: Branch = "cond") -> Conditioning:
+        """Text states of both halves for all rows, as far as this call has them; of one half alone where another is named."""
 
         def halves(value: Tensor) -> tuple[Tensor, Tensor | None]:
-            uncond = value[self.block("uncond")] if "uncond" in self.branches else None
-            return value[self.block("cond")], uncond
+            second = first == "cond" and "uncond" in self.branches
+            return value[self.block(first)], value[self.block("uncond")] if second else None
 
         extra = {name: found for name, path in self.form.extra.items() if (found := _at(self.arguments, path)) is not None}
         return Conditioning(*halves(self.states), {name: halves(value) for name, value in extra.items()})
 
     def with_texts(self, texts: Conditioning) -> Call:
-        """The same call with other text states of both halves."""
+        """The same call with other text states, of both halves as far as it has them."""
         halves = {"cond": texts.half(uncond=False)}
         if texts.uncond is not None:
             halves["uncond"] = texts.half(uncond=True)
@@ -126,10 +135,17 @@ def put_texts(arguments: dict[str, Any], form: CallForm, places: Sequence[int], 
         places: Elements of the batch.
         texts: One for each of ``places``, in ``cond``.
     """
+    length = max(arguments[form.states].shape[1], texts.cond.shape[1])
+    masked = any(value.dtype == torch.bool for value, _ in texts.extra.values())
+    if arguments[form.states].shape[1] != texts.cond.shape[1] and not masked:
+        raise SteerError(
+            f"A text of {texts.cond.shape[1]} tokens cannot share a pass with those of the pipeline, which have "
+            f"{arguments[form.states].shape[1]}: there is no mask for padding."
+        )
 
     def put(value: Tensor, new: Tensor) -> Tensor:
-        value = value.clone()
-        value[list(places)] = new.to(value)
+        value, new = _filled(value, length), _filled(new.to(value), length)
+        value[list(places)] = new
         return value
 
     arguments = {**arguments, form.states: put(arguments[form.states], texts.cond)}
@@ -137,8 +153,21 @@ def put_texts(arguments: dict[str, Any], form: CallForm, places: Sequence[int], 
         path = form.extra.get(name)
         value = None if path is None else _at(arguments, path)
         if path is not None and value is not None:
-            arguments = _replaced(arguments, path, put(value, states))
+            arguments = _replaced(
+                arguments, path, put(value, states) if value.dtype == torch.bool else _set(value, places, states)
+            )
     return arguments
+
+
+def _set(value: Tensor, places: Sequence[int], new: Tensor) -> Tensor:
+    value = value.clone()
+    value[list(places)] = new.to(value)
+    return value
+
+
+def _filled(value: Tensor, length: int) -> Tensor:
+    """A copy of ``batch tokens ...`` with this many tokens, zeros behind."""
+    return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], 1)
 
 
 def _at(arguments: Mapping[str, Any], path: Sequence[str]) -> Tensor | None:

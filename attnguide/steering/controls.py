@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.steering.calls import Call
-
-_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
 
 
 class Controls:
@@ -26,6 +24,7 @@ class Controls:
         self._refreshes = refreshes
         self._forward: Callable[..., Any] | None = None
         self._arguments: dict[str, Any] = {}
+        self._answer: Any = None
 
     @property
     def any(self) -> bool:
@@ -36,6 +35,7 @@ class Controls:
         """Remember a call of the ControlNet's own ``before``."""
         names = [name for name in inspect.signature(type(control).forward).parameters if name != "self"]
         self._forward, self._arguments = before, {**dict(zip(names, args, strict=False)), **kwargs}
+        self._answer = None
 
     def refreshed(self, call: Call, inputs: Tensor) -> Call:
         """A call of the network with the residuals of latents that were moved.
@@ -45,16 +45,30 @@ class Controls:
             inputs: Moved latents as the network reads them, ``rows channels height width``.
         """
         assert self._forward is not None
-        elements = len(self._arguments["sample"])
-        sample = torch.cat([inputs] * (elements // call.rows)).to(self._arguments["sample"].dtype)
-        down, mid = self._forward(**{**self._arguments, "sample": sample})[:2]
+        form = call.form.control
+        given = self._arguments[form.latents]
+        elements = len(given)
+        if self._answer is None:  # halves of an evaluation that are calls of their own share what it gave
+            latents = torch.cat([inputs] * (elements // call.rows))
+            read = given if isinstance(given, Tensor) else torch.stack(given).squeeze(2)
+            packed = call.packing.pack(latents.to(read.dtype), read)
+            sample = packed if isinstance(given, Tensor) else list(packed.unsqueeze(2).unbind(0))
+            self._answer = form.answer(self._forward(**{**self._arguments, form.latents: sample}))
         places = slice(0, call.batch) if elements == call.batch else call.block("cond")  # guess mode has the one half alone
-        old = (call.arguments[_RESIDUALS[0]], call.arguments[_RESIDUALS[1]])
-        new = tuple(_put(one, places, other) for one, other in zip(old[0], down, strict=True)), _put(old[1], places, mid)
-        return replace(call, arguments={**call.arguments, **dict(zip(_RESIDUALS, new, strict=True))})
+        new = {
+            name: _put(call.arguments[name], places, value) for name, value in zip(form.residuals, self._answer, strict=True)
+        }
+        return replace(call, arguments={**call.arguments, **new})
 
 
-def _put(residual: Tensor, places: slice, new: Tensor) -> Tensor:
-    residual = residual.clone()
-    residual[places] = new.to(residual)
-    return residual
+def _put(residual: Any, places: slice, new: Any) -> Any:
+    """Residuals of a call, tensors in lists and mappings, with others at some elements of its batch."""
+    if isinstance(residual, Tensor):
+        residual = residual.clone()
+        residual[places] = new.to(residual)
+        return residual
+    if isinstance(residual, Mapping):
+        return {key: _put(value, places, new[key]) for key, value in residual.items()}
+    if residual is None:
+        return None
+    return tuple(_put(one, places, other) for one, other in zip(residual, new, strict=True))

@@ -18,7 +18,7 @@ from attnguide.steering.calls import Call, check_halves
 from attnguide.steering.controls import Controls
 from attnguide.steering.errors import SteerError
 from attnguide.steering.following import Following, usable
-from attnguide.steering.forms import CallForm, Encoded
+from attnguide.steering.forms import CallForm, Encoded, Packing, Texts
 from attnguide.steering.hooks import Hooks
 from attnguide.steering.live_scheduler import live_scheduler
 from attnguide.steering.request import Request
@@ -54,6 +54,8 @@ class Follower:
     def _forget(self) -> None:
         """Nothing of a pipeline's call is known."""
         self._encoded: list[Encoded] = []
+        self._texts: Texts | None = None
+        self._packing: Packing | None = None
         self._ran = False
         self._scaled: tuple[Tensor, Tensor] | None = None
         self._checked: tuple[Tensor, tuple[Any, ...]] | None = None
@@ -97,10 +99,12 @@ class Follower:
             if self._away:
                 return before(*args, **kwargs)
             self._begin()
-            answer = before(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
             images = int(given.get("num_images_per_prompt") or 1)
-            self._encoded.append(Encoded(given.get("prompt"), given.get("prompt_2"), images, answer))
+            first, *others = (_kept(given.get(name)) for name in ("prompt", "prompt_2", "prompt_3"))
+            second = next((other for other in others if other not in (None, first)), None)
+            answer = before(*args, **kwargs)
+            self._encoded.append(Encoded(first, second, images, answer))
             return answer
 
         return encode_prompt
@@ -131,7 +135,7 @@ class Follower:
             arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
             with self._own():
                 following, call = self._read(arguments)
-                step = following.at(arguments[self.form.timestep], self.form.time_scale)
+                step = following.at(call)
                 if not self.request.idle:
                     return following.evaluated(call, step, self._scaled)
                 following.passed(call)
@@ -199,9 +203,11 @@ class Follower:
         form, following = self.form, self._following
         if not self._encoded:
             raise SteerError(f"The network was called outside of a call of the {type(self.pipeline).__name__} that is steered.")
-        arguments = arguments if self.request.idle else usable(arguments)
-        texts = form.encoded(self._encoded)
-        rows, elements = len(texts.cond), len(arguments[form.latents])
+        arguments = form.opened(arguments if self.request.idle else usable(arguments))
+        if self._texts is None:
+            self._texts = form.encoded(self._encoded, arguments[form.states])
+        texts, elements = self._texts, len(arguments[form.latents])
+        rows = len(texts.cond)
         halves = form.halves(self.pipeline, elements // rows)
         branches = halves[min(following.calls if following else 0, len(halves) - 1)]
         if elements != rows * len(branches):
@@ -209,7 +215,9 @@ class Follower:
                 f"The network's batch cannot be read: it has {elements} elements, and {len(branches)} for each of {rows} "
                 "pictures were expected."
             )
-        call = Call(arguments, form, form.packing(self.network, arguments), rows, branches)
+        if self._packing is None:
+            self._packing = form.packing(self.network, arguments)
+        call = Call(arguments, form, self._packing, rows, branches)
         if self._checked is None or self._checked[0] is not call.states or self._checked[1] != branches:
             self._checked = call.states, branches
             self._check(call, texts.cond, texts.uncond)
@@ -231,14 +239,14 @@ class Follower:
         """Everything that is made once for a pipeline's call."""
         run, request, model, pipeline = self.run, self.request, self.model, self.pipeline
         self._ran = True
-        time = float(torch.as_tensor(call.arguments[self.form.timestep]).flatten()[0]) / self.form.time_scale
-        scheduler = live_scheduler(self.scheduler, time, getattr(pipeline, "_num_timesteps", None))
+        scheduler = live_scheduler(self.scheduler, *call.time, getattr(pipeline, "_num_timesteps", None))
         prompts = request.prompts_of(given.prompt)
-        if given.second is not None and given.second != given.prompt and any(request.regions):
-            raise SteerError("The second text encoder was given a prompt of its own, in which words have other places.")
+        if given.second is not None and any(request.regions):
+            raise SteerError("Another text encoder was given a prompt of its own, in which words have other places.")
         height, width = model.default_size
         factor = height // model.latent_shape(height, width)[1]
         rows, columns = call.inputs(call.branches[0]).shape[-2:]
+        model.behind = getattr(call.packing, "behind", 0)
         size = rows * factor, columns * factor
         samples = make_rows(request, prompts, call, getattr(pipeline, "guidance_scale", None), scheduler.asked, size)
         run.began(samples)
@@ -278,6 +286,11 @@ class Follower:
         self._following = None
         self._forget()
         self._stack.close()
+
+
+def _kept(prompt: Any) -> Any:
+    """A prompt as it is now: some pipelines write their template into the list that they are given."""
+    return tuple(prompt) if isinstance(prompt, list) else prompt
 
 
 def parts_of(pipeline: Any, form: CallForm) -> Mapping[Any, str]:

@@ -48,12 +48,8 @@ class Following:
         """Whether every evaluation was made."""
         return self.index >= len(self.scheduler.steps)
 
-    def at(self, timestep: Any, scale: float) -> Step:
+    def at(self, call: Call) -> Step:
         """The evaluation that a call of the network belongs to.
-
-        Args:
-            timestep: That the network is told.
-            scale: What it is told over the scheduler's timestep.
 
         Raises:
             SteerError: If the pipeline's timestep is not the schedule's.
@@ -61,8 +57,8 @@ class Following:
         if self.done:
             raise SteerError(f"The network was called after the last of {len(self.scheduler.steps)} evaluations.")
         step = self.scheduler.steps[self.index]
-        if not same_time(timestep, self.scheduler.tells(self.index), scale):
-            time = float(torch.as_tensor(timestep).flatten()[0]) / scale
+        if not same_time(call, self.scheduler.tells(self.index)):
+            time, _ = call.time
             raise SteerError(
                 f"Evaluation {self.index} of the network has timestep {time:g}; the pipeline's scheduler has "
                 f"{step.timestep:g} there."
@@ -85,11 +81,11 @@ class Following:
         """
         started, batch, steering = self.started, self.started.batch, self.started.steering
         if started.texts is not None:
-            call = call.with_texts(started.texts)
+            call = call.with_texts(started.texts_of(call))
         batch.branches = replace(started.branches, call=call)
         if self._raw is None:
             self._guide(call, step, scaled)
-            batch.branches = replace(started.branches, call=self._refreshed(call, step))
+        batch.branches = replace(started.branches, call=self._refreshed(call, step))
         assert self._moved is not None
         if "cond" in call.branches:
             answers = steering.evaluate(self._moved, step)
@@ -151,8 +147,11 @@ class Following:
         whole = torch.cat([answers[branch] for branch in call.branches])
         outcome, self.model.outcome = self.model.outcome, None
         given = outcome[0] if isinstance(outcome, tuple) else outcome.sample
-        packed = whole if given.ndim == whole.ndim else call.packing.pack(whole, given)
-        return (packed, *outcome[1:]) if isinstance(outcome, tuple) else type(outcome)(sample=packed)
+        read, write = call.form.answer
+        shape = read(given).shape[1:]
+        packed = whole if shape == whole.shape[1:] else call.packing.pack(whole, whole.new_zeros(len(whole), *shape))
+        answer = write(packed, given)
+        return (answer, *outcome[1:]) if isinstance(outcome, tuple) else type(outcome)(sample=answer)
 
     def before_step(self, arguments: dict[str, Any]) -> None:
         """Change what the scheduler is given: the prediction by methods, the latents by what guidance moved.

@@ -47,6 +47,17 @@ def channels_behind(network: Any, arguments: Mapping[str, Any]) -> Packing:
     return ChannelsBehind(network.config.out_channels)
 
 
+def as_it_is(answer: Any) -> Tensor:
+    """The answer of most networks."""
+    found: Tensor = answer
+    return found
+
+
+def as_it_was(answer: Tensor, given: Any) -> Any:
+    """See :func:`as_it_is`."""
+    return answer
+
+
 Halves = tuple[tuple[Branch, ...], ...]
 """The calls of the network that one evaluation consists of, in order, each with the branches that its batch holds."""
 
@@ -83,7 +94,7 @@ class Texts:
     uncond: Tensor | None = None
 
 
-def both_halves(encoded: Sequence[Encoded]) -> Texts:
+def both_halves(encoded: Sequence[Encoded], states: Any) -> Texts:
     """Where the newest call of the encoder gives both halves side by side."""
     cond, uncond = encoded[-1].answer[:2]
     return Texts(encoded[-1], cond, uncond if isinstance(uncond, Tensor) else None)
@@ -100,6 +111,21 @@ def one_batch(pipeline: Any, blocks: int) -> Halves:
 
 
 @dataclass(frozen=True)
+class ControlForm:
+    """How a family's ControlNets are called, and what of their answer its network reads.
+
+    Attributes:
+        latents: Name of the ControlNet's argument for the latents, which are packed as the network's.
+        residuals: Names of the network's arguments.
+        answer: From a ControlNet's answer to what these are.
+    """
+
+    latents: str = "sample"
+    residuals: tuple[str, ...] = ("down_block_additional_residuals", "mid_block_additional_residual")
+    answer: Callable[[Any], Sequence[Any]] = lambda given: given[:2]
+
+
+@dataclass(frozen=True)
 class CallForm:
     """How the pipelines of a family call their network.
 
@@ -108,14 +134,22 @@ class CallForm:
         latents: Name of the network's argument for the latents.
         timestep: For the time.
         states: For the text states, ``batch tokens channels``.
-        time_scale: What the network is told over :attr:`~attnguide.types.Step.timestep`.
+        time_scale: What the network is told over :attr:`~attnguide.types.Step.timestep`, less ``time_offset``.
+        time_offset: What it is told at timestep 0.
         extra: Where further text states (:attr:`~attnguide.models.base.Conditioning.extra`) stand among the arguments: keys of
             nested mappings, by name.
         whole: Arguments without a batch axis, whatever their first axis says; names of nested ones joined by dots.
         halves: The calls of one evaluation, for a pipeline whose batch holds so many blocks of rows.
         encoder: Name of the pipeline's method that encodes prompts.
-        encoded: From the calls of that method to the texts of the call that follows.
+        encoded: From the calls of that method, and the text states of the network's first call, to the texts of the
+            pipeline's call that follows.
         packing: From the network and the arguments of a call to the shape of its latents.
+        apart: Name of the text's mask where the picture follows right behind each row's own words, so that rows whose texts
+            differ in length cannot share a pass.
+        opened: Arguments with whatever belongs to rows in tensors whose first axis is the batch.
+        closed: Back to what the network takes.
+        control: Of its ControlNets.
+        answer: From the network's answer to a tensor as the scheduler takes it, and back, told what the network gave.
     """
 
     network: str = "unet"
@@ -123,12 +157,18 @@ class CallForm:
     timestep: str = "timestep"
     states: str = "encoder_hidden_states"
     time_scale: float = 1.0
+    time_offset: float = 0.0
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
     halves: Callable[[Any, int], Halves] = one_batch
     encoder: str = "encode_prompt"
-    encoded: Callable[[Sequence[Encoded]], Texts] = both_halves
+    encoded: Callable[[Sequence[Encoded], Any], Texts] = both_halves
     packing: Callable[[Any, Mapping[str, Any]], Packing] = channels_behind
+    apart: str | None = None
+    opened: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    closed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    control: ControlForm = ControlForm()
+    answer: tuple[Callable[[Any], Tensor], Callable[[Tensor, Any], Any]] = (as_it_is, as_it_was)
 
 
 UNET = CallForm(

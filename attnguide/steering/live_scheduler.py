@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from attnguide.models.schedulers import DiscreteScheduler, FlowScheduler, NoiseScheduler, is_flow
+from attnguide.steering.calls import Call
 from attnguide.steering.errors import SteerError
 from attnguide.types import Step
 
@@ -19,6 +19,7 @@ class _Live(NoiseScheduler):
     Args:
         scheduler: Of diffusers; it is read, never moved.
         timestep: Of the first evaluation.
+        exact: How far it may be off.
         count: Evaluations that the pipeline will make; those to the end of the schedule when ``None``.
 
     Attributes:
@@ -28,7 +29,7 @@ class _Live(NoiseScheduler):
         SteerError: If the scheduler is of a class or set up in a way that is not supported, or has no such timestep.
     """
 
-    def __init__(self, scheduler: Any, timestep: float, count: int | None) -> None:
+    def __init__(self, scheduler: Any, timestep: float, exact: float, count: int | None) -> None:
         try:
             self._check_kind(scheduler)
         except ValueError as error:
@@ -37,7 +38,7 @@ class _Live(NoiseScheduler):
         self._timesteps: Tensor = scheduler.timesteps
         whole = self._laid_out()
         told = [step.timestep for step in whole]
-        self.begin = _beginning(scheduler, told, timestep)
+        self.begin = _beginning(scheduler, told, timestep, exact)
         count = len(whole) - self.begin if count is None else min(count, len(whole) - self.begin)
         chosen = whole[self.begin : self.begin + count]
         first = chosen[0].number
@@ -76,19 +77,19 @@ class LiveFlow(_Live, FlowScheduler):
     """Of a network that predicts the velocity of flow matching."""
 
 
-def live_scheduler(scheduler: Any, timestep: float, count: int | None) -> LiveDiscrete | LiveFlow:
+def live_scheduler(scheduler: Any, timestep: float, exact: float, count: int | None) -> LiveDiscrete | LiveFlow:
     """A pipeline's scheduler, whose timesteps are set; see :class:`_Live` for arguments and errors."""
     kind = LiveFlow if is_flow(scheduler) else LiveDiscrete
-    return kind(scheduler, timestep, count)
+    return kind(scheduler, timestep, exact, count)
 
 
-def _beginning(scheduler: Any, told: list[float], timestep: float) -> int:
+def _beginning(scheduler: Any, told: list[float], timestep: float, exact: float) -> int:
     """The number of the first evaluation.
 
     Timesteps repeat (a second-order scheduler has every one of them twice), and a pipeline that begins at a picture leaves some
     out: it says where it begins, or the scheduler knows where it stands.
     """
-    found = [index for index, one in enumerate(told) if abs(one - timestep) <= 1e-4 * max(1.0, abs(timestep))]
+    found = [index for index, one in enumerate(told) if abs(one - timestep) <= max(exact, 1e-4 * max(1.0, abs(timestep)))]
     if not found:
         raise SteerError(
             f"The network was called at timestep {timestep:g}, which is none of the pipeline's scheduler ({len(told)} from "
@@ -97,17 +98,16 @@ def _beginning(scheduler: Any, told: list[float], timestep: float) -> int:
     for known in (getattr(scheduler, "begin_index", None), getattr(scheduler, "step_index", None)):
         if known is not None and known in found:
             return int(known)
-    return found[0]
+    return min(found, key=lambda index: abs(told[index] - timestep))
 
 
-def same_time(given: Any, expected: Tensor, scale: float) -> bool:
-    """Whether a network's argument is what a scheduler tells at an evaluation, times ``scale``.
+def same_time(call: Call, expected: Tensor) -> bool:
+    """Whether a call of the network is told what a scheduler tells at an evaluation.
 
     A view of the scheduler's own tensor is recognised without reading it, which would wait for the device.
     """
-    if isinstance(given, Tensor) and given.data_ptr() == expected.data_ptr() and scale == 1:
+    given = call.arguments[call.form.timestep]
+    if isinstance(given, Tensor) and given.data_ptr() == expected.data_ptr() and call.form.time_scale == 1:
         return True
-    number = torch.as_tensor(given).flatten()[0]
-    wanted = float(expected) * scale
-    coarse = torch.finfo(number.dtype).eps if number.dtype.is_floating_point else 0.0
-    return abs(float(number) - wanted) <= max(coarse, 1e-6) * max(abs(wanted), scale)
+    time, exact = call.time
+    return abs(time - float(expected)) <= exact

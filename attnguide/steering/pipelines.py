@@ -9,6 +9,7 @@ from typing import Any
 
 from attnguide.models.base import ModelAdapter
 from attnguide.models.support import adapter_class
+from attnguide.steering import transformer_forms as forms
 from attnguide.steering.errors import SteerError
 from attnguide.steering.forms import UNET, CallForm
 from attnguide.steering.unet_forms import EDITING, EDITING_XL, KINDS, KINDS_XL
@@ -29,12 +30,43 @@ class Known:
 
 _SD, _XL = Known("StableDiffusionPipeline", UNET), Known("StableDiffusionXLPipeline", UNET)
 
+_WITH_PICTURE = ("", "Img2Img", "Inpaint")
+_TRANSFORMERS: Mapping[str, tuple[CallForm, tuple[str, ...]]] = {
+    "PixArtAlpha": (forms.PIXART, ("",)),
+    "PixArtSigma": (forms.PIXART, ("", "PAG")),
+    "StableDiffusion3": (forms.SD3, (*_WITH_PICTURE, "ControlNet", "ControlNetInpainting", "PAG", "PAGImg2Img")),
+    "Flux": (
+        forms.FLUX,
+        (
+            *(f"{net}{kind}" for net in ("", "Control", "ControlNet") for kind in _WITH_PICTURE),
+            "Fill",
+            "Kontext",
+            "KontextInpaint",
+        ),
+    ),
+    "Chroma": (forms.CHROMA, _WITH_PICTURE),
+    "Flux2": (forms.FLUX2, ("",)),
+    "Flux2Klein": (forms.FLUX2_KLEIN, ("", "Inpaint")),
+    "AuraFlow": (forms.AURAFLOW, ("",)),
+    "Lumina2": (forms.LUMINA2, ("",)),
+    "QwenImage": (forms.QWEN_IMAGE, (*_WITH_PICTURE, "ControlNet", "ControlNetInpaint")),
+    "QwenImage21": (forms.QWEN_IMAGE_21, ("",)),
+    "Krea2": (forms.KREA2, ("",)),
+    "ZImage": (forms.Z_IMAGE, (*_WITH_PICTURE, "ControlNet")),
+}
+"""Families of transformers, by how their pipelines' names begin, and what follows."""
+
 PIPELINES: Mapping[str, Known] = {
     **{f"StableDiffusion{kind}Pipeline": _SD for kind in KINDS},
     **{f"LatentConsistencyModel{kind}Pipeline": _SD for kind in ("", "Img2Img")},
     "StableDiffusionInstructPix2PixPipeline": Known(_SD.family, EDITING),
     **{f"StableDiffusionXL{kind}Pipeline": _XL for kind in KINDS_XL},
     "StableDiffusionXLInstructPix2PixPipeline": Known(_XL.family, EDITING_XL),
+    **{
+        f"{family}{kind}Pipeline": Known(f"{family}Pipeline", form)
+        for family, (form, kinds) in _TRANSFORMERS.items()
+        for kind in kinds
+    },
 }
 """By the name of the class; exactly these, since a derived class may call its network in another way."""
 

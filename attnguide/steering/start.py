@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from attnguide.injection.base import Injection
 from attnguide.methods import check_methods
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.prompt.targets import Targets
-from attnguide.prompt.tokens import Segment, TokenizedPrompt
+from attnguide.prompt.tokens import Segment, TokenizedPrompt, worded_columns
 from attnguide.steering.called_model import CallBranches, splits_batch
 from attnguide.steering.calls import Call
 from attnguide.steering.errors import SteerError
@@ -55,6 +55,22 @@ class Started:
     maps: MapRecord | None
     observer: Observer | None
     noise: Tensor | None
+    _second: Conditioning | None = field(default=None, init=False)
+
+    def texts_of(self, call: Call) -> Conditioning:
+        """Changed text states for a call; where each half is a call of its own, the second's as if both were one."""
+        assert self.texts is not None
+        if "cond" in call.branches:
+            return self.texts
+        if self._second is None:
+            cond, uncond = self.branches.call.texts("cond"), call.texts("uncond")  # type: ignore[union-attr]
+            extra = {name: (states, uncond.extra[name][0]) for name, (states, _) in cond.extra.items() if name in uncond.extra}
+            both = Conditioning(cond.cond, uncond.cond, extra)
+            both = both.padded(both.length)
+            for injection in self.steering.injections:
+                both = injection.condition(both, self.batch.targets, self.batch.model)
+            self._second = both
+        return self._second
 
     @property
     def acts(self) -> bool:
@@ -139,11 +155,14 @@ def read_prompts(model: ModelAdapter, rows: Sequence[Sample], call: Call, named:
         SteerError: If the network reads another number of tokens than the tokenizer makes.
     """
     length = call.states.shape[1]
+    cuts = model.cuts_padding
     by_position = all(region.token_indices is not None for row in rows for region in row.regions)
     if not named:
         return [_unread("", length)] * len(rows)
     known = {prompt: model.tokenize(prompt) for prompt in dict.fromkeys(row.prompt for row in rows)}
     for prompt, tokenized in known.items():
+        if cuts and max(worded_columns([tokenized])) < length:
+            continue  # what differs is padding, or stands behind the words
         if len(tokenized.tokens) != length and by_position:
             known[prompt] = _unread(prompt, length)
         elif len(tokenized.tokens) != length:

@@ -44,7 +44,7 @@ def _three_halves(pipeline: Any, blocks: int) -> Halves:
     return (("cond", "source_uncond", "uncond"),) if blocks == 3 else (("cond",),)
 
 
-def _three_texts(encoded: Sequence[Encoded]) -> Texts:
+def _three_texts(encoded: Sequence[Encoded], read: Any) -> Texts:
     """Where the encoder gives the states of all three halves in one tensor."""
     last, states = encoded[-1], encoded[-1].answer
     prompts = 1 if isinstance(last.prompt, str) else len(last.prompt or ())
