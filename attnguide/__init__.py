@@ -22,7 +22,7 @@ _HOMES: dict[str, str] = {
     "SampleResult": "attnguide.types",
     "Step": "attnguide.types",
     # models and rows
-    "adapt": "attnguide.models.load",
+    "adapt": "attnguide.api",
     "load_model": "attnguide.models.load",
     "read_samples": "attnguide.tables",
     # the engine, in plain torch
@@ -74,6 +74,7 @@ _HOMES: dict[str, str] = {
 """Public name -> module; the imports below say the same to type checkers, which see no ``__getattr__``."""
 
 if TYPE_CHECKING:
+    from attnguide.api import adapt as adapt
     from attnguide.api import sample as sample
     from attnguide.attention.edits import Edit as Edit
     from attnguide.attention.maps import AttentionMaps as AttentionMaps
@@ -101,7 +102,6 @@ if TYPE_CHECKING:
     from attnguide.methods import METHODS as METHODS
     from attnguide.methods import MethodInfo as MethodInfo
     from attnguide.models.base import Conditioning as Conditioning
-    from attnguide.models.load import adapt as adapt
     from attnguide.models.load import load_model as load_model
     from attnguide.models.readers import TextReader as TextReader
     from attnguide.models.transformer import TransformerAdapter as TransformerAdapter

@@ -168,11 +168,34 @@ def _observers(observer: Observer | None, rows: int | None) -> Observer | None:
     return Observers([observer, bar])
 
 
+def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
+    """The adapter of a diffusers pipeline that you hold; see :func:`attnguide.models.load.adapt`.
+
+    Raises:
+        UnsupportedModelError: If the pipeline is not supported, naming its class or the part, and what would work: for many of
+            them :func:`attnguide.steer`.
+    """
+    from attnguide.models.folder import UnsupportedModelError
+    from attnguide.models.load import adapt as adapted
+    from attnguide.steering.pipelines import known_pipeline
+
+    try:
+        return adapted(pipeline, name)
+    except UnsupportedModelError as error:
+        try:
+            known_pipeline(pipeline)
+        except ValueError:
+            raise error from None
+        raise UnsupportedModelError(
+            f"{error} As it is, it is steered inside its own call: with attnguide.steer(pipeline, ...): pipeline(...)."
+        ) from error
+
+
 def _adapter(
     model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None, offload: str, checkpointing: bool
 ) -> ModelAdapter:
     from attnguide.models.base import ModelAdapter
-    from attnguide.models.load import adapt, load_model
+    from attnguide.models.load import load_model
 
     if isinstance(model, str | Path):
         return load_model(str(model), device=device, dtype=dtype, offload=offload, checkpointing=checkpointing)

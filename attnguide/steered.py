@@ -4,17 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from attnguide.api import Method, groups_of, methods_of, regions_of
+from attnguide.engine.observer import Observer
 from attnguide.parsing import as_whole, shown
+from attnguide.sampling.arguments import check_observer
+from attnguide.steering.context import steer_calls
+from attnguide.steering.request import Request
+from attnguide.steering.run import SteerRun
 from attnguide.types import Region
 
-if TYPE_CHECKING:
-    from attnguide.engine.observer import Observer
-    from attnguide.steering.run import SteerRun
-
 Regions = Mapping[str, Any] | Sequence[Region]
+
+
+class SteeredRun(SteerRun):
+    """What the user of :func:`steer` holds."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the newest call as a run folder, with the files of any other run.
+
+        ``samples/``, ``maps/``, ``records.csv``, ``loss_trace.csv``, ``sheet.png``, ``report.html`` and ``config.yaml``.
+
+        The seed on record is that of the noise that methods drew; the pipeline's own noise has it where its ``latents`` were
+        those of :meth:`latents`.
+
+        Args:
+            folder: New, or without a run.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: If no call has ended, or the folder holds a run.
+        """
+        from attnguide.steered_folder import save_run
+
+        return save_run(self, folder)
 
 
 @contextmanager
@@ -30,7 +57,7 @@ def steer(
     maps: bool = True,
     refresh_controlnet: bool = True,
     **options: Any,
-) -> Iterator[SteerRun]:
+) -> Iterator[SteeredRun]:
     """Methods in every call that a diffusers pipeline of yours makes inside the block.
 
     The pipeline itself runs: ControlNets, pictures it begins at, masks, adapters, callbacks and weights of words keep working.
@@ -52,7 +79,7 @@ def steer(
         options: Of the method, if it is given by name and alone.
 
     Yields:
-        What is known of the newest call: ``maps``, ``cost``, ``results``, ``notes``, ``stopped``.
+        What is known of the newest call: ``maps``, ``cost``, ``results``, ``notes``, ``stopped``, ``save(folder)``.
 
     Raises:
         SteerError: If the pipeline or a method cannot be steered from inside, the pipeline does what cannot be followed, or
@@ -63,12 +90,8 @@ def steer(
 
         with steer(pipe, regions={"cat": (0, 0.3, 0.5, 1)}, method="forward_layout") as run:
             image = pipe("a cat and a dog", image=outline).images[0]
-        run.maps["cat"]
+        run.maps["cat"], run.save("runs/park")
     """
-    from attnguide.sampling.arguments import check_observer
-    from attnguide.steering.context import steer_calls
-    from attnguide.steering.request import Request
-
     number = as_whole(seed)
     if number is None:
         raise ValueError(f"seed must be a whole number; got {shown(seed)}.")
@@ -85,7 +108,8 @@ def steer(
         maps=maps,
         refresh_controlnet=refresh_controlnet,
     )
-    with steer_calls(pipeline, request) as run:
+    run = SteeredRun()
+    with steer_calls(pipeline, request, run):
         yield run
 
 

@@ -92,37 +92,52 @@ class AttentionMapsLogger(SamplingCallback):
         self._current.clear()
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
-        maps = torch.stack(self._maps, 2).numpy()  # batch regions steps height width
+        maps = torch.stack(self._maps, 2).numpy()
         self._maps = []
-        for row, result in enumerate(results):
-            folder = run_folder(trainer) / "maps" / result.sample.id
-            regions = self._rows[row].regions
-            pictures = []
-            for region, name, values in zip(regions, map_names(regions), maps[row], strict=False):
-                pictures.append(self._write(folder, name, region, values, result))
-            if result.image is not None and pictures:
-                phrases = [region.phrase for region in regions]
-                _save(folder / OVERVIEW, _overview(result, phrases, [p for p in pictures if p]))
-
-    def _write(
-        self, folder: Path, name: str, region: Region, values: NDArray[np.float32], result: SampleResult
-    ) -> Image.Image | None:
-        write_atomic(folder / f"{name}.npy", map_bytes(values))
-        if result.image is None:
-            return None
         first, last = self.steps
         chosen = [index for index, progress in enumerate(self._progress) if first <= progress < last]
-        mean = values[chosen].mean(0) if chosen else values.mean(0)
-        picture = heat_map(enlarged(result.image), mean)
-        _save(folder / f"{name}.png", picture)
-        at = np.unique(np.linspace(0, len(values) - 1, min(self.strip, len(values))).round().astype(int))
-        top = float(values[at].max())
-        small = result.image.copy()
-        small.thumbnail((_STRIP_CELL, _STRIP_CELL))
-        small = enlarged(small, _STRIP_CELL)
-        over_steps = [heat_map(small, values[index], alpha=0.8, top=top) for index in at]
-        _save(folder / f"{name}-steps.png", strip(over_steps, [f"step {index}" for index in at]))
-        return picture
+        for result, sample, values in zip(results, self._rows, maps, strict=True):
+            draw_maps(run_folder(trainer) / "maps", result, sample.regions, values, chosen, self.strip)
+
+
+def draw_maps(
+    folder: Path,
+    result: SampleResult,
+    regions: Sequence[Region],
+    maps: Float[NDArray[np.float32], "regions steps height width"],
+    chosen: Sequence[int] = (),
+    cells: int = 8,
+) -> None:
+    """Write a row's maps as :class:`AttentionMapsLogger` says, to ``folder/<row id>``.
+
+    Args:
+        folder: Of all rows' maps.
+        result: The finished row.
+        regions: Phrases of the maps.
+        maps: Of every step.
+        chosen: Steps whose mean is drawn; all when there are none.
+        cells: Pictures in the strip.
+    """
+    folder, pictures = folder / result.sample.id, []
+    for name, values in zip(map_names(regions), maps, strict=False):
+        write_atomic(folder / f"{name}.npy", map_bytes(values))
+        if result.image is not None:
+            picture = heat_map(enlarged(result.image), values[list(chosen)].mean(0) if chosen else values.mean(0))
+            _save(folder / f"{name}.png", picture)
+            _save(folder / f"{name}-steps.png", _over_steps(result.image, values, cells))
+            pictures.append(picture)
+    if result.image is not None and pictures:
+        _save(folder / OVERVIEW, _overview(result, [region.phrase for region in regions], pictures))
+
+
+def _over_steps(image: Image.Image, values: NDArray[np.float32], cells: int) -> Image.Image:
+    """Maps ``steps height width`` over a small picture, at some steps, with one scale for all."""
+    at = np.unique(np.linspace(0, len(values) - 1, min(cells, len(values))).round().astype(int))
+    top = float(values[at].max())
+    small = image.copy()
+    small.thumbnail((_STRIP_CELL, _STRIP_CELL))
+    small = enlarged(small, _STRIP_CELL)
+    return strip([heat_map(small, values[index], alpha=0.8, top=top) for index in at], [f"step {index}" for index in at])
 
 
 def _mean_of_sites(maps: Sequence[Float[Tensor, "batch regions height width"]]) -> Tensor:

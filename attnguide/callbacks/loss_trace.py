@@ -12,7 +12,30 @@ from attnguide.records import TRACE_FILE
 from attnguide.run_tables import append_table
 from attnguide.types import SampleResult
 
-_COLUMNS = ("id", "step", "progress", "method", "iteration", "loss", "indicator", "moved", "gradient_norm")
+TRACE_COLUMNS = ("id", "step", "progress", "method", "iteration", "loss", "indicator", "moved", "gradient_norm")
+
+
+def trace_lines(ids: Sequence[str], event: UpdateEvent) -> list[dict[str, object]]:
+    """One guide pass as lines of ``loss_trace.csv``, one for each row that was judged.
+
+    Args:
+        ids: Of all rows of the batch.
+        event: The guide pass.
+    """
+    where = {"step": event.step.index, "progress": event.step.progress, "method": event.method}
+    values = zip(event.rows, event.losses, event.indicators, event.moved, event.gradient_norms, strict=True)
+    return [
+        {
+            "id": ids[row],
+            **where,
+            "iteration": event.iteration,
+            "loss": loss,
+            "indicator": indicator,
+            "moved": int(moved),
+            "gradient_norm": norm,
+        }
+        for row, loss, indicator, moved, norm in values
+    ]
 
 
 class LossTrace(SamplingCallback):
@@ -31,16 +54,13 @@ class LossTrace(SamplingCallback):
         self._lines.clear()
 
     def on_guidance_update(self, trainer: L.Trainer, module: L.LightningModule, event: UpdateEvent) -> None:
-        where = {"step": event.step.index, "progress": event.step.progress, "method": event.method}
-        values = zip(event.rows, event.losses, event.indicators, event.moved, event.gradient_norms, strict=True)
-        for row, loss, indicator, moved, norm in values:
-            found = {"loss": loss, "indicator": indicator, "moved": int(moved), "gradient_norm": norm}
-            self._lines.append({"id": self._ids[row], **where, "iteration": event.iteration, **found})
+        self._lines += trace_lines(self._ids, event)
+        for row, loss in zip(event.rows, event.losses, strict=True):
             self._last[self._ids[row]][f"loss_{event.method}"] = loss
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         if self._lines:
-            append_table(run_folder(trainer) / TRACE_FILE, _COLUMNS, self._lines)
+            append_table(run_folder(trainer) / TRACE_FILE, TRACE_COLUMNS, self._lines)
         self._lines.clear()
 
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:

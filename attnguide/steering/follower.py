@@ -267,7 +267,8 @@ class Follower:
         if not following.done:
             run.notes.append(f"the pipeline ended after {following.index} of {len(following.scheduler.steps)} evaluations")
         if started.maps is not None:
-            run.maps = started.maps.maps()
+            run.step_maps = started.maps.steps()
+            run.maps = started.maps.by_phrase(run.step_maps)
         notes = [batch.effects.note(row) if following.done else None for row in range(rows)]
         statuses = [batch.stopped.get(row) or (f"ok: {note}" if note else "ok") for row, note in enumerate(notes)]
         for remark in dict.fromkeys([*batch.stopped.values(), *(note for note in notes if note)]):

@@ -11,7 +11,6 @@ from attnguide.types import MethodConfig, Region
 
 _SEVERAL = {
     "best_of_k": "it makes several pictures and keeps one",
-    "saga": "it looks at pictures before it makes one",
     "count_guidance": "with a count it looks at the picture before it makes it",
 }
 """Methods of which a pipeline's one call is too little, with the reason."""

@@ -26,6 +26,7 @@ class SteerRun:
     Attributes:
         maps: For each region's phrase its words' mean attention over all denoising passes, ``rows height width`` in float32
             on the CPU, at the model's guidance level; zeros in rows without the phrase.
+        step_maps: The same of every evaluation, ``rows regions evaluations height width``; ``None`` where no map is kept.
         cost: What each row took.
         samples: The rows, as a table would have them.
         updates: Guidance updates, in order.
@@ -45,6 +46,7 @@ class SteerRun:
     calls: int = 0
     statuses: list[str] = field(default_factory=list)
     model: ModelAdapter | None = None
+    step_maps: Tensor | None = None
     _pictures: Callable[[], Sequence[Image.Image | None]] | None = field(default=None, repr=False)
     _final: Tensor | None = field(default=None, repr=False)
     _results: list[SampleResult] | None = field(default=None, repr=False)
@@ -97,7 +99,7 @@ class SteerRun:
 
     def began(self, samples: Sequence[Sample]) -> None:
         """A call begins; what is known of the one before is left."""
-        self.samples, self.stopped, self.updates, self.maps = tuple(samples), {}, [], {}
+        self.samples, self.stopped, self.updates, self.maps, self.step_maps = tuple(samples), {}, [], {}, None
         self.cost, self.statuses, self._results, self._pictures, self._final = [], [], [], None, None
 
     def ended(
@@ -110,7 +112,7 @@ class SteerRun:
 
 
 class MapRecord:
-    """Mean map of every region over the denoising passes of one call.
+    """Maps of every region at the denoising passes of one call, the mean over sites.
 
     Args:
         targets: Words of the rows.
@@ -119,24 +121,28 @@ class MapRecord:
 
     def __init__(self, targets: Targets, level: int) -> None:
         self._targets = targets
-        self._sum: Tensor | None = None
-        self._seen = 0
+        self._steps: dict[int, list[Tensor]] = {}
         sites = SiteSelector(kind="cross", levels=(level,))
         self.probe = Probe("probs", self._record, sites, frozenset({"denoise"}))
 
     def _record(self, site: Site, tensor: Tensor, context: PassContext) -> None:
         cond = context.positions("cond")
-        if not cond:
-            return
-        found = region_maps(tensor[cond].mean(1), self._targets.tokens).unflatten(-1, (site.height, site.width)).float()
-        self._sum = found if self._sum is None else self._sum + found
-        self._seen += 1
+        if cond:
+            found = region_maps(tensor[cond].mean(1), self._targets.tokens).unflatten(-1, (site.height, site.width))
+            self._steps.setdefault(context.step.index, []).append(found.float())
 
-    def maps(self) -> dict[str, Tensor]:
-        """For each phrase ``rows height width``."""
-        if self._sum is None:
-            return {}
-        mean, found = (self._sum / self._seen).cpu(), dict[str, Tensor]()
+    def steps(self) -> Tensor | None:
+        """Of every evaluation, ``rows regions evaluations height width`` on the CPU; ``None`` before the first."""
+        if not self._steps:
+            return None
+        return torch.stack([torch.stack(sites).mean(0) for sites in self._steps.values()], 2).cpu()
+
+    def by_phrase(self, steps: Tensor | None) -> dict[str, Tensor]:
+        """For each phrase the mean over evaluations, ``rows height width``."""
+        found: dict[str, Tensor] = {}
+        if steps is None:
+            return found
+        mean = steps.mean(2)
         for row, regions in enumerate(self._targets.regions):
             for index, region in enumerate(regions):
                 found.setdefault(region.phrase, torch.zeros_like(mean[:, 0]))[row] = mean[row, index]

@@ -20,6 +20,7 @@ from attnguide.engine.ledger import Ledger
 from attnguide.engine.observer import BatchInfo, Observer, Observers, UpdateEvent
 from attnguide.engine.steering import Steering
 from attnguide.guidance.base import Guidance
+from attnguide.guidance.noise_search import NoiseSearch
 from attnguide.injection.base import Injection
 from attnguide.methods import check_methods
 from attnguide.models.base import Conditioning, ModelAdapter
@@ -219,7 +220,7 @@ def start(
     targets = Targets.build(rows, tokenized, model.device, others, cuts_padding=model.cuts_padding)
     for number in range(len(rows)):
         check_fit(model, targets.select([number]), guidances, injections, size, call.branches)
-    _check_noise(injections, scheduler)
+    _check_noise(methods, scheduler)
     effects = Effects(methods, rows, targets, scheduler.steps)
     warn_of_idle(methods, scheduler.steps)
     texts, branches = _texts(model, call, targets, injections, effects)
@@ -263,13 +264,16 @@ def _texts(
     return (None if texts is given else texts), branches
 
 
-def _check_noise(injections: Sequence[Injection], scheduler: LiveDiscrete | LiveFlow) -> None:
+def _check_noise(methods: Sequence[Guidance | Injection], scheduler: LiveDiscrete | LiveFlow) -> None:
     """Refuse methods that change the initial noise where the pipeline begins at a picture."""
-    for injection in injections:
-        changes = type(injection).initial_noise is not Injection.initial_noise
+    for method in methods:
+        if isinstance(method, Guidance):
+            changes = method.optimise_at == 0 and isinstance(getattr(method, "search", None), NoiseSearch)
+        else:
+            changes = type(method).initial_noise is not Injection.initial_noise
         if changes and not scheduler.whole:
             raise SteerError(
-                f"Method {injection.name!r} changes the initial noise, but the pipeline begins at evaluation "
+                f"Method {method.name!r} changes the initial noise, but the pipeline begins at evaluation "
                 f"{scheduler.begin} of its schedule, at a picture."
             )
 

@@ -65,6 +65,20 @@ def test_stable_diffusion_xl(weight: float) -> None:
     assert torch.equal(latents[0], result.latents)
 
 
+DRAWING: dict[str, dict[str, Any]] = {
+    "initno": {"rounds": 2, "iterations": 1, "last_iterations": 1, "max_refinements": 0},
+    "saga": {"iterations": 2},
+}
+
+
+@pytest.mark.parametrize("method", DRAWING)
+def test_methods_that_draw_noise_go_on_from_that_of_the_latents(method: str) -> None:
+    pipeline = with_scheduler(tiny.shared_pipeline(), "euler")
+    (result,) = ours(pipeline, [(method, DRAWING[method])])
+    latents, _ = steered(pipeline, [(method, DRAWING[method])])
+    assert torch.equal(latents[0], result.latents)
+
+
 def test_nothing_asked_for_is_the_plain_call() -> None:
     pipeline = tiny.shared_pipeline()
     settings: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}

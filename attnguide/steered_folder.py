@@ -1,0 +1,62 @@
+"""A steered call as a run folder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from attnguide.callbacks.attention_maps import draw_maps
+from attnguide.callbacks.loss_trace import TRACE_COLUMNS, trace_lines
+from attnguide.files import write_atomic, write_picture
+from attnguide.folder import check_run_folder, config_of, config_text, locked_run
+from attnguide.made_with import CONFIG_FILE, MADE_WITH, made_with
+from attnguide.records import RECORDS_FILE, SAMPLES_FOLDER, TRACE_FILE, Defaults, record_of
+from attnguide.report.page import write_report
+from attnguide.run_tables import append_table
+from attnguide.sheet import run_sheet
+from attnguide.steering.run import SteerRun
+
+
+def save_run(run: SteerRun, folder: str | Path) -> Path:
+    """Write the newest call of a steered pipeline as any other run.
+
+    Args:
+        run: Of :func:`attnguide.steer`.
+        folder: New, or without a run.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If no call has ended, or the folder holds a run.
+    """
+    if not run.statuses or run.model is None:
+        raise ValueError("There is nothing to save yet: no call of the pipeline has ended.")
+    folder, pipeline = Path(folder), run.model.pipeline
+    with locked_run(folder):
+        check_run_folder(folder)
+        notes = {MADE_WITH: made_with(run.samples, pipeline=type(pipeline).__name__, notes=list(run.notes))}
+        write_atomic(folder / CONFIG_FILE, config_text({**config_of(run.samples), **notes}))
+        _write_rows(run, folder, Defaults(scheduler=type(pipeline.scheduler).__name__))
+        sheet = run_sheet(folder)
+        if sheet is not None:
+            write_picture(folder / "sheet.png", sheet)
+        return write_report(folder)
+
+
+def _write_rows(run: SteerRun, folder: Path, defaults: Defaults) -> None:
+    """Pictures, maps, losses and records of all rows."""
+    ids = [sample.id for sample in run.samples]
+    last: dict[str, dict[str, float]] = defaultdict(dict)
+    lines = [line for event in run.updates for line in trace_lines(ids, event)]
+    for line in lines:
+        last[str(line["id"])][f"loss_{line['method']}"] = float(str(line["loss"]))
+    if lines:
+        append_table(folder / TRACE_FILE, TRACE_COLUMNS, lines)
+    for row, result in enumerate(run.results):
+        if result.image is not None:
+            write_picture(folder / SAMPLES_FOLDER / f"{result.sample.id}.png", result.image)
+        if run.step_maps is not None and result.sample.regions:
+            draw_maps(folder / "maps", result, result.sample.regions, run.step_maps[row].numpy())
+        record = record_of(result, last[result.sample.id], defaults)
+        append_table(folder / RECORDS_FILE, tuple(record), [record])
