@@ -1,42 +1,39 @@
-"""Every method on the shapes benchmark, side by side: control, quality, cost; paired seeds, one table.
+"""Every method on the shapes benchmark by `attnguide eval`, and what that has no column for: what editing keeps, operations.
 
-    python scripts/bench_methods.py                                   # all methods, all categories, 4 seeds a prompt
-    python scripts/bench_methods.py --methods box_diff mask_guidance --prompts 8
-    python scripts/bench_methods.py --methods mask_guidance mask_guidance,space=noise,fused=true  # options by name
-    python scripts/bench_methods.py --costs                           # operations and memory too, a process per method
-    python scripts/bench_methods.py --table-only                      # what is on disk
+    python scripts/bench_methods.py                              # all methods, all categories, 4 seeds a prompt
+    python scripts/bench_methods.py --methods box_diff masactrl --limit 8
+    python scripts/bench_methods.py --costs                      # operations and memory too, a process per method
 
-Settings come from configs/methods/shapes/, tuned by scripts/tune_methods.py on the development file, and where a method has no
-file there from its paper's, configs/methods/. Resumable: rows in OUT/<method>/records.csv are not sampled again. The table goes
-to the terminal and to OUT/table.md.
+Settings come from configs/methods/shapes/, chosen on the development file, and where a method has no file there from its
+paper's, configs/methods/. Methods that edit another prompt's picture are compared on rows of one or two objects, whose first
+object has another colour in the source. Runs lie in OUT/places, OUT/editing and OUT/source and go on where they stopped;
+OUT/table.md has their tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
-import math
 import multiprocessing
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from bench_cost import NoModules
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnguide.benchmark import bootstrap_interval, layout_samples, read_records, run_benchmark, values_of
+from attnguide.benchmark import layout_samples
+from attnguide.cli import main as attnguide
 from attnguide.engine.ledger import high_water_mb
+from attnguide.evaluation.arms import PLAIN
 from attnguide.judges.boxes import box_iou
-from attnguide.methods import METHODS, check_options, method_info
-from attnguide.metrics.distance import PictureDistance
+from attnguide.methods import METHODS, method_info
 from attnguide.models.load import load_model, quiet_libraries
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.expectation import expectation_from_prompt
@@ -44,90 +41,24 @@ from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout, choose_layouts, layout_scene, load_layouts
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import COLORS
-from attnguide.types import MethodConfig, Sample
+from attnguide.types import MethodConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 EDITING = ("prompt_to_prompt", "cross_attention_control", "masactrl", "plug_and_play")
-"""Methods that change another prompt's picture: measured on rows of one or two objects, see :func:`source_layout`."""
-
 EDITABLE = ("single", "two_objects", "color_attribution")
-SOURCE = "source"
-"""The arm that samples the pictures which the editing methods start from."""
-
-METRICS = ("presence", "all_present", "binding", "count", "region_hit", "region_iou", "background", "explained")
 ALONE = ("map_injection",)
 """A family whose members stand in the table under their own names."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One line of the table.
-
-    Attributes:
-        name: Of the method, with the options that were given for it, ``plain`` or ``source``.
-        methods: What is applied.
-        tuned: Whether its settings were tuned for the embedded model.
-    """
-
-    name: str
-    methods: tuple[MethodConfig, ...] = ()
-    tuned: bool = False
-
-    @property
-    def edits(self) -> bool:
-        """Whether its method changes another prompt's picture."""
-        return bool(self.methods) and self.methods[0].name in EDITING
-
-    @property
-    def needs(self) -> str | None:
-        """``phrase``, ``place`` or ``None``, as of its method."""
-        return method_info(self.methods[0].name).needs_regions if self.methods else None
-
-
-def read_methods(path: Path) -> tuple[MethodConfig, ...]:
-    """The methods of a configuration file."""
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))["methods"]
-    return tuple(
-        MethodConfig(entry["name"], {key: value for key, value in entry.items() if key != "name"}) for entry in entries
-    )
-
-
-def arms(names: Sequence[str] | None, settings: str) -> list[Arm]:
-    """Plain first, then every method that is asked for; the editing methods bring their source along.
-
-    Args:
-        names: Methods; behind a name, ``option=value`` after commas changes the settings of its file. All when ``None``.
-        settings: ``tuned`` or ``paper``.
+def method_file(name: str) -> Path:
+    """Settings chosen for the embedded model, or published ones.
 
     Raises:
-        ValueError: If a name is no method, or an option has no value.
+        ValueError: If there is no such method.
     """
-    found = [Arm("plain")]
-    for given in names or [name for name in METHODS if name not in ALONE]:
-        name, *options = given.split(",")
-        if name in ("plain", SOURCE):
-            continue
-        method_info(name)
-        tuned, published = CONFIGS / "shapes" / f"{name}.yaml", CONFIGS / f"{name}.yaml"
-        path = tuned if settings == "tuned" and tuned.exists() else published
-        if name in EDITING and Arm(SOURCE) not in found:
-            found.append(Arm(SOURCE))
-        first, *others = read_methods(path)
-        changed = MethodConfig(first.name, {**first.options, **dict(map(_option, options))})
-        found.append(Arm(given, (changed, *others), path == tuned))
-    return found
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """Name and value of ``option=value``, the value as in YAML.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"expected option=value behind a method's comma; got {text!r}")
-    return name, yaml.safe_load(value)
+    method_info(name)
+    tuned = CONFIGS / "shapes" / f"{name}.yaml"
+    return tuned if tuned.exists() else CONFIGS / f"{name}.yaml"
 
 
 def source_layout(layout: Layout) -> Layout:
@@ -144,29 +75,38 @@ def source_layout(layout: Layout) -> Layout:
     return replace(layout, prompt=layout.prompt.replace(old, new, 1), phrases=phrases)
 
 
-def rows_of(arm: Arm, layouts: Sequence[Layout], seeds: int, steps: int, cfg_scale: float) -> list[Sample]:
-    """The arm's rows; every arm has the same ids and seeds, so that differences can be taken row by row."""
-    editing = arm.edits or arm.name == SOURCE
-    chosen = [layout for layout in layouts if not editing or layout.category in EDITABLE]
-    rows = layout_samples(chosen, range(seeds), arm.methods, steps=steps, cfg_scale=cfg_scale)
-    if not editing:
-        return rows
-    sources = {layout.id: source_layout(layout).prompt for layout in chosen}
-    if arm.name == SOURCE:
-        return [replace(row, prompt=sources[row.id.rsplit("-", 1)[0]], regions=()) for row in rows]
-    return [replace(row, methods=_with_source(row, sources[row.id.rsplit("-", 1)[0]])) for row in rows]
+def write_rows(path: Path, layouts: Sequence[Layout], *, sources: bool) -> Path:
+    """The rows that are edited, each with its source's prompt, or those sources themselves."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "category", "prompt", "source_prompt", "regions"])
+        for layout in layouts:
+            shown, source = (source_layout(layout), "") if sources else (layout, source_layout(layout).prompt)
+            regions = [{"phrase": phrase, "box": box} for phrase, box in zip(shown.phrases, shown.boxes, strict=True)]
+            writer.writerow([shown.id, shown.category, shown.prompt, source, json.dumps(regions)])
+    return path
 
 
-def expected_of(arm: Arm, layouts: Sequence[Layout]) -> list[Layout]:
-    """What the arm's pictures are judged by."""
-    if arm.name != SOURCE:
-        return list(layouts)
-    return [source_layout(layout) for layout in layouts if layout.category in EDITABLE]
+def write_renders(folder: Path, layouts: Sequence[Layout]) -> Path:
+    """What rows ask for, drawn: the pictures that each arm's distance is to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for layout in layouts:
+        asked = expectation_from_prompt(layout.prompt)
+        background = asked.background if asked and asked.background else "white"
+        render(layout_scene(layout, background)).save(folder / f"{layout.id}.png")
+    return folder
 
 
-def _with_source(row: Sample, source: str) -> tuple[MethodConfig, ...]:
-    first, *others = row.methods
-    return (MethodConfig(first.name, {**first.options, "source_prompt": source}), *others)
+def evaluate(out: Path, rows: str | Path, names: Sequence[str], *options: object) -> None:
+    """One `attnguide eval`, gone on with where it was begun.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    methods = [word for name in names for word in ("--method", method_file(name))]
+    words = ["eval", rows, *methods, "--best-of", 0, "--logger", "none", "--out", out, "--resume", *options]
+    if (status := attnguide([str(word) for word in words])) not in (0, 1):
+        raise SystemExit(status)
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
@@ -181,179 +121,105 @@ def kept(source: Image.Image, picture: Image.Image) -> float | None:
     return fmean(map(float, found))
 
 
-def keeping(out: Path, arm: str, records: Sequence[Mapping[str, str]]) -> list[float]:
-    """:func:`kept` of an arm's pictures, those without an object in their source left out."""
-    pairs = [(out / SOURCE / "samples" / f"{r['id']}.png", out / arm / "samples" / f"{r['id']}.png") for r in records]
-    values = [kept(Image.open(a), Image.open(b)) for a, b in pairs if a.exists() and b.exists()]
-    return [value for value in values if value is not None]
+def keeping(sources: Path, edited: Path, arm: str) -> float | None:
+    """Mean of :func:`kept` over an arm's pictures, those without an object in their source left out."""
+    values = []
+    for path in sorted((edited / "samples").glob(f"*-{arm}-*.png")):
+        id, seed = path.stem.split(f"-{arm}-")
+        source = sources / "samples" / f"{id}-{PLAIN}-{seed}.png"
+        if source.exists() and (value := kept(Image.open(source), Image.open(path))) is not None:
+            values.append(value)
+    return fmean(values) if values else None
 
 
-def distance(pictures: Sequence[Path], layouts: Sequence[Layout]) -> float:
-    """Kernel distance between pictures and renders of what their rows ask for; NaN for fewer than 8 of either."""
-    if min(len(pictures), len(layouts)) < 8:
-        return float("nan")
-    metric = PictureDistance(subset_size=min(len(pictures), len(layouts), 50))
-    backgrounds = [expectation_from_prompt(layout.prompt) for layout in layouts]
-    named = [asked.background if asked and asked.background else "white" for asked in backgrounds]
-    metric.update(_stack([render(layout_scene(row, on)) for row, on in zip(layouts, named, strict=True)]), real=True)
-    metric.update(_stack([Image.open(path) for path in pictures]), real=False)
-    torch.manual_seed(0)  # subsets are drawn
-    return float(metric.compute()[0])
-
-
-def _stack(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in pictures])).permute(0, 3, 1, 2)
-
-
-def operations(model_name: str, arm: Arm, layout: Layout, steps: int, cfg_scale: float) -> tuple[int, float]:
+def operations(model_name: str, methods: tuple[MethodConfig, ...], layout: Layout, steps: int, cfg_scale: float) -> list[float]:
     """Floating-point operations of one picture, and the highest resident memory in MB; to be run in a process of its own."""
     quiet_libraries()
     model = load_model(model_name)
-    row = rows_of(arm, [layout], 1, steps, cfg_scale)
+    (row,) = layout_samples([layout], [0], methods, steps=steps, cfg_scale=cfg_scale)
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = NoModules()  # type: ignore[assignment]
     # Explicit attention: the fused kernels of a CPU are not counted.
     with sdpa_kernel(SDPBackend.MATH), counter:
-        list(sample_rows(model, row))
-    return counter.get_total_flops(), high_water_mb()
+        list(sample_rows(model, [row]))
+    return [counter.get_total_flops(), high_water_mb()]
 
 
-def measure_costs(args: argparse.Namespace, chosen: Sequence[Arm], layout: Layout) -> None:
-    """Fill ``OUT/costs.json``, one fresh process per method, so that peaks do not mix."""
-    path = args.out / "costs.json"
+def read_methods(name: str) -> tuple[MethodConfig, ...]:
+    """The methods of :func:`method_file`; none for plain sampling."""
+    if name == PLAIN:
+        return ()
+    entries: list[dict[str, Any]] = yaml.safe_load(method_file(name).read_text(encoding="utf-8"))["methods"]
+    return tuple(MethodConfig(entry.pop("name"), entry) for entry in entries)
+
+
+def costs(path: Path, names: Sequence[str], *settings: Any) -> dict[str, list[float]]:
+    """:func:`operations` of each method, kept in a file; one fresh process per method, so that peaks do not mix."""
     known: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
-    context = multiprocessing.get_context("spawn")
-    for arm in chosen:
-        if arm.name in known:
-            continue
-        with context.Pool(1) as pool:
-            known[arm.name] = list(pool.apply(operations, (args.model, arm, layout, args.steps, args.cfg_scale)))
-        path.write_text(json.dumps(known, indent=1) + "\n")
-        print(f"cost of {arm.name}: {known[arm.name][0] / 1e9:.1f} GFLOP", file=sys.stderr)
-
-
-# ---------------------------------------------------------------------------------------------------------------- table
-
-
-def cell(values: Sequence[float]) -> str:
-    """Mean and 95 % bootstrap interval in percent."""
-    if not values:
-        return ""
-    low, high = bootstrap_interval(values)
-    return f"{100 * fmean(values):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def paired(records: Sequence[Mapping[str, str]], plain: Mapping[str, Mapping[str, str]], metric: str) -> list[float]:
-    """Differences to plain sampling of the same row and seed."""
-    pairs = [
-        (values_of([record], metric), values_of([plain[record["id"]]], metric)) for record in records if record["id"] in plain
-    ]
-    return [after[0] - before[0] for after, before in pairs if after and before]
-
-
-def table(out: Path, chosen: Sequence[Arm], layouts: Sequence[Layout], seeds: int) -> str:
-    """Three tables in Markdown: scores, differences to plain, cost; of the asked rows, whatever else is on disk."""
-    asked = {f"{layout.id}-{seed}" for layout in layouts for seed in range(seeds)}
-    records = {
-        arm.name: list({r["id"]: r for r in read_records(out / arm.name / "records.csv") if r["id"] in asked}.values())
-        for arm in chosen
-        if (out / arm.name / "records.csv").exists()
-    }
-    by_id = {record["id"]: record for record in records.get("plain", [])}
-    shown = [arm for arm in chosen if records.get(arm.name) and arm.name != SOURCE]
-    lines = _header("method", "settings", "pictures", *METRICS, "kept", "distance")
-    for arm in shown:
-        rows = records[arm.name]
-        keep = cell(keeping(out, arm.name, rows)) if arm.edits else ""
-        drawn = {row["id"].rsplit("-", 1)[0] for row in rows}
-        pictures = [out / arm.name / "samples" / f"{row['id']}.png" for row in rows if row["status"] == "ok"]
-        far = distance(pictures, [layout for layout in layouts if layout.id in drawn])
-        scores = [cell(values_of(rows, metric)) for metric in METRICS]
-        origin = "" if arm.name == "plain" else "tuned" if arm.tuned else "published"
-        lines.append(_line(arm.name, origin, len(rows), *scores, keep, "" if math.isnan(far) else f"{far:.3f}"))
-    lines += ["", "Difference to plain sampling of the same rows and seeds, in points:", ""]
-    lines += _header("method", *METRICS)
-    for arm in shown[1:]:
-        lines.append(_line(arm.name, *(cell(paired(records[arm.name], by_id, metric)) for metric in METRICS)))
-    return "\n".join([*lines, "", *_cost_lines(out, shown, records)]) + "\n"
-
-
-def _cost_lines(out: Path, shown: Sequence[Arm], records: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
-    path = out / "costs.json"
-    costs: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
-    lines = [
-        "Cost of a picture: UNet passes of either half of classifier-free guidance; operations and memory of one alone:",
-        "",
-    ]
-    lines += _header("method", "forwards", "backwards", "operations / plain", "peak memory, MB")
-    for arm in shown:
-        passes = [fmean(int(row[name]) for row in records[arm.name]) for name in ("unet_forwards", "unet_backwards")]
-        own, base = costs.get(arm.name), costs.get("plain")
-        ratio = f"{own[0] / base[0]:.2f}" if own and base else ""
-        lines.append(_line(arm.name, *(f"{one:.1f}" for one in passes), ratio, f"{own[1]:.0f}" if own else ""))
-    return lines
-
-
-def _line(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _header(*names: str) -> list[str]:
-    return [_line(*names), _line(*("---" for _ in names))]
+    model, layout, *rest = settings
+    for name in names:
+        if name not in known:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                known[name] = pool.apply(operations, (model, read_methods(name), layout, *rest))
+            path.write_text(json.dumps(known, indent=1) + "\n")
+    return known
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="*", default=None, help="default: all")
-    parser.add_argument("--settings", choices=("tuned", "paper"), default="tuned")
-    parser.add_argument("--model", default="shapes")
-    parser.add_argument("--layouts", default="benchmark", help="benchmark, development, or a CSV file")
-    parser.add_argument("--categories", nargs="*", default=None)
-    parser.add_argument("--prompts", type=int, default=None, help="as many of each category, spread evenly over it")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds a prompt")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--cfg-scale", type=float, default=5.0)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_methods"))
-    parser.add_argument("--costs", action="store_true", help="count operations and memory")
-    parser.add_argument("--table-only", action="store_true", help="sample nothing")
-    return parser.parse_args(argv)
+def lines_beside(out: Path, edited: Sequence[str], counted: dict[str, list[float]]) -> list[str]:
+    """What `attnguide eval` has no column for, in Markdown."""
+    lines = []
+    if edited:
+        lines += ["", "## Editing", "", "| method | kept |", "| --- | --- |"]
+        for name in edited:
+            share = keeping(out / "source", out / "editing", name)
+            lines.append(f"| {name} | {'' if share is None else f'{100 * share:.1f}'} |")
+    if counted:
+        lines += ["", "## Operations of one picture", ""]
+        lines += ["| method | operations / plain | peak memory, MB |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {own[0] / counted[PLAIN][0]:.2f} | {own[1]:.0f} |" for name, own in counted.items()]
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Sample what is missing, then print the tables."""
-    args = parse_args(argv)
+    """Sample what is missing, then write and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="*", default=[name for name in METHODS if name not in ALONE], metavar="NAME")
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--categories", nargs="*", default=None)
+    parser.add_argument("--limit", type=int, default=None, help="as many prompts of each category, spread evenly over it")
+    parser.add_argument("--seed", default="0..3", help="seeds of each prompt")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--cfg-scale", type=float, default=5.0)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_methods"))
+    parser.add_argument("--costs", action="store_true", help="count operations and memory")
+    args = parser.parse_args(argv)
     try:
-        chosen = arms(args.methods, args.settings)
+        files = {name: method_file(name) for name in args.methods}
     except ValueError as error:
         raise SystemExit(f"--methods: {error}") from error
-    layouts = load_layouts(args.layouts)
-    categories = args.categories or list(dict.fromkeys(layout.category for layout in layouts))
-    layouts = choose_layouts(layouts, categories, args.prompts)
-    if not layouts:
-        raise SystemExit(f"--categories: no row of {args.layouts} is of {', '.join(categories)}")
-    if not args.table_only:
-        try:  # before a model is loaded
-            check_options(config for arm in chosen for config in arm.methods)
-            rows = {arm.name: rows_of(arm, layouts, args.seeds, args.steps, args.cfg_scale) for arm in chosen}
-            if args.seeds < 1 or args.batch_size < 1:
-                raise ValueError(f"--seeds and --batch-size must be at least 1; got {args.seeds} and {args.batch_size}")
-        except ValueError as error:
-            raise SystemExit(str(error)) from error
-        model = load_model(args.model)
-        for arm in chosen:
-            print(f"sampling {arm.name}", file=sys.stderr)
-            folder = args.out / arm.name
-            run_benchmark(model, expected_of(arm, layouts), rows[arm.name], folder, batch_size=args.batch_size)
+    layouts = choose_layouts(load_layouts(), args.categories, args.limit)
+    edited = [name for name in files if name in EDITING]
+    shared = ("--model", args.model, "--steps", args.steps, "--cfg-scale", args.cfg_scale, "--seed", args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.costs:
-        pair = next((row for row in layouts if row.category in EDITABLE and len(row.boxes) > 1), layouts[0])
-        measure_costs(args, chosen, pair)
-    text = table(args.out, chosen, layouts, args.seeds)
+    chosen = ["--categories", *args.categories] if args.categories else []
+    chosen += ["--limit", args.limit] if args.limit else []
+    placed = [name for name in files if name not in EDITING]
+    evaluate(
+        args.out / "places", "benchmark", placed, *shared, *chosen, "--reference", write_renders(args.out / "drawn", layouts)
+    )
+    tables = [args.out / "places" / "table.md"]
+    if edited:
+        rows = [layout for layout in layouts if layout.category in EDITABLE]
+        evaluate(args.out / "source", write_rows(args.out / "source.csv", rows, sources=True), [], *shared)
+        evaluate(args.out / "editing", write_rows(args.out / "editing.csv", rows, sources=False), edited, *shared)
+        tables.append(args.out / "editing" / "table.md")
+    pair = next((row for row in layouts if row.category in EDITABLE and len(row.boxes) > 1), layouts[0])
+    counting = (args.model, pair, args.steps, args.cfg_scale)
+    counted = costs(args.out / "costs.json", [PLAIN, *files], *counting) if args.costs else {}
+    text = "\n".join([*(path.read_text(encoding="utf-8") for path in tables), *lines_beside(args.out, edited, counted)]) + "\n"
     (args.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

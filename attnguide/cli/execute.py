@@ -48,6 +48,11 @@ NOT_JUDGED = (
     "folder), clip=MODEL or vqa=MODEL"
 )
 
+NOTHING_ASKED = (
+    "not judged: the rows name no object that could be looked for; give them regions or a tag 'asked', or add "
+    "--judge clip=MODEL or vqa=MODEL, which compare the picture with the prompt"
+)
+
 
 @dataclass(frozen=True)
 class _Held:
@@ -375,7 +380,8 @@ def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _
     verdicts = [callback.verdict for callback in callbacks if isinstance(callback, ValueInvariance)]
     hint, dashboard = sync_hint(loggers), show_hint(loggers)
     notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
-    notes += [NOT_JUDGED for one in callbacks if isinstance(one, Judging) and one.looked and not one.judged][:1]
+    if any(isinstance(one, Judging) and one.looked and not one.judged for one in callbacks):
+        notes.append(NOT_JUDGED if all(judge.name == "shapes" for judge in judges) else NOTHING_ASKED)
     notes += [f"trackio has the run; look at it with: {dashboard}"] if dashboard else []
     return trainer.interrupted, notes
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from attnguide.methods import check_methods
+from attnguide.methods import check_methods, method_info
 from attnguide.rows import MOST_ROWS
 from attnguide.sampling.problems import with_problem
 from attnguide.types import ExpectedCost, MethodConfig, Sample
@@ -21,6 +21,9 @@ BEST = "best_of_"
 
 ARM, SUBJECT, ATTEMPT = "arm", "subject", "attempt"
 """Tags of a row: its arm, the row of the benchmark it is of, and which of several tries it is, from 0."""
+
+SOURCE = "source_prompt"
+"""Tag of a row, and the option of methods that it is for: the prompt of the picture that is edited."""
 
 MOST_TRIES = 16
 
@@ -114,8 +117,16 @@ def arm_rows(rows: Sequence[Sample], arms: Sequence[Arm], seeds: Sequence[int], 
 
 def _row(row: Sample, arm: Arm, seed: int) -> Sample:
     tags = {**row.tags, ARM: arm.name, SUBJECT: row.id}
-    made = replace(row, id=f"{row.id}-{slug(arm.name)}-{seed}", seed=seed, methods=arm.methods, tags=tags)
+    methods = tuple(_with_source(config, row) for config in arm.methods)
+    made = replace(row, id=f"{row.id}-{slug(arm.name)}-{seed}", seed=seed, methods=methods, tags=tags)
     return with_problem(made, partial(check_methods))
+
+
+def _with_source(config: MethodConfig, row: Sample) -> MethodConfig:
+    """A method that reads another prompt's picture, with the prompt that the row names for it."""
+    if not row.tags.get(SOURCE) or SOURCE not in method_info(config.name).per_row:
+        return config
+    return MethodConfig(config.name, {**config.options, SOURCE: row.tags[SOURCE]})
 
 
 def _try(row: Sample, attempt: int) -> Sample:

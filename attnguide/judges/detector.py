@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from attnguide.judges.attributes import Query, queries_of
 from attnguide.judges.base import Asked, Detection, Judge, Seen, check_equally_many
 from attnguide.judges.boxes import box_area, clipped, suppressed
 from attnguide.judges.hub import opened
@@ -24,11 +25,17 @@ class DetectorJudge(Judge):
     scores best for. Boxes are scaled back to the picture's own proportions, also where the network's processor pads it to a
     square.
 
+    Colours are judged by what fits best: a row that asks for a red car is searched for cars of every other colour, too
+    (:func:`~attnguide.judges.attributes.queries_of`), and a blue one is found as such: it is no red car, and counts as a car of
+    the wrong colour in :class:`~attnguide.metrics.AttributeBinding`. Overlapping boxes of one noun are one object.
+
     Args:
         model: Folder or hub id.
         threshold: Least score of a detection, in (0, 1).
         nms: Boxes of one label that overlap a surer one by a larger intersection over union are dropped; 1 keeps all.
         batch_size: Most pictures in one pass.
+        rivals: Whether to search for other colours, too. Where they do not fit into the text that a model reads, they are left
+            out.
 
     Raises:
         ValueError: If a number is out of range, or the model cannot be opened.
@@ -37,14 +44,16 @@ class DetectorJudge(Judge):
     name = "detector"
     finds_objects = True
 
-    def __init__(self, model: str, *, threshold: float = 0.2, nms: float = 0.5, batch_size: int = 8) -> None:
+    def __init__(
+        self, model: str, *, threshold: float = 0.2, nms: float = 0.5, batch_size: int = 8, rivals: bool = True
+    ) -> None:
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must lie in (0, 1); got {threshold}.")
         if not 0 < nms <= 1:
             raise ValueError(f"nms must lie in (0, 1]; got {nms}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        self.threshold, self.nms, self.batch_size = threshold, nms, batch_size
+        self.threshold, self.nms, self.batch_size, self.rivals = threshold, nms, batch_size, rivals
         self.network, self.processor = opened(self.name, model, _load)
 
     def to(self, device: torch.device | str) -> None:
@@ -56,31 +65,43 @@ class DetectorJudge(Judge):
         waiting = [index for index, one in enumerate(asked) if one.objects]
         for start in range(0, len(waiting), self.batch_size):
             batch = waiting[start : start + self.batch_size]
-            labels = [asked[index].labels for index in batch]
-            for index, detections in zip(batch, self._detect([pictures[i] for i in batch], labels), strict=True):
+            queries = [self._queries(asked[index]) for index in batch]
+            for index, detections in zip(batch, self._detect([pictures[i] for i in batch], queries), strict=True):
                 found[index] = Seen(detections)
         return found
 
+    def _queries(self, asked: Asked) -> tuple[Query, ...]:
+        found = queries_of(asked, self.rivals)
+        if self._grounded and len(found) > len(asked.objects):
+            text = self.processor.tokenizer(_one_text([query.label for query in found]))["input_ids"]
+            if len(text) > self.network.config.max_text_len:
+                return queries_of(asked, rivals=False)
+        return found
+
+    @property
+    def _grounded(self) -> bool:
+        return self.network.config.model_type in _GROUNDING
+
     @torch.no_grad()
-    def _detect(self, pictures: Sequence[Image.Image], labels: Sequence[tuple[str, ...]]) -> list[tuple[Detection, ...]]:
+    def _detect(self, pictures: Sequence[Image.Image], asked: Sequence[tuple[Query, ...]]) -> list[tuple[Detection, ...]]:
         pictures = [picture.convert("RGB") for picture in pictures]
+        labels = [tuple(query.label for query in own) for own in asked]
         most = max(map(len, labels))  # a row's last label stands in for further ones that rows beside it have
         queries = [[*own, *(own[-1:] * (most - len(own)))] for own in labels]
-        grounded = self.network.config.model_type in _GROUNDING
-        inputs = self._inputs(pictures, labels if grounded else queries).to(self.network.device)
+        inputs = self._inputs(pictures, labels if self._grounded else queries).to(self.network.device)
         outputs = self.network(**inputs)
         sizes = [(picture.height, picture.width) for picture in pictures]
-        if grounded:
-            found = self._grounded(outputs, inputs["input_ids"], labels)
+        if self._grounded:
+            found = self._best_labels(outputs, inputs["input_ids"], labels)
         else:
             found = [
                 list(zip(*(one[key] for key in ("scores", "text_labels", "boxes")), strict=True))
                 for one in self._post_processed(outputs, queries, sizes)
             ]
-        return [self._detections(own, size) for own, size in zip(found, sizes, strict=True)]
+        return [self._detections(*one) for one in zip(found, asked, sizes, strict=True)]
 
     def _inputs(self, pictures: Sequence[Image.Image], queries: Sequence[Sequence[str]]) -> Any:
-        if self.network.config.model_type in _GROUNDING:
+        if self._grounded:
             text: Any = [_one_text(own) for own in queries]
             return self.processor(images=list(pictures), text=text, return_tensors="pt", padding=True)
         return self.processor(
@@ -95,7 +116,7 @@ class DetectorJudge(Judge):
         )
         return found
 
-    def _grounded(self, outputs: Any, ids: torch.Tensor, labels: Sequence[tuple[str, ...]]) -> list[list[tuple[Any, ...]]]:
+    def _best_labels(self, outputs: Any, ids: torch.Tensor, labels: Sequence[tuple[str, ...]]) -> list[list[tuple[Any, ...]]]:
         """Scores, labels and boxes ``(x0, y0, x1, y1)`` as fractions, which stand for a picture of side 1.
 
         The score of a label is the mean over its tokens, as in the authors' evaluation on COCO; the processor's own labels are
@@ -116,19 +137,24 @@ class DetectorJudge(Judge):
         ids: list[int] = self.processor.tokenizer(_spelt(label), add_special_tokens=False)["input_ids"]
         return ids
 
-    def _detections(self, found: Sequence[tuple[Any, ...]], size: tuple[int, int]) -> tuple[Detection, ...]:
-        """What a network found in one picture, overlapping boxes of one label left out."""
-        height, width = (1, 1) if self.network.config.model_type in _GROUNDING else size
-        by_label: dict[str, list[tuple[float, tuple[float, float, float, float]]]] = {}
+    def _detections(
+        self, found: Sequence[tuple[Any, ...]], queries: Sequence[Query], size: tuple[int, int]
+    ) -> tuple[Detection, ...]:
+        """What a network found in one picture, overlapping boxes of one noun or label left out."""
+        height, width = (1, 1) if self._grounded else size
+        named = {query.label: query for query in queries}
+        groups: dict[str, list[Detection]] = {}
         for score, label, box in found:
             x0, y0, x1, y1 = (float(edge) for edge in box)
             fractions = clipped((x0 / width, y0 / height, x1 / width, y1 / height))
             if box_area(fractions) > 0:
-                by_label.setdefault(str(label), []).append((float(score), fractions))
+                query = named[str(label)]
+                one = Detection(query.label, fractions, float(score), noun=query.noun, attribute=query.attribute)
+                groups.setdefault(query.noun or query.label, []).append(one)
         return tuple(
-            Detection(label, own[index][1], own[index][0])
-            for label, own in by_label.items()
-            for index in suppressed([box for _, box in own], [score for score, _ in own], self.nms)
+            own[index]
+            for own in groups.values()
+            for index in suppressed([one.box for one in own], [one.score for one in own], self.nms)
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from attnguide.judges.attributes import color_words
 from attnguide.judges.base import RELATIONS, Asked, AskedObject
 from attnguide.judges.names import ASKED_TAG as ASKED_TAG
 from attnguide.judges.names import RELATION_TAG as RELATION_TAG
@@ -38,7 +39,7 @@ def asked_of(sample: Sample) -> Asked:
     In this order: the tag ``asked``, ``{"objects": [{"label": "dog", "count": 2, "noun": ..., "attribute": ..., "phrase": ...},
     ...], "relations": [[0, "left of", 1]]}``; a caption of the shapes world; else one object for each phrase of the regions, as
     many of it as regions have it, with relations that the prompt states between two phrases. Boxes are those of the regions
-    whose phrase names the object.
+    whose phrase names the object. A label that begins with a colour has that as its attribute.
 
     Raises:
         ValueError: If the tag says something impossible.
@@ -58,7 +59,7 @@ def _from_regions(sample: Sample) -> Asked:
     for region in sample.regions:
         labelled.setdefault(label_of(region.phrase), []).append(region)
     objects = tuple(
-        AskedObject(label, len(own), tuple(box for region in own if (box := _box(region)) is not None))
+        AskedObject(label, len(own), tuple(box for region in own if (box := _box(region)) is not None), **color_words(label))
         for label, own in labelled.items()
     )
     labels, named = list(labelled), sample.tags.get(RELATION_TAG)
@@ -117,7 +118,7 @@ def _object(told: Mapping[str, Any], regions: Sequence[Region]) -> AskedObject:
     label, count = str(told["label"]), as_whole(told.get("count", 1))
     if count is None:
         raise ValueError(f"count must be a whole number; got {shown(told['count'])}")
-    words = {key: str(told[key]) for key in ("noun", "attribute") if told.get(key)}
+    words = {key: str(told[key]) for key in ("noun", "attribute") if told.get(key)} or color_words(label)
     phrase = told.get("phrase")
     own = _boxes(label, regions) if phrase is None else _boxes_of([r for r in regions if r.phrase == phrase])
     return AskedObject(label, count, own, **words)

@@ -214,3 +214,11 @@ def test_a_file_without_a_development_part_is_split_by_prompt(attnguide: Command
     assert sorted(parts.values()) == ["development"] * 2 + ["test"] * 6
     assert {row["id"].split("-")[0] for row in table()} == {id for id, part in parts.items() if part == "test"}
     assert "2 rows of 1 of the file's 4 prompts" in Path("run", "table.md").read_text()
+
+
+def test_prompts_without_objects_leave_a_detector_nothing_to_look_for(attnguide: Command, model: Path, owl: Path) -> None:
+    Path("prompts.txt").write_text("a cat\na dog\n")
+    ended = attnguide("eval", "prompts.txt", "--model", model, "--judge", f"detector={owl}", "--steps", 1, *QUIET)
+    assert ended.status == 0, ended.err
+    assert ended.out.count("not judged: the rows name no object") == 1 and "--judge clip=MODEL" in ended.out
+    assert "Not judged" in Path("run", "table.md").read_text()

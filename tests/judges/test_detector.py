@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from attnguide.judges.attributes import color_words, queries_of
 from attnguide.judges.base import Asked, AskedObject
 from attnguide.judges.boxes import suppressed
 from attnguide.judges.detector import DetectorJudge, _spans
+from attnguide.metrics.functional import score
 from tests.judges import networks
 
 CAT, DOG = AskedObject("red cat"), AskedObject("dog")
@@ -130,3 +132,47 @@ def test_pictures_without_questions(judge: DetectorJudge) -> None:
 def test_a_folder_without_a_detector(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^detector: .* cannot be opened here"):
         DetectorJudge(str(tmp_path))
+
+
+RED, BLUE = AskedObject("red cat", noun="cat", attribute="red"), AskedObject("blue ball", noun="ball", attribute="blue")
+
+
+def test_a_colour_is_told_by_what_fits_best(judge: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture has a blue cat where a red one was asked for, seen as both; 0.4 wide boxes, the surer one blue."""
+    if judge._grounded:  # whose text of 32 tokens is too short for eleven colours, see below
+        return
+    monkeypatch.setattr(judge, "nms", 0.5)
+    queries = queries_of(Asked("a red cat", (RED,)))
+    best = {"blue cat": [2.0, 1.0], "red cat": [0.0, 1.5]}
+    logits = [[best.get(query.label, [-9.0, -9.0])[row] for query in queries] for row in range(2)]
+    saying(judge, monkeypatch, [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.38]], logits)
+    asked = Asked("a red cat", (RED,))
+    (seen,) = judge.look([picture(32, 32)], [asked])
+    assert seen is not None and seen.labels == ("blue cat",)
+    assert (seen.detections or ())[0].noun == "cat" and score(seen, asked)["binding"] == 0 == score(seen, asked)["presence"]
+    monkeypatch.setattr(judge, "rivals", False)
+    saying(judge, monkeypatch, [[0.5, 0.5, 0.4, 0.4]], [[1.0]])
+    (seen,) = judge.look([picture(32, 32)], [asked])
+    assert seen is not None and score(seen, asked)["binding"] == 1 == score(seen, asked)["presence"]
+
+
+def test_rivals_by_hand() -> None:
+    names = [query.label for query in queries_of(Asked("x", (RED, BLUE, DOG)))]
+    assert names[:3] == ["red cat", "blue ball", "dog"] and len(names) == 3 + 2 * 10
+    assert "gray cat" in names and "red ball" in names and len(set(names)) == len(names)
+    wooden, metal = (AskedObject(f"{kind} box", noun="box", attribute=kind) for kind in ("wooden", "metal"))
+    lamp = AskedObject("wooden lamp", noun="lamp", attribute="wooden")
+    assert [query.label for query in queries_of(Asked("x", (metal, lamp)))][2:] == ["wooden box", "metal lamp"]
+    assert len(queries_of(Asked("x", (wooden, metal)))) == 2  # each is the other's rival
+    assert len(queries_of(Asked("x", (RED, BLUE)), rivals=False)) == 2
+    assert color_words("Grey mouse") == {"noun": "mouse", "attribute": "Grey"}
+    assert len(queries_of(Asked("x", (AskedObject("grey mouse", **color_words("grey mouse")),)))) == 11
+
+
+def test_rivals_that_do_not_fit_into_the_text_are_left_out(judge: DetectorJudge) -> None:
+    asked = Asked("a red cat", (RED,))
+    assert len(judge._queries(asked)) == (1 if judge._grounded else 11)  # of the tiny Grounding DINO, which reads 32 tokens
+    if judge._grounded:
+        judge.network.config.max_text_len, short = 64, judge.network.config.max_text_len
+        assert len(judge._queries(asked)) == 11
+        judge.network.config.max_text_len = short

@@ -18,7 +18,7 @@ LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 def test_regions_name_objects_count_them_and_place_them() -> None:
     regions = (Region("a dog", box=LEFT), Region("a dog", box=RIGHT), Region("the red cat"))
     asked = asked_of(Sample("0", "a dog and a dog to the left of the red cat", regions=regions))
-    assert asked.objects == (AskedObject("dog", 2, (LEFT, RIGHT)), AskedObject("red cat"))
+    assert asked.objects == (AskedObject("dog", 2, (LEFT, RIGHT)), AskedObject("red cat", noun="cat", attribute="red"))
     assert asked.relations == ((0, "left of", 1),)
 
 

@@ -13,6 +13,7 @@ import torch.distributed
 
 from attnguide.judges.base import Asked, AskedObject, Detection, Seen
 from attnguide.metrics import AveragePrecision, object_metrics
+from attnguide.types import Region, Sample
 
 PATIENCE = timedelta(minutes=2)
 BOX = (0.1, 0.1, 0.5, 0.5)
@@ -33,11 +34,24 @@ def measured(first: int, step: int) -> dict[str, float]:
     return {**{name: float(value) for name, value in metrics.compute().items()}, "ap": float(precision.compute())}
 
 
+def closed(folder: Path) -> None:
+    """Compare the one picture of a run."""
+    from attnguide.evaluation.compare import compare_folder
+
+    sample = Sample("a", "a dog", regions=(Region("dog", box=BOX),), tags={"arm": "plain", "subject": "0"})
+    (folder / "records.csv").write_text("id,status,unet_forwards,unet_backwards,seconds\na,ok,1,0,1.0\n")
+    judged = 'id,judge,numbers,detections\na,detector,{},"[[""dog"", [0.1, 0.1, 0.5, 0.5], 0.9]]"\n'
+    (folder / "judged.csv").write_text(judged)
+    assert compare_folder(folder, [sample], {}).totals == {("plain", "ap"): 1.0}
+
+
 def half(rank: int, folder: str) -> None:
     meeting = f"file://{folder}/meeting"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=PATIENCE)
     try:
         torch.save(measured(rank, 2), Path(folder, f"{rank}.pt"))
+        if rank == 0:  # a comparison is closed by one process, while others wait for nothing
+            closed(Path(folder))
     finally:
         torch.distributed.destroy_process_group()
 
