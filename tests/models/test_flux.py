@@ -209,3 +209,16 @@ def test_words_are_found_inside_the_conversation(family: str) -> None:
     assert list(read.ids) == padded["input_ids"]
     assert [read.tokens[place] for place in token_indices(read, "red cat")] == ["Ġred", "Ġcat"]
     assert len(read.ends) == 1 and read.segments[0].sink < min(read.word_positions)
+
+
+@pytest.mark.parametrize("how", ["network", "wrapped"])
+def test_a_compiled_transformer_is_steered_as_written(how: str) -> None:
+    held = families.build("flux_dev")
+    if how == "network":
+        held.transformer.compile(backend="eager")
+    else:
+        held.transformer = torch.compile(held.transformer, backend="eager")
+    row = plain(methods=(MethodConfig("mask_guidance"), MethodConfig("inject5", {"stop": 0.5})), regions=tiny.row().regions)
+    with pytest.warns(UserWarning, match=r"is compiled; passes|runs as it is, not compiled"):
+        found = latents(row, adapt(held))
+    assert torch.equal(found, latents(row, model("flux_dev")))

@@ -1,9 +1,12 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
 from attnguide.api import sample
@@ -17,13 +20,14 @@ from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig
 from tests import tiny
 from tests.closeness import assert_close
+from tests.models import families
 
 ROW = tiny.row(steps=2, methods=(MethodConfig("mask_guidance"), MethodConfig("forward_layout")))
 CPU = torch.device("cpu")
 
 
-def _latents(pipeline: Any) -> torch.Tensor:
-    (result,) = sample_rows(adapt(pipeline), [ROW])
+def _latents(pipeline: Any, side: int | None = None) -> torch.Tensor:
+    (result,) = sample_rows(adapt(pipeline), [replace(ROW, height=side, width=side)])
     assert result.status == "ok" and result.latents is not None
     return result.latents
 
@@ -34,6 +38,26 @@ def test_blocks_in_turn_make_the_same_picture() -> None:
     offload_blocks(held, CPU)
     assert adapt(held).device == CPU
     torch.testing.assert_close(_latents(held), expected, rtol=0, atol=0)
+
+
+def _by_modules(pipeline: Any) -> None:
+    """What ``enable_sequential_cpu_offload`` does, which asks for a GPU: the weights of one module at a time are there."""
+    for network in pipeline.components.values():
+        if isinstance(network, nn.Module):
+            cpu_offload(network, execution_device=CPU, offload_buffers=len(network._parameters) > 0)
+
+
+def _by_networks(pipeline: Any) -> None:
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+
+@pytest.mark.parametrize("offload", [_by_modules, _by_networks], ids=["modules", "networks"])
+@pytest.mark.parametrize("family", ["sd", "flux_dev", "lumina2"])
+def test_modules_and_networks_in_turn_make_the_same_picture(family: str, offload: Callable[[Any], None]) -> None:
+    held = families.build(family)
+    offload(held)
+    assert adapt(held).device.type == "cpu"
+    torch.testing.assert_close(_latents(held, 32), _latents(families.shared(family), 32), rtol=0, atol=0)
 
 
 def test_a_run_leaves_offloaded_weights_where_they_are(tmp_path: Path) -> None:

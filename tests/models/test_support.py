@@ -21,6 +21,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from attnguide.methods import build_method
@@ -358,6 +359,32 @@ def test_layers_that_a_lora_has_wrapped_are_run(scale: float) -> None:
     assert result.latents is not None and torch.equal(result.latents, expected)
     plain = Sampler(tiny.model()).run([row])[0].latents
     assert plain is not None and not torch.allclose(plain, expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux_dev", "sd35"])
+def test_a_lora_that_is_held_makes_the_pipeline_s_latents_and_keeps_its_weights(family: str) -> None:
+    held = families.build(family)
+    network = held.unet if family == "sdxl" else held.transformer
+    network.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_k", "to_v"]))
+    low = {name: weight for name, weight in network.named_parameters() if "lora_" in name}
+    for number, weight in enumerate(low.values()):
+        weight.data = 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+    row = tiny.row(steps=2, height=32, width=32, cfg_scale=3.0)
+    expected = held(
+        row.prompt,
+        num_inference_steps=2,
+        height=32,
+        width=32,
+        guidance_scale=row.cfg_scale,
+        generator=torch.Generator().manual_seed(row.seed),
+        output_type="latent",
+    )[0]
+    (still,) = Sampler(adapt(held), [build_method("mask_guidance", {"step_size": 0.0})]).run([row])
+    assert still.latents is not None
+    assert torch.equal(still.latents, families.unpacked(expected, *still.latents.shape[-2:])[0])
+    (moved,) = Sampler(adapt(held), [build_method("mask_guidance", {})]).run([row])
+    assert moved.status == "ok" and moved.latents is not None and not torch.equal(moved.latents, still.latents)
+    assert low and all(weight.requires_grad and weight.grad is None for weight in low.values())
 
 
 @pytest.mark.parametrize(

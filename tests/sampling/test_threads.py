@@ -17,6 +17,7 @@ from attnguide.models.load import adapt
 from attnguide.types import Step
 from tests import tiny
 from tests.attention.test_attach import NetworkState
+from tests.models import families
 
 CALLS = (
     {"method": "mask_guidance", "start": 0.0, "stop": 1.0, "regions": {"red cat": (0.0, 0.0, 0.5, 1.0)}},
@@ -33,9 +34,9 @@ def _switching_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def _picture(model: ModelAdapter, number: int) -> np.ndarray:
+def _picture(model: ModelAdapter, number: int, **size: int) -> np.ndarray:
     """Picture of one of six calls: three methods, two seeds."""
-    call = dict(CALLS[number % 3])
+    call = {**CALLS[number % 3], **size}
     (result,) = sample(tiny.PROMPT, seed=number % 2, steps=1, cfg_scale=1.0, model=model, **call)
     assert result.status == "ok"
     return np.asarray(result.image)
@@ -62,6 +63,20 @@ def test_every_picture_is_right_and_the_pipeline_as_before(pipelines: int) -> No
         right = list(pool.map(run, range(100)))
     assert right == [True] * 100
     for state, now in zip(before, _states(models), strict=True):
+        state.assert_same(now)
+
+
+def test_two_threads_on_one_transformer() -> None:
+    model = adapt(families.build("flux_dev"))
+    expected = [_picture(model, number, height=32, width=32) for number in range(3)]
+    before = _states([model])
+
+    def run(number: int) -> bool:
+        return np.array_equal(_picture(model, number % 3, height=32, width=32), expected[number % 3])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(10))) == [True] * 10
+    for state, now in zip(before, _states([model]), strict=True):
         state.assert_same(now)
 
 
