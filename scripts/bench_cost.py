@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnguide.guidance.attend_and_excite import AttendAndExcite
+from attnguide.injection.forward_layout import ForwardLayout
 from attnguide.models.base import Conditioning, Picture
 from attnguide.models.load import DTYPES
 from attnguide.models.unet import StableDiffusion
@@ -45,9 +46,15 @@ from attnguide.sampling.sampler import Sampler
 from attnguide.types import Region, Sample
 
 ARMS = ("plain", "attnguide", "diffusers", "fused")
+OURS = ("loop", "attnguide", "fused", "injected")
+"""Arms that our loop runs: without methods, guided, guided in the prediction's pass, with an edit of attention."""
+
 PROMPT = "a cat and a dog"
 WORDS = {"cat": 2, "dog": 5}
 """Guided words and their positions in the tokenized prompt."""
+
+PLACES = {"cat": (0.0, 0.0, 0.5, 1.0), "dog": (0.5, 0.0, 1.0, 1.0)}
+"""Of the words, for methods that ask for them."""
 
 TOKENS = 77
 CFG_SCALE = 7.5
@@ -82,6 +89,9 @@ class Case:
     device: str = "meta"
     dtype: str = "fp32"
 
+    text = 768
+    """Channels of a text state."""
+
     def unet(self) -> nn.Module:
         """Of Stable Diffusion 1.5's architecture but for the sizes above; random weights."""
         deeper = len(self.channels) - 1
@@ -91,7 +101,7 @@ class Case:
             layers_per_block=self.layers,
             down_block_types=("CrossAttnDownBlock2D",) * deeper + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * deeper,
-            cross_attention_dim=768,
+            cross_attention_dim=self.text,
             attention_head_dim=self.heads,  # diffusers' name for the number of heads in this family
             norm_num_groups=min(32, self.channels[0] // 4),
         )
@@ -132,16 +142,22 @@ class BareModel(StableDiffusion):
 
 
 class Bench:
-    """The three arms over one UNet."""
+    """All arms over one UNet.
+
+    Attributes:
+        arms: Their names: diffusers' own pipeline as ``plain``, ours guided and with diffusers' loss, diffusers' guided.
+    """
+
+    arms: tuple[str, ...] = ARMS
 
     def __init__(self, case: Case) -> None:
         self.case = case
         torch.manual_seed(0)
         with torch.device(case.device):
             self.unet = case.unet().to(DTYPES[case.dtype]).eval()
-            states = torch.randn(2, case.batch, TOKENS, 768).to(DTYPES[case.dtype])
+            states = torch.randn(2, case.batch, TOKENS, case.text).to(DTYPES[case.dtype])
+            self.states = Conditioning(states[0], states[1], self._further())
             self.latents = torch.randn(case.batch, 4, case.latent, case.latent).to(DTYPES[case.dtype])
-        self.states = Conditioning(states[0], states[1])
         self.scheduler = DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -155,25 +171,34 @@ class Bench:
         """One whole run of an arm, of the case's length or another; its last latents."""
         steps = self.case.steps if steps is None else steps
         guided = self.case.guided if guided is None else guided
-        ours = arm in ("attnguide", "fused")
-        latents = self._attnguide(steps, guided, arm == "fused") if ours else self._pipeline(arm, steps, guided)
+        ours = arm in OURS
+        latents = self._attnguide(arm, steps, guided) if ours else self._pipeline(arm, steps, guided)
         if latents.is_cuda:
             torch.cuda.synchronize()
         return latents
 
-    def _attnguide(self, steps: int, guided: int, fused: bool) -> Tensor:
-        model = BareModel(self.unet, self.scheduler, self.states)
-        regions = tuple(Region(word) for word in WORDS)
+    def _further(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """What the UNet reads beside text states, of both halves."""
+        return {}
+
+    def model(self) -> BareModel:
+        """Our adapter."""
+        return BareModel(self.unet, self.scheduler, self.states)
+
+    def _attnguide(self, arm: str, steps: int, guided: int) -> Tensor:
+        regions = tuple(Region(word, box=box) for word, box in PLACES.items())
         side = self.case.latent * 8
         rows = [
             Sample(str(row), PROMPT, row, regions, height=side, width=side, steps=steps, cfg_scale=CFG_SCALE)
             for row in range(self.case.batch)
         ]
-        method = AttendAndExcite(stop=guided / steps, thresholds={})
-        if fused:
-            method.update = replace(method.update, space="noise", fused=True)
-        results = Sampler(model, [method]).run(rows, self.latents)
-        return torch.stack([result.latents for result in results if result.latents is not None])
+        guidances = [_guidance(guided / steps, fused=arm == "fused")] if arm in ("attnguide", "fused") else []
+        injections = [ForwardLayout(stop=guided / steps)] if arm == "injected" else []
+        results = Sampler(self.model(), guidances, injections).run(rows, self.latents)
+        made = [result.latents for result in results if result.latents is not None]
+        if len(made) < len(rows):
+            raise RuntimeError(f"{arm}: {next(result.status for result in results if result.latents is None)}")
+        return torch.stack(made)
 
     def _pipeline(self, arm: str, steps: int, guided: int) -> Tensor:
         words = [list(WORDS.values())] * self.case.batch
@@ -181,8 +206,7 @@ class Bench:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.meshgrid")  # raised inside diffusers' loss
             latents: Tensor = self.pipelines[arm](
-                prompt_embeds=self.states.cond,
-                negative_prompt_embeds=self.states.uncond,
+                **self._embeddings(),
                 latents=self.latents.clone(),
                 height=self.case.latent * 8,
                 width=self.case.latent * 8,
@@ -193,8 +217,12 @@ class Bench:
             ).images
         return latents
 
+    def _embeddings(self) -> dict[str, Any]:
+        """Text states, as diffusers' pipelines take them."""
+        return {"prompt_embeds": self.states.cond, "negative_prompt_embeds": self.states.uncond}
+
     @cached_property
-    def pipelines(self) -> dict[str, Any]:
+    def pipelines(self) -> Mapping[str, Any]:
         """The arms of diffusers."""
         absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         classes = {"plain": StableDiffusionPipeline, "diffusers": StableDiffusionAttendAndExcitePipeline}
@@ -205,6 +233,14 @@ class Bench:
         for pipeline in built.values():
             pipeline.set_progress_bar_config(disable=True)
         return built
+
+
+def _guidance(stop: float, *, fused: bool) -> AttendAndExcite:
+    """Attend-and-excite without refinement; of the prediction where it is fused with it."""
+    method = AttendAndExcite(stop=stop, thresholds={})
+    if fused:
+        method.update = replace(method.update, space="noise", fused=True)
+    return method
 
 
 # --------------------------------------------------------------------------------------------------------- operations
@@ -302,9 +338,9 @@ def flops(case: Case) -> list[dict[str, Any]]:
 class Parser(argparse.ArgumentParser):
     """Options of both benchmarks; a wrong one is one line and exit status 2."""
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(self, description: str | None, size: int | None = 512) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
+        self.add_argument("--size", type=int, default=size, help="side of the picture in pixels")
         self.add_argument("--guided", type=int, help="guided steps (default: half)")
         self.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
@@ -315,13 +351,14 @@ class Parser(argparse.ArgumentParser):
     def case(self, options: argparse.Namespace, base: Case) -> Case:
         """The comparison that the options ask for."""
         guided = options.steps // 2 if options.guided is None else options.guided
-        if options.size < 256 or options.size % 64:
-            self.error(f"--size must be a multiple of 64 from 256 on; got {options.size}")
+        size = base.latent * 8 if options.size is None else options.size
+        if size < 256 or size % 64:
+            self.error(f"--size must be a multiple of 64 from 256 on; got {size}")
         if not 1 <= guided <= options.steps:
             self.error(f"--guided must lie between 1 and --steps ({options.steps}); got {guided}")
         if options.json and not options.json.parent.is_dir():
             self.error(f"--json: no folder {str(options.json.parent)!r}")
-        return replace(base, latent=options.size // 8, steps=options.steps, guided=guided)
+        return replace(base, latent=size // 8, steps=options.steps, guided=guided)
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

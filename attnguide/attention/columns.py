@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attnguide.attention.kernels import output_and_logsumexp
+
 CHUNK = 2**24
 """Most scores that are held at once, over batch, heads, queries and keys."""
 
@@ -60,7 +62,7 @@ def row_logsumexp(query: Tensor, key: Tensor, mask: Tensor | None, scale: float)
     computed again in the backward pass, so that no more than :data:`CHUNK` scores are ever held.
     """
     graph = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    found = None if graph else _kernel(query, key, key, mask, scale)
+    found = None if graph else output_and_logsumexp(query, key, key, mask, scale)
     if found is not None:
         return found[1]
     batch, heads, queries, _ = query.shape
@@ -92,7 +94,7 @@ def attention_and_logsumexp(
         output = torch.zeros_like(query[..., :1]).expand(*query.shape[:3], value.shape[-1])
         return output, torch.full_like(wide(query[..., 0]), float("-inf"))
     graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    found = None if graph else _kernel(query, key, value, mask, scale)
+    found = None if graph else output_and_logsumexp(query, key, value, mask, scale)
     if found is None:
         seeing = None if mask is None else _sighted(mask)  # a blind row has no number, and its gradient neither
         found = F.scaled_dot_product_attention(query, key, value, seeing, scale=scale), row_logsumexp(query, key, mask, scale)
@@ -119,30 +121,3 @@ def with_columns(output: Tensor, others: Tensor, total: Tensor, probs: Tensor, v
     least = torch.finfo(total.dtype).min
     share = (others - total.clamp_min(least)).exp().unsqueeze(-1)
     return (share * wide(output) + probs @ wide(value)).to(output.dtype)
-
-
-def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor] | None:
-    """Output and row sums of a fused kernel that gives out both; ``None`` where there is none for such tensors."""
-    device, alike = query.device.type, query.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
-    if not alike or 0 in (*query.shape, *key.shape):
-        return None
-    if device == "cpu":
-        added = None if mask is None else _additive(mask, query.dtype).expand(-1, -1, query.shape[2], key.shape[2])
-        output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=added, scale=scale
-        )
-        if added is not None:  # the kernel says 0 of a row without any key
-            logsumexp = logsumexp.masked_fill(added.isneginf().all(-1), float("-inf"))
-        return output, logsumexp
-    if device == "cuda" and mask is None and query.shape[-1] % 8 == 0 and query.dtype != torch.float64:
-        output, logsumexp, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, compute_log_sumexp=True, scale=scale
-        )
-        return output, logsumexp[..., : query.shape[2]]  # padded to whole tiles
-    return None
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask in four axes as numbers that are added to scores."""
-    mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)

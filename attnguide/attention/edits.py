@@ -31,6 +31,8 @@ class Edit:
         remembers: Whether what it does depends on passes it saw before, so that it must see each step once, with all rows.
         guides: Whether it is in place in guide passes too, whosever guidance they are for: an edit without which the text
             states that a method has changed mean something else.
+        across_halves: Whether what it does to one half of classifier-free guidance follows what it saw of the other in the same
+            pass, so that both must be read in one forward.
         whole_text: Whether ``mask``, ``gain`` and ``blend`` are about all of the text where the batch's methods are shown some
             columns of it.
     """
@@ -39,6 +41,7 @@ class Edit:
     stages: frozenset[Stage] = frozenset()
     remembers: bool = False
     guides: bool = False
+    across_halves: bool = False
     whole_text: bool = False
 
     def active(self, context: PassContext) -> bool:

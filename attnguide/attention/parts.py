@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attnguide.attention.capture import EXPLICIT, Probe, Quantity
+from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
 from attnguide.attention.visitors import Visitors
-from attnguide.types import PassContext
+from attnguide.types import Branch, PassContext
 
 _part: ContextVar[tuple[int, ...] | None] = ContextVar("part of a pass", default=None)
 
@@ -52,10 +53,10 @@ class Parts:
         """
         whole = visitors.context
         for edit in visitors.edits:
-            if edit.remembers or {"source", "source_uncond"} & set(whole.branches):
+            if not _together(edit, whole, frozenset(elements)):
                 raise ValueError(
-                    f"{type(edit).__name__} compares elements of a pass, but this network reads texts of different lengths in "
-                    "passes of their own; use texts of one length (cfg_scale 1 and one prompt), or another method."
+                    f"{_name(edit)} compares elements of a pass, but this network reads texts of different lengths in "
+                    "passes of their own; use prompts of as many tokens, or another method."
                 )
         if elements not in self._contexts:
             rows = tuple(whole.rows[element] for element in elements)
@@ -77,6 +78,32 @@ class Parts:
             tensors = _alike(probe.quantity, [tensor for _, tensor in found])
             probe.record(site, torch.cat(tensors)[order.argsort().to(tensors[0].device)], whole)
         self._read.clear()
+
+
+def _name(edit: Edit) -> str:
+    """Of the class of an edit, within others that pass it on."""
+    while isinstance(inner := getattr(edit, "edit", None), Edit):
+        edit = inner
+    return type(edit).__name__
+
+
+def _together(edit: Edit, whole: PassContext, part: frozenset[int]) -> bool:
+    """Whether a part of a pass holds all that an edit compares, or nothing of it.
+
+    Those are a row and its source, half by half; for an edit with a memory also the conditional half of all rows, and for one
+    that looks across halves all of the pass.
+    """
+    pairs = [pair for reader, read in _READERS for pair in zip(*whole.paired(reader, read), strict=True)]
+    groups = [set(pair) for pair in pairs]
+    if edit.remembers:
+        groups.append(set(whole.positions("cond")))
+    if edit.across_halves:
+        groups.append(set(range(len(whole.rows))))
+    return all(group <= part or not group & part for group in groups)
+
+
+_READERS: tuple[tuple[Branch, Branch], ...] = (("cond", "source"), ("uncond", "source_uncond"))
+"""Branches that read another one."""
 
 
 def _alike(quantity: Quantity, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -138,7 +138,7 @@ class _Watched(Edit):
     def __init__(self, edit: Edit, rows: dict[int, _Row]) -> None:
         self.edit = edit
         self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
-        self.guides, self.whole_text = edit.guides, edit.whole_text
+        self.guides, self.whole_text, self.across_halves = edit.guides, edit.whole_text, edit.across_halves
         self._unseen = {row: known for row, known in rows.items() if not known.acted}
 
     def active(self, context: PassContext) -> bool:

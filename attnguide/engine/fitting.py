@@ -77,15 +77,26 @@ def _select(method: Guidance | Injection, sites: Iterable[Site], selector: SiteS
 def _check_lengths(
     model: ModelAdapter, branches: Sequence[Branch], methods: Sequence[Guidance | Injection], targets: Targets
 ) -> None:
-    """Refuse methods that compare elements of a pass, where texts of different lengths are read in passes of their own."""
-    if not model.one_length or len(branches) == 1:
+    """Refuse methods that compare elements of a pass, where texts of different lengths are read in passes of their own.
+
+    Both halves of classifier-free guidance are two such passes; a row and its source share one if they have as many tokens.
+    """
+    if not model.one_length:
         return
     for method in methods:
         edits = method.edits(targets) if isinstance(method, Injection) else method.edits(targets, model.guidance_level)
-        if method.source is not None or any(edit.remembers for edit in edits):
+        if len(branches) > 1 and any(edit.across_halves for edit in edits):
             raise ValueError(
-                f"Method {method.name!r} compares elements of a pass, but {model.name} reads texts of different lengths in "
-                "passes of their own; set cfg_scale to 1, or use another method."
+                f"Method {method.name!r} masks both halves of a pass by what it saw of one, but {model.name} reads texts of "
+                "different lengths in passes of their own; leave words and regions out, or use another method."
+            )
+        if method.source is None:
+            continue
+        own, other = (len(model.tokenize(read[0].text).tokens) for read in (targets.tokenized, targets.source_prompts))
+        if own != other:
+            raise ValueError(
+                f"Method {method.name!r} compares a row with its source, but {model.name} reads texts of different lengths in "
+                f"passes of their own: the prompt has {own} tokens and the source prompt {other}; word them with equally many."
             )
 
 
@@ -94,7 +105,8 @@ def _check_texts(model: ModelAdapter, injection: Injection, targets: Targets) ->
     if injection.extends_text and model.repacks_text:
         raise ValueError(
             f"Method {injection.name!r} puts further texts behind the prompt, which {model.name} would read without the "
-            "padding between them, at other places."
+            "padding between them, at other places; layout_guidance and forward_layout place words there, and FLUX.1, Stable "
+            "Diffusion 3 and Qwen-Image read further texts."
         )
     for text in injection.negative_prompts(targets):
         read_source(model, text, f"negative prompt of {injection.name}")

@@ -56,14 +56,14 @@ class SubjectBounds(Edit):
         self.silent = torch.zeros_like(self.end)
         for row, prompt in enumerate(targets.tokenized):
             self.silent[row, list(function_word_positions(prompt))] = True
-        self._context: PassContext | None = None
+        self._step: Step | None = None
 
     def active(self, context: PassContext) -> bool:
         return context.kind in ("denoise", "guide") and any(self.on[row] for row in context.rows)
 
     def scores(self, scores: Tensor, site: Site, context: PassContext) -> Tensor:
-        if context is not self._context and context.kind == "denoise":
-            self._context = context
+        if context.step is not self._step and context.kind == "denoise":  # a step may be made in several passes
+            self._step = context.step
             if self._due(context.step):
                 self.masks.refine()
         rows = list(context.rows)
@@ -110,7 +110,8 @@ class SubjectMaps(Edit):
         return context.kind == "denoise" and any(self.on[row] for row in context.rows)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
-        self.masks.see(site, probs[context.positions("cond")].detach().mean(1))
+        if own := context.positions("cond"):
+            self.masks.see(site, probs[own].detach().mean(1))
         return probs
 
 

@@ -51,6 +51,8 @@ class AlignedCrossAttention(WindowEdit):
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         own, source = context.paired("cond", "source")
+        if not own:
+            return probs
         rows = [context.rows[position] for position in own]
         matrix, factors = self.matrix[rows].to(probs).unsqueeze(1), self.factors[rows].to(probs)[:, None, None]
         unaligned = (matrix.abs().sum(2, keepdim=True) == 0).to(probs) * self.keeps

@@ -76,7 +76,7 @@ class _EditForRows(Edit):
     def __init__(self, edit: Edit, part: Part) -> None:
         self.edit, self.part = edit, part
         self.sites, self.stages, self.remembers = edit.sites, edit.stages, edit.remembers
-        self.guides, self.whole_text = edit.guides, edit.whole_text
+        self.guides, self.whole_text, self.across_halves = edit.guides, edit.whole_text, edit.across_halves
 
     def active(self, context: PassContext) -> bool:
         positions, own = self.part.of(context)

@@ -93,6 +93,8 @@ class _Swap(WindowEdit):
         if not self.windows[site.kind].active(context.step):
             return probs
         own, source = context.paired("cond", "source")
+        if not own:
+            return probs
         rows = [context.rows[position] for position in own]
         share, read = self.gate(probs, context)[own], probs[source]
         if site.kind == "cross":

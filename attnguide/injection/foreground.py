@@ -41,6 +41,8 @@ class Foreground(WindowEdit):
         ValueError: If a phrase does not occur, or there is neither one text nor one per row.
     """
 
+    across_halves = True  # both are masked by maps of the conditional one
+
     def __init__(
         self,
         targets: Targets,

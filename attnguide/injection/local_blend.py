@@ -62,6 +62,8 @@ class LocalBlend(WindowEdit, LatentsEdit):
         return super().active(context) and self.blends
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
+        if not context.positions("source"):
+            return probs
         found = word_attention(probs, self.words, context)
         self._sums[site] = self._sums[site] + found if site in self._sums else found
         return probs

@@ -40,11 +40,11 @@ class LanguageModelAdapter(TransformerAdapter):
     ) -> Tensor | None:
         if not self.one_length:
             return super().predict(latents, step, conditioning, until=until)
-        lengths = conditioning.extra[MASK][0].sum(1).tolist()
-        order, answers = [], []
-        for length in dict.fromkeys(lengths):
-            elements = [element for element, other in enumerate(lengths) if other == length]
-            states = _some(conditioning, elements, length if self.cuts_states else None)
+        lengths: list[int] = conditioning.extra[MASK][0].sum(1).tolist()
+        order: list[int] = []
+        answers = []
+        for elements in by_length(lengths):
+            states = _some(conditioning, elements, lengths[elements[0]] if self.cuts_states else None)
             with part_of_pass(elements if len(elements) < len(latents) else None):
                 answers.append(super().predict(latents[elements], step, states, until=until))
             order += elements
@@ -80,6 +80,11 @@ class LanguageModelAdapter(TransformerAdapter):
 
     def sigmas(self, steps: int) -> Sequence[float]:
         return [float(share) for share in torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)]
+
+
+def by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Elements of a pass whose texts are equally long, one list for every length."""
+    return [[at for at, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
 
 
 def _some(conditioning: Conditioning, elements: Sequence[int], length: int | None) -> Conditioning:

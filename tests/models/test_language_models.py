@@ -13,12 +13,10 @@ from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.sites import SiteSelector
 from attnguide.engine.cfg import pass_context
 from attnguide.engine.noise import generators, initial_noise
-from attnguide.methods import build_method
 from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.language import packed, unpacked
 from attnguide.models.load import adapt
-from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import token_indices
 from attnguide.sampling.check import check_rows
 from attnguide.sampling.table import sample_batch
@@ -222,32 +220,61 @@ def test_parts_of_a_pass_are_computed_again_as_they_were(family: str) -> None:
     assert_close(gradient(), plain, 1e-9)
 
 
+SOURCE = {"source_prompt": "a blue cat and a red ball"}
+COMPARING: dict[str, MethodConfig] = {
+    "bounded": MethodConfig("bounded_attention", {"iterations": 1, "refine_start": 0.5, "stop": 0.5}),
+    "prompt-to-prompt": MethodConfig("prompt_to_prompt", {**SOURCE, "blend": "red cat", "blend_source": "blue cat"}),
+    "masactrl": MethodConfig("masactrl", {**SOURCE, "start": 0.0}),
+    "union": MethodConfig("masactrl", {**SOURCE, "start": 0.0, "union": True}),
+    "swap": MethodConfig("cross_attention_control", SOURCE),
+}
+
+
+def _comparing(family: str, name: str, **settings: Any) -> Sample:
+    return row(family, methods=(COMPARING[name],), regions=(CAT, BALL), cfg_scale=4.0, **settings)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_what_compares_elements_does_the_same_in_forwards_for_each_half(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A negative prompt of as many tokens shares the forward; taken apart by half, the picture stays."""
+    family = "qwen_image_21"
+    if family not in FAMILIES:
+        return
+    given = _comparing(family, name, negative_prompt="a red dog and a blue dog")
+    together = _latents_of(family, given)
+    apart = {1: [[0]], 2: [[1], [0]], 3: [[1, 2], [0]], 4: [[1, 3], [0, 2]]}  # the conditional half first
+    monkeypatch.setattr("attnguide.models.language.by_length", lambda lengths: apart[len(lengths)])
+    assert_close(_latents_of(family, given), together, 1e-9)
+
+
+def _latents_of(family: str, given: Sample) -> Tensor:
+    (result,) = sample_batch(wide_model(family), [given])
+    assert result.status == "ok" and result.latents is not None, result.status
+    return result.latents
+
+
+@pytest.mark.parametrize("name", COMPARING)
 @pytest.mark.parametrize("family", UNEVEN)
-def test_methods_that_need_the_whole_pass_are_refused_where_texts_differ(family: str) -> None:
-    methods = (MethodConfig("bounded_attention", {"stop": 0.0}),)
-    even = sample_batch(model(family), [row(family, methods=methods, regions=(CAT, BALL))])
-    assert even[0].status == "ok"
-    guided = row(family, methods=methods, cfg_scale=4.0, regions=(CAT, BALL))
-    with pytest.raises(ValueError, match=r"Method 'bounded_attention' compares elements of a pass, but .*set cfg_scale to 1"):
-        check_rows(model(family), [guided])
+def test_what_compares_elements_acts_where_the_halves_differ_in_length(family: str, name: str) -> None:
+    given = _comparing(family, name)
+    check_rows(model(family), [given])
+    plain = latents(family, [replace(given, methods=(), regions=())])[0]
+    assert (latents(family, [given])[0] - plain).abs().max() > 1e-4 * plain.abs().max()
+
+
+@pytest.mark.parametrize("family", UNEVEN)
+def test_what_cannot_be_compared_in_parts_is_refused(family: str) -> None:
+    longer = {"source_prompt": "a blue cat and a red ball on a dog"}
+    refusals = {
+        r"'masactrl' compares a row with its source, but .*has \d+ tokens and the source prompt \d+;": longer,
+        r"'masactrl' masks both halves of a pass by what it saw of one": {**SOURCE, "words": "cat", "source_words": "cat"},
+    }
+    for said, options in refusals.items():
+        with pytest.raises(ValueError, match=said):
+            check_rows(model(family), [row(family, methods=(MethodConfig("masactrl", options),), cfg_scale=4.0)])
+    rows = [_comparing(family, "bounded"), _comparing(family, "bounded", id="1", prompt="a red cat , a dog and a blue ball")]
     with pytest.raises(ValueError, match="SubjectBounds compares elements of a pass, but this network reads texts"):
-        _edited_parts(family, guided)
-
-
-def _edited_parts(family: str, sample: Sample) -> None:
-    """One pass over both halves with the bounds of the row's subjects."""
-    adapter = model(family)
-    targets = Targets.build([sample], [adapter.tokenize(sample.prompt)], "cpu", cuts_padding=True)
-    shape = adapter.latent_shape(side(family), side(family))
-    step = adapter.make_scheduler(None, 4, shape).steps[0]
-    states, context = adapter.encode_prompt([sample.prompt], [""]), pass_context(step, "denoise", (0,), ("uncond", "cond"))
-    guidance: Any = build_method("bounded_attention", {})
-    modules = adapter.attention_modules(side(family), side(family))
-    with attach(modules, [], guidance.edits(targets, 0), adapter.network, targets.columns) as attention:
-        with attention.during(context):
-            adapter.predict(
-                initial_noise(generators([0, 1]), shape, adapter.dtype, adapter.device), step, states.for_pass(context)
-            )
+        sample_batch(model(family), rows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,9 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import bench_cost
+import bench_kernels
 import bench_time
+import bench_xl
 
 TINY = bench_cost.Case(channels=(16, 32, 32), heads=2, layers=1, latent=32, steps=4, guided=1)
+TINY_XL = bench_xl.CaseXL(
+    channels=(16, 32, 32), heads=16, layers=1, latent=32, steps=4, guided=1, depths=(1, 1, 1), pooled=8, told=8, device="cpu"
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +131,71 @@ def test_ratio_is_of_neighbours_in_time() -> None:
 def test_every_precision_with_every_batch_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench_time, "SMALL", TINY)
     peaks = {"plain": 10.0, "attnguide": 20.0, "diffusers": 80.0, "fused": 30.0}
-    monkeypatch.setattr(bench_time, "measure_memory", lambda bench: peaks)
-    bench_time.main(["--size", "256", "--steps", "1", "--guided", "1", "--repeats", "1", "--dtype", "fp32", "bf16"])
+    monkeypatch.setattr(bench_time, "measure_memory", lambda bench, budget: peaks)
+    words = ["--arch", "sd", "--size", "256", "--steps", "1", "--guided", "1", "--repeats", "1", "--dtype", "fp32", "bf16"]
+    bench_time.main(words)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in lines if line and line[0] in ("fp32,", "bf16,")] == ["fp32,", "bf16,"]
+    assert [line[1:4] for line in lines if line and line[0] == "sd,"] == [["fp32,", "batch", "1:"], ["bf16,", "batch", "1:"]]
     assert [line[-1] for line in lines if line and line[0] == "attnguide"] == ["0.250", "0.250"]
+    assert [line[-1] for line in lines if line and line[0] == "injected"] == ["-", "-"]
+    assert [line[0] for line in lines if line].count("bf16") == len(bench_kernels.SHAPES), "sums of rows come first"
+
+
+def test_every_arm_of_the_larger_architecture_computes_its_own_latents() -> None:
+    """Our loop without methods is diffusers' own pipeline; the others move or edit."""
+    bench = bench_xl.BenchXL(replace(TINY_XL, batch=2))
+    made = {arm: bench.run(arm, 2, 1) for arm in bench.arms}
+    assert made["plain"].equal(made["loop"]) and made["plain"].shape == (2, 4, 32, 32)
+    assert not any(made["plain"].equal(made[arm]) for arm in ("attnguide", "fused", "injected"))
+
+
+def test_published_sizes_of_both_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_time.torch.cuda, "is_available", lambda: True)
+    parser, options = bench_time.parse_args(["--device", "cuda", "--full"])
+    cases = bench_time.cases(parser, options)
+    assert [(case.latent, case.dtype, case.batch) for case in cases] == [
+        (latent, dtype, batch) for batch in (1, 4) for dtype in ("fp16", "bf16") for latent in (64, 128)
+    ]
+    assert {case.steps for case in cases} == {20} and options.budget < 540
+    bench = bench_xl.BenchXL(replace(bench_xl.SDXL, device="meta"))
+    assert bench_cost.count(bench, "plain", 1, 1) / 2 == pytest.approx(6.76e12, rel=0.01)
+
+
+def test_a_budget_ends_the_measuring_and_keeps_what_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = iter([False] * 9 + [True] * 99)  # warm-ups of six arms, and three runs
+    monkeypatch.setattr(bench_time.Budget, "over", property(lambda self: next(left)))
+    bench = bench_time.SDBench(replace(TINY, device="cpu"))
+    monkeypatch.setattr(bench, "run", lambda arm, *length: None)
+    clock, cpu = bench_time.measure_time(bench, 2, bench_time.Budget(1.0))
+    assert [len(clock[arm]) for arm in bench.arms] == [1, 1, 1, 0, 0, 0] == [len(cpu[arm]) for arm in bench.arms]
+    assert bench_time.ratio(clock, "fused", "plain") is None
+    monkeypatch.undo()
+    bench_time.main(["--size", "256", "--budget", "0"])
+    assert capsys.readouterr().out.count("not begun, 0 seconds are over") == 2
+
+
+def test_a_case_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(case: bench_cost.Case, repeats: int, budget: bench_time.Budget) -> None:
+        raise RuntimeError("plain: latents are not finite\nand more")
+
+    monkeypatch.setattr(bench_time, "measure", broken)
+    bench_time.main(["--size", "256"])
+    assert capsys.readouterr().out.count("failed, RuntimeError: plain: latents are not finite\n") == 2
+
+
+def test_sums_of_rows_beside_explicit_ones() -> None:
+    records = bench_kernels.kernel_errors("cpu", ["fp32", "bf16"])
+    assert [record["kernel"] for record in records] == ["on_cpu"] * 2 * len(bench_kernels.SHAPES)
+    assert all(float(record["rows"]) < 1e-4 for record in records)
+    limits = {"fp32": 1e-5, "bf16": 2e-2}
+    assert all(float(record["output"]) < limits[record["precision"]] for record in records)
 
 
 def test_peak_memory_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_time, "ARMS", ("diffusers",))
-    peak = bench_time.measure_memory(bench_cost.Bench(replace(TINY, device="cpu")))["diffusers"]
+    bench = bench_time.SDBench(replace(TINY, device="cpu"))
+    bench.arms = ("diffusers",)
+    peak = bench_time.measure_memory(bench)["diffusers"]
     largest = 2 * 2 * 1024**2 * 4 / 2**20  # probs of one site: rows x heads x (32 x 32 cells)^2, float32
     assert largest < peak < 100 * largest
