@@ -249,6 +249,17 @@ short form are among the tests. Random weights show that a method runs and acts,
 * `+` a method runs and changes the latents; a number points to what it says instead. Two of those are about the size of these
   networks alone: four blocks have no middle (`pag`), and the tiny XL has one block of the decoder (`plug_and_play`).
 
+Where a method is refused, its note says what would work. Three things lie in the networks:
+
+* Lumina 2 and Qwen-Image 2.1 read texts of different lengths in forwards of their own, the halves of classifier-free guidance
+  among them. Methods that compare a row with a source (`prompt_to_prompt`, `masactrl`, `cross_attention_control`) run where the
+  source prompt has as many tokens as the prompt, and are refused where it has not; `bounded_attention` takes rows with prompts
+  of another length one by one. MasaCtrl's masks by `words` follow both halves at once, and are refused there under guidance.
+* `plug_and_play` takes over features of a UNet's decoder. On a transformer its other half works: `feature_stop=0` and
+  `attention_names=null` leave queries and keys of self-attention.
+* `regional_prompts` puts further texts behind the prompt, each padded to one length. Z-Image, Lumina 2 and Qwen-Image 2.1 drop
+  a text's padding before they number its positions, so that a region's words would stand elsewhere.
+
 {tables}
 """
 
