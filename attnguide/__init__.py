@@ -24,6 +24,7 @@ _HOMES: dict[str, str] = {
     # models and rows
     "adapt": "attnguide.api",
     "load_model": "attnguide.models.load",
+    "prompt_embeds": "attnguide.models.embeds",
     "read_samples": "attnguide.tables",
     # the engine, in plain torch
     "Observer": "attnguide.engine.observer",
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from attnguide.methods import METHODS as METHODS
     from attnguide.methods import MethodInfo as MethodInfo
     from attnguide.models.base import Conditioning as Conditioning
+    from attnguide.models.embeds import prompt_embeds as prompt_embeds
     from attnguide.models.load import load_model as load_model
     from attnguide.models.readers import TextReader as TextReader
     from attnguide.models.transformer import TransformerAdapter as TransformerAdapter

@@ -42,6 +42,7 @@ def sample(
     cfg_scale: float = 5.0,
     scheduler: str | None = None,
     negative_prompt: str | None = None,
+    prompt_syntax: str = "plain",
     true_cfg_scale: float = 1.0,
     height: int | None = None,
     width: int | None = None,
@@ -78,6 +79,9 @@ def sample(
         cfg_scale: Classifier-free guidance weight.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
         negative_prompt: What the unconditional half reads; ``None`` for nothing said, which SDXL tells from the empty text.
+        prompt_syntax: How prompts are read: ``plain``, every sign as a letter, or ``weights``: ``(word:1.3)``, ``[word]``,
+            ``BREAK``, and in as many chunks of 77 tokens as they need (Stable Diffusion 1, 2 and XL; needs
+            ``attnguide[prompts]``).
         true_cfg_scale: Of models that read ``cfg_scale`` as a condition (FLUX.1-dev): above 1, with a negative prompt, both
             halves are computed and combined with this weight.
         height: Of the pictures in pixels; the model's own when ``None``.
@@ -118,6 +122,7 @@ def sample(
         groups=groups_of(groups),
         methods=methods,
         negative_prompt=negative_prompt,
+        prompt_syntax=prompt_syntax,
         true_cfg_scale=true_cfg_scale,
         height=height,
         width=width,

@@ -29,11 +29,11 @@ def batch_key(sample: Sample) -> str:
 
 
 def picture_key(sample: Sample) -> tuple[Any, ...]:
-    """What rows of one batch have in common, whatever their methods: height, width, steps and scheduler.
+    """What rows of one batch have in common, whatever their methods: height, width, steps, scheduler, syntax of prompts.
 
     Rows with input pictures have more in common: what one call of their pipeline takes once.
     """
-    common = sample.height, sample.width, sample.steps, sample.scheduler
+    common = sample.height, sample.width, sample.steps, sample.scheduler, sample.prompt_syntax
     if sample.kind is None:
         return common
     scales = sample.cfg_scale, sample.true_cfg_scale, sample.negative_prompt is None

@@ -14,6 +14,9 @@ MOST_SEED = 2**63 - 1
 
 MOST_STEPS = 10_000
 
+MOST_CFG_SCALE = 1000.0
+"""Of a guidance weight, which is at least 0; from about 30 on pictures are all contrast."""
+
 MOST_SIDE = 8192
 """Of a picture, in pixels."""
 
@@ -78,8 +81,14 @@ def set_whole(owner: Any, what: str, least: int, most: int, *, name: str = "", o
     object.__setattr__(owner, name or what, number)
 
 
-def set_real(owner: Any, what: str, *, name: str = "") -> None:
+def set_real(owner: Any, what: str, *, name: str = "", most: float | None = None) -> None:
     """Check a field that holds a finite number, and keep it as Python's.
+
+    Args:
+        owner: Whose field it is.
+        what: The field, for people.
+        name: Of the field, where that is another.
+        most: If given, the largest number allowed; the least is then 0.
 
     Raises:
         ValueError: Naming the field as ``what`` says.
@@ -88,4 +97,6 @@ def set_real(owner: Any, what: str, *, name: str = "") -> None:
     number = as_real(given)
     if number is None or not is_finite(number):
         raise ValueError(f"{what} must be a finite number; got {shown(given)}.")
+    if most is not None and not 0 <= number <= most:
+        raise ValueError(f"{what} must lie in [0, {most:g}]; got {shown(given)}.")
     object.__setattr__(owner, name or what, number)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attnguide.fields import (
     MOST_CELLS,
+    MOST_CFG_SCALE,
     MOST_CORNERS,
     MOST_SEED,
     MOST_STEPS,
@@ -86,8 +87,9 @@ class MapSource:
         self._check_needs()
         set_whole(self, "source seed", 0, MOST_SEED, name="seed", optional=True)
         set_whole(self, "source iterations", 0, MOST_STEPS, name="iterations")
-        for name in ("start", "stop", "cfg_scale"):
+        for name in ("start", "stop"):
             set_real(self, f"source {name}", name=name)
+        set_real(self, "source cfg_scale", name="cfg_scale", most=MOST_CFG_SCALE)
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(f"source start and stop must be a range within [0, 1]; got {self.start:g} to {self.stop:g}.")
         if self.threshold is not None:

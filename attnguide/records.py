@@ -29,6 +29,7 @@ SETTINGS: tuple[str, ...] = (
     "steps",
     "cfg_scale",
     "true_cfg_scale",
+    "prompt_syntax",
     "scheduler",
     "height",
     "width",
@@ -43,6 +44,9 @@ SETTINGS: tuple[str, ...] = (
 ``control``, ``options``, ``regions`` and ``tags`` are JSON; ``groups`` says which words a method took for nouns and their
 modifiers.
 """
+
+_BEFORE = {"prompt_syntax": "plain"}
+"""Columns that records of older runs lack, and what held then."""
 
 COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb", "status")
 """Last columns of ``records.csv``; metrics stand between."""
@@ -108,6 +112,7 @@ def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, An
         "steps": sample.steps,
         "cfg_scale": float(sample.cfg_scale),
         "true_cfg_scale": float(sample.true_cfg_scale),
+        "prompt_syntax": sample.prompt_syntax,
         "scheduler": sample.scheduler or defaults.scheduler,
         "height": sample.height or defaults.height,
         "width": sample.width or defaults.width,
@@ -213,7 +218,7 @@ def _other_setting(
 ) -> tuple[str, Any, Any] | None:
     """The first setting of a row that differs from its record's, with both values."""
     for name, value in settings_of(sample, defaults).items():
-        before, now = record.get(name, ""), cell_text(value)
+        before, now = record.get(name, _BEFORE.get(name, "")), cell_text(value)
         if name == "options":
             was, known = full_options(sample, _options_in(before), kept), full_options(sample)
             if was != known:
@@ -243,7 +248,7 @@ def _region(region: Region) -> dict[str, Any]:
 def _groups(sample: Sample) -> str:
     if not sample.groups and not any(method_info(config.name).reads_groups for config in sample.methods):
         return ""
-    return describe_groups(sample.prompt, row_groups(sample.prompt, sample.groups, sample.regions))
+    return describe_groups(sample.text, row_groups(sample.text, sample.groups, sample.regions))
 
 
 def _floats(value: Any) -> Any:

@@ -18,9 +18,17 @@ from attnguide.prompt.syntax import warn_of_syntax
 from attnguide.row_values import READERS, ROW_KEYS, method_to_plain, nearest, plain_value, read_id
 from attnguide.sampling.problems import naming_row, require_rows, with_problem
 from attnguide.types import MethodConfig, PlaceError, Sample
+from attnguide.weighted import Prompt, require_compel, written
 
 MOST_ROWS = 100_000
 """Of a table."""
+
+_UNSAID: dict[str, Any] = {
+    **dict.fromkeys(("height", "width", "steps", "cfg_scale", "scheduler", "init_image", "strength", "inpaint_mask")),
+    "true_cfg_scale": 1,
+    "prompt_syntax": "plain",
+}
+"""Settings of a row, and the value with which they are not written down."""
 
 
 @dataclass
@@ -32,7 +40,7 @@ class Checked:
         sizes: Of input pictures that can be read.
     """
 
-    words: dict[tuple[str, int, int], tuple[str | None, Sample]] = field(default_factory=dict)
+    words: dict[tuple[Prompt, int, int], tuple[str | None, Sample]] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=dict)
 
 
@@ -106,7 +114,7 @@ def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
     if sample.problem is not None:
         return sample
     try:
-        settle(sample.prompt, sample.regions)
+        settle(sample.text, sample.regions)
     except ValueError as error:
         return replace(sample, problem=str(error))
     return sample
@@ -119,26 +127,22 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
         ValueError: If a value cannot be written down: a mask tensor, or an option that is not a plain value.
     """
     plain: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "seed": sample.seed}
-    plain |= _said(sample, "negative_prompt")
+    if sample.negative_prompt is not None:
+        plain["negative_prompt"] = sample.negative_prompt
     if sample.regions:
         plain["regions"] = [region_to_dict(region) for region in sample.regions]
     if sample.groups:
         plain["groups"] = [list(words) for words in sample.groups]
     if sample.methods:
         plain["methods"] = [method_to_plain(config) for config in sample.methods]
-    plain |= _said(sample, "height", "width", "steps", "cfg_scale", "scheduler", "init_image", "strength", "inpaint_mask")
+    plain |= {key: value for key, unsaid in _UNSAID.items() if (value := getattr(sample, key)) != unsaid}
     if sample.control:
         plain["control"] = [control.to_dict() for control in sample.control]
-    if sample.true_cfg_scale != 1:
-        plain["true_cfg_scale"] = sample.true_cfg_scale
     if sample.tags:
         plain["tags"] = plain_value(sample.tags, "tags")
-    return plain | _said(sample, "problem")
-
-
-def _said(sample: Sample, *keys: str) -> dict[str, Any]:
-    """Fields that a row says something of."""
-    return {key: value for key in keys if (value := getattr(sample, key)) is not None}
+    if sample.problem is not None:
+        plain["problem"] = sample.problem
+    return plain
 
 
 def check_ids(samples: Sequence[Sample]) -> None:
@@ -193,7 +197,8 @@ def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[
             marked.append(checked_row(sample, known))
     require_rows(marked, strict=strict)
     sound = [sample for sample in marked if sample.problem is None]
-    warn_of_syntax(text for sample in sound for text in (sample.prompt, sample.negative_prompt or ""))
+    letters = [sample for sample in sound if sample.prompt_syntax == "plain"]
+    warn_of_syntax(text for sample in letters for text in (sample.prompt, sample.negative_prompt or ""))
     judged: set[str] = set()
     last: tuple[MethodConfig, ...] = ()
     for sample in marked:
@@ -227,7 +232,7 @@ def _check_row(sample: Sample, known: Checked) -> None:
     check_methods(sample)
     check_inputs(sample, known.sizes)
     words = known.words
-    key = (sample.prompt, id(sample.regions), id(sample.groups))
+    key = (written(sample.prompt, sample.prompt_syntax), id(sample.regions), id(sample.groups))
     if key not in words:
         try:
             _check_words(sample)
@@ -236,12 +241,16 @@ def _check_row(sample: Sample, known: Checked) -> None:
             words[key] = (str(error), sample)
     if (problem := words[key][0]) is not None:
         raise ValueError(problem)
-    if sample.methods and not sample.prompt.strip():
+    if sample.negative_prompt is not None:
+        written(sample.negative_prompt, sample.prompt_syntax)
+    if sample.methods and not sample.text.strip():
         raise ValueError(f"prompt must contain a word for methods to steer; got {sample.prompt!r}.")
 
 
 def _check_words(sample: Sample) -> None:
+    if sample.prompt_syntax == "weights":
+        require_compel()
     for region in sample.regions:
-        check_region(region, sample.prompt)
-    settle(sample.prompt, sample.regions)
-    explicit_groups(sample.prompt, sample.groups)
+        check_region(region, sample.text)
+    settle(sample.text, sample.regions)
+    explicit_groups(sample.text, sample.groups)

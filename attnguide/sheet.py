@@ -21,7 +21,10 @@ from attnguide.visual import draw_regions
 
 _CELL = 256
 _SUBJECT = ("prompt", "negative_prompt", "seed", "regions", "init_image", "inpaint_mask")
-_VARIANT = ("method", "options", "steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "strength", "control")
+_VARIANT = (
+    *("method", "options", "steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler", "height", "width"),
+    *("strength", "control"),
+)
 
 Record = Mapping[str, str]
 _Key = tuple[str, ...]

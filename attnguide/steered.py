@@ -56,6 +56,7 @@ def steer(
     observer: Observer | None = None,
     maps: bool = True,
     refresh_controlnet: bool = True,
+    prompt_syntax: str = "plain",
     **options: Any,
 ) -> Iterator[SteeredRun]:
     """Methods in every call that a diffusers pipeline of yours makes inside the block.
@@ -76,6 +77,8 @@ def steer(
         observer: Told of everything.
         maps: Keep the mean map of every region's words.
         refresh_controlnet: Let ControlNets see latents as guidance has moved them, for an evaluation more of theirs.
+        prompt_syntax: How the prompts that are named here are read; with ``weights`` the pipeline is given their states,
+            ``pipeline(**attnguide.prompt_embeds(pipeline, prompt, negative_prompt))``.
         options: Of the method, if it is given by name and alone.
 
     Yields:
@@ -107,6 +110,7 @@ def steer(
         observer=observer,
         maps=maps,
         refresh_controlnet=refresh_controlnet,
+        prompt_syntax=prompt_syntax,
     )
     run = SteeredRun()
     with steer_calls(pipeline, request, run):

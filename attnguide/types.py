@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from attnguide.fields import MOST_LETTERS, MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
+from attnguide.fields import MOST_CFG_SCALE, MOST_LETTERS, MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
 from attnguide.html import figure, png_bytes
 from attnguide.inputs import Control as Control
 from attnguide.inputs import Kind as Kind
@@ -20,6 +20,7 @@ from attnguide.places import MapSource as MapSource
 from attnguide.places import PlaceError as PlaceError
 from attnguide.places import Region as Region
 from attnguide.places import SourceKind as SourceKind
+from attnguide.weighted import check_syntax, words_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,6 +65,8 @@ class Sample:
         cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
         true_cfg_scale: Of a guidance-distilled model alone, which reads ``cfg_scale`` as a condition: above 1, and with a
             negative prompt, both halves are computed and combined with this weight.
+        prompt_syntax: How prompts are read: ``plain``, every sign as a letter, or ``weights``, with the weights and parts of
+            web UIs (:mod:`attnguide.weighted`) and in as many chunks as they need.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
         tags: Free values carried into the records (an ablation's axes, a layout's category).
         problem: Why the row cannot be made, if the table it was read from says something impossible of it (a box without
@@ -94,16 +97,13 @@ class Sample:
     strength: float | None = None
     inpaint_mask: str | None = None
     control: tuple[Control, ...] = ()
+    prompt_syntax: str = "plain"
 
     def __post_init__(self) -> None:
-        for name in ("id", "prompt"):
-            check_text(name, getattr(self, name))
-        for name in ("negative_prompt", "scheduler"):
-            if getattr(self, name) is not None:
-                check_text(name, getattr(self, name))
+        self._check_texts()
         set_whole(self, "steps", 1, MOST_STEPS)
-        set_real(self, "cfg_scale")
-        set_real(self, "true_cfg_scale")
+        for name in ("cfg_scale", "true_cfg_scale"):
+            set_real(self, name, most=MOST_CFG_SCALE)
         set_whole(self, "seed", 0, MOST_SEED)
         for name in ("height", "width"):
             side = getattr(self, name)
@@ -119,6 +119,14 @@ class Sample:
             object.__setattr__(self, "problem", _short_problem(self.problem))
         if not isinstance(self.tags, Mapping):
             raise ValueError(f"tags must be a mapping from names to values; got {shown(self.tags)}.")
+
+    def _check_texts(self) -> None:
+        for name in ("id", "prompt"):
+            check_text(name, getattr(self, name))
+        for name in ("negative_prompt", "scheduler"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        check_syntax(self.prompt_syntax)
 
     @property
     def method(self) -> str:
@@ -140,6 +148,15 @@ class Sample:
     def denoising_steps(self) -> int:
         """Denoising steps that are made of :attr:`steps`, as diffusers counts them; 0 where the strength is too small."""
         return min(int(self.steps * self.noised), self.steps)
+
+    @property
+    def text(self) -> str:
+        """The prompt's words alone, in which phrases are found; the prompt itself unless its syntax says otherwise.
+
+        Raises:
+            ValueError: If a sign of the prompt has no meaning in its syntax.
+        """
+        return words_of(self.prompt, self.prompt_syntax)
 
     def plain(self) -> Sample:
         """The same row without methods, under the id ``<id>-plain``."""

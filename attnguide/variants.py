@@ -9,7 +9,10 @@ from typing import Any
 from attnguide.inputs import INPUTS
 from attnguide.records import AXIS, CELL
 
-SETTINGS = ("steps", "cfg_scale", "true_cfg_scale", "scheduler", "height", "width", "negative_prompt", *INPUTS)
+SETTINGS = (
+    *("steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler", "height", "width", "negative_prompt"),
+    *INPUTS,
+)
 """Columns of a record that may make another picture of the same prompt, seed and places, beside method and options."""
 
 PLAIN = "plain"

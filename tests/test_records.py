@@ -63,6 +63,15 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == "id,a,b\nx,1,2\nz,1,2\n"
 
 
+def test_a_record_from_before_prompts_had_a_syntax_is_one_of_a_plain_prompt(tmp_path: Path) -> None:
+    finish(tmp_path, ROW)
+    path = tmp_path / RECORDS_FILE
+    path.write_text(path.read_text().replace("prompt_syntax", "else", 1))
+    assert complete_ids(tmp_path, [ROW]) == {ROW.id}
+    with pytest.raises(ValueError, match="was made with prompt_syntax 'plain', not 'weights'"):
+        complete_ids(tmp_path, [Sample(**{**vars(ROW), "prompt_syntax": "weights"})])
+
+
 def test_keep_rows(tmp_path: Path) -> None:
     append_table(tmp_path / "t.csv", ("id", "a"), [{"id": id, "a": number} for number, id in enumerate("abca")])
     append_table(tmp_path / "u.csv", ("step",), [{"step": 1}])

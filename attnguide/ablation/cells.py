@@ -217,5 +217,5 @@ def _picture(sample: Sample, places: dict[int, str]) -> tuple[Any, ...]:
         if id(given) not in places:
             places[id(given)] = repr([region_to_dict(item) if isinstance(item, Region) else item for item in given])
     size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
-    words = (sample.prompt, sample.negative_prompt, places[id(sample.regions)], places[id(sample.groups)])
+    words = (sample.prompt, sample.prompt_syntax, sample.negative_prompt, places[id(sample.regions)], places[id(sample.groups)])
     return (*words, sample.seed, *size, *inputs_key(sample))

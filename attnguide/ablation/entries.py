@@ -27,6 +27,7 @@ VARIED = (
     "steps",
     "cfg_scale",
     "true_cfg_scale",
+    "prompt_syntax",
     "scheduler",
     *INPUTS,
 )

@@ -69,7 +69,7 @@ class AttentionMapsLogger(SamplingCallback):
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
         self._rows = tuple(
-            sample if sample.regions else replace(sample, regions=prompt_words(sample.prompt)) for sample in info.samples
+            sample if sample.regions else replace(sample, regions=prompt_words(sample.text)) for sample in info.samples
         )
         self._targets = Targets.build(self._rows, info.targets.tokenized, info.targets.device)
         chosen = self.sites or SiteSelector(kind="cross", levels=(info.model.guidance_level,))

@@ -15,6 +15,7 @@ from attnguide.cli.folders import filling, local_path, probe
 from attnguide.cli.values import Setting
 from attnguide.fields import MOST_SEED
 from attnguide.types import MapSource, Region, Sample
+from attnguide.weighted import words_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +38,7 @@ READERS = ("attention", "concept_attention")
 
 _SHARED = (
     *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing", "lora"),
-    *("scheduler", "steps", "negative_prompt", "height", "width"),
+    *("scheduler", "steps", "negative_prompt", "prompt_syntax", "height", "width"),
 )
 
 
@@ -149,6 +150,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
             seed=asked["seed"],
             regions=words,
             negative_prompt=asked["negative_prompt"],
+            prompt_syntax=asked["prompt_syntax"],
             height=asked["height"],
             width=asked["width"],
             steps=asked["steps"],
@@ -169,8 +171,8 @@ def _words(asked: Mapping[str, Any], source: MapSource) -> tuple[Region, ...]:
     from attnguide.prompt.notation import parse_region
     from attnguide.prompt.regions import prompt_words
 
-    attention = asked["reader"] == "attention"
-    words = tuple(map(parse_region, asked["words"] or ())) or prompt_words(asked["prompt"])
+    attention, text = asked["reader"] == "attention", words_of(asked["prompt"], asked["prompt_syntax"])
+    words = tuple(map(parse_region, asked["words"] or ())) or prompt_words(text)
     if not attention and not asked["words"]:
         words = _concepts(words)
     if not words:
@@ -178,7 +180,7 @@ def _words(asked: Mapping[str, Any], source: MapSource) -> tuple[Region, ...]:
     for word in words:
         if word.has_place:
             raise ValueError(f"a word takes no place here; got one for {word.phrase!r}")
-    (_check_words if attention else _check_concepts)(words, source, asked["prompt"])
+    (_check_words if attention else _check_concepts)(words, source, text)
     return words
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attnguide.cli.errors import UsageError
 from attnguide.inputs import INPUTS, inputs_key
 from attnguide.types import MethodConfig, Region, Sample
+from attnguide.weighted import words_of
 
 if TYPE_CHECKING:
     from attnguide.tables import Table
@@ -29,6 +30,7 @@ ROW_SETTINGS = (
     "regions",
     "groups",
     "negative_prompt",
+    "prompt_syntax",
     "height",
     "width",
     "steps",
@@ -144,21 +146,25 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
         config |= chosen
     if config["rows"] is None:
         config["seed"] = config["seed"] or [0]
-        config["regions"] = [_plain_region(item, config["prompt"]) for item in config["regions"] or ()]
+        config["regions"] = [_plain_region(item, config) for item in config["regions"] or ()]
         if config["methods"] is None:
             placed = any(len(region) > 1 for region in config["regions"])
             config["methods"] = [{"name": "mask_guidance"}] if placed else []
     return config
 
 
-def _plain_region(item: Any, prompt: str) -> dict[str, Any]:
+def _plain_region(item: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """A region as plain values, paths made absolute, so that a kept configuration works from any folder."""
     from attnguide.prompt.notation import parse_region, region_from_dict, region_to_dict
     from attnguide.prompt.regions import absolute_region, check_region
 
     try:
+        words = words_of(config["prompt"], config["prompt_syntax"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
         region = parse_region(item) if isinstance(item, str) else region_from_dict(item)
-        check_region(region, prompt)
+        check_region(region, words)
     except ValueError as error:
         raise UsageError(f"region: {error}") from error
     return region_to_dict(absolute_region(region))
@@ -264,7 +270,8 @@ def _twin(sample: Sample) -> Sample:
 def _picture(sample: Sample) -> tuple[Any, ...]:
     """What decides a row's plain picture."""
     size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
-    return (sample.prompt, sample.negative_prompt, sample.seed, _places(sample.regions), *size, *inputs_key(sample))
+    words = (sample.prompt, sample.prompt_syntax, sample.negative_prompt)
+    return (*words, sample.seed, _places(sample.regions), *size, *inputs_key(sample))
 
 
 def _places(regions: Sequence[Region]) -> tuple[str, ...]:

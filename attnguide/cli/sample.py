@@ -96,9 +96,9 @@ def settings() -> list[Setting]:
             None,
             "table of rows (.yaml, .json, .jsonl, .csv), a list of prompts (.txt) or a layout benchmark (7Bench, GenEval, "
             "COCO, GLIGEN, LLM-grounded, LayoutSAM) instead of a prompt; a row has the keys prompt, id, seed, regions, "
-            "groups, methods, negative_prompt, height, width, steps, cfg_scale, true_cfg_scale, scheduler, init_image, "
-            "strength, inpaint_mask, control, tags; a CSV file may have regions in columns obj1, bbox1, obj2, bbox2, ...; "
-            "further columns are tags; see docs/tables.md",
+            "groups, methods, negative_prompt, prompt_syntax, height, width, steps, cfg_scale, true_cfg_scale, scheduler, "
+            "init_image, strength, inpaint_mask, control, tags; a CSV file may have regions in columns obj1, bbox1, obj2, "
+            "bbox2, ...; further columns are tags; see docs/tables.md",
             metavar="FILE",
         ),
         Setting(
@@ -172,6 +172,15 @@ def settings() -> list[Setting]:
         Setting("steps", values.whole(1), 30, "denoising steps", metavar="N"),
         Setting("cfg_scale", values.number, 5.0, "classifier-free guidance weight; 1 or less switches it off", metavar="X"),
         Setting("negative_prompt", values.text, None, "what the unconditional half reads", metavar="TEXT"),
+        Setting(
+            "prompt_syntax",
+            values.syntax,
+            "plain",
+            "how prompts are read: 'plain', every sign as a letter, or 'weights', as web UIs do: (word:1.3), ((word)), [word], "
+            "BREAK, and in as many chunks of 77 tokens as they need; phrases are found in the words alone (Stable Diffusion 1, "
+            "2 and XL)",
+            metavar="SYNTAX",
+        ),
         Setting(
             "true_cfg_scale",
             values.number,

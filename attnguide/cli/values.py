@@ -19,6 +19,7 @@ from attnguide.models.controlnets import check_controlnet, read_controlnets
 from attnguide.models.loras import checked_loras
 from attnguide.models.names import check_device, check_dtype, check_offload, check_scheduler, nearest
 from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
+from attnguide.weighted import SYNTAXES
 from attnguide.yaml12 import yaml_value
 
 MOST_ROWS = 100_000
@@ -191,6 +192,13 @@ def wandb(value: Any) -> dict[str, Any]:
 def scheduler(value: Any) -> str:
     """The name of a noise scheduler."""
     return check_scheduler(text(value))
+
+
+def syntax(value: Any) -> str:
+    """How prompts are read."""
+    if value in SYNTAXES:
+        return str(value)
+    raise ValueError(f"expected {' or '.join(SYNTAXES)}; got {shown(value)}")
 
 
 def offload(value: Any) -> str:

@@ -15,7 +15,7 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site
 from attnguide.batching import picture_key
-from attnguide.engine.branches import Branches, common_source, encode_branches, read_source, read_whole, source_prompts
+from attnguide.engine.branches import Branches, common_source, encode_branches, read_rows, source_prompts
 from attnguide.engine.effects import Effects, warn_of_idle
 from attnguide.engine.inversion import Replay, invert_sources
 from attnguide.engine.ledger import Ledger
@@ -188,7 +188,7 @@ def make_batch(
     effects = Effects(methods, samples, targets, scheduler.steps)
     branches = encode_branches(model, samples, targets, injections, source, effects)
     warn_of_idle(methods, scheduler.steps)
-    prompts = [prompt.text for prompt in targets.source_prompts]
+    prompts = [prompt.prompt for prompt in targets.source_prompts]
     replay = invert_sources(model, source, prompts, scheduler, first.steps, size)
     if replay is not None:
         ledger.forward(replay.rows * replay.path.forwards)
@@ -209,14 +209,14 @@ def _check_alike(samples: Sequence[Sample]) -> None:
         raise ValueError("samples must hold at least one row; got none.")
     keys = {picture_key(sample) for sample in samples}
     if len(keys) > 1:
-        raise ValueError(f"Rows of one batch must share height, width, steps and scheduler; got {sorted(map(str, keys))}.")
+        told = sorted(map(str, keys))
+        raise ValueError(f"Rows of one batch must share height, width, steps, scheduler and prompt_syntax; got {told}.")
 
 
 def _targets(model: ModelAdapter, samples: Sequence[Sample], methods: Sequence[Guidance | Injection]) -> Targets:
     """Words and places of the rows, and the tokens of the prompts that methods read beside the rows' own."""
     others = source_prompts(common_source(methods), samples)
-    tokenized = [read_whole(model, sample) for sample in samples]
-    read = [read_source(model, prompt) for prompt in others]
+    tokenized, read = read_rows(model, samples, others)
     targets = Targets.build(samples, tokenized, model.device, read, cuts_padding=model.cuts_padding)
     for method in methods:
         if method.needs_regions and not targets.count:

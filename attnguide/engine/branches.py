@@ -13,9 +13,11 @@ from attnguide.guidance.base import Guidance
 from attnguide.guidance.per_row import EachRow
 from attnguide.injection.base import Injection, Source
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.texts import ReadsWeights, encode_prompts, read_prompt
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt, require_whole
 from attnguide.types import Branch, PassContext, Sample, Step
+from attnguide.weighted import Prompt, in_chunks, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +119,17 @@ def encode_branches(
     """
     scales = [sample.cfg_scale for sample in samples]
     uses_cfg = any("uncond" in model.halves(sample) for sample in samples)
-    negative = [sample.negative_prompt for sample in samples] if uses_cfg else None
-    conditioning = model.encode_prompt([sample.prompt for sample in samples], negative, scales)
+    negative = [negative_of(sample) for sample in samples] if uses_cfg else None
+    own = [prompt.asked or sample.prompt for prompt, sample in zip(targets.tokenized, samples, strict=True)]
+    conditioning = encode_prompts(model, own, negative, scales)
     for injection in injections:
         before, conditioning = conditioning, injection.condition(conditioning, targets, model)
         effects.conditioned(injection, before, conditioning)
-    others = [prompt.text for prompt in targets.source_prompts]
-    source_states = model.encode_prompt(others, negative, scales) if others else None
-    negatives = [list(found) for injection in injections if (found := injection.negative_prompts(targets))]
-    negative_states = model.encode_prompt(negatives[0], None, scales) if negatives else None
+    others = [prompt.prompt for prompt in targets.source_prompts]
+    source_states = encode_prompts(model, others, negative, scales) if others else None
+    chunks = targets.tokenized[0].chunks
+    negatives = [[in_chunks(one, chunks) for one in found] for i in injections if (found := i.negative_prompts(targets))]
+    negative_states = encode_prompts(model, negatives[0], None, scales) if negatives else None
     return Branches.build(len(samples), conditioning, source, source_states, negative_states)
 
 
@@ -149,37 +153,64 @@ def common_source(methods: Sequence[Guidance | Injection]) -> Source | None:
     return wanting[0].source if wanting else None
 
 
-def source_prompts(source: Source | None, samples: Sequence[Sample]) -> list[str]:
-    """The other prompt of every row; empty without a source.
+def source_prompts(source: Source | None, samples: Sequence[Sample]) -> list[Prompt]:
+    """The other prompt of every row, in the syntax of the row's own; empty without a source.
 
     Raises:
-        ValueError: If there is neither one prompt nor one per row.
+        ValueError: If there is neither one prompt nor one per row, or a sign of one has no meaning in its syntax.
     """
     if source is None:
         return []
     given = EachRow[str | None](source.prompts, "source_prompt").over(len(samples))
-    return [sample.prompt if prompt is None else prompt for prompt, sample in zip(given, samples, strict=True)]
+    pairs = zip(given, samples, strict=True)
+    return [written(sample.prompt if prompt is None else prompt, sample.prompt_syntax) for prompt, sample in pairs]
+
+
+def negative_of(sample: Sample) -> Prompt | None:
+    """What a row's unconditional half is asked to read; ``None`` where the row says nothing."""
+    return None if sample.negative_prompt is None else written(sample.negative_prompt, sample.prompt_syntax)
+
+
+def read_rows(
+    model: ModelAdapter, samples: Sequence[Sample], others: Sequence[Prompt] = ()
+) -> tuple[list[TokenizedPrompt], list[TokenizedPrompt]]:
+    """The rows' prompts, and those that methods read beside them, tokenized, with as many chunks as the longest of all.
+
+    Raises:
+        ValueError: If one of them is too long, naming it and the words that would be lost.
+    """
+    own = [read_whole(model, sample) for sample in samples]
+    read = [read_source(model, prompt) for prompt in others]
+    chunks = max((prompt.chunks for prompt in [*own, *read]), default=1)
+    return [lengthened(model, prompt, chunks) for prompt in own], [lengthened(model, prompt, chunks) for prompt in read]
 
 
 def read_whole(model: ModelAdapter, sample: Sample) -> TokenizedPrompt:
     """The row's prompt, tokenized; its negative prompt, where one is read, must fit the text encoder as well.
 
+    A prompt that is read in chunks has as many as the negative prompt.
+
     Raises:
         ValueError: If one of them is too long, naming it and the words that would be lost.
     """
-    tokenized = model.tokenize(sample.prompt)
-    require_whole(tokenized)
-    if "uncond" in model.halves(sample):
-        require_whole(model.tokenize(sample.negative_prompt or ""), "negative_prompt")
-    return tokenized
+    tokenized = read_source(model, written(sample.prompt, sample.prompt_syntax), "prompt")
+    if "uncond" not in model.halves(sample):
+        return tokenized
+    negative = read_source(model, negative_of(sample) or "", "negative_prompt")
+    return lengthened(model, tokenized, negative.chunks)
 
 
-def read_source(model: ModelAdapter, prompt: str, name: str = "source_prompt") -> TokenizedPrompt:
+def read_source(model: ModelAdapter, prompt: Prompt, name: str = "source_prompt") -> TokenizedPrompt:
     """A prompt that a method reads beside the row's own, tokenized.
 
     Raises:
         ValueError: If it is too long.
     """
-    tokenized = model.tokenize(prompt)
-    require_whole(tokenized, name)
+    tokenized = read_prompt(model, prompt)
+    require_whole(tokenized, name, in_chunks=isinstance(model, ReadsWeights))
     return tokenized
+
+
+def lengthened(model: ModelAdapter, prompt: TokenizedPrompt, chunks: int) -> TokenizedPrompt:
+    """The prompt with at least so many chunks, empty ones at the end."""
+    return prompt if prompt.chunks >= chunks else read_prompt(model, in_chunks(prompt.prompt, chunks))

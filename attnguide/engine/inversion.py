@@ -23,8 +23,10 @@ from attnguide.guidance.per_row import EachRow
 from attnguide.injection.base import Source
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
+from attnguide.models.texts import encode_prompts
 from attnguide.prompt.masks import mask_values, open_picture
 from attnguide.types import Branch, Sample, Step
+from attnguide.weighted import Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +76,11 @@ def in_rgb(picture: Image.Image) -> Image.Image:
 def invert(
     model: ModelAdapter,
     latents: Float[Tensor, "batch channels height width"],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     steps: int = 30,
     cfg_scale: float = 1.0,
-    negative_prompts: Sequence[str | None] | None = None,
+    negative_prompts: Sequence[Prompt | None] | None = None,
     iterations: int = 0,
 ) -> Trajectory:
     """Walk the deterministic sampler backwards, from clean latents to the noise that it would make them of.
@@ -112,7 +114,7 @@ def invert(
     branches = model.halves(Sample("inverted", "", cfg_scale=cfg_scale))
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         scheduler = model.make_scheduler(model.inversion_scheduler, steps, _shape(latents))
-        states = model.encode_prompt(list(prompts), negative if "uncond" in branches else None, [cfg_scale] * rows)
+        states = encode_prompts(model, list(prompts), negative if "uncond" in branches else None, [cfg_scale] * rows)
         clean = latents.to(model.device, torch.float32)
         now, found = clean, []
         for step in reversed(scheduler.steps):
@@ -265,7 +267,7 @@ def check_replay(model: ModelAdapter, scheduler: NoiseScheduler, steps: int, sha
 def invert_sources(
     model: ModelAdapter,
     source: Source | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     scheduler: NoiseScheduler,
     steps: int,
     size: tuple[int, int],

@@ -18,7 +18,10 @@ from attnguide.shapes.layouts import spread
 from attnguide.tables import read_samples
 from attnguide.types import Sample
 
-_SETTINGS = ("negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "scheduler", *INPUTS)
+_SETTINGS = (
+    *("negative_prompt", "height", "width", "steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler"),
+    *INPUTS,
+)
 
 
 def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:

@@ -84,7 +84,7 @@ class Watch(Observer):
         return "".join(f"<div>{row._repr_html_()}</div>" for row in self.rows)
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        self._samples = tuple(s if s.regions else replace(s, regions=prompt_words(s.prompt)) for s in info.samples)
+        self._samples = tuple(s if s.regions else replace(s, regions=prompt_words(s.text)) for s in info.samples)
         self._targets = Targets.build(self._samples, info.targets.tokenized, info.targets.device)
         return (Probe("probs", self._record, SiteSelector(kind="cross", levels=(info.model.guidance_level,))),)
 

@@ -19,6 +19,7 @@ from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Window
 from attnguide.types import Branch, PassContext, Step
+from attnguide.weighted import Prompt
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Injection(ABC):
         """Further branches of this step's pass: ``perturbed``, ``negative``, or ``source`` on a shared trajectory."""
         return ()
 
-    def negative_prompts(self, targets: Targets) -> Sequence[str]:
+    def negative_prompts(self, targets: Targets) -> Sequence[Prompt]:
         """What the branch ``negative`` reads, one text per row, or nothing."""
         return ()
 

@@ -14,11 +14,13 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Injection, WindowEdit, finite, one_of
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.texts import encode_prompts, read_prompt
 from attnguide.prompt.drawing import sampled_mask
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext
+from attnguide.weighted import Prompt
 
 
 class DenseDiffusion(Injection):
@@ -85,10 +87,10 @@ class DenseDiffusion(Injection):
             chosen = there if scales[row] != 0 else []
             if not chosen:
                 continue
-            alone = model.encode_prompt([regions[index].phrase for index in chosen], None).cond
+            alone = encode_prompts(model, [_phrase(targets, row, index) for index in chosen], None).cond
             for phrase_states, index in zip(alone, chosen, strict=True):
                 positions = list(targets.token_indices[row][index])
-                own = model.tokenize(regions[index].phrase)
+                own = read_prompt(model, _phrase(targets, row, index))
                 if _pieces(own, own.word_positions) != _pieces(targets.tokenized[row], positions):
                     raise ValueError(
                         f"Region {regions[index].phrase!r}: the phrase alone must have the tokens it has in the prompt "
@@ -98,6 +100,15 @@ class DenseDiffusion(Injection):
                 written = positions if columns is None else [columns[position] for position in positions]
                 cond[row, written] = phrase_states[list(own.word_positions)]
         return replace(states, cond=cond)
+
+
+def _phrase(targets: Targets, row: int, region: int) -> Prompt:
+    """A region's phrase as a text of its own, with the weights that the prompt gives it."""
+    asked, positions = targets.tokenized[row].asked, targets.token_indices[row][region]
+    if asked is None:
+        return targets.regions[row][region].phrase
+    spans = [span for position in positions if (span := targets.tokenized[row].offsets[position]) is not None]
+    return asked.excerpt(min(first for first, _ in spans), max(stop for _, stop in spans))
 
 
 def _pieces(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[str]:

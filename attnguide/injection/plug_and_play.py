@@ -17,6 +17,7 @@ from attnguide.injection.source import HALVES, Readers, from_source, source_unle
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Window
 from attnguide.types import Branch, PassContext, Step
+from attnguide.weighted import Prompt
 
 DECODER_BLOCKS = ("up_blocks.1.attentions.[12].*", "up_blocks.[23].*")
 """Blocks 4 to 11 of the twelve of Stable Diffusion's decoder."""
@@ -118,11 +119,11 @@ class PlugAndPlay(Injection):
     def branches(self, step: Step) -> tuple[Branch, ...]:
         return ("negative",) if self.source is not None and self.alpha(step) < 1 else ()
 
-    def negative_prompts(self, targets: Targets) -> Sequence[str]:
+    def negative_prompts(self, targets: Targets) -> Sequence[Prompt]:
         if self.source is None or (self.negative_alpha == 1 and self.negative_schedule == "constant"):
             return ()
         given = EachRow[str | None](self.negative_prompt, "negative_prompt").over(len(targets.regions))
-        return [source.text if own is None else own for own, source in zip(given, targets.source_prompts, strict=True)]
+        return [source.prompt if own is None else own for own, source in zip(given, targets.source_prompts, strict=True)]
 
     def unconditional(self, uncond: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
         if "negative" not in answers:

@@ -18,9 +18,11 @@ from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Injection, WindowEdit, finite, one_of
 from attnguide.injection.regional_masks import PictureRule, Texts, joint_mask
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.texts import encode_prompts
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
 from attnguide.types import PassContext, Region
+from attnguide.weighted import Prompt, in_chunks
 
 BetweenRule = Literal["base", "all"]
 
@@ -103,14 +105,16 @@ class RegionalPrompts(Injection):
         return own if self.background is None else [*own, self.background]
 
     def condition(self, states: Conditioning, targets: Targets, model: ModelAdapter) -> Conditioning:
-        rows, prompts = range(len(targets.regions)), [prompt.text for prompt in targets.tokenized]
+        rows, prompts = range(len(targets.regions)), [prompt.prompt for prompt in targets.tokenized]
+        chunks = targets.tokenized[0].chunks
         texts = [self._texts(targets, row) for row in rows]
         count = max(map(len, texts))
         negative = [[region.negative_prompt for region in self.regions(targets, row)] for row in rows]
-        filled = [[*texts[row], *[prompts[row]] * (count - len(texts[row]))] for row in rows]
+        filled: list[list[Prompt]] = [[*texts[row], *[prompts[row]] * (count - len(texts[row]))] for row in rows]
         filled_negative = [[*one, *[None] * (count - len(one))] for one in negative]
-        found = model.encode_prompt(
-            [text for row in filled for text in row],
+        found = encode_prompts(
+            model,
+            [in_chunks(text, chunks) for row in filled for text in row],
             None if states.uncond is None else [text for row in filled_negative for text in row],
         )
         length = max(found.cond.shape[1], states.cond.shape[1])

@@ -47,7 +47,7 @@ def asked_of(sample: Sample) -> Asked:
     told = sample.tags.get(ASKED_TAG)
     if told:
         return _from_tag(told, sample)
-    caption = asked_from_caption(sample.prompt)
+    caption = asked_from_caption(sample.text)
     if caption is not None:
         objects = tuple(replace(one, boxes=_boxes(one.label, sample.regions)) for one in caption.objects)
         return replace(caption, objects=objects)
@@ -64,8 +64,8 @@ def _from_regions(sample: Sample) -> Asked:
     )
     labels, named = list(labelled), sample.tags.get(RELATION_TAG)
     if isinstance(named, str) and named in RELATIONS and len(labels) > 1:
-        return Asked(sample.prompt, objects, ((0, named, 1),))
-    return Asked(sample.prompt, objects, tuple(stated_relations(sample.prompt, labels)))
+        return Asked(sample.text, objects, ((0, named, 1),))
+    return Asked(sample.text, objects, tuple(stated_relations(sample.text, labels)))
 
 
 def label_of(phrase: str) -> str:
@@ -107,7 +107,7 @@ def _from_tag(told: Any, sample: Sample) -> Asked:
         content = json.loads(told) if isinstance(told, str) else told
         objects = tuple(_object(one, sample.regions) for one in content["objects"])
         relations = tuple((int(a), str(relation), int(b)) for a, relation, b in content.get("relations", ()))
-        return Asked(sample.prompt, objects, relations)
+        return Asked(sample.text, objects, relations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"tag {ASKED_TAG!r} of row {sample.id!r} says no objects and relations: {shown(told)} ({error})."

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.models.base import Conditioning
+from attnguide.models.chunks import ChunkedClip
 from attnguide.models.fitting import Reads
-from attnguide.models.unet import StableDiffusion
+from attnguide.models.unet import StableDiffusion, said
 from attnguide.models.unet_problems import unet_problems
 from attnguide.prompt.tokens import TokenizedPrompt
+from attnguide.weighted import WeightedPrompt
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -48,14 +50,25 @@ class StableDiffusionXL(StableDiffusion):
         """
         if self.pipeline.tokenizer is None:
             return self._tokenized(prompt, "tokenizer_2")
-        first = self._tokenized(prompt, "tokenizer")
-        second = self._tokenized(prompt, "tokenizer_2")
+        return self._same(self._tokenized(prompt, "tokenizer"), self._tokenized(prompt, "tokenizer_2"))
+
+    def tokenize_weighted(self, prompt: WeightedPrompt) -> TokenizedPrompt:
+        found = [clip.read(prompt) for clip in self._clips()]
+        return self._same(found[0], found[-1])
+
+    def _same(self, first: TokenizedPrompt, second: TokenizedPrompt) -> TokenizedPrompt:
+        """What the first tokenizer reads, if the second reads the same words at the same positions."""
         if first.offsets != second.offsets:
             pairs = zip(first.offsets, second.offsets, strict=False)
             place = next((one or other for one, other in pairs if one != other), None)
-            word = prompt[slice(*place)] if place else prompt
+            word = first.text[slice(*place)] if place else first.text
             raise ValueError(f"The two tokenizers of {self.name} cut {word!r} differently; no token stands for it in both.")
         return first
+
+    def _clips(self) -> list[ChunkedClip]:
+        """The pipeline's text encoders, the second last; a refiner has no first."""
+        parts = ("_2",) if self.pipeline.tokenizer is None else ("", "_2")
+        return [self._clip(part, penultimate=True) for part in parts]
 
     @torch.no_grad()
     def encode_prompt(
@@ -75,12 +88,45 @@ class StableDiffusionXL(StableDiffusion):
         extra = self._guidance_states(len(prompts), cfg_scales)
         if negative is None:
             return Conditioning(cond.to(self.dtype), None, {**extra, "text_embeds": (pooled.to(self.dtype), None)})
+        return self._with_pooled((cond, uncond), (pooled, negative_pooled), negative_prompts or (), extra)
+
+    @torch.no_grad()
+    def encode_weighted(
+        self,
+        prompts: Sequence[WeightedPrompt],
+        negative_prompts: Sequence[WeightedPrompt | None] | None,
+        cfg_scales: Sequence[float] | None = None,
+    ) -> Conditioning:
+        texts, rows = [*prompts, *said(negative_prompts)], len(prompts)
+        clips = self._clips()
+        states, pooled = torch.cat([clip.states(texts) for clip in clips], -1), clips[-1].pooled(texts)
+        extra = self._guidance_states(rows, cfg_scales)
+        if negative_prompts is None:
+            return Conditioning(states.to(self.dtype), None, {**extra, "text_embeds": (pooled.to(self.dtype), None)})
+        halves = (states[:rows], states[rows:]), (pooled[:rows], pooled[rows:])
+        return self._with_pooled(*halves, negative_prompts, extra)
+
+    def _with_pooled(
+        self,
+        states: tuple[Tensor, Tensor],
+        pooled: tuple[Tensor, Tensor],
+        negative_prompts: Sequence[object],
+        extra: Mapping[str, tuple[Tensor, Tensor | None]],
+    ) -> Conditioning:
+        """Both halves, each the conditional first; zeros where no negative prompt was given and the pipeline says so."""
+        uncond, other = states[1], pooled[1]
         if self.pipeline.config.force_zeros_for_empty_prompt:
-            said = torch.tensor([text is not None for text in negative_prompts or ()], device=self.device)
-            uncond = torch.where(said[:, None, None], uncond, 0.0)
-            negative_pooled = torch.where(said[:, None], negative_pooled, 0.0)
-        pairs = {"text_embeds": (pooled.to(self.dtype), negative_pooled.to(self.dtype))}
-        return Conditioning(cond.to(self.dtype), uncond.to(self.dtype), {**extra, **pairs})
+            given = torch.tensor([text is not None for text in negative_prompts], device=self.device)
+            uncond = torch.where(given[:, None, None], uncond, 0.0)
+            other = torch.where(given[:, None], other, 0.0)
+        pairs = {"text_embeds": (pooled[0].to(self.dtype), other.to(self.dtype))}
+        return Conditioning(states[0].to(self.dtype), uncond.to(self.dtype), {**extra, **pairs})
+
+    def call_arguments(self, conditioning: Conditioning) -> Mapping[str, Tensor]:
+        pooled, other = conditioning.extra["text_embeds"]
+        found = {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": other}
+        given = {name: states for name, states in found.items() if states is not None}
+        return {**super().call_arguments(conditioning), **given}
 
     def _extra(self, conditioning: Conditioning, inputs: Tensor) -> dict[str, Any]:
         states = super()._extra(conditioning, inputs)

@@ -17,21 +17,26 @@ from transformers import CLIPTokenizerFast
 from attnguide.attention.attach import stop_after
 from attnguide.attention.sites import Site, SiteKind, depths
 from attnguide.models.base import Conditioning, ModelAdapter, Picture
+from attnguide.models.chunks import ChunkedClip
 from attnguide.models.fitting import Reads
 from attnguide.models.offload import computing_device
 from attnguide.models.schedulers import NoiseScheduler, make_discrete
 from attnguide.models.support import plain_module
+from attnguide.models.texts import ReadsWeights
 from attnguide.models.unet_problems import unet_problems
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
+from attnguide.weighted import WeightedPrompt, unweighted
 
 _RUNNING = ("down", "mid", "up")
 """The parts of a UNet, by the beginnings of their names, in the order in which they run."""
 
 
-class StableDiffusion(ModelAdapter):
+class StableDiffusion(ModelAdapter, ReadsWeights):
     """Adapter for ``StableDiffusionPipeline``, and for ``LatentConsistencyModelPipeline`` with the same parts.
+
+    Prompts with weights are read chunk by chunk; the network's cross-attention then has a multiple of CLIP's 77 keys.
 
     Parts in different precisions work together: text states are cast to the UNet's, latents to the autoencoder's.
 
@@ -121,6 +126,34 @@ class StableDiffusion(ModelAdapter):
         """The prompt that the pipeline tokenizes: the name of an embedding with several vectors becomes one name for each."""
         expand = getattr(self.pipeline, "maybe_convert_prompt", None)
         return prompt if expand is None else str(expand(prompt, tokenizer))
+
+    def _clip(self, part: str = "", *, penultimate: bool = False) -> ChunkedClip:
+        """One of the pipeline's text encoders, for prompts with weights."""
+        tokenizer, encoder = (getattr(self.pipeline, f"{name}{part}") for name in ("tokenizer", "text_encoder"))
+
+        def expand(text: str) -> str:
+            return self._as_read(text, tokenizer)
+
+        return ChunkedClip(tokenizer, self._reader(f"tokenizer{part}"), encoder, self.device, expand, penultimate)
+
+    def tokenize_weighted(self, prompt: WeightedPrompt) -> TokenizedPrompt:
+        return self._clip().read(prompt)
+
+    @torch.no_grad()
+    def encode_weighted(
+        self,
+        prompts: Sequence[WeightedPrompt],
+        negative_prompts: Sequence[WeightedPrompt | None] | None,
+        cfg_scales: Sequence[float] | None = None,
+    ) -> Conditioning:
+        states = self._clip().states([*prompts, *said(negative_prompts)]).to(self.dtype)
+        cond, uncond = states[: len(prompts)], states[len(prompts) :]
+        extra = self._guidance_states(len(prompts), cfg_scales)
+        return Conditioning(cond, None if negative_prompts is None else uncond, extra)
+
+    def call_arguments(self, conditioning: Conditioning) -> Mapping[str, Tensor]:
+        found = {"prompt_embeds": conditioning.cond, "negative_prompt_embeds": conditioning.uncond}
+        return {name: states for name, states in found.items() if states is not None}
 
     @property
     def guidance_distilled(self) -> bool:
@@ -227,3 +260,8 @@ class StableDiffusion(ModelAdapter):
 def plain_processor() -> Any:
     """The library's own attention without additions."""
     return AttnProcessor2_0()
+
+
+def said(prompts: Sequence[WeightedPrompt | None] | None) -> list[WeightedPrompt]:
+    """The texts of an unconditional half; the empty one where a row says none."""
+    return [unweighted("") if prompt is None else prompt for prompt in prompts or ()]

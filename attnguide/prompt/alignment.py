@@ -29,7 +29,7 @@ def replacement_matrix(
             is wrong where swapped words differ in tokens.
 
     Raises:
-        ValueError: If the prompts differ in their number of words.
+        ValueError: If the prompts differ in their number of words, or chunks of theirs end at different words.
     """
     matrix = torch.zeros(len(target.ids), len(target.ids))
     for room in target.rooms():
@@ -45,7 +45,13 @@ def _replace(matrix: Tensor, source: TokenizedPrompt, target: TokenizedPrompt, r
             f"edit 'replace' needs prompts with equally many words; the source prompt {source.text!r} has {len(words[0])}, "
             f"{target.text!r} has {len(words[1])}."
         )
-    pairs = zip(*words, strict=True)
+    pairs = list(zip(*words, strict=True))
+    parted = next((new for (_, old), (new, found) in pairs if bool(old) != bool(found)), None)
+    if parted is not None and target.chunks > 1:
+        raise ValueError(
+            f"edit 'replace' maps words chunk by chunk, but {parted!r} and the word it stands for are read in different "
+            "chunks; begin one at the same word of both prompts with BREAK."
+        )
     swapped = [(old, new) for (old_word, old), (new_word, new) in pairs if old_word != new_word and old and new]
     i = j = room.start
     while i < room.stop and j < room.stop:

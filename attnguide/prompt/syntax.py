@@ -6,27 +6,30 @@ import re
 import warnings
 from collections.abc import Iterable
 
-_WEIGH = "write the words alone; a region's weight and a method's options set how strongly words act"
-_LORA = "load it into a diffusers pipeline with load_lora_weights and hand the pipeline over"
-_PARTS = "put the parts into one prompt and say by regions where their words belong"
-_CHOICE = "write a row for each choice"
+from attnguide.weighted import AND, BEHIND, CHOICE, LOAD_LORA, LORA, ONE_PROMPT, WILDCARD, WRITE_ROWS
+
+_WEIGH = (
+    "set prompt_syntax to 'weights' (--prompt-syntax weights), or write the words alone; a region's weight and a method's "
+    "options set how strongly words act"
+)
 
 _KINDS: tuple[tuple[str, str], ...] = (
-    (r"<\w+:[^<>]+>", _LORA),
-    (r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)|\(\([^()]+\)\)|\([^()]+\)(?:\d*\.\d+|\++|--+)", _WEIGH),
+    (LORA, LOAD_LORA),
+    (rf"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)|\(\([^()]+\)\)|{BEHIND}", _WEIGH),
     (r"\[[^\[\]|]+\]", _WEIGH),
-    (r"[{\[][^{}\[\]]*\|[^{}\[\]]*[}\]]", _CHOICE),
+    (CHOICE, WRITE_ROWS),
     (r"\{[^{}|]+\}", _WEIGH),
-    (r"(?<!\w)__[\w/*-]+__(?!\w)", _CHOICE),
-    (r"(?<![A-Z]{2} )\b(?:BREAK|AND)\b(?! [A-Z]{2})", _PARTS),
+    (WILDCARD, WRITE_ROWS),
+    (r"(?<![A-Z]{2} )\bBREAK\b(?! [A-Z]{2})", _WEIGH),
+    (AND, ONE_PROMPT),
 )
 """What is syntax, and what to write instead. Words in single round brackets are ordinary text."""
 
 
 def find_syntax(prompt: str) -> list[tuple[str, str]]:
     """Pieces of a prompt that other programs would not read as letters, each with what to write instead."""
-    shouted = not any(char.islower() for char in prompt)  # among capitals AND is a word
-    kinds = _KINDS[:-1] if shouted else _KINDS
+    shouted = not any(char.islower() for char in prompt)  # among capitals AND and BREAK are words
+    kinds = _KINDS[:-2] if shouted else _KINDS
     return [(match[0], instead) for pattern, instead in kinds for match in re.finditer(pattern, prompt)]
 
 

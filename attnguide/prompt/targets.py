@@ -84,14 +84,14 @@ class Targets:
         lengths = {len(prompt.tokens) for prompt in tokenized}
         if len(lengths) > 1:
             raise ValueError(f"tokenized prompts of a batch must have one length; got {sorted(lengths)}.")
-        settled = [settle(row.prompt, row.regions, prompt) for row, prompt in zip(samples, tokenized, strict=True)]
+        settled = [settle(row.text, row.regions, prompt) for row, prompt in zip(samples, tokenized, strict=True)]
         rows = list(zip(samples, tokenized, settled, strict=True))
         return cls(
             regions=tuple(sample.regions for sample in samples),
             token_indices=tuple(tuple(resolve(prompt, region) for region in regions) for _, prompt, regions in rows),
             tokenized=tuple(tokenized),
             device=torch.device(device),
-            groups=tuple(group_tokens(prompt, row_groups(s.prompt, s.groups, regions)) for s, prompt, regions in rows),
+            groups=tuple(group_tokens(prompt, row_groups(s.text, s.groups, regions)) for s, prompt, regions in rows),
             rows=tuple(range(len(rows))),
             source_prompts=tuple(source_prompts),
         )
@@ -134,11 +134,11 @@ class Targets:
 
     @cached_property
     def last_tokens(self) -> Float[Tensor, "batch regions tokens"]:
-        """Averaging weights of each segment's last position of a region's words, which ends its noun; else 0."""
+        """Averaging weights of each text encoder's last position of a region's words, which ends its noun; else 0."""
         weights = torch.zeros(self.tokens.shape)
         for row, (prompt, regions) in enumerate(zip(self.tokenized, self.token_indices, strict=True)):
             for index, positions in enumerate(regions):
-                inside = [[position for position in positions if position in room] for room in prompt.rooms()]
+                inside = [[position for position in positions if position in room] for room in prompt.readers()]
                 last = [max(some) for some in inside if some]
                 weights[row, index, last] = 1 / len(last)
         return weights.to(self.device)

@@ -10,7 +10,9 @@ from dataclasses import astuple, dataclass
 
 from attnguide.prompt.words import Span, occurrences
 from attnguide.types import Region
+from attnguide.weighted import Prompt, WeightedPrompt
 
+_READ_IN_CHUNKS = ", or set prompt_syntax to 'weights' (--prompt-syntax weights), which reads it in chunks"
 _END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -42,10 +44,12 @@ class TokenizedPrompt:
             vectors of an embedding by textual inversion stand for the characters of its name.
         ids: The tokenizer's numbers; -1 where the row is shorter than others of its batch.
         truncated: The words that no text encoder reads any more, or ``""``.
-        segments: One per text encoder whose states the network attends to, in order. Where none are given all positions are
-            one segment, of CLIP's kind unless the first token is a word or an end token.
+        segments: One per text encoder whose states the network attends to, or per chunk of one, in order. Where none are given
+            all positions are one segment, of CLIP's kind unless the first token is a word or an end token.
         columns: For a prompt of which only some positions were kept (:meth:`keep`), those positions in the network's text
             axis; ``None`` where all are there.
+        asked: A prompt with weights, whose words alone are ``text``. Its segments are chunks that one text encoder reads one by
+            one, each with a start token of its own.
 
     Raises:
         ValueError: If the tuples differ in length.
@@ -58,6 +62,7 @@ class TokenizedPrompt:
     truncated: str = ""
     segments: tuple[Segment, ...] = ()
     columns: tuple[int, ...] | None = None
+    asked: WeightedPrompt | None = None
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.offsets) == len(self.ids):
@@ -97,6 +102,20 @@ class TokenizedPrompt:
         starts = [segment.start for segment in self.segments]
         return tuple(map(range, starts, [*starts[1:], len(self.tokens)]))
 
+    @property
+    def prompt(self) -> Prompt:
+        """What a model is asked to read for these tokens: the prompt with its weights and chunks, or its text."""
+        return self.text if self.asked is None else self.asked
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that a text encoder reads one by one; 1 unless the prompt was read so."""
+        return 1 if self.asked is None else len(self.segments)
+
+    def readers(self) -> tuple[range, ...]:
+        """All positions by text encoder: those of :meth:`rooms`, but all chunks of one encoder together."""
+        return self.rooms() if self.asked is None else (range(len(self.tokens)),)
+
     def keep(self, columns: Sequence[int]) -> TokenizedPrompt:
         """The prompt with these positions of the network's text axis alone, in rising order; those it lacks are padding."""
         length = len(self.tokens)
@@ -110,6 +129,7 @@ class TokenizedPrompt:
             self.truncated,
             segments,
             tuple(columns),
+            self.asked,
         )
 
     def place(self, position: int) -> int | None:
@@ -205,7 +225,7 @@ def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | Non
         )
     if not found:
         raise ValueError(f"Phrase {phrase!r} has no token of its own in the prompt {tokenized.text!r}.")
-    for number, room in enumerate(tokenized.rooms(), 1):
+    for number, room in enumerate(tokenized.readers(), 1):
         seen = max((span[1] for span in tokenized.offsets[room.start : room.stop] if span), default=0)
         if first < seen and not any(position in room for position in found):
             raise ValueError(
@@ -265,12 +285,13 @@ def worded(tokenized: TokenizedPrompt) -> tuple[range, ...]:
     return tuple(range(tokenized.first_word(segment), segment.end) for segment in tokenized.segments)
 
 
-def require_whole(tokenized: TokenizedPrompt, name: str = "prompt") -> None:
+def require_whole(tokenized: TokenizedPrompt, name: str = "prompt", *, in_chunks: bool = False) -> None:
     """Refuse a prompt of which the text encoder reads a part only, be it positive, negative or another picture's.
 
     Args:
         tokenized: The prompt.
         name: What the user calls it.
+        in_chunks: Whether the model could read it chunk by chunk.
 
     Raises:
         ValueError: Naming the words that would be lost.
@@ -278,7 +299,7 @@ def require_whole(tokenized: TokenizedPrompt, name: str = "prompt") -> None:
     if tokenized.truncated:
         raise ValueError(
             f"{name} {tokenized.text!r} is longer than the text encoder reads ({_longest(tokenized)} tokens); "
-            f"lost words: {tokenized.truncated!r}. Shorten it."
+            f"lost words: {tokenized.truncated!r}. Shorten it{_READ_IN_CHUNKS if in_chunks else ''}."
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache, partial
 
 from attnguide.batching import build_methods
-from attnguide.engine.branches import common_source, read_source, read_whole, source_prompts
+from attnguide.engine.branches import common_source, read_rows, source_prompts
 from attnguide.engine.fitting import check_fit
 from attnguide.engine.inversion import check_replay, pictured_rows
 from attnguide.methods import check_methods
@@ -79,13 +79,13 @@ def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int, heig
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
     check_methods(sample)
-    tokenized = read_whole(model, sample)
+    read_rows(model, [sample])
     model.check_row(sample)
     check_foreign(model, sample)
     height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     guidances, injections = build_methods([sample])
     sample = check_sources(model, sample)
-    others = [read_source(model, text) for text in source_prompts(common_source([*guidances, *injections]), [sample])]
+    (tokenized,), others = read_rows(model, [sample], source_prompts(common_source([*guidances, *injections]), [sample]))
     if pictured_rows(common_source([*guidances, *injections]), 1):
         shape = model.latent_shape(height, width)
         check_replay(model, model.make_scheduler(sample.scheduler, sample.steps, shape), sample.steps, shape)

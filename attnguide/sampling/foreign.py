@@ -23,6 +23,7 @@ from attnguide.guidance.initno import InitNO
 from attnguide.injection.base import Injection
 from attnguide.methods import method_info
 from attnguide.models.base import ModelAdapter
+from attnguide.models.embeds import prompt_embeds
 from attnguide.models.pictures import Picture
 from attnguide.models.relatives import check_relative, relative
 from attnguide.prompt.inputs import mask_at, picture_at
@@ -95,6 +96,7 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
             methods=_within(first),
             observer=_OfRows(observer, samples, model),
             maps=False,
+            prompt_syntax=first.prompt_syntax,
         )
         with steer_calls(pipeline, request, run):
             latents = pipeline(**_arguments(pipeline, samples, size, run), output_type="latent", return_dict=False)[0]
@@ -201,6 +203,9 @@ def _arguments(pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], 
         given |= {"image": pictures, "strength": first.noised, "generator": generators([sample.seed for sample in samples])}
     if first.inpaint_mask is not None:
         given["mask_image"] = [mask_at(str(sample.inpaint_mask), size) for sample in samples]
+    if first.prompt_syntax == "weights":
+        prompts, negatives = given.pop("prompt"), given.pop("negative_prompt")
+        given |= prompt_embeds(pipeline, prompts, negatives)
     known = inspect.signature(pipeline.__call__).parameters
     if first.control:
         given |= _controls(samples, size, "control_image" if "control_image" in known else "image")

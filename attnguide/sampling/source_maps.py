@@ -15,6 +15,7 @@ from attnguide.prompt.regions import source_region
 from attnguide.prompt.tokens import resolve
 from attnguide.sampling.source_pictures import SourcePicture, mask_of, record_pictures
 from attnguide.types import Cost, MapSource, Region, Sample, SampleResult
+from attnguide.weighted import written
 
 FULL = (0.0, 0.0, 1.0, 1.0)
 
@@ -112,7 +113,7 @@ def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
     for region in _pending(sample):
         assert region.source is not None
         row = _source_row(sample, region.source)
-        resolve(read_source(model, row.prompt, "source prompt"), _words(sample, region))
+        resolve(read_source(model, written(row.prompt, row.prompt_syntax), "source prompt"), _words(sample, region))
     pending = {id(region) for region in _pending(sample)}
     regions = (replace(region, source=None, box=FULL) if id(region) in pending else region for region in sample.regions)
     return replace(sample, regions=tuple(regions)) if pending else sample
@@ -165,7 +166,7 @@ def _pending(sample: Sample) -> list[Region]:
 def _words(sample: Sample, region: Region) -> Region:
     """The words that are wanted of a region's source; in the row's own prompt, those that the region itself means."""
     if region.source is not None and region.source.prompt is None:
-        region = settle(sample.prompt, sample.regions)[sample.regions.index(region)]
+        region = settle(sample.text, sample.regions)[sample.regions.index(region)]
     return source_region(region)
 
 
@@ -198,8 +199,9 @@ def _key(sample: Sample, source: MapSource) -> _Key:
 
 def _together(jobs: Mapping[_Key, _Job], size: int) -> list[list[_Key]]:
     groups: dict[_Key, list[_Key]] = {}
-    for key in jobs:
-        groups.setdefault(key[:3], []).append(key)
+    for key, job in jobs.items():
+        texts = (job.row.prompt, job.row.negative_prompt) if job.row.prompt_syntax == "weights" else ()  # may differ in length
+        groups.setdefault((*key[:3], *texts), []).append(key)
     return [keys[first : first + size] for keys in groups.values() for first in range(0, len(keys), size)]
 
 

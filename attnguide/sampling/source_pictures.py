@@ -15,15 +15,18 @@ from torch import Tensor
 from attnguide.attention.attach import attach
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import select
+from attnguide.engine.branches import negative_of
 from attnguide.engine.cfg import pass_context
 from attnguide.engine.inversion import Trajectory, encode_pictures, fitted, invert, noised
 from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.models.base import ModelAdapter
+from attnguide.models.texts import encode_prompts, read_prompt
 from attnguide.prompt.masks import open_picture
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.sampler import Sampler
 from attnguide.sources.recording import MapRecording, target_mask
 from attnguide.types import MapSource, Sample, SampleResult, Step
+from attnguide.weighted import written
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ class _Watching(Observer):
 def _inverted(
     model: ModelAdapter, rows: Sequence[Sample], source: MapSource, pictures: Sequence[Image.Image], latents: Tensor
 ) -> list[SourcePicture]:
-    prompts, negative = [row.prompt for row in rows], [row.negative_prompt for row in rows]
+    prompts, negative = [written(row.prompt, row.prompt_syntax) for row in rows], [negative_of(row) for row in rows]
     path = invert(
         model,
         latents,
@@ -129,8 +132,9 @@ def _noised(
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(height, width))
         path = noised(model, latents, [row.seed for row in rows], steps=first.steps, scheduler=first.scheduler)
-        states = model.encode_prompt([row.prompt for row in rows], None, [row.cfg_scale for row in rows])
-        prompts = [model.tokenize(row.prompt) for row in rows]
+        asked = [written(row.prompt, row.prompt_syntax) for row in rows]
+        states = encode_prompts(model, asked, None, [row.cfg_scale for row in rows])
+        prompts = [read_prompt(model, prompt) for prompt in asked]
         targets = Targets.build(rows, prompts, model.device, cuts_padding=model.cuts_padding)
         words = MapRecording(targets, model.guidance_level)
         last = select(model.attention_sites(height, width), words.sites)

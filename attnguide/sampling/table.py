@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from attnguide.batching import batch_key, build_methods, mixes, picture_key
+from attnguide.engine.branches import common_source, read_rows, source_prompts
 from attnguide.engine.observer import Observer, Observers, SomeRows
 from attnguide.models.base import ModelAdapter, halves
 from attnguide.sampling.arguments import check_model, check_observer, instances, whole_batch_size
@@ -127,7 +128,7 @@ def sample_each(
     found = {row: _unmade(rows[row], f"refused: {rows[row].problem}") for row in asked if rows[row].problem is not None}
     _give_up(found, observer)
     good = [row for row, sample in enumerate(rows) if sample.problem is None]
-    waiting = [good] if set(asked) & set(good) else []
+    waiting = [part for part in _of_one_length(model, rows, good) if set(asked) & set(part)]
     while waiting:
         batch = waiting.pop(0)
         places = [place for place, row in enumerate(batch) if row in asked]
@@ -180,6 +181,20 @@ def sample_rows(
         batch_size = fitting_batch_size(model, rows)
     for batch in plan_batches(rows, batch_size):
         yield from sample_each(model, batch, observer, marked=True)
+
+
+def _of_one_length(model: ModelAdapter, rows: Sequence[Sample], chosen: Sequence[int]) -> list[list[int]]:
+    """Rows of a batch by the number of chunks their texts are read in, which the tokenizer tells; one part as a rule."""
+    if all(rows[row].prompt_syntax == "plain" for row in chosen):
+        return [list(chosen)]
+    parts: dict[int, list[int]] = {}
+    with model.exclusive():
+        for row in chosen:
+            guidances, injections = build_methods([rows[row]])
+            others = source_prompts(common_source([*guidances, *injections]), [rows[row]])
+            (tokenized,), _ = read_rows(model, [rows[row]], others)
+            parts.setdefault(tokenized.chunks, []).append(row)
+    return list(parts.values())
 
 
 def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:

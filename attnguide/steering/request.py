@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from attnguide.engine.observer import Observer
 from attnguide.steering.errors import SteerError
 from attnguide.types import MethodConfig, Region
+from attnguide.weighted import check_syntax, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,10 @@ class Request:
         observer: Told of everything, where there is one.
         maps: Whether each region's mean map is kept.
         refresh_controlnet: Whether ControlNets see latents that guidance has moved.
+        prompt_syntax: How the announced prompts are read.
+
+    Raises:
+        ValueError: If there is no such syntax, or a prompt has a sign without a meaning in it.
     """
 
     prompts: tuple[str, ...] | None = None
@@ -33,6 +38,12 @@ class Request:
     observer: Observer | None = None
     maps: bool = True
     refresh_controlnet: bool = True
+    prompt_syntax: str = "plain"
+
+    def __post_init__(self) -> None:
+        check_syntax(self.prompt_syntax)
+        for prompt in self.prompts or ():
+            written(prompt, self.prompt_syntax)
 
     @property
     def idle(self) -> bool:
@@ -47,8 +58,13 @@ class Request:
             given: What the pipeline was called with; ``None`` where it was text states.
 
         Raises:
-            SteerError: If other ones were announced.
+            SteerError: If other ones were announced, or they are to be read with weights.
         """
+        if given is not None and self.prompt_syntax == "weights":
+            raise SteerError(
+                "With prompt_syntax 'weights' the pipeline is given states, pipeline(**attnguide.prompt_embeds(pipeline, "
+                "prompt)); it was called with text, whose signs it reads as letters."
+            )
         called = None if given is None else (given,) if isinstance(given, str) else tuple(given)
         if self.prompts is None or called is None:
             return self.prompts if called is None else called

@@ -13,7 +13,7 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, select
 from attnguide.batching import build_methods
 from attnguide.engine.batch import Batch
-from attnguide.engine.branches import common_source, read_source, source_prompts
+from attnguide.engine.branches import common_source, lengthened, read_source, source_prompts
 from attnguide.engine.effects import Effects, warn_of_idle
 from attnguide.engine.fitting import check_fit
 from attnguide.engine.ledger import Ledger
@@ -24,6 +24,7 @@ from attnguide.guidance.noise_search import NoiseSearch
 from attnguide.injection.base import Injection
 from attnguide.methods import check_methods
 from attnguide.models.base import Conditioning, ModelAdapter
+from attnguide.models.texts import encode_prompts, read_prompt
 from attnguide.prompt.targets import Targets
 from attnguide.prompt.tokens import Segment, TokenizedPrompt, worded_columns
 from attnguide.steering.called_model import CallBranches, splits_batch
@@ -33,6 +34,7 @@ from attnguide.steering.live_scheduler import LiveDiscrete, LiveFlow
 from attnguide.steering.request import Request
 from attnguide.steering.run import MapRecord, SteerRun
 from attnguide.types import Branch, Region, Sample
+from attnguide.weighted import in_chunks, written
 
 
 @dataclass(eq=False)
@@ -129,6 +131,7 @@ def make_rows(
             width=width,
             steps=steps,
             cfg_scale=scale,
+            prompt_syntax=request.prompt_syntax,
         )
         for row in range(call.rows)
     ]
@@ -160,7 +163,7 @@ def read_prompts(model: ModelAdapter, rows: Sequence[Sample], call: Call, named:
     by_position = all(region.token_indices is not None for row in rows for region in row.regions)
     if not named:
         return [_unread("", length)] * len(rows)
-    known = {prompt: model.tokenize(prompt) for prompt in dict.fromkeys(row.prompt for row in rows)}
+    known = {row.prompt: _read(model, row, length) for row in rows}
     for prompt, tokenized in known.items():
         if cuts and max(worded_columns([tokenized])) < length:
             continue  # what differs is padding, or stands behind the words
@@ -169,9 +172,16 @@ def read_prompts(model: ModelAdapter, rows: Sequence[Sample], call: Call, named:
         elif len(tokenized.tokens) != length:
             raise SteerError(
                 f"The network reads {length} tokens, but the pipeline's tokenizer makes {len(tokenized.tokens)} of {prompt!r}: "
-                "words cannot be found in such text states; give the regions token_indices."
+                "words cannot be found in such text states; give the regions token_indices, or read prompts of any length with "
+                "prompt_syntax='weights'."
             )
     return [known[row.prompt] for row in rows]
+
+
+def _read(model: ModelAdapter, row: Sample, length: int) -> TokenizedPrompt:
+    """A row's prompt; one that is read in chunks with as many of them as the network's text has, if it has more."""
+    tokenized = read_prompt(model, written(row.prompt, row.prompt_syntax))
+    return lengthened(model, tokenized, length * tokenized.chunks // len(tokenized.tokens)) if tokenized.asked else tokenized
 
 
 def _unread(prompt: str, length: int) -> TokenizedPrompt:
@@ -216,7 +226,8 @@ def start(
             f"Method {name!r} reads another picture that is made beside the row's own, which a pipeline's call does not do. "
             "Use attnguide.sample."
         )
-    others = [read_source(model, prompt) for prompt in source_prompts(source, rows)]
+    read = [read_source(model, prompt) for prompt in source_prompts(source, rows)]
+    others = [lengthened(model, prompt, tokenized[0].chunks) for prompt in read]
     targets = Targets.build(rows, tokenized, model.device, others, cuts_padding=model.cuts_padding)
     for number in range(len(rows)):
         check_fit(model, targets.select([number]), guidances, injections, size, call.branches)
@@ -254,9 +265,10 @@ def _texts(
     further: dict[Branch, Conditioning] = {}
     negatives = [list(found) for injection in injections if (found := injection.negative_prompts(targets))]
     if negatives and "uncond" in call.branches:
-        further["negative"] = model.encode_prompt(negatives[0], None)
+        chunks = targets.tokenized[0].chunks
+        further["negative"] = encode_prompts(model, [in_chunks(one, chunks) for one in negatives[0]], None)
     if targets.source_prompts:
-        further["source"] = model.encode_prompt([prompt.text for prompt in targets.source_prompts], None)
+        further["source"] = encode_prompts(model, [prompt.prompt for prompt in targets.source_prompts], None)
     states: dict[Branch, Conditioning] = {"cond": texts.half(uncond=False)}
     if texts.uncond is not None:
         states["uncond"] = texts.half(uncond=True)

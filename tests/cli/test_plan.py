@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import pytest
@@ -53,6 +54,15 @@ def test_a_prompt_alone_is_plain_and_a_place_asks_for_mask_guidance() -> None:
     assert ids(plan(prompt=PROMPT, regions=PLACE, methods=["plain"])) == ["seed0-plain"]
 
 
+def test_phrases_of_a_weighted_prompt_are_found_in_its_words() -> None:
+    made = plan(prompt="a (red:1.3) cat", regions=PLACE, prompt_syntax="weights")
+    assert made.config["prompt_syntax"] == "weights" and {row.prompt_syntax for row in made.samples} == {"weights"}
+    with pytest.raises(UsageError, match=r"'<lora:x:1>' has no meaning .* --lora"):
+        plan(prompt="a <lora:x:1> cat", regions=["cat=0,0,1,1"], prompt_syntax="weights")
+    with pytest.raises(argparse.ArgumentTypeError, match="prompt_syntax: expected plain or weights; got 'compel'"):
+        plan(prompt="a cat", prompt_syntax="compel")
+
+
 def test_twins_stand_before_what_is_compared_with_them() -> None:
     made = plan(prompt=PROMPT, regions=PLACE, seed="1..2", compare=True, methods=["inject1", "inject2"])
     assert ids(made) == [f"seed{seed}-{name}" for seed in (1, 2) for name in ("plain", "inject1", "inject2")]
@@ -98,8 +108,11 @@ def test_contradictions(given: dict[str, Any], says: str) -> None:
 
 
 def test_a_weight_below_one_is_named() -> None:
-    assert plan(prompt=PROMPT, cfg_scale=-3.0).notes == ("cfg scale -3: switches classifier-free guidance off, as 1 does",)
+    assert plan(prompt=PROMPT, cfg_scale=0.5).notes == ("cfg scale 0.5: switches classifier-free guidance off, as 1 does",)
     assert plan(prompt=PROMPT, cfg_scale=1.0).notes == ()
+    for wrong in (-3.0, 1e9):
+        with pytest.raises(UsageError, match=rf"cfg_scale must lie in \[0, 1000\]; got {wrong}"):
+            plan(prompt=PROMPT, cfg_scale=wrong)
 
 
 def test_rows_that_name_no_method_are_guided_where_regions_have_places() -> None:

@@ -56,7 +56,8 @@ def test_one_warning_names_each_kind_and_what_to_do() -> None:
         warn_of_syntax(["a (cat:1.3)", "a (dog:1.2) <lora:x:1>", "a cat"])
     assert len(told) == 1
     text = str(told[0].message)
-    assert "'(cat:1.3)': write the words alone" in text and "load_lora_weights" in text and "dog" not in text
+    assert "'(cat:1.3)': set prompt_syntax to 'weights' (--prompt-syntax weights)" in text
+    assert "load_lora_weights" in text and "dog" not in text
 
 
 def test_a_run_warns_of_its_prompts_and_negative_prompts() -> None:

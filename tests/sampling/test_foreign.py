@@ -233,3 +233,15 @@ def test_a_picture_that_goes_missing_ends_its_row_alone(model: ModelAdapter, fol
     found = sample_each(model, rows)
     assert [result.image is not None for result in found] == [False, True]
     assert found[0].status.startswith("failed: init_image file")
+
+
+def test_prompts_with_weights_reach_the_pipeline_as_states(folder: Path, model: ModelAdapter) -> None:
+    plain = row(folder, methods=(LAYOUT,))
+    same, long = replace(plain, id="same", prompt_syntax="weights"), replace(plain, id="long", prompt_syntax="weights")
+    long = replace(long, prompt="a (red cat:1.3) and " * 8 + "a [blue ball]", negative_prompt="a (dog:1.2)")
+    found = {result.sample.id: result for result in sample_rows(model, [plain, same, long])}
+    assert [result.status for result in found.values()] == ["ok"] * 3
+    first, second, third = (found[id].latents for id in ("row0", "same", "long"))
+    assert first is not None and second is not None and third is not None
+    assert_close(second, first)
+    assert not torch.allclose(third, first, atol=1e-3)
