@@ -17,7 +17,7 @@ from attnguide.cli import main
 from attnguide.methods import METHODS
 from attnguide.records import read_records
 from attnguide.types import verdict
-from tests import tiny
+from tests import joint, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "ablations")
@@ -32,6 +32,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny.pipeline(length=77).save_pretrained(folder)  # reads as much as the models that the commands are for
     yield str(folder)
+
+
+@pytest.fixture(scope="module")
+def joint_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return joint.save(tmp_path_factory.mktemp("models") / "joint")
 
 
 def command_of(path: Path) -> list[str]:
@@ -73,7 +78,7 @@ def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=str)
-def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablation_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A corner of its grid: the last value of every axis, one seed; a W&B agent would type what is in the file's command."""
     words = command_of(path)
     assert words == ["attnguide", "ablate", str(path)]
@@ -82,6 +87,7 @@ def test_ablation_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pyte
     assert content["method"] == "grid" and content["parameters"]  # which W&B needs
     monkeypatch.chdir(ROOT)
     run = str(tmp_path / "run")
+    model = request.getfixturevalue("joint_model" if "true_cfg_scale" in content["base"] else "model")
     small = ["--seed", "0", "--steps", "2", *SMALL, *QUIET, "--model", model, "--out", run]
     said = StringIO()
     with redirect_stdout(said), redirect_stderr(said):

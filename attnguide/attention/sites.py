@@ -129,6 +129,19 @@ class SiteSelector:
         )
 
 
+def depth_range(depths: Sequence[float] | None) -> tuple[float, float] | None:
+    """Two depths as :class:`SiteSelector` takes them.
+
+    Raises:
+        ValueError: If they are not two numbers in [0, 1], the smaller one first.
+    """
+    if depths is None:
+        return None
+    if len(depths) != 2:
+        raise ValueError(f"depths must be two numbers in [0, 1], the smaller one first; got {depths}.")
+    return SiteSelector(depths=(depths[0], depths[1])).depths
+
+
 def select(sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
     """The sites that ``selector`` matches, in the order given.
 

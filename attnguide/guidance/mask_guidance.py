@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.maps import AttentionMaps
-from attnguide.attention.sites import Site, SiteSelector
+from attnguide.attention.sites import Site, SiteSelector, depth_range
 from attnguide.guidance.base import Guidance, LossOutput, require_cells
 from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.update import PerRow, Refinement, Space, Update
@@ -59,6 +59,7 @@ class MaskGuidance(Guidance):
             no update; one number, or one per row; every row always updates when ``None``.
         levels: Map levels to read; the model's guidance level when ``None``.
         places: ``down``, ``mid``, ``up``; all when ``None``.
+        depths: First and last depth of the blocks, 0 the network's first and 1 its last; all when ``None``.
         per_head: Judge every head's own map instead of their mean.
         max_norm: Largest norm of one update as a share of the latents' norm.
         space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(1 - alpha_bar)``, to the noise prediction
@@ -88,6 +89,7 @@ class MaskGuidance(Guidance):
         until: float | Sequence[float | None] | None = None,
         levels: tuple[int, ...] | None = None,
         places: tuple[str, ...] | None = None,
+        depths: Sequence[float] | None = None,
         per_head: bool = False,
         max_norm: float | None = None,
         space: Space = "latents",
@@ -107,12 +109,13 @@ class MaskGuidance(Guidance):
         always = iterations if until is None else 0
         update = Update(rule, scale, iterations=always, refinements=repeated, space=space, max_norm=max_norm, fused=fused)
         super().__init__(window=Window(start, stop, unit), update=update)
-        self.losses, self.levels, self.places = losses, levels, places
+        self.losses, self.levels, self.places, self.depths = losses, levels, places, depth_range(depths)
         self.per_head = per_head
 
     def sites_at(self, level: int) -> SiteSelector:
         levels = (level,) if self.levels is None else tuple(self.levels)
-        return SiteSelector(kind="cross", levels=levels, places=None if self.places is None else tuple(self.places))
+        places = None if self.places is None else tuple(self.places)
+        return SiteSelector(kind="cross", levels=levels, places=places, depths=self.depths)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:
         if HARD_TERMS & self.losses.keys():

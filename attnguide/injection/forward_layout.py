@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.edits import Edit
-from attnguide.attention.sites import Site, SiteSelector
+from attnguide.attention.sites import Site, SiteSelector, depth_range
 from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.injection.base import Injection, WindowEdit, as_tuple, finite, in_columns
 from attnguide.prompt.targets import Targets
@@ -30,6 +30,7 @@ class ForwardLayout(Injection):
         spread: Standard deviation of the Gaussian as a multiple of the region's own along each axis; ``None`` for a flat
             window.
         levels: Map levels, 0 the largest that has cross-attention; all when ``None``.
+        depths: First and last depth of the blocks, 0 the network's first and 1 its last; all when ``None``.
         start: Where it begins, in ``unit``.
         stop: Where it ends.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
@@ -47,6 +48,7 @@ class ForwardLayout(Injection):
         scale: PerRow = 0.8,
         spread: float | None = 1.0,
         levels: Sequence[int] | None = None,
+        depths: Sequence[float] | None = None,
         start: float = 0.0,
         stop: float = 0.5,
         unit: Unit = "progress",
@@ -58,7 +60,7 @@ class ForwardLayout(Injection):
         if spread is not None and not 0 < spread < float("inf"):
             raise ValueError(f"spread must be above 0, or None for a flat window; got {spread}.")
         self.scale, self.spread = scale, spread
-        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels))
+        self.sites = SiteSelector(kind="cross", levels=as_tuple(levels), depths=depth_range(depths))
         self.window = Window(start, stop, unit)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnguide.attention.edits import MASS_POLICIES, Edit, MassPolicy, apply_mass_policy
-from attnguide.attention.sites import Site, SiteSelector
+from attnguide.attention.sites import Site, SiteSelector, depth_range
 from attnguide.guidance.per_row import EachRow, PerRow
 from attnguide.injection.base import Injection, in_columns
 from attnguide.prompt.targets import Targets
@@ -32,6 +32,7 @@ class MapInjection(Injection):
         operation: ``add``, ``replace`` or ``interpolate``.
         levels: Map levels, 0 the largest that has attention of this kind; all when ``None``.
         places: ``down``, ``mid``, ``up``; all when ``None``.
+        depths: First and last depth of the blocks, 0 the network's first and 1 its last; all when ``None``.
         kind: ``cross`` or ``self``.
         scale: Strength, one number or one per row; 0 is exactly no method.
         reference: Unit of the scale: ``absolute``, or the ``mean``, ``max``, ``std`` or ``norm`` (root mean square) of what
@@ -56,6 +57,7 @@ class MapInjection(Injection):
         operation: Operation = "add",
         levels: Sequence[int] | None = (0, 1),
         places: Sequence[str] | None = None,
+        depths: Sequence[float] | None = None,
         kind: Literal["cross", "self"] = "cross",
         scale: PerRow = 1.0,
         reference: Reference = "absolute",
@@ -77,7 +79,7 @@ class MapInjection(Injection):
         self.stage, self.operation, self.scale, self.reference, self.mass = stage, operation, scale, reference, mass
         self.branch: Literal["cond", "both"] = branch
         self.window = Window(start, stop, unit)
-        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places))
+        self.sites = SiteSelector(kind=kind, levels=_tuple(levels), places=_tuple(places), depths=depth_range(depths))
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_MapEdit(self, targets)]

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from attnguide.attention.sites import Site, SiteSelector, depths, levels_of, place_at, select
+from attnguide.attention.sites import Site, SiteSelector, depth_range, depths, levels_of, place_at, select
 from attnguide.methods import build_method
 
 SITES = (
@@ -106,3 +106,14 @@ def test_presets_act_on_the_largest_maps_that_exist(name: str, levels: set[int])
     sites = [Site(f"up.{level}", "cross", 32 >> level, 32 >> level, 4, "up", level) for level in (1, 2, 3)]
     built: Any = build_method(name, {})
     assert {site.level for site in select(sites, built.sites)} == levels
+
+
+@pytest.mark.parametrize("name", ["map_injection", "mask_guidance", "forward_layout"])
+def test_a_method_s_blocks_are_chosen_by_depth(name: str) -> None:
+    """Two numbers in a YAML file are a list; wrong ones are refused before a model is loaded."""
+    method: Any = build_method(name, {"depths": [0.0, 0.3]})
+    assert (method.sites_at(0) if name == "mask_guidance" else method.sites).depths == (0.0, 0.3)
+    for wrong in ([0.5], [0.1, 0.2, 0.3], [0.5, 0.2], [0.0, 1.5]):
+        with pytest.raises(ValueError, match="depths must be two numbers"):
+            build_method(name, {"depths": wrong})
+    assert depth_range(None) is None
