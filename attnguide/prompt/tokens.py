@@ -281,8 +281,15 @@ def resolve(tokenized: TokenizedPrompt, region: Region) -> tuple[int, ...]:
 
 
 def worded(tokenized: TokenizedPrompt) -> tuple[range, ...]:
-    """Positions from the first to the last word of each segment."""
-    return tuple(range(tokenized.first_word(segment), segment.end) for segment in tokenized.segments)
+    """Positions from the first to the last word of each segment; all after the sink where its words are not known."""
+    return tuple(range(_first(tokenized, segment), segment.end) for segment in tokenized.segments)
+
+
+def _first(tokenized: TokenizedPrompt, segment: Segment) -> int:
+    """Where the words of a segment begin: behind its start token where it has none that are known."""
+    first = tokenized.first_word(segment)
+    unknown = first == segment.end and segment.sink == segment.start
+    return min(segment.start + 1, segment.end) if unknown else first
 
 
 def require_whole(tokenized: TokenizedPrompt, name: str = "prompt", *, in_chunks: bool = False) -> None:

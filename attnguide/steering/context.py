@@ -9,8 +9,7 @@ from typing import Any
 
 from attnguide.attention.hooks import eager
 from attnguide.steering.errors import SteerError
-from attnguide.steering.follower import Follower, parts_of
-from attnguide.steering.hooks import steered
+from attnguide.steering.follower import Follower
 from attnguide.steering.methods import check_places, fitting_methods
 from attnguide.steering.pipelines import adapter_of, known_pipeline
 from attnguide.steering.request import Request
@@ -38,8 +37,6 @@ def steer_calls(pipeline: Any, request: Request, run: SteerRun | None = None) ->
             f"The pipeline's {known.form.network} is compiled code, in which nothing can be read: compile it in place "
             f"(pipeline.{known.form.network}.compile()), which is left out where attention is read."
         )
-    if any(steered(part, name) for part, name in parts_of(pipeline, known.form).items()):
-        raise SteerError("The pipeline, or a part that it shares, is steered already; name several methods in one steer().")
     for regions in request.regions:
         check_places(regions)
     request = replace(request, methods=fitting_methods(request.methods, run.notes))

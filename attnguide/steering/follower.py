@@ -19,7 +19,7 @@ from attnguide.steering.controls import Controls
 from attnguide.steering.errors import SteerError
 from attnguide.steering.following import Following, usable
 from attnguide.steering.forms import CallForm, Encoded, Packing, Texts
-from attnguide.steering.hooks import Hooks
+from attnguide.steering.hooks import Hooks, Wrap, steered
 from attnguide.steering.live_scheduler import live_scheduler
 from attnguide.steering.request import Request
 from attnguide.steering.run import Pictures, SteerRun
@@ -65,17 +65,28 @@ class Follower:
     # ----------------------------------------------------------------------------------------------------- what is replaced
 
     def install(self) -> None:
-        """Replace what is followed."""
+        """Replace what is followed.
+
+        Raises:
+            SteerError: If a part is followed already, before anything is replaced.
+        """
         pipeline = self.pipeline
-        self.hooks.add(pipeline, self.form.encoder, self._encoding)
-        self.hooks.add(self.scheduler, "scale_model_input", self._scaling)
-        self.hooks.add(self.scheduler, "step", self._stepping)
-        self.hooks.add(self.network, "forward", self._calling)
-        self.hooks.add(pipeline, "maybe_free_model_hooks", self._ending)
-        if getattr(pipeline, "image_processor", None) is not None:
-            self.hooks.add(pipeline.image_processor, "postprocess", self._showing)
-        if isinstance(getattr(pipeline, "controlnet", None), nn.Module):
-            self.hooks.add(pipeline.controlnet, "forward", self._controlling)
+        wraps: list[tuple[Any, str, Wrap]] = [
+            (pipeline, self.form.encoder, self._encoding),
+            (self.scheduler, "scale_model_input", self._scaling),
+            (self.scheduler, "step", self._stepping),
+            (self.network, "forward", self._calling),
+            (getattr(pipeline, "controlnet", None), "forward", self._controlling),
+            (pipeline, "maybe_free_model_hooks", self._ending),
+            (getattr(pipeline, "image_processor", None), "postprocess", self._showing),
+        ]
+        there = [(owner, name, wrap) for owner, name, wrap in wraps if callable(getattr(owner, name, None))]
+        if any(steered(owner, name) for owner, name, _ in there):
+            raise SteerError(
+                "The pipeline, or a part that it shares with another, is steered already; name several methods in one steer()."
+            )
+        for owner, name, wrap in there:
+            self.hooks.add(owner, name, wrap)
 
     @contextmanager
     def _own(self) -> Iterator[None]:
@@ -292,8 +303,3 @@ class Follower:
 def _kept(prompt: Any) -> Any:
     """A prompt as it is now: some pipelines write their template into the list that they are given."""
     return tuple(prompt) if isinstance(prompt, list) else prompt
-
-
-def parts_of(pipeline: Any, form: CallForm) -> Mapping[Any, str]:
-    """What is replaced on a pipeline: objects, and the names of their methods."""
-    return {pipeline: form.encoder, getattr(pipeline, form.network): "forward", pipeline.scheduler: "step"}

@@ -67,12 +67,9 @@ class Hooks:
     def __init__(self) -> None:
         self._all: list[Replacement] = []
 
-    def add(self, owner: Any, name: str, wrap: Wrap) -> Replacement | None:
-        """Replace a method; ``None`` if the object has none of this name."""
-        if not callable(getattr(owner, name, None)):
-            return None
+    def add(self, owner: Any, name: str, wrap: Wrap) -> None:
+        """Replace a method."""
         self._all.append(Replacement(owner, name, wrap))
-        return self._all[-1]
 
     def renew(self) -> None:
         """See :meth:`Replacement.renew`."""
