@@ -31,8 +31,8 @@ def judge_pictures(asked: Mapping[str, Any]) -> int:
     from attnguide.report.page import write_report
 
     pictures, out = folder_of("pictures", asked["pictures"]), asked["out"]
-    if asked["methods"] or asked["resume"]:
-        name = "method" if asked["methods"] else "resume"
+    if (name := next((name for name in ("methods", "resume", "tune") if asked[name]), None)) is not None:
+        name = name.removesuffix("s")
         raise UsageError(f"{name}: expected pictures alone, which are only looked at; got --{name} beside --pictures")
     if out is None:
         raise UsageError("out: expected --out with a folder for the tables; got none")

@@ -102,6 +102,8 @@ def tuned_arms(plan: Plan, parts: Parts, arms: Sequence[Arm], opened: Opened) ->
             print(f"tuning   knob {number + 1} of {rounds}: {_told(turning, number)}", flush=True)
         found = _made(plan, parts, turning, number, opened)
         if found is None:
+            if is_first_process():
+                print(f"stopped while settings were chosen; go on with: attnguide eval --resume --out {plan.folder}")
             return None
         for one, own in settings:
             if own:

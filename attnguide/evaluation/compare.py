@@ -149,8 +149,9 @@ def compare(arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> C
     lines = [line for metric in metrics for line in _lines(metric, valued[metric], rivals)]
     categories = list(dict.fromkeys(entry.category for own in arms.values() for entry in own))
     if len(categories) > 1:
+        inside = {metric: _by_category(own) for metric, own in valued.items()}
         for category in categories:
-            lines += [replace(one, category=category) for m in metrics for one in _means(m, _inside(valued[m], category))]
+            lines += [replace(one, category=category) for m in metrics for one in _means(m, inside[m].get(category, {}))]
     return Comparison(list(arms), metrics, lines, [_account(arm, own) for arm, own in arms.items()], {}, arms)
 
 
@@ -177,8 +178,12 @@ def _valued(metric: str, arms: Mapping[str, Sequence[Entry]]) -> Valued:
     }
 
 
-def _inside(valued: Valued, category: str) -> Valued:
-    return {arm: [pair for pair in own if pair[0].category == category] for arm, own in valued.items()}
+def _by_category(valued: Valued) -> dict[str, dict[str, list[tuple[Entry, float]]]]:
+    found: dict[str, dict[str, list[tuple[Entry, float]]]] = {}
+    for arm, own in valued.items():
+        for pair in own:
+            found.setdefault(pair[0].category, {}).setdefault(arm, []).append(pair)
+    return found
 
 
 def _means(metric: str, valued: Valued) -> list[Line]:

@@ -50,7 +50,7 @@ class Entry:
     passes: tuple[int, int] = (0, 0)
     seconds: float = 0.0
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, int]:
         """What pictures of different arms have in common that are compared."""
         return self.subject, self.seed

@@ -35,7 +35,7 @@ def hits(boxes: Sequence[Box], found: Sequence[Box], scores: Sequence[float], th
         Bool, ``detections thresholds``.
     """
     if len(boxes) == len(found) == 1:  # most pictures of most labels
-        return np.array([[box_iou(found[0], boxes[0]) >= threshold for threshold in thresholds]])
+        return np.array([box_iou(found[0], boxes[0]) >= np.array(thresholds)])
     overlap = [[box_iou(one, box) for box in boxes] for one in found]
     order = sorted(range(len(found)), key=lambda i: -scores[i])
     right = np.zeros((len(found), len(thresholds)), dtype=bool)

@@ -143,6 +143,7 @@ def test_rows_without_a_picture_are_counted(attnguide: Command) -> None:
         (["benchmark", "--pictures", "."], "out: expected --out"),
         (["benchmark", "--pictures", ".", "--out", "run"], "pictures: expected files named by rows"),
         (["benchmark", "--pictures", ".", "--out", "run", "--method", "stable"], "method: expected pictures alone"),
+        (["benchmark", "--pictures", ".", "--out", "run", "--tune"], "tune: expected pictures alone"),
         (["benchmark", "--reference", "nowhere"], "reference: expected a folder"),
         (["benchmark", "--tune"], "tune: expected --method"),
         (["benchmark", "--tune", "--method", "best_of_k"], "tune: expected --method with an option that can be tuned"),
