@@ -30,15 +30,21 @@ from pathlib import Path
 from references import (
     bounded_attention,
     box_diff,
+    concept_attention,
     conform,
     count_guidance,
     dense_diffusion,
     divide_and_bind,
+    focus,
+    groundit_global,
     initno,
     layout_guidance,
     paint_with_words,
     r_and_b,
+    regional_prompts,
+    self_cross,
     syngen,
+    taca,
 )
 from references.base import Comparison, Reference
 from references.boxes import random_boxes
@@ -58,6 +64,12 @@ _MODULES = (
     initno,
     paint_with_words,
     dense_diffusion,
+    focus,
+    self_cross,
+    groundit_global,
+    taca,
+    regional_prompts,
+    concept_attention,
 )
 REFERENCES = {module.REFERENCE.method: module.REFERENCE for module in _MODULES}
 """By the name of the method, in the order of the README."""
