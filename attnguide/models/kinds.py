@@ -28,12 +28,14 @@ CONTROLNETS: dict[str, str] = {
 """Supported pipeline -> class of its ControlNets."""
 
 
-def pipeline_name(pipeline: str, kind: Kind) -> str:
-    """The class of diffusers that makes rows of a kind with the parts of a supported pipeline.
+def pipeline_name(pipeline: str, kind: Kind | None) -> str:
+    """The class of diffusers that makes rows of a kind with the parts of a supported pipeline; its own for text to image.
 
     Raises:
         ValueError: If the family has none.
     """
+    if kind is None:
+        return pipeline
     found = PIPELINES.get(pipeline, {}).get(kind)
     if found is None:
         able = [name for name, kinds in PIPELINES.items() if kind in kinds]

@@ -14,7 +14,7 @@ from attnguide.models.controlnets import serving
 from attnguide.models.kinds import pipeline_name
 
 
-def check_relative(model: ModelAdapter, kind: Kind, controls: Sequence[str] = ()) -> None:
+def check_relative(model: ModelAdapter, kind: Kind | None, controls: Sequence[str] = ()) -> None:
     """Refuse rows of a kind that the model's family has no pipeline for, or whose ControlNet is not loaded.
 
     Raises:
@@ -24,14 +24,14 @@ def check_relative(model: ModelAdapter, kind: Kind, controls: Sequence[str] = ()
     serving(controls, model.controlnets)
 
 
-def relative(model: ModelAdapter, kind: Kind, scheduler: Any, controls: Sequence[str] = ()) -> Any:
+def relative(model: ModelAdapter, kind: Kind | None, scheduler: Any, controls: Sequence[str] = ()) -> Any:
     """The pipeline that makes rows of a kind, of the model's own parts.
 
     ``from_pipe`` would cast all parts to one precision; here they stay as they are.
 
     Args:
         model: The adapter.
-        kind: Of the rows.
+        kind: Of the rows; ``None`` for text to image.
         scheduler: Of diffusers; taken over.
         controls: Types of the rows' control pictures, in order.
 

@@ -20,6 +20,7 @@ from attnguide.engine.noise import generators, initial_noise
 from attnguide.engine.observer import BatchInfo, Observer, Observers
 from attnguide.guidance.base import Guidance
 from attnguide.guidance.initno import InitNO
+from attnguide.guidance.saga import Saga
 from attnguide.injection.base import Injection
 from attnguide.methods import method_info
 from attnguide.models.base import ModelAdapter
@@ -27,6 +28,7 @@ from attnguide.models.embeds import prompt_embeds
 from attnguide.models.pictures import Picture
 from attnguide.models.relatives import check_relative, relative
 from attnguide.prompt.inputs import mask_at, picture_at
+from attnguide.sampling.keeping import Keeping, way_of
 from attnguide.steering.context import steer_calls
 from attnguide.steering.methods import fitting_methods
 from attnguide.steering.request import Request
@@ -65,8 +67,8 @@ def check_foreign(model: ModelAdapter, sample: Sample) -> None:
                 "has none."
             )
         own = isinstance(method, Injection) and type(method).initial_noise is not Injection.initial_noise
-        if (own or isinstance(method, InitNO)) and sample.init_image is not None:
-            raise ValueError(f"Method {method.name!r} changes the initial noise, but the row begins at its init_image.")
+        if (own or isinstance(method, InitNO | Saga)) and sample.init_image is not None:
+            raise ValueError(f"Method {method.name!r} chooses where a picture begins, but the row begins at its init_image.")
 
 
 def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
@@ -87,7 +89,7 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
     size = first.height or model.default_size[0], first.width or model.default_size[1]
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         scheduler = model.make_scheduler(first.scheduler, first.steps, model.latent_shape(*size)).unset()
-        pipeline = relative(model, first.kind, scheduler, [control.type for control in first.control])
+        pipeline = relative(model, way_of(model, first), scheduler, [control.type for control in first.control])
         run = _TableRun(model, samples, size)
         request = Request(
             prompts=tuple(sample.prompt for sample in samples),
@@ -99,7 +101,7 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
             prompt_syntax=first.prompt_syntax,
         )
         with steer_calls(pipeline, request, run):
-            latents = pipeline(**_arguments(pipeline, samples, size, run), output_type="latent", return_dict=False)[0]
+            latents = pipeline(**_arguments(model, pipeline, samples, size, run), output_type="latent", return_dict=False)[0]
         pictures = model.decode(latents)
     results = [_result(run, row, sample, pictures[row], latents[row], size) for row, sample in enumerate(samples)]
     observer.on_sample_end(results)
@@ -183,7 +185,9 @@ class _OfRows(Observers):
 # ------------------------------------------------------------------------------------------------- the pipeline's arguments
 
 
-def _arguments(pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun) -> dict[str, Any]:
+def _arguments(
+    model: ModelAdapter, pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun
+) -> dict[str, Any]:
     """What the rows' pipeline is called with."""
     first = samples[0]
     negative = [sample.negative_prompt or "" for sample in samples]
@@ -196,13 +200,7 @@ def _arguments(pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], 
         "height": size[0],
         "width": size[1],
     }
-    if first.init_image is None:
-        given |= {"latents": run.noise, "generator": run.sources()}
-    else:  # the pipeline draws its noise itself, as it does for anyone who gives it a seed
-        pictures = [picture_at(str(sample.init_image), size, "init_image") for sample in samples]
-        given |= {"image": pictures, "strength": first.noised, "generator": generators([sample.seed for sample in samples])}
-    if first.inpaint_mask is not None:
-        given["mask_image"] = [mask_at(str(sample.inpaint_mask), size) for sample in samples]
+    given |= _beginning(model, samples, size, run)
     if first.prompt_syntax == "weights":
         prompts, negatives = given.pop("prompt"), given.pop("negative_prompt")
         given |= prompt_embeds(pipeline, prompts, negatives)
@@ -211,6 +209,22 @@ def _arguments(pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], 
         given |= _controls(samples, size, "control_image" if "control_image" in known else "image")
     optional = ("height", "width", "true_cfg_scale", "negative_prompt")  # some take these from the picture, or have none
     return {name: value for name, value in given.items() if name in known or name not in optional}
+
+
+def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun) -> dict[str, Any]:
+    """Noise, init images and masks of the rows."""
+    first, way = samples[0], way_of(model, samples[0]) or ""
+    pictures = [picture_at(sample.init_image, size, "init_image") for sample in samples if sample.init_image is not None]
+    masks = [mask_at(sample.inpaint_mask, size) for sample in samples if sample.inpaint_mask is not None]
+    given: dict[str, Any] = {"latents": run.noise, "generator": run.sources()}
+    if way.endswith(("img2img", "inpaint")):  # the pipeline draws its noise itself, as for anyone who gives it a seed
+        sources = generators([sample.seed for sample in samples])
+        given = {"image": pictures, "strength": first.noised, "generator": sources}
+    if way.endswith("inpaint"):
+        given["mask_image"] = masks
+    elif masks:
+        given["callback_on_step_end"] = Keeping(model, pictures, masks, run.noise)
+    return given
 
 
 def _controls(samples: Sequence[Sample], size: tuple[int, int], name: str) -> dict[str, Any]:

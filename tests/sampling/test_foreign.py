@@ -90,12 +90,12 @@ def test_plain_rows_are_those_of_their_pipeline(model: ModelAdapter, folder: Pat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_is_the_same_alone_and_in_a_batch(model: ModelAdapter, folder: Path, kind: str) -> None:
-    rows = [row(folder, kind, number, methods=(GUIDANCE,), scheduler="euler_ancestral") for number in range(3)]
+    rows = [row(folder, kind, number, methods=(GUIDANCE,), scheduler="euler_ancestral") for number in range(2)]
     together = sample_batch(model, rows)
     assert [result.sample for result in together] == rows
     (alone,) = sample_batch(model, rows[1:2])
     assert_close(latents(together[1]), latents(alone))
-    assert not torch.equal(latents(together[1]), latents(together[2]))
+    assert not torch.equal(latents(together[0]), latents(together[1]))
     plain = sample_batch(model, [replace(one, methods=()) for one in rows])
     assert all(not torch.equal(latents(a), latents(b)) for a, b in zip(together, plain, strict=True))
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from attnguide.shapes.renderer import OUTLINES, RING_HOLE, object_masks, render
+from attnguide.shapes.renderer import OUTLINES, RING_HOLE, object_masks, outlines, render
 from attnguide.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, random_scene
 
 
@@ -82,3 +83,14 @@ def test_masks_follow_the_pixels() -> None:
 def test_an_empty_scene_is_its_background() -> None:
     assert object_masks(Scene(()), side=32).shape == (0, 32, 32)
     assert (np.asarray(render(Scene((), "beige"), side=32)) == BACKGROUNDS["beige"]).all()
+
+
+def test_outlines_run_along_the_inside_of_objects() -> None:
+    scene = Scene((SceneObject("circle", "red", 0.4, 0.4, 0.2), SceneObject("square", "blue", 0.7, 0.7, 0.15)))
+    lines = np.asarray(outlines(scene))
+    assert set(np.unique(lines)) == {0, 255} and (lines == lines[..., :1]).all()
+    drawn, masks = lines[..., 0] > 0, object_masks(scene)
+    for mask in masks:
+        assert (drawn & mask).any() and not (drawn & ndimage.binary_erosion(mask, iterations=1)).any()
+    assert not (drawn & ~masks.any(0)).any()
+    assert not np.asarray(outlines(Scene(()))).any()

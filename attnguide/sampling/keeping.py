@@ -1,0 +1,61 @@
+"""Inpainting by latents: what a mask keeps is put back, noised, after every step of another pipeline's call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide.inputs import Kind
+from attnguide.models.base import ModelAdapter
+from attnguide.types import Sample
+
+_CHANNELS = 4
+"""Latent channels of the networks whose inpainting pipelines put kept latents back; those of diffusers know no other number."""
+
+
+def way_of(model: ModelAdapter, sample: Sample) -> Kind | None:
+    """The kind of pipeline that makes a row; inpainting becomes another one where :class:`Keeping` has to do it.
+
+    Args:
+        model: The adapter.
+        sample: A row with input pictures.
+    """
+    if sample.inpaint_mask is None or model.latent_shape(*model.default_size)[0] == _CHANNELS:
+        return sample.kind
+    if sample.noised == 1:  # nothing of the picture is left where it is drawn anew
+        return "controlnet" if sample.control else None
+    return "controlnet_img2img" if sample.control else "img2img"
+
+
+class Keeping:
+    """A ``callback_on_step_end`` of diffusers' pipelines: outside the mask, latents are the picture's, noised to the step.
+
+    Args:
+        model: The adapter.
+        pictures: Of the rows, of one size.
+        masks: White where a pixel is drawn anew.
+        noise: Unit noise of the rows, ``batch channels height width``.
+    """
+
+    def __init__(
+        self, model: ModelAdapter, pictures: Sequence[Image.Image], masks: Sequence[Image.Image], noise: Tensor
+    ) -> None:
+        self._kept, self._noise = model.encode_image(pictures).to(noise), noise
+        rows, columns = noise.shape[-2:]
+        small = np.stack([np.asarray(mask.resize((columns, rows), Image.Resampling.NEAREST)) for mask in masks])
+        self._anew = torch.from_numpy(small >= 128).unsqueeze(1).to(noise.device)
+
+    def __call__(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put kept latents back after evaluation ``index`` of the call."""
+        scheduler = pipeline.scheduler
+        left = pipeline.num_timesteps - index - 1
+        kept = self._kept
+        if left > 0:
+            kept = scheduler.add_noise(kept, self._noise, scheduler.timesteps[-left].reshape(1))
+        latents = tensors["latents"]
+        return {"latents": torch.where(self._anew, latents, kept.to(latents))}
