@@ -3,8 +3,12 @@
     python scripts/bench_overhead.py                           # the embedded model, batches of 8
     python scripts/bench_overhead.py --batch 1 8 --steps 30 --repeats 7 --arms plain inject5
 
+Of every arm there is our own loop, and the pipeline's call inside ``attnguide.steer``: the plain call against the call outside
+of the block, a steered one against our own loop.
+
 All arms run in one process and one thread in turn, again and again, so that a machine that others use slows all alike.
-Seconds are those of this process's CPU, and a ratio is the median over repeats, each against the pipeline's run beside it.
+Seconds are those of this process's CPU, and a ratio is the median over repeats, each against the run beside it that it is
+compared with.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 import torch
 from bench_cost import table
 
+import attnguide
 from attnguide.models.load import load_model
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample
@@ -33,7 +38,7 @@ METHODS: dict[str, tuple[MethodConfig, ...]] = {
     "stable": (MethodConfig("stable", {"attempts": 1}),),
     "mask_guidance": (MethodConfig("mask_guidance"),),
 }
-BASE = "diffusers"
+BASE, INSIDE = "diffusers", "steer: "
 
 
 def arms(names: Sequence[str], batch: int, steps: int) -> dict[str, Callable[[], Any]]:
@@ -46,12 +51,20 @@ def arms(names: Sequence[str], batch: int, steps: int) -> dict[str, Callable[[],
         generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
         return pipeline([PROMPT] * batch, num_inference_steps=steps, guidance_scale=CFG_SCALE, generator=generators)
 
+    def inside(methods: tuple[MethodConfig, ...]) -> Callable[[], Any]:
+        def run() -> Any:
+            with attnguide.steer(pipeline, regions=REGIONS if methods else (), method=list(methods), maps=False):
+                return plain()
+
+        return run
+
     def steered(methods: tuple[MethodConfig, ...]) -> Callable[[], Any]:
         settings: dict[str, Any] = {"regions": REGIONS, "steps": steps, "cfg_scale": CFG_SCALE, "methods": methods}
         rows = [Sample(str(seed), PROMPT, seed, **settings) for seed in range(batch)]
         return lambda: sample_batch(model, rows)
 
-    return {BASE: plain} | {name: steered(METHODS[name]) for name in names}
+    ours = {name: steered(METHODS[name]) for name in names}
+    return {BASE: plain} | ours | {f"{INSIDE}{name}": inside(METHODS[name]) for name in names}
 
 
 def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> list[dict[str, Any]]:
@@ -65,17 +78,13 @@ def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> list[dict[str, 
             start = time.process_time()
             runs[name]()
             seconds[name].append(time.process_time() - start)
-    ratios = {name: [mine / its for mine, its in zip(taken, seconds[BASE], strict=True)] for name, taken in seconds.items()}
-    return [
-        {
-            "arm": name,
-            "CPU seconds": median(taken),
-            f"x {BASE}": median(ratios[name]),
-            "least": min(ratios[name]),
-            "most": max(ratios[name]),
-        }
-        for name, taken in seconds.items()
-    ]
+    records = []
+    for name, taken in seconds.items():
+        counterpart = name.removeprefix(INSIDE) if name.startswith(INSIDE) and name != f"{INSIDE}plain" else BASE
+        ratios = [mine / its for mine, its in zip(taken, seconds[counterpart], strict=True)]
+        found = {"ratio": median(ratios), "least": min(ratios), "most": max(ratios)}
+        records.append({"arm": name, "CPU seconds": median(taken), "against": counterpart, **found})
+    return records
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

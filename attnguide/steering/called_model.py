@@ -86,7 +86,6 @@ def called_model(adapter: type[ModelAdapter], pipeline: Any, network: nn.Module)
     kind = type(f"Called{adapter.__name__}", (Called, adapter), {})
     model = kind(pipeline, type(pipeline).__name__)
     model._network, model.forward = network, network.forward
-    model._walked = model._modules()
     return model
 
 
@@ -105,6 +104,10 @@ class Called:
     outcome: Any = None
     splits: bool = False
     behind: int = 0
+
+    def walk(self) -> None:
+        """Find all modules once, for guided passes that freeze their weights."""
+        self._walked = self._modules()  # type: ignore[attr-defined]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """As the family has it, but for channels that the network reads beside latents."""

@@ -229,13 +229,17 @@ def start(
     read = [read_source(model, prompt) for prompt in source_prompts(source, rows)]
     others = [lengthened(model, prompt, tokenized[0].chunks) for prompt in read]
     targets = Targets.build(rows, tokenized, model.device, others, cuts_padding=model.cuts_padding)
-    for number in range(len(rows)):
+    for number in {(row.prompt, row.regions): number for number, row in enumerate(rows)}.values():
         check_fit(model, targets.select([number]), guidances, injections, size, call.branches)
     _check_noise(methods, scheduler)
     effects = Effects(methods, rows, targets, scheduler.steps)
     warn_of_idle(methods, scheduler.steps)
     texts, branches = _texts(model, call, targets, injections, effects)
-    modules: Mapping[Site, Any] = {**model.attention_modules(*size), **model.feature_modules(*size)}
+    modules: Mapping[Site, Any] = {}
+    if not request.idle:  # looking for them takes as long as a small network's pass
+        modules = {**model.attention_modules(*size), **model.feature_modules(*size)}
+    if guidances:
+        model.walk()
     noise, sources = run.drawn(len(rows))
     watching = Observers([Noted(run), *([] if request.observer is None else [request.observer])])
     batch = Batch(

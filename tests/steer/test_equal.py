@@ -23,15 +23,15 @@ PAIRS: list[tuple[str | None, Methods]] = [
     (None, [("regional_prompts", {})]),
     (None, [("paint_with_words", {})]),
     ("euler", BOTH),
-    ("euler_a", SHIFTING),
+    ("euler_a", MOVING),
     ("dpmpp_2m", STABLE),
     ("heun", BOTH),
     ("unipc", MOVING),
-    ("plms", [("attend_and_excite", {})]),
+    ("plms", [("attend_and_excite", {"max_refinements": 1})]),
     ("dpmpp_2m_sde", FUSED),
     ("lcm", EDITING),
     ("sa_solver", MOVING),
-    ("kdpm2", [("layout_guidance", {})]),
+    ("kdpm2", SHIFTING),
 ]
 
 
