@@ -40,6 +40,7 @@ def steer_calls(pipeline: Any, request: Request, run: SteerRun | None = None) ->
     for regions in request.regions:
         check_places(regions)
     request = replace(request, methods=fitting_methods(request.methods, run.notes))
+    run.standing = len(run.notes)
     follower = Follower(pipeline, known.form, adapter_of(pipeline, known), request, run)
     with eager([network]), follower.hooks.undone():
         try:

@@ -115,7 +115,7 @@ class Follower:
             first, *others = (_kept(given.get(name)) for name in ("prompt", "prompt_2", "prompt_3"))
             second = next((other for other in others if other not in (None, first)), None)
             answer = before(*args, **kwargs)
-            self._encoded.append(Encoded(first, second, images, answer))
+            self._encoded.append(Encoded(first, second, images, answer, _kept(given.get("negative_prompt"))))
             return answer
 
         return encode_prompt
@@ -229,22 +229,16 @@ class Follower:
         if self._packing is None:
             self._packing = form.packing(self.network, arguments)
         call = Call(arguments, form, self._packing, rows, branches)
-        if self._checked is None or self._checked[0] is not call.states or self._checked[1] != branches:
-            self._checked = call.states, branches
-            self._check(call, texts.cond, texts.uncond)
+        unread = self._checked is None or self._checked[0] is not call.states or self._checked[1] != branches
+        remark = check_halves(call, texts.cond, texts.uncond) if unread else None
+        self._checked = call.states, branches
         if following is None:
             following = self._following = self._start(call, texts.encoded)
-        return following, call
-
-    def _check(self, call: Call, cond: Tensor, uncond: Tensor | None) -> None:
-        """Compare the texts of a call with those that were encoded."""
-        remark = check_halves(call, cond, uncond)
-        if remark is None:
-            return
-        if self._following is not None and self._following.started.texts is not None:
+        elif remark is not None and following.started.texts is not None:
             raise SteerError("The pipeline's text states were changed inside its call, and a method changes them, too.")
-        if remark not in self.run.notes:
+        if remark is not None and remark not in self.run.notes:
             self.run.notes.append(remark)
+        return following, call
 
     def _start(self, call: Call, given: Encoded) -> Following:
         """Everything that is made once for a pipeline's call."""
@@ -259,7 +253,8 @@ class Follower:
         rows, columns = call.inputs(call.branches[0]).shape[-2:]
         model.behind = getattr(call.packing, "behind", 0)
         size = rows * factor, columns * factor
-        samples = make_rows(request, prompts, call, getattr(pipeline, "guidance_scale", None), scheduler.asked, size)
+        weight = getattr(pipeline, "guidance_scale", None)
+        samples = make_rows(request, prompts, given.negative, call, weight, scheduler.asked, size)
         run.began(samples)
         tokenized = read_prompts(model, samples, call, prompts is not None)
         started = start(request, run, model, samples, tokenized, call, scheduler, size)

@@ -71,12 +71,14 @@ class Encoded:
         second: Those of a second text encoder, where it was given others.
         images: Pictures of each prompt.
         answer: What it gave.
+        negative: The negative prompts, where it was given any.
     """
 
     prompt: str | Sequence[str] | None
     second: str | Sequence[str] | None
     images: int
     answer: Any
+    negative: str | Sequence[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,8 +31,11 @@ class SteerRun:
         samples: The rows, as a table would have them.
         updates: Guidance updates, in order.
         stopped: Reason of each row that guidance gave up.
-        notes: Remarks on what was done otherwise than asked for.
+        notes: Remarks on what was done otherwise than asked for, in the block and in the newest call.
         calls: Pipeline calls that were followed to their end.
+        statuses: What became of each row.
+        model: An adapter of the pipeline.
+        standing: How many of the notes are on the block.
         seed: Of the first picture's noise.
     """
 
@@ -45,6 +48,7 @@ class SteerRun:
     notes: list[str] = field(default_factory=list)
     calls: int = 0
     statuses: list[str] = field(default_factory=list)
+    standing: int = 0
     model: ModelAdapter | None = None
     step_maps: Tensor | None = None
     _pictures: Callable[[], Sequence[Image.Image | None]] | None = field(default=None, repr=False)
@@ -99,6 +103,7 @@ class SteerRun:
 
     def began(self, samples: Sequence[Sample]) -> None:
         """A call begins; what is known of the one before is left."""
+        del self.notes[self.standing :]
         self.samples, self.stopped, self.updates, self.maps, self.step_maps = tuple(samples), {}, [], {}, None
         self.cost, self.statuses, self._results, self._pictures, self._final = [], [], [], None, None
 

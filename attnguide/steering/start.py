@@ -95,13 +95,20 @@ class Noted(Observer):
 
 
 def make_rows(
-    request: Request, prompts: Sequence[str] | None, call: Call, weight: Any, steps: int, size: tuple[int, int]
+    request: Request,
+    prompts: Sequence[str] | None,
+    negative: str | Sequence[str] | None,
+    call: Call,
+    weight: Any,
+    steps: int,
+    size: tuple[int, int],
 ) -> list[Sample]:
     """The rows of a call, as a table would have them.
 
     Args:
         request: What was asked for.
         prompts: Of the call; ``None`` where nobody says any.
+        negative: Negative prompts of the call, one or as many, where it says any.
         call: The first.
         weight: The pipeline's guidance weight, where it says one.
         steps: Denoising steps.
@@ -117,6 +124,7 @@ def make_rows(
     if prompts is None:
         _check_indices(regions)
     each = call.rows // len(texts)
+    against = [negative] * len(texts) if negative is None or isinstance(negative, str) else negative
     scale = float(weight) if isinstance(weight, int | float) and "uncond" in call.branches else 1.0
     height, width = (side if side % 8 == 0 else None for side in size)
     return [
@@ -126,6 +134,7 @@ def make_rows(
             request.seed + row,
             regions[row // each],
             groups=request.groups,
+            negative_prompt=against[row // each] if len(against) == len(texts) and "uncond" in call.branches else None,
             methods=request.methods,
             height=height,
             width=width,
