@@ -32,7 +32,7 @@ class Parts:
     @property
     def told(self) -> str:
         """Where the development rows come from, in words."""
-        rows = f"{len(self.development)} rows"
+        rows = f"{len(self.development)} row{'' if len(self.development) == 1 else 's'}"
         if not self.split:
             return f"{rows} of the development file"
         prompts = {line["prompt"] for line in self.split}

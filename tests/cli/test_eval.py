@@ -167,7 +167,7 @@ def test_settings_are_chosen_on_other_rows_and_a_stopped_choice_goes_on(attnguid
         tried = list(csv.DictReader(file))
     assert len(tried) == 6 and not {row["prompt"] for row in tried} & {row["prompt"] for row in table()}
     text = Path("run", "table.md").read_text()
-    assert "## Tuned settings" in text and "* tuned on: 1 rows of the development file" in text
+    assert "## Tuned settings" in text and "* tuned on: 1 row of the development file" in text
     assert "Tuned settings" in Path("run", "report.html").read_text()
     chosen = yaml.safe_load(Path("run", "tuned", "forward_layout.yaml").read_text())
     steered = next(row for row in table() if row["method"] == "forward_layout")

@@ -68,7 +68,7 @@ def test_a_quarter_of_the_prompts_of_each_category_is_tuned_on() -> None:
     test, development = split_rows(asked)
     assert sorted(row.tags["category"] for row in development) == ["x", "x", "y"] and len(test) == 12
     parts = Parts(test, development[:1], split_lines(test, development))
-    assert parts.told == "1 rows of 3 of the file's 15 prompts, which are left out of all tables"
+    assert parts.told == "1 row of 3 of the file's 15 prompts, which are left out of all tables"
     assert Parts(test, development).told == "3 rows of the development file"
 
 
