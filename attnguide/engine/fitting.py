@@ -11,7 +11,7 @@ from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.models.base import ModelAdapter
 from attnguide.prompt.targets import Targets
-from attnguide.types import Branch
+from attnguide.types import Branch, Step
 
 
 def check_fit(
@@ -60,6 +60,28 @@ def check_fit(
         for edit in guidance.edits(targets, model.guidance_level):
             _select(guidance, every, edit.sites)
     _check_lengths(model, branches, [*guidances, *injections], targets)
+
+
+def check_hidden(guidances: Sequence[Guidance], injections: Sequence[Injection], steps: Sequence[Step]) -> None:
+    """Refuse guidances towards places where an injection hides the prompt's words at each of their steps.
+
+    Args:
+        guidances: Of a row.
+        injections: Of the same row.
+        steps: Of its scheduler.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    for guidance in guidances:
+        acting = [step for step in steps if guidance.acts(step)]
+        for injection in injections if guidance.needs_regions == "place" and acting else ():
+            if all(injection.hides_words(step) for step in acting):
+                raise ValueError(
+                    f"Method {guidance.name!r} reads where words of the prompt look inside their regions, and while "
+                    f"{injection.name!r} acts, cells there see the regions' own texts alone: nothing could move. Let "
+                    f"{injection.name} stop before {guidance.name} does (stop), or leave one of them out."
+                )
 
 
 def _select(method: Guidance | Injection, sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:

@@ -104,6 +104,10 @@ class Injection(ABC):
         """Further branches of this step's pass: ``perturbed``, ``negative``, or ``source`` on a shared trajectory."""
         return ()
 
+    def hides_words(self, step: Step) -> bool:
+        """Whether no cell of a placed region sees the row's prompt in a step, so that the prompt's words have no maps there."""
+        return False
+
     def negative_prompts(self, targets: Targets) -> Sequence[Prompt]:
         """What the branch ``negative`` reads, one text per row, or nothing."""
         return ()

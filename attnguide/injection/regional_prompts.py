@@ -21,7 +21,7 @@ from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.texts import encode_prompts
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Unit, Window
-from attnguide.types import PassContext, Region
+from attnguide.types import PassContext, Region, Step
 from attnguide.weighted import Prompt, in_chunks
 
 BetweenRule = Literal["base", "all"]
@@ -121,6 +121,9 @@ class RegionalPrompts(Injection):
         self._lengths = (states.cond.shape[1], *[length] * count)
         given = torch.tensor([[text is not None for text in row] for row in filled_negative], device=states.cond.device)
         return _behind(states, found, given, length)
+
+    def hides_words(self, step: Step) -> bool:
+        return self.interval == 1 and self.scale != 0 and self.window.active(step)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_Masks(self, targets)]

@@ -236,6 +236,10 @@ class ModelAdapter(Autoencoding, ABC):
                 f"and {sample.true_cfg_scale:g}."
             )
 
+    def remarks(self, sample: Sample) -> Iterator[str]:
+        """What the model reads otherwise than a row may mean, the same words for all such rows."""
+        yield from ()
+
     def check_gradients(self) -> None:
         """Refuse networks that give no gradients, or wrong ones.
 

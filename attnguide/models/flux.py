@@ -12,11 +12,11 @@ from torch import Tensor
 
 from attnguide.models.base import Conditioning
 from attnguide.models.fitting import Reads
-from attnguide.models.readers import TextReader, expansion
+from attnguide.models.readers import TextReader, beyond, expansion, texts_of
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import Blocks, TransformerAdapter, text_first
 from attnguide.prompt.tokens import TokenizedPrompt
-from attnguide.types import Step
+from attnguide.types import Sample, Step
 
 LONGEST = 512
 """Positions of T5, as the pipelines have it by default; fewer where the checkpoint's tokenizer says so."""
@@ -51,6 +51,14 @@ class PackedTransformer(TransformerAdapter):
         for part in ("transformer_blocks", "single_transformer_blocks"):
             for index in range(len(getattr(self.transformer, part))):
                 yield f"{part}.{index}.attn", text_first(cells)
+
+    def remarks(self, sample: Sample) -> Iterator[str]:
+        unread = self.guidance_distilled and not self.transformer.config.guidance_embeds
+        if unread and sample.cfg_scale not in (0.0, 1.0, Sample.cfg_scale):  # the last one is what nobody may have asked for
+            yield (
+                f"cfg_scale has no effect: {self.name} is distilled for guidance and reads no weight of it (FLUX.1-schnell and "
+                "its like)."
+            )
 
     def pack(self, latents: Tensor) -> Tensor:
         """Latents ``batch channels height width`` as the network reads them, ``batch tokens channels``."""
@@ -89,6 +97,14 @@ class Flux(PackedTransformer):
     @property
     def true_cfg(self) -> bool:
         return True
+
+    def remarks(self, sample: Sample) -> Iterator[str]:
+        yield from super().remarks(sample)
+        if beyond(self.pipeline, texts_of(sample, self.halves(sample))):
+            yield (
+                f"Prompts are longer than the {self.pipeline.tokenizer_max_length} tokens that CLIP reads: {self.name} reads "
+                "their beginning with CLIP, for one pooled state, and all of them with T5, where words have their positions."
+            )
 
     @property
     def _longest(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
 from attnguide.prompt.expansion import follow, spread
 from attnguide.prompt.tokens import Segment, TokenizedPrompt
+from attnguide.types import Branch, Sample
 
 _Span = tuple[int, int]
 
@@ -109,6 +110,17 @@ def expansion(pipeline: Any, tokenizer: Any) -> Callable[[str], str]:
     """How a pipeline writes names of embeddings with several vectors; as they are where it loads none."""
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     return str if convert is None else lambda text: str(convert(text, tokenizer))
+
+
+def texts_of(sample: Sample, halves: Sequence[Branch]) -> list[str]:
+    """What a row's plain passes read."""
+    return [sample.prompt, *([sample.negative_prompt or ""] if "uncond" in halves else [])]
+
+
+def beyond(pipeline: Any, texts: Sequence[str]) -> bool:
+    """Whether any text is longer than the first text encoder of a pipeline reads, which is CLIP beside T5."""
+    reader = TextReader(pipeline.tokenizer, pipeline.tokenizer_max_length)
+    return any(reader.read(text).truncated for text in texts)
 
 
 def with_offsets(tokenizer: Any) -> Any:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from attnguide.models.base import Conditioning
 from attnguide.models.fitting import Reads
-from attnguide.models.readers import TextReader
+from attnguide.models.readers import TextReader, beyond, texts_of
 from attnguide.models.support import text_problems
 from attnguide.models.transformer import SELF, Blocks, TransformerAdapter, image_first
 from attnguide.prompt.tokens import TokenizedPrompt, joined
-from attnguide.types import Step
+from attnguide.types import Sample, Step
 
 LONGEST = 256
 """Positions of T5, as the pipeline has it by default."""
@@ -66,6 +66,13 @@ class StableDiffusion3(TransformerAdapter):
         if self.pipeline.text_encoder_3 is None:
             return first
         return joined([first, TextReader(self.pipeline.tokenizer_3, LONGEST, padded=True).read(prompt)])
+
+    def remarks(self, sample: Sample) -> Iterator[str]:
+        if self.pipeline.text_encoder_3 is not None and beyond(self.pipeline, texts_of(sample, self.halves(sample))):
+            yield (
+                f"Prompts are longer than the {self.pipeline.tokenizer_max_length} tokens that CLIP reads: {self.name} reads "
+                "their beginning with CLIP and all of them with T5, so that words beyond have positions in T5 alone."
+            )
 
     @torch.no_grad()
     def encode_prompt(

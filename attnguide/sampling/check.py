@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import cache, partial
 
 from attnguide.batching import build_methods
 from attnguide.engine.branches import common_source, read_rows, source_prompts
-from attnguide.engine.fitting import check_fit
+from attnguide.engine.fitting import check_fit, check_hidden
 from attnguide.engine.inversion import check_replay, pictured_rows
 from attnguide.methods import check_methods
 from attnguide.models.base import ModelAdapter
@@ -58,6 +59,8 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
 def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool = False) -> list[Sample]:
     """Mark rows as :func:`mark_rows` does, and refuse a table none of whose rows can be sampled.
 
+    What a model reads otherwise than a row may mean is warned of, once for all rows.
+
     Args:
         model: The adapter.
         samples: The rows.
@@ -68,6 +71,10 @@ def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool =
     """
     marked = mark_rows(model, samples)
     require_rows(marked, strict=strict)
+    with model.exclusive():
+        remarks = [remark for row in marked if row.problem is None for remark in model.remarks(row)]
+    for remark in dict.fromkeys(remarks):
+        warnings.warn(remark, stacklevel=2)
     return marked
 
 
@@ -86,8 +93,10 @@ def _check_row(model: ModelAdapter, sample: Sample) -> None:
     guidances, injections = build_methods([sample])
     sample = check_sources(model, sample)
     (tokenized,), others = read_rows(model, [sample], source_prompts(common_source([*guidances, *injections]), [sample]))
+    shape = model.latent_shape(height, width)
+    if guidances and injections:
+        check_hidden(guidances, injections, model.make_scheduler(sample.scheduler, sample.steps, shape).steps)
     if pictured_rows(common_source([*guidances, *injections]), 1):
-        shape = model.latent_shape(height, width)
         check_replay(model, model.make_scheduler(sample.scheduler, sample.steps, shape), sample.steps, shape)
     targets = Targets.build([sample], [tokenized], "cpu", others, cuts_padding=model.cuts_padding)
     check_fit(model, targets, guidances, injections, (height, width), model.halves(sample))

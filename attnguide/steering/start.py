@@ -15,7 +15,7 @@ from attnguide.batching import build_methods
 from attnguide.engine.batch import Batch
 from attnguide.engine.branches import common_source, lengthened, read_source, source_prompts
 from attnguide.engine.effects import Effects, warn_of_idle
-from attnguide.engine.fitting import check_fit
+from attnguide.engine.fitting import check_fit, check_hidden
 from attnguide.engine.ledger import Ledger
 from attnguide.engine.observer import BatchInfo, Observer, Observers, UpdateEvent
 from attnguide.engine.steering import Steering
@@ -238,6 +238,7 @@ def start(
     read = [read_source(model, prompt) for prompt in source_prompts(source, rows)]
     others = [lengthened(model, prompt, tokenized[0].chunks) for prompt in read]
     targets = Targets.build(rows, tokenized, model.device, others, cuts_padding=model.cuts_padding)
+    check_hidden(guidances, injections, scheduler.steps)
     for number in {(row.prompt, row.regions): number for number, row in enumerate(rows)}.values():
         check_fit(model, targets.select([number]), guidances, injections, size, call.branches)
     _check_noise(methods, scheduler)

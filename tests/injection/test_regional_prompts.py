@@ -180,3 +180,14 @@ def test_refusals() -> None:
     found = [one.problem or "" for one in mark_rows(tiny.model(), [long, both])]
     assert "prompt of a region of regional_prompts" in found[0] and "longer than the text encoder reads" in found[0]
     assert found[1] == "regional_prompts gives a row several texts, beside which there is no place for those of masactrl."
+
+
+def test_guidance_towards_places_that_see_no_word_of_the_prompt_is_refused() -> None:
+    guidance = MethodConfig("mask_guidance")
+    hidden, seen, early, none = (
+        replace(ROW, methods=(MethodConfig("regional_prompts", options), guidance))
+        for options in ({}, {"interval": 2}, {"stop": 0.2}, {"scale": 0.0})
+    )
+    (refused, *fine) = mark_rows(tiny.model(), [hidden, seen, early, none])
+    assert str(refused.problem).startswith("Method 'mask_guidance' reads where words of the prompt look inside their regions")
+    assert [one.problem for one in fine] == [None] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import adapt
 from attnguide.prompt.tokens import token_indices
-from attnguide.sampling.check import check_rows
+from attnguide.sampling.check import check_rows, sampleable
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample
@@ -89,6 +90,22 @@ def test_true_guidance_runs_both_halves(family: str) -> None:
 
 def test_schnell_reads_no_guidance_weight() -> None:
     assert torch.equal(*(latents(plain(cfg_scale=scale), model("flux_schnell")) for scale in (1.0, 7.5)))
+    with pytest.warns(UserWarning, match="cfg_scale has no effect: flux_schnell is distilled") as told:
+        sampleable(model("flux_schnell"), [plain(cfg_scale=7.5), plain("1", cfg_scale=3.0)])
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampleable(model("flux_schnell"), [plain(cfg_scale=scale) for scale in (0.0, 1.0, Sample.cfg_scale)])
+        sampleable(model("flux_dev"), [plain(cfg_scale=7.5)])
+
+
+def test_prompts_beyond_clip_are_read_by_t5_and_told_of_once() -> None:
+    long = "a cat and " * 12 + "a blue dog"
+    rows = [plain(prompt=long), plain("1", prompt=f"{long} and a ball")]
+    with pytest.warns(UserWarning, match="longer than the 24 tokens that CLIP reads: flux_dev reads their beginning") as told:
+        sampleable(model("flux_dev"), rows)
+    assert len(told) == 1
+    assert torch.equal(latents(rows[0], model("flux_dev")), peer("flux_dev", rows[0]))
 
 
 @pytest.mark.parametrize(

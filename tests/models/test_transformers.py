@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.load import ModelNotFoundError, adapt, load_model
 from attnguide.models.schedulers import named_flow_scheduler, named_scheduler
 from attnguide.prompt.tokens import token_indices
-from attnguide.sampling.check import check_rows
+from attnguide.sampling.check import check_rows, sampleable
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample
@@ -339,3 +340,14 @@ def test_a_folder_opens_and_draws(family: str, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(ModelNotFoundError, match=r"could not be loaded: the folder has no transformer/config.json"):
         load_model(str(tmp_path / family), device="cpu")
+
+
+def test_a_prompt_beyond_clip_has_its_last_words_in_t5_alone() -> None:
+    row = plain(prompt="a cat and " * 12 + "a blue dog", cfg_scale=1.0)
+    with pytest.warns(UserWarning, match="longer than the 24 tokens that CLIP reads: .* have positions in T5 alone") as told:
+        sampleable(model("sd35"), [row, replace(row, id="1", prompt=f"{row.prompt} and a ball")])
+    assert len(told) == 1
+    first, second = model("sd35").tokenize(row.prompt).rooms()
+    assert all(place in second for place in token_indices(model("sd35").tokenize(row.prompt), "blue dog"))
+    assert any(place in first for place in token_indices(model("sd35").tokenize(row.prompt), "cat"))
+    assert torch.equal(latents(row, model("sd35")), peer(row, "sd35"))
