@@ -18,9 +18,11 @@ from attnguide.cli import main
 from attnguide.cli.execute import check_on_model
 from attnguide.cli.plan import Plan
 from attnguide.engine.observer import Observer, UpdateEvent
+from attnguide.files import write_atomic
 from attnguide.models.unet import StableDiffusion
 from attnguide.prompt.tokens import token_indices
-from attnguide.records import read_records
+from attnguide.records import RECORD_COLUMNS, read_records
+from attnguide.run_tables import append_table
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Region, Sample, SampleResult
 from tests import tiny
@@ -68,19 +70,16 @@ def run_page(page: Path, names: dict[str, Any]) -> dict[str, Any]:
     return names
 
 
-def test_readme_runs(names: dict[str, Any], model: StableDiffusion) -> None:
-    """Each block by itself, as people copy one."""
-    found: dict[str, Any] = {}
-    for block in blocks(ROOT / "README.md", "python"):
-        write_named(block)
-        exec(compile(block, "README.md", "exec"), own := dict(names))
-        found |= own
+def test_readme_runs(names: dict[str, Any]) -> None:
+    run_page(ROOT / "README.md", names)
     assert {path.name for path in Path().glob("*.png")} == {
         f"{method}-seed{seed}.png" for method in ("plain", "mask_guidance", "stable") for seed in (0, 1)
     }
+
+
+def test_a_run_under_lightning_runs(names: dict[str, Any]) -> None:
+    run_page(ROOT / "docs" / "callbacks.md", names)
     assert len(read_records("runs/step_size")) == 6
-    assert [row["method"] for row in read_records("runs/centre")] == ["centre:CentreGuidance"] * 2
-    _check_guidance(found["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
 
 
 if hasattr(diffusers, "OvisImagePipeline"):  # older ones have other examples only
@@ -99,6 +98,8 @@ if hasattr(diffusers, "OvisImagePipeline"):  # older ones have other examples on
 
 def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> None:
     run_page(ROOT / "docs" / "adding_a_method.md", names)
+    assert [row["method"] for row in read_records("runs/centre")] == ["centre:CentreGuidance"] * 2
+    _check_guidance(names["CentreGuidance"](step_size=50.0), model, (0.0, 0.0, 0.5, 0.5))
     _check_guidance(names["WordOverlap"](step_size=50.0), model, None)
     plain, same, sharp = (
         _picture(model, injections=given) for given in ([], [names["Sharpen"](scale=0)], [names["Sharpen"]()])
@@ -106,9 +107,13 @@ def test_adding_a_method_runs(names: dict[str, Any], model: StableDiffusion) -> 
     assert np.array_equal(plain, same) and not np.array_equal(plain, sharp)
 
 
+ALONE = ("README.md", "callbacks.md", "adding_a_method.md", "adding_a_model.md", "pipelines.md")
+"""Pages that have tests of their own."""
+
+
 def test_other_pages_run(names: dict[str, Any]) -> None:
     for page in PAGES:
-        if page.name not in ("README.md", "adding_a_method.md", "adding_a_model.md", "pipelines.md"):  # they have their own
+        if page.name not in ALONE:
             run_page(page, dict(names))
 
 
@@ -117,7 +122,7 @@ def test_blocks_say_whether_they_run(page: Path) -> None:
     """Python and commands are run by this file; ``text`` marks what is not."""
     fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) % 2 == 0 and set(fences[1::2]) <= {""}
-    assert set(fences[::2]) <= {"python", "bash", "text"}
+    assert set(fences[::2]) <= {"python", "bash", "text", "{eval-rst}"}
 
 
 def test_pages_take_what_is_public() -> None:
@@ -128,13 +133,14 @@ def test_pages_take_what_is_public() -> None:
 
 
 def test_methods_that_are_named_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## Methods") : text.index("## Ablations")]
-    assert set(re.findall(r"`(\w+)`", section)) <= set(attnguide.methods.METHODS)
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    section = text[text.index("* Guidance:") : text.index("`mask_guidance`, `stable` and the hand-drawn")]
+    told = set(re.findall(r"`(\w+)`", section)) | {f"inject{number}" for number in range(1, 9)}
+    assert told == set(attnguide.methods.METHODS), "all of them"
 
 
 def test_a_loss_takes_at_most_thirty_lines() -> None:
-    (block,) = [block for block in blocks(ROOT / "README.md", "python") if "(Guidance)" in block]
+    (block,) = [block for block in blocks(ROOT / "docs" / "adding_a_method.md", "python") if "class CentreGuidance" in block]
     body = block[block.index("class ") :]
     assert len(body.strip().splitlines()) <= 30
 
@@ -192,13 +198,26 @@ def test_commands_are_understood(
     for block in files:
         write_named(block)
     short_of_running = {"sample": "--print_config", "maps": "--print_config", "eval": "--print_config", "ablate": "--dry-run"}
+    if words[0] == "report":  # of a run that the page made before
+        append_table(
+            tmp_path / words[1] / "records.csv", RECORD_COLUMNS, [dict.fromkeys(RECORD_COLUMNS, "1") | {"regions": ""}]
+        )
+        monkeypatch.chdir(tmp_path)
+    if "--config" in words and not Path(words[words.index("--config") + 1]).exists():
+        write_atomic(tmp_path / words[words.index("--config") + 1], "prompt: a cat\n")
+        monkeypatch.chdir(tmp_path)
     short = short_of_running.get(words[0])
     assert main([*words, short] if short and short not in words else words) == 0
     assert capsys.readouterr().out
 
 
-def test_readme_commands_find_their_files(
-    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+FOLLOWED = {"README.md": 2, "regions.md": 4}
+"""Pages whose commands are followed from an empty folder, and how many runs they plan; ``check_stranger.py`` follows all."""
+
+
+@pytest.mark.parametrize("page", FOLLOWED)
+def test_commands_find_their_files(
+    page: str, model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of them one after the other, from an empty folder: maps are made, and runs planned and checked on a model."""
     planned: list[Plan] = []
@@ -210,7 +229,8 @@ def test_readme_commands_find_their_files(
 
     monkeypatch.setattr("attnguide.cli.execute.execute", check)
     monkeypatch.chdir(tmp_path)
-    for block in blocks(ROOT / "README.md", "bash"):
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    for block in blocks(path, "bash"):
         for command in re.split(r" && |\n", block.replace("\\\n", " ")):
             words = shlex.split(command, comments=True)
             if words[:1] == ["cd"]:
@@ -218,7 +238,7 @@ def test_readme_commands_find_their_files(
             if words[:1] == ["attnguide"]:
                 short = ["--steps", "4"] if words[1] == "maps" else []
                 assert main([*words[1:], *short]) == 0, (command, capsys.readouterr().err)
-    assert len(planned) == 7 and Path("maps/red_circle.png").is_file()
+    assert len(planned) == FOLLOWED[page] and (page != "regions.md" or Path("maps/red_circle.png").is_file())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -227,7 +247,8 @@ def test_links_lead_somewhere(page: Path) -> None:
     linked = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
     named = re.findall(r"(?<![\w/])(?:scripts|configs|docs|tests)/[\w./]*", text)
     for target in [*linked, *named]:
-        assert (page.parent / target.rstrip(".")).exists() or (ROOT / target.rstrip(".")).exists(), target
+        file = target.partition("#")[0].rstrip(".")  # what stands behind # is held against headings where the site is built
+        assert (page.parent / file).exists() or (ROOT / file).exists(), target
 
 
 def test_adding_a_method_is_followed_from_outside_the_package(

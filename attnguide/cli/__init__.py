@@ -42,6 +42,16 @@ COMMANDS: dict[str, str] = {
 """Subcommand (a module of this package) and what it does."""
 
 
+TOUR: dict[str, str] = {
+    "attnguide sample": "pictures on the embedded model, plain and steered; it says where their page is",
+    "attnguide methods mask_guidance": "what a method does, and its options",
+    'attnguide sample "a red circle on white" --region "red circle=0,0,0.5,0.5"': "a prompt of yours, a word where you want it",
+    "attnguide init study && cd study": "configurations and examples, each with its command in the first line",
+    "attnguide ablate configs/ablations/strength.yaml --dry-run": "a grid of settings; without --dry-run it is made",
+}
+"""Five commands for a newcomer, in the order in which they are typed in an empty folder."""
+
+
 def usage() -> str:
     """The top-level help."""
     width = max(map(len, COMMANDS))
@@ -52,11 +62,14 @@ def usage() -> str:
             "",
             "Steer text-to-image diffusion models through their attention maps.",
             "",
+            "five commands to begin with, in an empty folder:",
+            *(f"  {command}\n      {what}" for command, what in TOUR.items()),
+            "",
+            "commands:",
             *lines,
             "",
             "attnguide COMMAND --help tells more; attnguide --version tells the version.",
             "attnguide COMMAND ... --debug shows where an error comes from.",
-            "attnguide sample, without anything else, makes pictures on the embedded model.",
         ]
     )
 

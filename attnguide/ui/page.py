@@ -132,7 +132,14 @@ class Screen:
         return [twin for row in rows for twin in (row.plain(), row)] if methods else rows
 
 
-def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, *, browser: bool = False) -> str:
+def serve(
+    page: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    browser: bool = False,
+    auth: tuple[str, str] | None = None,
+) -> str:
     """Serve the page in threads of its own; gives its address.
 
     Args:
@@ -140,6 +147,7 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, *, 
         host: Address to serve on.
         port: The first free one from 7860 when ``None``.
         browser: Whether to open one.
+        auth: Name and password that the page asks for.
 
     Raises:
         OSError: If the port is taken or the address is not this machine's.
@@ -148,6 +156,7 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, *, 
         server_name=host,
         server_port=port,
         inbrowser=browser,
+        auth=auth,
         share=False,
         quiet=True,
         max_file_size=_LARGEST_UPLOAD,

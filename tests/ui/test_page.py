@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import types
+import urllib.error
+import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import gradio
 import pytest
@@ -15,7 +19,7 @@ from attnguide.cli import main
 from attnguide.metrics.scoring import shapes_scores
 from attnguide.models.load import load_model
 from attnguide.types import Sample
-from attnguide.ui.page import PROMPT, Screen
+from attnguide.ui.page import PROMPT, Screen, serve
 from attnguide.ui.running import run_rows
 from tests.ui.conftest import Served
 
@@ -93,7 +97,7 @@ def test_the_command_serves_the_page_on_this_machine(
 ) -> None:
     served: list[tuple[str, int | None]] = []
 
-    def serve(page: gradio.Blocks, host: str, port: int | None, *, browser: bool) -> str:
+    def serve(page: gradio.Blocks, host: str, port: int | None, *, browser: bool, auth: tuple[str, str] | None) -> str:
         served.append((host, port))
         monkeypatch.setattr(page, "block_thread", lambda: None)
         assert browser is False and "a red cat" in str(page.get_config_file())
@@ -102,3 +106,51 @@ def test_the_command_serves_the_page_on_this_machine(
     monkeypatch.setattr("attnguide.ui.page.serve", serve)
     assert main(["ui", "a red cat", "--no-browser", "--port", "7999", "--model", "shapes"]) == 0
     assert served == [("127.0.0.1", 7999)] and "http://here  Ctrl-C ends it" in capsys.readouterr().out
+
+
+def test_other_machines_are_asked_for_a_password(served: Served) -> None:
+    page = served.page.blocks()
+    address = serve(page, auth=("me", "secret"))
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{address}config", timeout=20)
+        for password, opened in (("wrong", False), ("secret", True)):
+            form = urllib.parse.urlencode({"username": "me", "password": password}).encode()
+            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            try:
+                browser.open(f"{address}login", form, timeout=20)
+                found = "components" in json.load(browser.open(f"{address}config", timeout=20))
+            except urllib.error.HTTPError:
+                found = False
+            assert found == opened, password
+    finally:
+        page.close()
+
+
+def test_another_address_needs_a_password_that_nobody_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr("attnguide.cli.execute.loaded", lambda asked: None)
+    monkeypatch.setattr("attnguide.ui.page.Page", lambda *_: types.SimpleNamespace(blocks=lambda: _Endless()))
+    monkeypatch.setattr("attnguide.ui.page.serve", lambda *_, browser, auth: given.append(auth) or "http://there/")
+    file = tmp_path / "auth"
+    file.write_text("me:s3cret:word\n")
+    words = ["ui", "--host", "0.0.0.0", "--no-browser"]
+    assert main(words) == 2 and "needs a password" in capsys.readouterr().err
+    file.chmod(0o644)
+    assert main([*words, "--auth-file", str(file)]) == 2 and "chmod 600" in capsys.readouterr().err
+    file.chmod(0o600)
+    assert main([*words, "--auth-file", str(file), "--print_config"]) == 0
+    assert main([*words, "--auth-file", str(file)]) == 0
+    monkeypatch.setenv("ATTNGUIDE_UI_AUTH", "you:f00bar")
+    assert main(words) == 0 and given == [("me", "s3cret:word"), ("you", "f00bar")]
+    monkeypatch.setenv("ATTNGUIDE_UI_AUTH", "s3cret")
+    assert main(words) == 2 and main([*words, "--auth-file", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr()
+    assert "s3cret" not in said.out + said.err and "f00bar" not in said.out + said.err
+
+
+class _Endless:
+    def block_thread(self) -> None:
+        """Ctrl-C at once."""
