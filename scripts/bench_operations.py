@@ -11,8 +11,9 @@ What the exact method *needs* is got another way: every linear layer, convolutio
 noted, with which of its inputs depend on the latents. A layer costs its product once forward and, where its input depends on
 the latents, once backward (weights are frozen); attention costs two products forward, and one backward for each gradient (of
 probabilities, queries, keys, values) that exists. Layers behind the last site, and the last site's own values, are not needed.
-To read some columns of joint attention, their scores are needed, and each row's sum over all keys, which no kernel gives out
-with a gradient: one product forward, one more as the square is not kept, and two backward.
+To read some columns of joint attention, their scores are needed, and each row's sum over all keys, which the kernel gives out
+beside attention; its gradient joins that of the scores in the kernel's own backward pass, and costs nothing more. Of the last
+site only the sums are needed: one product forward, and two backward.
 """
 
 from __future__ import annotations
@@ -114,13 +115,13 @@ class Need:
         forward: A plain forward of one row.
         ahead: The part of it that a guide pass needs.
         backward: From the maps to the latents.
-        sums: Rows' sums in joint attention, and the columns' scores, both ways.
+        columns: Scores of the words' columns in joint attention, both ways.
     """
 
     forward: int
     ahead: int
     backward: int
-    sums: int
+    columns: int
 
     @classmethod
     def of(cls, bench: Bench) -> Need:
@@ -140,9 +141,9 @@ class Need:
             return cls(sum(call.forward for call in notes.calls), ahead + product, backward + product, 0)
         cells = bench.case.cells[0] * bench.case.cells[1]
         attended = [notes.calls[number].attention for number in reads]
-        rows = sum(2 * cells * keys * size for _, keys, size in attended if keys)  # type: ignore[misc]
+        product = last.forward // 2  # of the last site the rows' sums alone: its scores, and gradients to queries and keys
         columns = sum(2 * cells * bench.columns * size for _, _, size in attended)  # type: ignore[misc]
-        return cls(sum(call.forward for call in notes.calls), ahead, backward, 4 * rows + 3 * columns)
+        return cls(sum(call.forward for call in notes.calls), ahead + product, backward + 2 * product, 3 * columns)
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -172,7 +173,7 @@ class Costs:
 def costs(bench: Bench) -> Costs:
     """Count and derive."""
     need, plain = Need.of(bench), counted(bench.plain)
-    beyond = need.backward + need.sums
+    beyond = need.backward + need.columns
     halves = bench.case.halves
     needed = halves * need.forward + need.ahead + beyond, halves * need.forward + beyond
     return Costs(plain, plain + counted(bench.guide), counted(bench.fused), needed)
@@ -208,12 +209,11 @@ def columns_and_squares(bench: Bench) -> list[dict[str, Any]]:
     calls = [call.attention for call in notes.calls if call.attention and call.module in names]
     cells = case.cells[0] * case.cells[1]
     attention = sum(2 * queries * keys * size for queries, keys, size in calls)
-    sums = sum(2 * cells * keys * size for _, keys, size in calls)
     words = sum(2 * cells * bench.columns * size for _, _, size in calls)
     square = sum(case.heads * queries * keys * 4 for queries, keys, _ in calls)
     kept = sum(case.heads * cells * bench.columns * 4 for _ in calls)
     return [
-        {"reading": "columns", "TFLOP": (6 * attention + 4 * sums + 3 * words) / 1e12, "kept, GB": kept / 1e9},
+        {"reading": "columns", "TFLOP": (6 * attention + 3 * words) / 1e12, "kept, GB": kept / 1e9},
         {"reading": "squares", "TFLOP": 6 * attention / 1e12, "kept, GB": square / 1e9},
     ]
 

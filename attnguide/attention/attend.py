@@ -14,6 +14,7 @@ from attnguide.attention.call import Call, View, fused_dtype, run_of, without_au
 from attnguide.attention.columns import (
     attention_and_logsumexp,
     column_probs,
+    fused_with_sums,
     mask_part,
     masked_scores,
     row_logsumexp,
@@ -115,9 +116,11 @@ def _output(views: Sequence[View], call: Call) -> Tensor:
     read = any(view.visitors.reads_probs for view in views)
     if edited and not read and part is not None:
         return _in_part(views, part, call, form)
-    # Reading alone must not change a bit of the picture; only where the square is formed with its graph it serves both.
+    # Reading alone must not change a bit of the picture; only what is formed with its graph serves both.
     if edited or (read and torch.is_grad_enabled() and not in_columns):
         return form(views, call)
+    if read and in_columns and torch.is_grad_enabled() and (found := _with_columns_read(views[0], call)) is not None:
+        return found
     _reading(views, call, form)
     return call.fused()
 
@@ -250,11 +253,32 @@ def _in_columns(views: Sequence[View], call: Call) -> Tensor:
     return _beside(rows, output, call)
 
 
-def _read_columns(view: View, call: Call) -> None:
-    """Show scores and probabilities of the chosen columns, with their graph."""
+def _with_columns_read(view: View, call: Call) -> Tensor | None:
+    """The call's attention, whose kernel's sums of rows show the chosen columns; ``None`` where there is no such kernel."""
+    if not call.alike:
+        return None
+    found = fused_with_sums(call.query, call.key, call.value, mask_part(call.mask), call.factor)
+    if found is None:
+        return None
+    output, total = found
+    with without_autocast(call.query.device.type):
+        _read_columns(view, call, total[:, :, view.block.rows.start : view.block.rows.stop])
+    return output
+
+
+def _read_columns(view: View, call: Call, total: Tensor | None = None) -> None:
+    """Show scores and probabilities of the chosen columns, with their graph.
+
+    Args:
+        view: Whose.
+        call: The call.
+        total: Logarithm of the sums of the block's rows, ``batch heads query``, where it is known.
+    """
     visitors = view.visitors
     scores = _column_scores(view, call)
-    total = row_logsumexp(view.block.take_rows(call.query), call.key, mask_part(call.mask, view.block.rows), call.factor)
+    if total is None:
+        rows = view.block.rows
+        total = row_logsumexp(view.block.take_rows(call.query), call.key, mask_part(call.mask, rows), call.factor)
     for quantity in ("original_probs", "probs"):
         if visitors.reads(quantity):  # type: ignore[arg-type]
             visitors.read(quantity, view.shown(column_probs(scores, total), 0.0))  # type: ignore[arg-type]

@@ -79,6 +79,11 @@ class Call:
         """Of the products of queries and keys."""
         return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
+    @property
+    def alike(self) -> bool:
+        """Whether the kernel is handed the tensors as they are, and drops nothing out."""
+        return self.dropout == 0 and fused_dtype(self.value) == self.query.dtype
+
     def fused(self, rows: range | None = None) -> Tensor:
         """The library's own call, for some queries alone."""
         query = self.query if rows is None else self.query[:, :, rows.start : rows.stop]

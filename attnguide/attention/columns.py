@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnguide.attention.kernels import output_and_logsumexp
+from attnguide.attention.sums import attention_with_sums
 
 CHUNK = 2**24
 """Most scores that are held at once, over batch, heads, queries and keys."""
@@ -93,8 +94,7 @@ def attention_and_logsumexp(
     if key.shape[2] == 0:
         output = torch.zeros_like(query[..., :1]).expand(*query.shape[:3], value.shape[-1])
         return output, torch.full_like(wide(query[..., 0]), float("-inf"))
-    graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    found = None if graph else output_and_logsumexp(query, key, value, mask, scale)
+    found = fused_with_sums(query, key, value, mask, scale)
     if found is None:
         seeing = None if mask is None else _sighted(mask)  # a blind row has no number, and its gradient neither
         found = F.scaled_dot_product_attention(query, key, value, seeing, scale=scale), row_logsumexp(query, key, mask, scale)
@@ -102,10 +102,28 @@ def attention_and_logsumexp(
     return (output if mask is None else torch.where(logsumexp.isneginf().unsqueeze(-1), 0.0, output)), logsumexp
 
 
+def fused_with_sums(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor] | None:
+    """Both of :func:`attention_and_logsumexp` by one kernel, with their graph; ``None`` where there is none."""
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))):
+        return output_and_logsumexp(query, key, value, mask, scale)
+    seeing = None if mask is None else _sighted(mask)
+    found = attention_with_sums(query, key, value, seeing, scale)
+    if found is None or mask is None:
+        return found
+    return found[0], found[1].masked_fill(_blind(mask), float("-inf"))
+
+
+def _blind(mask: Tensor) -> Tensor:
+    """Rows of a mask without any key, ``batch heads query``, each axis 1 where all are alike."""
+    closed = ~mask if mask.dtype == torch.bool else mask.isneginf()
+    return closed.all(-1)
+
+
 def _sighted(mask: Tensor) -> Tensor:
     """A mask whose rows without any key see all of them."""
-    closed = ~mask if mask.dtype == torch.bool else mask.isneginf()
-    return torch.where(closed.all(-1, keepdim=True), mask.new_ones(()) if mask.dtype == torch.bool else 0.0, mask)
+    return torch.where(_blind(mask).unsqueeze(-1), mask.new_ones(()) if mask.dtype == torch.bool else 0.0, mask)
 
 
 def with_columns(output: Tensor, others: Tensor, total: Tensor, probs: Tensor, value: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def kernels_for(query: Tensor, mask: Tensor | None) -> list[_Kernel]:
 
 
 def _on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> _Found:
-    added = None if mask is None else _additive(mask, query.dtype).expand(-1, -1, query.shape[2], key.shape[2])
+    added = None if mask is None else additive(mask, query.dtype).expand(-1, -1, query.shape[2], key.shape[2])
     output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, attn_mask=added, scale=scale
     )
@@ -72,7 +72,7 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
     return output, logsumexp[..., : query.shape[2]]  # padded to whole tiles of 32 queries
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask in four axes as numbers that are added to scores."""
     mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)
