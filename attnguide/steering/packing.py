@@ -61,10 +61,11 @@ def grid_by_places(name: str) -> Grid:
 
 
 def grid_by_shapes(which: int) -> Grid:
-    """From ``img_shapes``, for each row a list of pictures' frames, rows and columns, of which one is the picture itself."""
+    """From ``img_shapes``, for each row the frames, rows and columns of the picture, or of several of which one is it."""
 
     def grid(arguments: Mapping[str, Any]) -> tuple[int, int]:
-        _, rows, columns = arguments["img_shapes"][0][which]
+        shapes = arguments["img_shapes"][0]
+        _, rows, columns = shapes[which] if isinstance(shapes, list) else shapes
         return int(rows), int(columns)
 
     return grid

@@ -75,6 +75,10 @@ _WHY: dict[str, str] = {
     r"Cascade|Wuerstchen|Kandinsky|UnCLIP|^IF": "it makes a picture in stages of several networks",
     r"Sana": "its self-attention is linear, without a map",
     r"Upscale": "its network reads a small picture and a noise level",
+    r"^QwenImage(Edit|Layered)|Omni": "its text encoder reads pictures too, among which words have other places",
+    r"KleinKV": "its network keeps keys and values of pictures from step to step",
+    r"Redux": "it makes text states, no pictures: call it before the block, and a FluxPipeline with what it gives inside",
+    r"Modular": "modular pipelines have no call to follow",
     r"GLIGENTextImage": "it calls its network with and without its boxes in one step",
 }
 """Why pipelines of some kinds cannot be steered, by what their names say."""

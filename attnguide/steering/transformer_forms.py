@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.models.language import MASK
+from attnguide.steering.errors import SteerError
 from attnguide.steering.forms import (
     CallForm,
     ChannelsBehind,
@@ -131,6 +132,20 @@ def _chroma_closed(arguments: Arguments) -> dict[str, Any]:
     return {**placed, "attention_mask": torch.cat([mask, mask.new_ones(len(mask), placed["hidden_states"].shape[1])], 1)}
 
 
+def _whole_network(arguments: Arguments) -> dict[str, Any]:
+    """Stable Diffusion 3 may be called a second time with blocks left out.
+
+    Raises:
+        SteerError: If it is.
+    """
+    if arguments.get("skip_layers") is not None:
+        raise SteerError(
+            "Skip-layer guidance calls the network without the blocks in which attention is read: call the pipeline without "
+            "skip_guidance_layers."
+        )
+    return dict(arguments)
+
+
 def _z_opened(arguments: Arguments) -> dict[str, Any]:
     """Lists of pictures and texts as tensors, the texts padded under a mask."""
     states, mask = _padded(arguments["cap_feats"])
@@ -200,6 +215,7 @@ _SHARE = replace(_TRANSFORMER, time_scale=0.001)
 
 SD3 = replace(
     _TRANSFORMER,
+    opened=_whole_network,
     extra={"pooled": ("pooled_projections",)},
     control=ControlForm("hidden_states", ("block_controlnet_hidden_states",), lambda given: given[:1]),
 )

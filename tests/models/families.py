@@ -76,13 +76,14 @@ _DRAWN_OTHERWISE = ("krea2", "qwen_image_21", "lumina2")
 """Families whose pipelines draw noise in the network's layout or for an autoencoder of its own size."""
 
 
-def peer(family: str, row: Sample, adapter: Any) -> torch.Tensor:
+def peer(family: str, row: Sample, adapter: Any, *, pipeline: Any = None) -> torch.Tensor:
     """Latents ``channels height width`` that a family's own pipeline makes of a plain row.
 
     Args:
         family: Which.
         row: With a size.
         adapter: Of the family's shared pipeline, for the layout of latents.
+        pipeline: Another one of the family.
     """
     channels, height, width = adapter.latent_shape(row.height, row.width)
     generator = torch.Generator().manual_seed(row.seed)
@@ -99,7 +100,7 @@ def peer(family: str, row: Sample, adapter: Any) -> torch.Tensor:
     negative = negative if row.negative_prompt is None else row.negative_prompt
     settings |= {} if negative is None else {"negative_prompt": negative}
     size = {"height": row.height, "width": row.width, "num_inference_steps": row.steps}
-    return unpacked(sample(family, row.prompt, **size, **settings), height, width)[0]
+    return unpacked(sample(family, row.prompt, pipeline=pipeline, **size, **settings), height, width)[0]
 
 
 def packed(latents: torch.Tensor, side: int) -> torch.Tensor:

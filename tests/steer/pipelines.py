@@ -6,6 +6,7 @@ columns cannot be taken for each other unnoticed.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -82,6 +83,17 @@ def awake(network: nn.Module, seed: int = 7) -> nn.Module:
             if not bool(weight.any()):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
     return network.eval()
+
+
+def certain(autoencoder: Any) -> Any:
+    """A copy whose latents have no spread, so that it does not matter whether a pipeline draws them for a batch or a row."""
+    copied = copy.deepcopy(autoencoder)
+    last = getattr(copied, "quant_conv", None) or copied.encoder.conv_out
+    half = last.weight.shape[0] // 2
+    with torch.no_grad():
+        last.weight[half:] = 0.0
+        last.bias[half:] = -30.0
+    return copied
 
 
 def _like(network: Any, **settings: Any) -> Any:
@@ -251,7 +263,8 @@ def build(name: str, base: Any = None) -> Any:
     base = families.shared(kind.family) if base is None else base
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        parts = kind.parts(base)
+        parts = dict(kind.parts(base))
+    parts = {"vae": certain(parts.get("vae", base.vae)), **{name: part for name, part in parts.items() if name != "vae"}}
     built = getattr(diffusers, kind.pipeline).from_pipe(base, torch_dtype=base.dtype, **parts)
     if hasattr(base, "default_sample_size"):
         built.default_sample_size = base.default_sample_size

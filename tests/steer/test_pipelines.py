@@ -1,15 +1,8 @@
-"""The tiny pipelines themselves: every kind runs, and reads what it is given."""
+"""The tiny pipelines themselves read what they are given."""
 
-import pytest
 import torch
 
 from tests.steer import pipelines
-
-
-@pytest.mark.parametrize("name", pipelines.available())
-def test_a_kind_runs(name: str) -> None:
-    found = pipelines.sample(name, num_inference_steps=2)
-    assert bool(torch.isfinite(found).all()) and float(found.std()) > 0.1
 
 
 def test_control_acts() -> None:

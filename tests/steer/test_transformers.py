@@ -12,10 +12,8 @@ from tests.models import families
 from tests.steer import pipelines
 from tests.steer.watch import REGIONS, parts
 
-MOVING = MethodConfig("layout_guidance", {"iterations": 2, "until": 0.0, "step_size": 1.0, "stop": 1.0})
-SHIFTING = MethodConfig("mask_guidance", {"space": "noise", "stop": 1.0})
+MOVING = MethodConfig("layout_guidance", {"iterations": 1, "until": 0.0, "step_size": 1.0, "stop": 1.0})
 EDITING = MethodConfig("forward_layout", {"stop": 1.0})
-TEXT = MethodConfig("regional_prompts", {"stop": 1.0})
 KINDS = [name for name in pipelines.available() if pipelines.KINDS[name].family not in ("sd", "sdxl")]
 TWINS = ("pixart_alpha", "pixart_alpha_1024", "sd3", "flux_schnell", "flux2_klein")
 """Called as other families are, or slow."""
@@ -55,10 +53,81 @@ def test_both_halves_are_steered_alike(family: str) -> None:
     assert difference(family, (EDITING,), 4.0) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["flux_fill", "flux_kontext", "flux_controlnet", "sd3_controlnet", "z_image_controlnet"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "sd3_pag"])
+def test_every_kind_is_steered(name: str) -> None:
+    with attnguide.steer(pipelines.shared(name), regions=REGIONS, method="forward_layout", stop=1.0) as run:
+        found = pipelines.sample(name, num_inference_steps=2)
+    assert bool(torch.isfinite(found).all()) and run.notes == []
+    rows, height, width = run.maps["red cat"].shape
+    assert rows == 1 and 2 * width == 3 * height
+
+
+@pytest.mark.parametrize("name", ["flux_fill", "flux_kontext", "z_image_controlnet"])
 def test_strength_zero_is_the_plain_call(name: str) -> None:
     pipeline = pipelines.shared(name)
     before, plain = parts(pipeline), pipelines.sample(name, num_inference_steps=2)
     with attnguide.steer(pipeline, regions=REGIONS, method="mask_guidance", scale=0.0, stop=1.0):
         found = pipelines.sample(name, num_inference_steps=2)
     assert torch.equal(found, plain) and parts(pipeline) == before
+
+
+@pytest.mark.parametrize("name", ["flux_controlnet", "sd3_controlnet", "qwen_image_controlnet", "z_image_controlnet"])
+def test_controlnets_see_latents_that_guidance_has_moved(name: str) -> None:
+    pipeline, found = pipelines.shared(name), []
+    for refreshed in (True, False):
+        settings = {"step_size": 400.0, "stop": 1.0, "refresh_controlnet": refreshed}
+        with attnguide.steer(pipeline, regions=REGIONS, method="mask_guidance", **settings):
+            found.append(pipelines.sample(name, num_inference_steps=2))
+    assert not torch.equal(*found)
+
+
+def test_further_texts_stand_in_both_halves_though_each_is_a_call() -> None:
+    """What a region leads away from is read in the second call, which has no conditional half."""
+    pipeline = families.shared("qwen_image")
+    found = []
+    for negative in ("a dog", "a red ball"):
+        regions = [Region("red cat", box=(0.0, 0.0, 0.5, 1.0), negative_prompt=negative)]
+        with attnguide.steer(pipeline, regions=regions, method="regional_prompts"):
+            found.append(pipelines.sample("qwen_image", negative_prompt="", true_cfg_scale=4.0, num_inference_steps=2))
+    assert not torch.equal(*found)
+
+
+def test_states_of_a_picture_may_stand_behind_the_text() -> None:
+    """As the prior of FLUX.1's redux makes them: words keep their places."""
+    pipeline = families.shared("flux_dev")
+    states, pooled, _ = pipeline.encode_prompt(tiny.PROMPT, None)
+    longer = torch.cat([states, torch.randn(1, 9, states.shape[2], generator=torch.Generator().manual_seed(1))], 1)
+    given = {"prompt_embeds": longer, "pooled_prompt_embeds": pooled, "num_inference_steps": 1}
+    with attnguide.steer(pipeline, tiny.PROMPT, regions=REGIONS, method=[MOVING, EDITING]) as run:
+        guided = pipelines.sample("flux_dev", None, **given)
+    assert run.notes == [] and len(run.updates) == 1
+    assert not torch.equal(guided, pipelines.sample("flux_dev", None, **given))
+
+
+def test_pictures_of_one_prompt_in_a_family_that_lists_them() -> None:
+    pipeline = families.shared("z_image")
+    with attnguide.steer(pipeline, regions=REGIONS, method=[MOVING]) as run:
+        found = pipelines.sample("z_image", num_images_per_prompt=2, num_inference_steps=1)
+    assert len(found) == len(run.samples) == 2 and not torch.equal(found[0], found[1])
+
+
+def test_left_out_blocks_are_refused() -> None:
+    pipeline = families.shared("sd35")
+    settings = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 1.0, "num_inference_steps": 2}
+    with pytest.raises(attnguide.SteerError, match="without skip_guidance_layers"):
+        with attnguide.steer(pipeline, regions=REGIONS, method=[EDITING]):
+            pipelines.sample("sd35", **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("QwenImageEditPipeline", "its text encoder reads pictures too"),
+        ("Flux2KleinKVPipeline", "its network keeps keys and values of pictures"),
+        ("FluxPriorReduxPipeline", "it makes text states, no pictures"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(kind: str, why: str) -> None:
+    with pytest.raises(attnguide.SteerError, match=f"{kind} cannot be steered from inside .{why}"):
+        with attnguide.steer(type(kind, (), {})()):
+            pass
