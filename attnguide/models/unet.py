@@ -80,7 +80,7 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         parts = {"unet": self._unet, "vae": self.vae, "text_encoder": self.pipeline.text_encoder}
-        checker = self.pipeline.safety_checker
+        checker = getattr(self.pipeline, "safety_checker", None)
         return {**parts, "safety_checker": checker} if isinstance(checker, nn.Module) else parts
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
@@ -249,7 +249,7 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
         return images
 
     def _unsafe(self, pixels: Tensor) -> list[bool]:
-        checker = self.pipeline.safety_checker
+        checker = getattr(self.pipeline, "safety_checker", None)
         if checker is None:
             return [False] * len(pixels)
         # It blackens what it is handed.
