@@ -17,6 +17,7 @@ from attnguide.engine.branches import Branches
 from attnguide.injection.base import Injection
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.steering.calls import Call, part_positions, put_texts, taken_rows
+from attnguide.steering.errors import SteerError
 from attnguide.types import Branch, PassContext, Step
 
 
@@ -104,6 +105,21 @@ class Called:
     outcome: Any = None
     splits: bool = False
     behind: int = 0
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Conditioning:
+        """As the family has it.
+
+        Raises:
+            SteerError: If the pipeline cannot encode further texts.
+        """
+        pipeline = self.pipeline  # type: ignore[attr-defined]
+        if not callable(getattr(pipeline, "encode_prompt", None)):
+            raise SteerError(
+                "Methods with texts of their own need the pipeline's encode_prompt(), which "
+                f"{type(pipeline).__name__} does not have."
+            )
+        encoded: Conditioning = super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
+        return encoded
 
     def walk(self) -> None:
         """Find all modules once, for guided passes that freeze their weights."""

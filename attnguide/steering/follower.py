@@ -72,7 +72,7 @@ class Follower:
         """
         pipeline = self.pipeline
         wraps: list[tuple[Any, str, Wrap]] = [
-            (pipeline, self.form.encoder, self._encoding),
+            (self.form.encodes(pipeline), self.form.encoder, self._encoding),
             (self.scheduler, "scale_model_input", self._scaling),
             (self.scheduler, "step", self._stepping),
             (self.network, "forward", self._calling),
@@ -188,6 +188,8 @@ class Follower:
             if not self._away:
                 given = signature.bind(*args, **kwargs).arguments
                 self._pictures.hold(before, given.get("image"), made, given.get("do_denormalize"))
+                if not hasattr(self.pipeline, "maybe_free_model_hooks") and self._following is not None:
+                    self.finish()  # the pictures are the last that a modular pipeline makes
             return made
 
         return postprocess

@@ -142,7 +142,8 @@ class CallForm:
             nested mappings, by name.
         whole: Arguments without a batch axis, whatever their first axis says; names of nested ones joined by dots.
         halves: The calls of one evaluation, for a pipeline whose batch holds so many blocks of rows.
-        encoder: Name of the pipeline's method that encodes prompts.
+        encoder: Name of the method that encodes prompts.
+        encodes: What has that method: the pipeline in most cases.
         encoded: From the calls of that method, and the text states of the network's first call, to the texts of the
             pipeline's call that follows.
         packing: From the network and the arguments of a call to the shape of its latents.
@@ -164,6 +165,7 @@ class CallForm:
     whole: frozenset[str] = frozenset()
     halves: Callable[[Any, int], Halves] = one_batch
     encoder: str = "encode_prompt"
+    encodes: Callable[[Any], Any] = lambda pipeline: pipeline
     encoded: Callable[[Sequence[Encoded], Any], Texts] = both_halves
     packing: Callable[[Any, Mapping[str, Any]], Packing] = channels_behind
     apart: str | None = None

@@ -12,7 +12,7 @@ from attnguide.models.support import adapter_class
 from attnguide.steering import transformer_forms as forms
 from attnguide.steering.errors import SteerError
 from attnguide.steering.forms import UNET, CallForm
-from attnguide.steering.unet_forms import EDITING, EDITING_XL, KINDS, KINDS_XL
+from attnguide.steering.unet_forms import EDITING, EDITING_XL, KINDS, KINDS_XL, MODULAR_XL
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ PIPELINES: Mapping[str, Known] = {
     "StableDiffusionInstructPix2PixPipeline": Known(_SD.family, EDITING),
     **{f"StableDiffusionXL{kind}Pipeline": _XL for kind in KINDS_XL},
     "StableDiffusionXLInstructPix2PixPipeline": Known(_XL.family, EDITING_XL),
+    "StableDiffusionXLModularPipeline": Known(_XL.family, MODULAR_XL),
     **{
         f"{family}{kind}Pipeline": Known(f"{family}Pipeline", form)
         for family, (form, kinds) in _TRANSFORMERS.items()

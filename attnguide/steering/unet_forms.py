@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from attnguide.steering.errors import SteerError
 from attnguide.steering.forms import UNET, Encoded, Halves, Texts
+from attnguide.types import Branch
 
 KINDS = (
     "",
@@ -60,3 +62,38 @@ EDITING_XL = replace(UNET, halves=_three_halves)
 
 EDITING = replace(EDITING_XL, encoder="_encode_prompt", encoded=_three_texts)
 """InstructPix2Pix on Stable Diffusion 1."""
+
+
+def _text_block(pipeline: Any) -> Any:
+    """The block of a modular pipeline that encodes prompts; the one that runs, of which the pipeline hands out copies."""
+    return pipeline._blocks.sub_blocks["text_encoder"]
+
+
+def _guided_halves(pipeline: Any, blocks: int) -> Halves:
+    """A call for each half that the guider asks for, the conditional one first.
+
+    Raises:
+        SteerError: If the guider asks for others.
+    """
+    guider = pipeline.guider
+    asked = guider._input_predictions[: guider.num_conditions]
+    known: dict[str, tuple[Branch, ...]] = {"pred_cond": ("cond",), "pred_uncond": ("uncond",)}
+    if not set(asked) <= known.keys():
+        name = type(guider).__name__
+        raise SteerError(f"The pipeline's guider {name} asks for predictions that cannot be told apart: {', '.join(asked)}.")
+    return tuple(known[name] for name in asked)
+
+
+def _repeated(encoded: Sequence[Encoded], states: Any) -> Texts:
+    """Where states are encoded once a prompt and repeated for its pictures later."""
+    cond, uncond = encoded[-1].answer[:2]
+    each = max(1, len(states) // len(cond))
+
+    def for_rows(half: Any) -> Any:
+        return None if half is None else half.repeat_interleave(each, 0)
+
+    return Texts(encoded[-1], for_rows(cond), for_rows(uncond))
+
+
+MODULAR_XL = replace(UNET, encodes=_text_block, encoded=_repeated, halves=_guided_halves)
+"""Modular pipelines of Stable Diffusion XL, whose guider has the halves computed one after the other."""
