@@ -177,7 +177,7 @@ class _References:
 def _identity(sample: Sample) -> str:
     """What decides a row's values."""
     scales = (sample.cfg_scale, sample.true_cfg_scale)
-    plain = (sample.prompt, sample.negative_prompt, sample.seed, sample.steps, scales, sample.scheduler)
+    plain = (sample.prompt, sample.prompt_syntax, sample.negative_prompt, sample.seed, sample.steps, scales, sample.scheduler)
     methods = [(config.name, sorted(config.options.items())) for config in sample.methods]
     return repr((*plain, sample.height, sample.width, methods, inputs_key(sample)))
 
