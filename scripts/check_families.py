@@ -16,12 +16,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 # Read by the libraries when they are imported: no network, no advice about parts that are not used here.
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
@@ -44,6 +44,8 @@ from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample, SampleResult
 from tests.models import families
 from tests.models.parts import BUILDERS
+
+T = TypeVar("T")
 
 PROMPT = "a red cat and a blue ball"
 LONGER = "a blue ball left of a dog and a red cat"
@@ -212,22 +214,29 @@ def tables(found: dict[str, Findings]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for family, one in found.items():
-        numbers = [_number(one.plain), _number(one.guided), _number(one.capture), one.reached, _number(one.batch)]
+        numbers = [number(one.plain), number(one.guided), number(one.capture), one.reached, number(one.batch)]
         lines.append(f"| {family} | {BUILDERS[family][0]} | {' | '.join(numbers)} |")
     notes: dict[str, int] = {}
     methods = list(dict.fromkeys(method for one in found.values() for method in one.methods))
     lines += ["", f"| method | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
     for method in methods:
-        marks = [_mark(one.methods.get(method, ""), notes) for one in found.values()]
+        marks = [mark(one.methods.get(method, ""), notes) for one in found.values()]
         lines.append(f"| {method} | {' | '.join(marks)} |")
-    return "\n".join([*lines, "", *(f"{number}. {note}" for note, number in notes.items())]).rstrip()
+    return "\n".join([*lines, "", *noted(notes)]).rstrip()
 
 
-def _number(value: float) -> str:
+def noted(notes: dict[str, int]) -> list[str]:
+    """Lines of the notes that a table refers to."""
+    return [f"{place}. {note}" for note, place in notes.items()]
+
+
+def number(value: float) -> str:
+    """A difference as the tables have it."""
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def _mark(text: str, notes: dict[str, int]) -> str:
+def mark(text: str, notes: dict[str, int]) -> str:
+    """``+`` for what runs, the number of a note for what is said instead; notes are numbered as they come."""
     if text in ("", "runs"):
         return {"": "-", "runs": "+"}[text]
     return f"[{notes.setdefault(text, len(notes) + 1)}]"
@@ -264,13 +273,13 @@ Where a method is refused, its note says what would work. Three things lie in th
 """
 
 
-def _checked(names: Sequence[str], methods: Sequence[str], workers: int) -> Iterator[Findings]:
-    """Findings of families in their order, by one process or several."""
+def checked(check: Callable[[str, Sequence[str]], T], names: Sequence[str], told: Sequence[str], workers: int) -> Iterator[T]:
+    """What ``check`` finds of each name in their order, by one process or several."""
     if workers < 2:
-        yield from (check(name, methods) for name in names)
+        yield from (check(name, told) for name in names)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), warnings.simplefilter, ("ignore",)) as pool:
-        yield from pool.map(check, names, [methods] * len(names))
+        yield from pool.map(check, names, [told] * len(names))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -287,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     names, methods = given.families or supported(), [name for name in given.methods.split(",") if name]
     found: dict[str, Findings] = {}
-    for family, one in zip(names, _checked(names, methods, given.workers), strict=True):
+    for family, one in zip(names, checked(check, names, methods, given.workers), strict=True):
         found[family] = one
         print(f"{family}: {one.seconds:.0f} s", file=sys.stderr, flush=True)
     print(tables(found))

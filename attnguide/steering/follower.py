@@ -247,6 +247,7 @@ class Follower:
         run, request, model, pipeline = self.run, self.request, self.model, self.pipeline
         self._ran = True
         scheduler = live_scheduler(self.scheduler, *call.time, getattr(pipeline, "_num_timesteps", None))
+        scheduler.packing = call.packing
         prompts = request.prompts_of(given.prompt)
         if given.second is not None and any(request.regions):
             raise SteerError("Another text encoder was given a prompt of its own, in which words have other places.")

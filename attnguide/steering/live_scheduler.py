@@ -10,6 +10,7 @@ from torch import Tensor
 from attnguide.models.schedulers import DiscreteScheduler, FlowScheduler, NoiseScheduler, is_flow
 from attnguide.steering.calls import Call
 from attnguide.steering.errors import SteerError
+from attnguide.steering.forms import Packing
 from attnguide.types import Step
 
 
@@ -24,10 +25,13 @@ class _Live(NoiseScheduler):
 
     Attributes:
         begin: The first evaluation's number in the whole schedule.
+        packing: The shape of the latents that the scheduler moves, where it is another than theirs.
 
     Raises:
         SteerError: If the scheduler is of a class or set up in a way that is not supported, or has no such timestep.
     """
+
+    packing: Packing | None = None
 
     def __init__(self, scheduler: Any, timestep: float, exact: float, count: int | None) -> None:
         try:
@@ -66,6 +70,9 @@ class _Live(NoiseScheduler):
         raise SteerError("A pipeline's own call cannot be begun anew; attnguide.sample can.")
 
     def latents_moved(self, change: Tensor, step: Step) -> None:
+        last = getattr(self._scheduler, "last_sample", None)
+        if last is not None and self.packing is not None and last.shape != change.shape:
+            change = self.packing.pack(change, last)
         super().latents_moved(change, replace(step, index=step.index + self.begin, count=step.count + self.begin))
 
 
