@@ -10,6 +10,38 @@ from pathlib import Path
 from attnguide.methods import method_info
 from attnguide.outside import find_source
 
+_SHARE, _POSITIVE, _ANY_COUNT, _COUNT = "from 0 to 1", "above 0", "0 or more", "1 or more"
+
+RANGES: dict[str, str] = {
+    **dict.fromkeys(("stop", "first_stop", "self_stop", "cross_stop", "blend_start", "attention_stop", "feature_stop"), _SHARE),
+    **dict.fromkeys(("negative_alpha", "held"), _SHARE),
+    **dict.fromkeys(("fraction", "room", "enough"), "above 0, at most 1"),
+    **dict.fromkeys(("temperature", "positive_weight", "kl_limit", "max_norm", "most", "power", "spread"), _POSITIVE),
+    **dict.fromkeys(("centre_weight", "size_weight", "shape_weight", "appearance_weight", "adaptive"), _ANY_COUNT),
+    **dict.fromkeys(("reach", "refinements", "rounds", "last_iterations"), _ANY_COUNT),
+    **dict.fromkeys(("first_refinements", "clusters", "attempts", "strongest", "interval", "k"), _COUNT),
+    **dict.fromkeys(("at", "restart_at", "base"), "0 or more, below 1"),
+    "start": "0 or more, below stop",
+    "cross_start": "0 or more, below cross_stop",
+    "self_start": "0 or more, below self_stop",
+}
+"""What an option may be, by its name, where a method refuses all else when it is made."""
+
+_TIMED = (*(f"inject{number}" for number in range(1, 9)), "map_injection")
+"""Methods whose ``start`` and ``stop`` are not shares of the steps, but of the scheduler's time."""
+
+
+def option_range(method: str, option: str) -> str:
+    """What an option of a method may be; empty where any value of its type goes or the options' meaning says more.
+
+    Example:
+        >>> option_range("box_diff", "fraction")
+        'above 0, at most 1'
+    """
+    if method in _TIMED and option in ("start", "stop"):
+        return ""
+    return RANGES.get(option, "")
+
 
 def option_meanings(method: str) -> Mapping[str, str]:
     """What each option of a method means, by name; options whose class says nothing of them are left out.

@@ -9,7 +9,7 @@ from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
 from attnguide.cli.signatures import options_of
 from attnguide.cli.values import Setting, words
-from attnguide.method_docs import method_meaning, option_meanings
+from attnguide.method_docs import method_meaning, option_meanings, option_range
 from attnguide.methods import GROUP, METHODS, method_info
 from attnguide.outside import entry_point_targets
 
@@ -18,6 +18,9 @@ examples:
   attnguide methods
   attnguide methods mask_guidance
   attnguide methods my_file:MyGuidance"""
+
+_KINDS = {"PerRow": "float, or one a row", "Thresholds": "progress -> value, or one such table a row"}
+"""Types of options in plain words."""
 
 DESCRIPTION = "List methods, or show the options of one."
 
@@ -46,7 +49,10 @@ def run(argv: Sequence[str]) -> int:
     print(textwrap.indent(method_meaning(asked["name"]).replace("``", ""), "  "), end="\n\n")
     meanings = option_meanings(asked["name"])
     for option in options.values():
-        print(f"  {option.name} = {option.default or '(required)'}  {option.annotation}".rstrip())
+        told = ", ".join(
+            filter(None, [_KINDS.get(option.annotation, option.annotation), option_range(asked["name"], option.name)])
+        )
+        print(f"  {option.name} = {option.default or '(required)'}  {told}".rstrip())
         print(textwrap.fill(meanings.get(option.name, ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6) or "      ")
     return 0
 

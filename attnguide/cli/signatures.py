@@ -41,11 +41,32 @@ def _constructor(target: str) -> dict[str, MethodOption] | None:
     for item in found.body if found else ():
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             pairs = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
+            constants = _constants(tree)
             return {
-                argument.arg: MethodOption(argument.arg, _text(argument.annotation), _text(default))
+                argument.arg: MethodOption(
+                    argument.arg, _text(argument.annotation), constants.get(text := _text(default), text)
+                )
                 for argument, default in pairs
             }
     return None
+
+
+def _constants(tree: ast.Module) -> dict[str, str]:
+    """Literals that a module, or one of this package that it takes them from, has a name for, as they are written."""
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("attnguide.guidance"):
+            wanted = {alias.name for alias in node.names if alias.name.isupper()}
+            source = find_source(node.module) if wanted else None
+            if source is not None:
+                theirs = _constants(ast.parse(Path(source).read_text(encoding="utf-8")))
+                found |= {name: text for name, text in theirs.items() if name in wanted}
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        for target in targets:
+            if isinstance(target, ast.Name) and isinstance(value, ast.Dict | ast.Constant | ast.Tuple):
+                found[target.id] = ast.unparse(value)
+    return found
 
 
 def _text(node: ast.expr | None) -> str:

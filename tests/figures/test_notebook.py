@@ -13,8 +13,8 @@ from PIL import Image
 import attnguide
 from attnguide.figures.results import Results
 from attnguide.html import figure, table
-from attnguide.method_docs import method_meaning, option_meanings
-from attnguide.methods import METHODS, method_options
+from attnguide.method_docs import method_meaning, option_meanings, option_range
+from attnguide.methods import METHODS, method_class, method_options
 from attnguide.types import Cost, Region, Sample, SampleResult
 from tests import tiny
 
@@ -80,6 +80,34 @@ def test_every_option_of_every_method_says_what_it_means(name: str) -> None:
     assert set(method_options(name)) - set(meanings) == set() and all(meanings.values())
     assert method_meaning(name) and "Args:" not in method_meaning(name)
     assert escape(METHODS[name].summary) in METHODS[name]._repr_html_()
+
+
+_PROBES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "from 0 to 1": ((0.5, 1), (-0.1, 1.5)),
+    "above 0, at most 1": ((0.5, 1), (0, -1, 1.5)),
+    "above 0": ((0.5, 2), (0, -1)),
+    "0 or more": ((0, 1, 2), (-1,)),
+    "1 or more": ((1, 2), (0,)),
+    "0 or more, below 1": ((0,), (-0.1, 1, 1.5)),
+}
+"""Numbers that are taken and numbers that are refused."""
+
+
+def _takes(method: str, option: str, value: float) -> bool:
+    try:
+        method_class(method)(**{option: value})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_ranges_that_are_told_are_those_that_a_method_takes(name: str) -> None:
+    for option, default in method_options(name).items():
+        taken, refused = _PROBES.get(told := option_range(name, option), ((0,), (-0.1,)))
+        if told and isinstance(default, int | float):
+            assert [value for value in taken if not _takes(name, option, value)] == [], option
+            assert [value for value in refused if _takes(name, option, value)] == [], option
 
 
 def test_a_watch_keeps_maps_and_losses_of_each_row() -> None:
