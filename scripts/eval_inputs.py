@@ -3,6 +3,7 @@
 Two objects of the embedded world in two boxes, one in each half of the picture:
 
 * ``text``: from noise alone.
+* ``canvas``: img2img from the bare background, at ``--strength``.
 * ``img2img``: from the plain picture of the same prompt and seed, whose objects stand anywhere, at ``--strength``.
 * ``inpaint``: the half with the first object is drawn by the renderer and kept; the other half is drawn anew.
 * ``controlnet``: from noise, with the outlines of both objects for a ControlNet (``--controlnet``, see train_controlnet.py).
@@ -35,6 +36,8 @@ from attnguide.types import MethodConfig, Region, Sample, SampleResult
 
 METRIC = "region_hit"
 
+KINDS = ("text", "canvas", "img2img", "inpaint", "controlnet")
+
 
 def half_of(layout: Layout) -> tuple[float, float, float, float] | None:
     """The half of the picture that holds the second object's box but nothing of the first's; ``None`` if there is none."""
@@ -59,6 +62,7 @@ class Bench:
         strength: Of img2img.
         method: What steers.
         controls: Whether there is a ControlNet.
+        kinds: Of rows that are made.
     """
 
     folder: Path
@@ -67,19 +71,26 @@ class Bench:
     strength: float
     method: MethodConfig
     controls: bool
+    kinds: tuple[str, ...] = KINDS
 
     def text(self, layout: Layout, seed: int) -> Sample:
         regions = tuple(Region(phrase, box=box) for phrase, box in zip(layout.phrases, layout.boxes, strict=True))
         return Sample(f"{layout.id}-{seed}", layout.prompt, seed, regions, steps=self.steps)
 
-    def rows(self, layout: Layout, seed: int, plain: SampleResult) -> dict[str, Sample]:
-        """A row of each kind, without methods."""
+    def rows(self, layout: Layout, seed: int, plain: SampleResult | None) -> dict[str, Sample]:
+        """A row of each kind, without methods.
+
+        Args:
+            layout: Two objects and their boxes.
+            seed: Of the noise.
+            plain: From noise alone; ``None`` where no kind begins from it.
+        """
         base = self.text(layout, seed)
         found = re.search(r"on an? (\w+) background", layout.prompt)
         scene = layout_scene(layout, found[1] if found else "white")
         start, mask = self.folder / f"{base.id}-plain.png", self.folder / f"{layout.id}-mask.png"
-        assert plain.image is not None
-        plain.image.save(start)
+        if plain is not None and plain.image is not None:
+            plain.image.save(start)
         kept, shown = self.folder / f"{layout.id}-kept.png", replace(scene, objects=scene.objects[:1], relation=None)
         render(shown, self.side).save(kept)
         half = half_of(layout)
@@ -88,8 +99,11 @@ class Bench:
         x0, y0, x1, y1 = (round(edge * self.side) for edge in half)
         white.paste(255, (x0, y0, x1, y1))
         white.save(mask)
+        canvas = self.folder / f"{scene.background}.png"
+        render(replace(scene, objects=(), relation=None), self.side).save(canvas)
         rows = {
             "text": base,
+            "canvas": replace(base, init_image=str(canvas), strength=self.strength),
             "img2img": replace(base, init_image=str(start), strength=self.strength),
             "inpaint": replace(base, init_image=str(kept), inpaint_mask=str(mask)),
         }
@@ -97,7 +111,7 @@ class Bench:
             edges = self.folder / f"{layout.id}-edges.png"
             outlines(scene, self.side).save(edges)
             rows["controlnet"] = replace(base, control=(Control("outlines", str(edges)),))
-        return rows
+        return {kind: row for kind, row in rows.items() if kind in self.kinds}
 
 
 def changed(result: SampleResult) -> int:
@@ -144,8 +158,9 @@ def evaluate(model: ModelAdapter, bench: Bench, layouts: Sequence[Layout], seeds
     """One line for each kind of rows, plain and steered."""
     bench.folder.mkdir(parents=True, exist_ok=True)
     subjects = [(layout, seed) for layout in layouts for seed in seeds]
-    plain = sampled(model, (bench.text(layout, seed) for layout, seed in subjects))
-    tables = [bench.rows(layout, seed, plain[f"{layout.id}-{seed}"]) for layout, seed in subjects]
+    needed = {"text", "img2img"} & set(bench.kinds)
+    plain = sampled(model, (bench.text(layout, seed) for layout, seed in subjects if needed))
+    tables = [bench.rows(layout, seed, plain.get(f"{layout.id}-{seed}")) for layout, seed in subjects]
     for kind in tables[0]:
         rows = [table[kind] for table in tables]
         made = plain if kind == "text" else sampled(model, rows)
@@ -164,13 +179,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--strength", type=float, default=0.6)
     parser.add_argument("--method", default="forward_layout")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--controlnet", help="folder of a ControlNet that reads outlines")
     parser.add_argument("--out", type=Path, default=Path("runs/inputs"))
     asked = parser.parse_args()
     model = load_model("shapes", controlnets={"outlines": asked.controlnet} if asked.controlnet else {})
     options = {"attempts": 1} if asked.method == "stable" else {}
     method = MethodConfig(asked.method, options)
-    bench = Bench(asked.out, model.default_size[0], asked.steps, asked.strength, method, asked.controlnet is not None)
+    bench = Bench(
+        asked.out, model.default_size[0], asked.steps, asked.strength, method, asked.controlnet is not None, tuple(asked.kinds)
+    )
     for told in evaluate(model, bench, chosen(asked.layouts), range(asked.seeds)):
         print(told, flush=True)
 

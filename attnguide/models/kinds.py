@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnguide.inputs import Kind
 
 
-def _unet(name: str) -> dict[Kind, str]:
+def _all_of(name: str) -> dict[Kind, str]:
     return {
         "img2img": f"{name}Img2ImgPipeline",
         "inpaint": f"{name}InpaintPipeline",
@@ -16,16 +16,28 @@ def _unet(name: str) -> dict[Kind, str]:
 
 
 PIPELINES: dict[str, dict[Kind, str]] = {
-    "StableDiffusionPipeline": _unet("StableDiffusion"),
-    "StableDiffusionXLPipeline": _unet("StableDiffusionXL"),
+    "StableDiffusionPipeline": _all_of("StableDiffusion"),
+    "StableDiffusionXLPipeline": _all_of("StableDiffusionXL"),
+    "StableDiffusion3Pipeline": {"img2img": "StableDiffusion3Img2ImgPipeline", "inpaint": "StableDiffusion3InpaintPipeline"},
+    "FluxPipeline": {"img2img": "FluxImg2ImgPipeline", "inpaint": "FluxInpaintPipeline"},
 }
-"""Supported pipeline -> how a row is made -> the class that makes it of the same parts."""
+"""Supported pipeline -> how a row is made -> the class that makes it of the same parts.
+
+ControlNets of transformers read latents of their pictures that are drawn from no generator, so that no seed gives a picture
+again.
+"""
 
 CONTROLNETS: dict[str, str] = {
     "StableDiffusionPipeline": "ControlNetModel",
     "StableDiffusionXLPipeline": "ControlNetModel",
 }
 """Supported pipeline -> class of its ControlNets."""
+
+KEEPING: dict[str, int] = {"StableDiffusionPipeline": 4, "StableDiffusionXLPipeline": 4, "StableDiffusion3Pipeline": 16}
+"""Supported pipeline -> latent channels of the networks with which its inpainting keeps what a mask keeps; any if not here."""
+
+ROUNDING_UP: tuple[str, ...] = ("StableDiffusion3Pipeline", "FluxPipeline")
+"""Supported pipelines whose relatives make a step for a part of one: ``strength`` .6 of 4 steps is 3, and else 2."""
 
 
 def pipeline_name(pipeline: str, kind: Kind | None) -> str:

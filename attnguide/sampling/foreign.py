@@ -25,6 +25,7 @@ from attnguide.injection.base import Injection
 from attnguide.methods import method_info
 from attnguide.models.base import ModelAdapter
 from attnguide.models.embeds import prompt_embeds
+from attnguide.models.kinds import ROUNDING_UP
 from attnguide.models.pictures import Picture
 from attnguide.models.relatives import check_relative, relative
 from attnguide.prompt.inputs import mask_at, picture_at
@@ -102,6 +103,8 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
         )
         with steer_calls(pipeline, request, run):
             latents = pipeline(**_arguments(model, pipeline, samples, size, run), output_type="latent", return_dict=False)[0]
+        if latents.ndim == 3:  # packed: two by two cells in one
+            latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)
         pictures = model.decode(latents)
     results = [_result(run, row, sample, pictures[row], latents[row], size) for row, sample in enumerate(samples)]
     observer.on_sample_end(results)
@@ -211,6 +214,13 @@ def _arguments(
     return {name: value for name, value in given.items() if name in known or name not in optional}
 
 
+def _strength(model: ModelAdapter, sample: Sample) -> float:
+    """The strength of which a pipeline makes the row's number of steps."""
+    if sample.noised == 1 or type(model.pipeline).__name__ not in ROUNDING_UP:
+        return sample.noised
+    return (sample.denoising_steps - 0.5) / sample.steps
+
+
 def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun) -> dict[str, Any]:
     """Noise, init images and masks of the rows."""
     first, way = samples[0], way_of(model, samples[0]) or ""
@@ -219,7 +229,7 @@ def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, 
     given: dict[str, Any] = {"latents": run.noise, "generator": run.sources()}
     if way.endswith(("img2img", "inpaint")):  # the pipeline draws its noise itself, as for anyone who gives it a seed
         sources = generators([sample.seed for sample in samples])
-        given = {"image": pictures, "strength": first.noised, "generator": sources}
+        given = {"image": pictures, "strength": _strength(model, first), "generator": sources}
     if way.endswith("inpaint"):
         given["mask_image"] = masks
     elif masks:

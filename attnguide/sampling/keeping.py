@@ -12,10 +12,8 @@ from torch import Tensor
 
 from attnguide.inputs import Kind
 from attnguide.models.base import ModelAdapter
+from attnguide.models.kinds import KEEPING
 from attnguide.types import Sample
-
-_CHANNELS = 4
-"""Latent channels of the networks whose inpainting pipelines put kept latents back; those of diffusers know no other number."""
 
 
 def way_of(model: ModelAdapter, sample: Sample) -> Kind | None:
@@ -25,7 +23,8 @@ def way_of(model: ModelAdapter, sample: Sample) -> Kind | None:
         model: The adapter.
         sample: A row with input pictures.
     """
-    if sample.inpaint_mask is None or model.latent_shape(*model.default_size)[0] == _CHANNELS:
+    known = KEEPING.get(type(model.pipeline).__name__)
+    if sample.inpaint_mask is None or known in (None, model.latent_shape(*model.default_size)[0]):
         return sample.kind
     if sample.noised == 1:  # nothing of the picture is left where it is drawn anew
         return "controlnet" if sample.control else None
@@ -56,6 +55,8 @@ class Keeping:
         left = pipeline.num_timesteps - index - 1
         kept = self._kept
         if left > 0:
-            kept = scheduler.add_noise(kept, self._noise, scheduler.timesteps[-left].reshape(1))
+            time = scheduler.timesteps[-left].reshape(1)
+            flow = hasattr(scheduler, "scale_noise")
+            kept = scheduler.scale_noise(kept, time, self._noise) if flow else scheduler.add_noise(kept, self._noise, time)
         latents = tensors["latents"]
         return {"latents": torch.where(self._anew, latents, kept.to(latents))}

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> ModelAdapter:
     """Four channels, as if they were no number that diffusers knows."""
-    monkeypatch.setattr(keeping, "_CHANNELS", 3)
+    monkeypatch.setitem(keeping.KEEPING, "StableDiffusionPipeline", 3)
     model = adapt(pipelines.shared("sd"))
     model.controlnets["canny"] = pipelines.shared("sd_controlnet").controlnet
     return model
@@ -47,7 +47,7 @@ def test_latents_are_those_of_diffusers(
     one = row(folder, "inpaint", strength=1.0, scheduler=scheduler)
     (found,) = sample_batch(model, [one])
     monkeypatch.setattr(f"{INPAINT}.retrieve_latents", lambda encoded, generator: encoded.latent_dist.mode())
-    monkeypatch.setattr(keeping, "_CHANNELS", 4)
+    monkeypatch.setitem(keeping.KEEPING, "StableDiffusionPipeline", 4)
     (expected,) = sample_batch(model, [one])
     assert_close(latents(found), latents(expected))
 

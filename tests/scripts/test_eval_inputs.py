@@ -38,8 +38,8 @@ def test_a_controlnet_is_trained_and_used_with_a_method(
     assert any(bool(weight.any()) for weight in model.controlnets["outlines"].controlnet_down_blocks.parameters())
     bench = eval_inputs.Bench(tmp_path, model.default_size[0], 2, 0.6, MethodConfig("forward_layout"), controls=True)
     told = list(eval_inputs.evaluate(model, bench, eval_inputs.chosen(1), [0]))
-    assert [line.split()[0] for line in told] == [kind for kind in ("text", "img2img", "inpaint", "controlnet") for _ in "ab"]
-    assert all("1 pictures" in line for line in told) and "kept pixels differ by 0" in told[4]
+    assert [line.split()[0] for line in told] == [kind for kind in eval_inputs.KINDS for _ in "ab"]
+    assert all("1 pictures" in line for line in told) and "kept pixels differ by 0" in told[6]
     row = bench.text(eval_inputs.chosen(1)[0], 0)
     (plain,) = sample_rows(model, [row])
     (controlled,) = sample_rows(model, [bench.rows(eval_inputs.chosen(1)[0], 0, plain)["controlnet"]])
