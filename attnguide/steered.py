@@ -75,7 +75,8 @@ def steer(
         seed: Of the noise that methods draw; the next pictures of a call have the next numbers. The pipeline draws its own from
             its ``generator``, or takes ``latents=run.latents()``.
         observer: Told of everything.
-        maps: Keep the mean map of every region's words.
+        maps: Keep the mean map of every region's words. Attention that is edited where it is read is rounded otherwise in its
+            last bits.
         refresh_controlnet: Let ControlNets see latents as guidance has moved them, for an evaluation more of theirs.
         prompt_syntax: How the prompts that are named here are read; with ``weights`` the pipeline is given their states,
             ``pipeline(**attnguide.prompt_embeds(pipeline, prompt, negative_prompt))``.
