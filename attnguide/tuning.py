@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -183,6 +184,7 @@ def trials(
     *,
     option: str = KNOB,
     batch_size: int | None = None,
+    keep: Callable[[float | None, Sequence[SampleResult]], None] | None = None,
 ) -> Iterator[Trial]:
     """Sample rows plain, then with each strength in rising order, until latents no longer hold at two of them in a row.
 
@@ -193,6 +195,7 @@ def trials(
         values: Strengths to try.
         option: Which option they are of.
         batch_size: Most rows of a batch.
+        keep: Is given each strength, ``None`` for plain, and what became of the rows, before its trial is told.
 
     Yields:
         The plain trial, then one for each strength.
@@ -206,7 +209,8 @@ def trials(
     for row in rows:
         if not any(region.has_place for region in row.regions):
             raise ValueError(f"Row {row.id!r} has no region with a place, in which its word could be seen.")
-    shares, latents = _made(model, [row.plain() for row in rows], batch_size)
+    tell = keep or (lambda value, results: None)
+    shares, latents = _made(model, [row.plain() for row in rows], batch_size, partial(tell, None))
     if len(latents) != len(rows):
         raise ValueError(f"Only {len(latents)} of {len(rows)} plain pictures could be made.")
     cells = PlainCells(latents)
@@ -215,7 +219,7 @@ def trials(
     before = True
     for value in sorted(values):
         chosen = replace(method, options={**method.options, option: value})
-        shares, latents = _made(model, [replace(row, methods=(chosen,)) for row in rows], batch_size)
+        shares, latents = _made(model, [replace(row, methods=(chosen,)) for row in rows], batch_size, partial(tell, value))
         whole = len(latents) == len(rows)
         strain = float(cells.distances(latents, range(len(rows))).mean() / usual) if whole else float("inf")
         trial = Trial(value, fmean(shares) if shares else 0.0, strain)
@@ -225,10 +229,13 @@ def trials(
         before = trial.holds
 
 
-def _made(model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None) -> tuple[list[float], Tensor]:
+def _made(
+    model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None, tell: Callable[[Sequence[SampleResult]], None]
+) -> tuple[list[float], Tensor]:
     """Shares and final latents of the rows that have a picture."""
     watch = InsideShare()
     found = list(sample_rows(model, rows, batch_size=batch_size, observer=watch, strict=True))
+    tell(found)
     order = {row.id: number for number, row in enumerate(rows)}
     made = sorted(((order[r.sample.id], r.latents) for r in found if r.image is not None), key=lambda pair: pair[0])
     whole = [latents for _, latents in made if latents is not None]

@@ -81,7 +81,7 @@ class Size(NamedTuple):
 
 
 SMALL, LARGE = Size(6, 2, 4), Size(8, 2, 5)
-"""5.1 and 9.7 million weights: what a CPU can train in a night, and what a graphics card can in minutes."""
+"""5.1 and 10.1 million weights: what a CPU can train in a night, and what a graphics card can in minutes."""
 
 
 def size_of(transformer: Mapping[str, Any]) -> Size:

@@ -97,7 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--size",
         choices=("small", "large"),
         default=None,
-        help="of a new mmdit: 5.1 or 9.7 million weights; default: small, on a graphics card large",
+        help="of a new mmdit: 5.1 or 10.1 million weights; default: small, on a graphics card large",
     )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a graphics card")
     parser.add_argument("--logger", choices=("csv", "wandb"), default="csv")

@@ -1,0 +1,47 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import check_tuning
+
+from attnguide.benchmark import layout_samples
+from attnguide.shapes.layouts import Layout
+from tests import tiny
+
+PROMPT = "a red circle and a blue square"
+
+
+def _judged(**scores: tuple[float, float]) -> check_tuning.Judged:
+    found: check_tuning.Judged = {}
+    for label, (hit, explained) in scores.items():
+        value = None if label == "plain" else float(label.removeprefix("s")) / 10
+        found[value] = {"region_hit": [hit], "explained": [explained]}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("judged", "value"),
+    [
+        (_judged(plain=(0.1, 0.9), s5=(0.5, 0.9), s10=(0.75, 0.89), s20=(0.8, 0.9)), 1.0),  # 0.65 of 0.7 is enough
+        (_judged(plain=(0.1, 0.9), s5=(0.5, 0.9), s10=(0.75, 0.87)), 0.5),  # three points of foreground are too many
+        (_judged(plain=(0.1, 0.9), s5=(0.1, 0.9)), None),
+        (_judged(plain=(0.1, 0.9), s5=(0.8, 0.5)), None),
+    ],
+    ids=["saturated", "kept", "no-gain", "spoilt"],
+)
+def test_the_judge_s_choice_by_hand(judged: check_tuning.Judged, value: float | None) -> None:
+    assert check_tuning.judged_choice(judged) == value
+
+
+def test_both_choices_are_of_the_same_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout("a0", "boxes", PROMPT, ("red circle", "blue square"), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 1.0)))
+    rows = layout_samples([layout], range(3), steps=2)
+    watched = check_tuning.Watched([layout])
+    table = check_tuning.check(tiny.model(), "forward_layout", [0.5, 1.0], rows, watched)
+    assert [row["scale"] for row in table] == ["plain", "0.5", "1"] and {*watched.judged} == {None, 0.5, 1.0}
+    assert all(len(scores["region_hit"]) == 3 for scores in watched.judged.values())
+    assert sum(row["without_judge"] for row in table) <= 1 and table[0]["without_judge"] == 0
+    assert "without a judge" in capsys.readouterr().out
