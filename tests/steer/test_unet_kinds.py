@@ -12,7 +12,7 @@ from tests.steer import pipelines, unets
 from tests.steer.watch import REGIONS, parts
 
 KINDS = [name for name in pipelines.KINDS if name.startswith("sd_") or name.startswith("sdxl_")] + list(unets.KINDS)
-BEGINNING = ("refiner", "lcm", *(name for name in KINDS if "img2img" in name or "inpaint" in name))
+BEGINNING = ("refiner", "lcm", "depth", *(name for name in KINDS if "img2img" in name or "inpaint" in name))
 """Kinds that make a part of the steps that they are asked for."""
 
 GUIDANCE: dict[str, Any] = {"method": "mask_guidance", "iterations": 2, "stop": 1.0}

@@ -110,6 +110,16 @@ def _adapter() -> tuple[Any, dict[str, Any]]:
     return pipeline, {"image": picture(1, HEIGHT, WIDTH), **_size()}
 
 
+@_kind("depth")
+def _depth() -> tuple[Any, dict[str, Any]]:
+    base = families.shared("sd")
+    parts = {name: base.components[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    further = {"unet": _unet(base, in_channels=5), "depth_estimator": None, "feature_extractor": None}
+    pipeline = diffusers.StableDiffusionDepth2ImgPipeline(**parts, **further)
+    depth = torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
+    return pipeline, {"image": picture(1, HEIGHT, WIDTH), "strength": 0.6, "depth_map": depth}
+
+
 @_kind("ip_adapter")
 def _ip_adapter() -> tuple[Any, dict[str, Any]]:
     from diffusers.image_processor import IPAdapterMaskProcessor
