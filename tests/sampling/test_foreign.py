@@ -68,7 +68,8 @@ def latents(result: SampleResult) -> torch.Tensor:
 def test_plain_rows_are_those_of_their_pipeline(model: ModelAdapter, folder: Path, kind: str) -> None:
     one = row(folder, kind)
     (found,) = sample_batch(model, [one])
-    pipe = pipelines.shared(f"sd_{kind}")
+    pipe = pipelines.build(f"sd_{kind}")
+    pipe.register_modules(vae=model.pipeline.vae)
     given = pipelines.inputs("sd")
     first, edges = (Image.open(folder / name) for name in ("0.png", "2.png"))
     pictures = {"image": edges if kind == "controlnet" else first, "control_image": edges, "mask_image": given["mask_image"]}

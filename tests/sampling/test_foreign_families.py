@@ -41,7 +41,8 @@ def _row(name: str, folder: Path, **given: Any) -> Sample:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plain_row_is_that_of_its_pipeline(name: str, tmp_path: Path) -> None:
     kind = pipelines.KINDS[name]
-    model, own = adapt(pipelines.shared(kind.family)), pipelines.shared(name)
+    model, own = adapt(pipelines.shared(kind.family)), pipelines.build(name)
+    own.register_modules(vae=model.pipeline.vae)
     if "controlnet" in name:
         model.controlnets["canny"] = own.controlnet
     row = _row(name, tmp_path)
