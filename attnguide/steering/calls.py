@@ -50,8 +50,9 @@ class Call:
         given = torch.as_tensor(self.arguments[self.form.timestep]).flatten()[0]
         scale = abs(self.form.time_scale)
         coarse = torch.finfo(given.dtype).eps if given.dtype.is_floating_point else 0.0
-        exact = max(coarse, 1e-6) * max(abs(float(given)), scale) / scale
-        return (float(given) - self.form.time_offset) / self.form.time_scale, exact
+        offset = self.form.time_offset
+        exact = max(coarse, 1e-6) * max(abs(float(given)), abs(offset), scale) / scale
+        return (float(given) - offset) / self.form.time_scale, exact
 
     def block(self, branch: Branch) -> slice:
         """Where a branch stands in the batch."""

@@ -22,10 +22,11 @@ def test_a_kind_in_short(kind: str, scheduler: str) -> None:
     assert found.loss[1] < found.loss[0]
 
 
-def test_a_family_is_compared_with_our_own_loop() -> None:
-    """Under a corrector that compares latents with those of the step before, which are tokens here."""
-    found = check_pipelines.check_under("flux_dev", "unipc", ["layout_guidance"])
-    assert found is not None and found.methods == {"layout_guidance": "0"} and found.zero == "0" and found.restored
+@pytest.mark.parametrize(("family", "method"), [("flux_dev", "layout_guidance"), ("lumina2", "forward_layout")])
+def test_a_family_is_compared_with_our_own_loop(family: str, method: str) -> None:
+    """Under a corrector that looks at the step before: at tokens, and where the network's time runs backwards."""
+    found = check_pipelines.check_under(family, "unipc", [method])
+    assert found is not None and found.methods == {method: "0"} and found.zero == "0" and found.restored
 
 
 def test_a_pipeline_that_does_not_take_a_scheduler_is_left_out() -> None:
