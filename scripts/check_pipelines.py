@@ -4,7 +4,7 @@
     python scripts/check_pipelines.py flux_fill sd_controlnet --schedulers euler,unipc
     python scripts/check_pipelines.py --workers 2 --write docs/known_pipelines.md    # all of it, some ten minutes of one core
 
-The pipelines are those of the tests (``tests/steer``). Every one is called under every scheduler that it takes, with every
+The pipelines are those of the tests (``tests/steering``). Every one is called under every scheduler that it takes, with every
 method of :data:`METHODS` inside :func:`attnguide.steer`.
 """
 
@@ -34,8 +34,8 @@ from attnguide.models.transformer import TransformerAdapter
 from attnguide.steering.pipelines import PIPELINES
 from attnguide.types import MethodConfig
 from tests.models import families
-from tests.steer import pipelines, unets
-from tests.steer.watch import parts
+from tests.steering import pipelines, unets
+from tests.steering.watch import parts
 
 SCHEDULERS = ("ddim", "euler", "euler_ancestral", "dpmpp_2m", "heun", "unipc")
 FLOW_SCHEDULERS = ("euler", "heun", "dpmpp_2m", "unipc")

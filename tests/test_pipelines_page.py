@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from attnguide.records import read_records
 from tests import tiny
 from tests.models.lora_files import save_lora
-from tests.steer import pipelines, unets
+from tests.steering import pipelines, unets
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "pipelines.md"
 RECIPES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

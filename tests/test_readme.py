@@ -15,7 +15,7 @@ import torch
 
 import attnguide.methods
 from attnguide.cli import main
-from attnguide.cli.execute import check_on_model
+from attnguide.cli.opening import check_on_model
 from attnguide.cli.plan import Plan
 from attnguide.engine.observer import Observer, UpdateEvent
 from attnguide.files import write_atomic

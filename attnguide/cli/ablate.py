@@ -120,7 +120,8 @@ def run(argv: Sequence[str]) -> int:
         costs = costs_of(rows, plan.config["model"])
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-    from attnguide.cli.execute import execute, is_first_process
+    from attnguide.cli.execute import execute
+    from attnguide.cli.opening import is_first_process
 
     if is_first_process():
         print(headline(ablation, rows), flush=True)

@@ -164,7 +164,8 @@ def run(argv: Sequence[str]) -> int:
     parts, chosen = _asked_for(asked)
     plan, tries = make_eval_plan(asked, parts, chosen)
     reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
-    from attnguide.cli.execute import INTERRUPTED, Opened, execute
+    from attnguide.cli.execute import INTERRUPTED, execute
+    from attnguide.cli.opening import Opened
     from attnguide.evaluation.callback import EvalLog
 
     opened, told = Opened(asked), about(plan.config, plan.samples)

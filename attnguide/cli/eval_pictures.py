@@ -25,7 +25,7 @@ def judge_pictures(asked: Mapping[str, Any]) -> int:
     Raises:
         UsageError: If the pictures, the benchmark, a judge or the folder cannot be used; nothing is written then.
     """
-    from attnguide.cli.execute import judging, quiet
+    from attnguide.cli.opening import judging, quiet
     from attnguide.evaluation.callback import EvalLog
     from attnguide.evaluation.pictures import judge_files, picture_rows
     from attnguide.report.page import write_report

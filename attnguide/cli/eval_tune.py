@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError
 from attnguide.cli.eval import TUNE_FOLDER
-from attnguide.cli.execute import INTERRUPTED, NOT_JUDGED, Opened, execute, is_first_process
+from attnguide.cli.execute import INTERRUPTED, NOT_JUDGED, execute
 from attnguide.cli.going_on import check_settings
+from attnguide.cli.opening import Opened, is_first_process
 from attnguide.cli.plan import Plan
 from attnguide.evaluation.arms import PLAIN, Arm, arm_rows
 from attnguide.evaluation.benchmark import with_settings

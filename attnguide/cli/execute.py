@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import probe
 from attnguide.cli.going_on import check_settings, made_with_model, with_kept
 from attnguide.cli.kinds import check_kinds
+from attnguide.cli.opening import Opened, check_on_model, is_first_process, quiet
 from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan, is_strict
 from attnguide.folder import RunLock, locked_run, tidy
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
     from attnguide.judges import Judge
     from attnguide.models.base import ModelAdapter
-    from attnguide.types import Sample
 
 NOT_THE_TRAINERS = {
     "precision": "use --dtype",
@@ -65,29 +62,6 @@ class _Held:
 
     lock: RunLock | None
     closing: ExitStack
-
-
-class Opened:
-    """The model and the judges that settings name, opened when they are first needed; plans of one command share them.
-
-    Args:
-        config: Settings of the command.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-
-    @cached_property
-    def judges(self) -> tuple[Judge, ...]:
-        """As :func:`judging` gives them."""
-        return tuple(judging(self.config["judge"]))
-
-    @cached_property
-    def model(self) -> ModelAdapter:
-        """As :func:`loaded` gives it."""
-        if is_first_process():
-            print(f"loading model {self.config['model']} ...", flush=True)
-        return loaded(self.config)
 
 
 def execute(
@@ -223,21 +197,6 @@ def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str], opened: Opened) 
     return _Ready(plan, config, model, judges)
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that the user started, or one that Lightning started for another device."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
-
-
-def quiet() -> None:
-    """Keep the libraries' advice out of the output; errors are still told."""
-    from attnguide.models.load import quiet_libraries
-
-    quiet_libraries()
-    warnings.filterwarnings("ignore", module=r"(lightning|diffusers|transformers|wandb|torch|huggingface_hub)\b")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def _resolved(plan: Plan) -> dict[str, Any]:
     """What the run folder keeps, with the device and the precision that are used.
 
@@ -274,70 +233,6 @@ def _check_trainer(plan: Plan) -> int:
     if trainer.world_size > 1 and plan.config["out"] is None:
         raise UsageError(f"out: expected --out with a folder for all {trainer.world_size} processes to write to; got none")
     return int(trainer.world_size)
-
-
-def judging(configs: Sequence[Mapping[str, Any]] | None) -> list[Judge]:
-    """The judges that settings name, before anything is made; that of the embedded world where nothing is said.
-
-    Raises:
-        UsageError: If one cannot be opened.
-    """
-    from attnguide.judges import open_judges
-
-    try:
-        return open_judges([{"name": "shapes"}] if configs is None else configs)
-    except ValueError as error:
-        raise UsageError(f"judge: {one_line(error)}") from error
-
-
-def loaded(config: Mapping[str, Any]) -> ModelAdapter:
-    """The model that settings name.
-
-    Raises:
-        UsageError: If it cannot be loaded.
-    """
-    from attnguide.models.controlnets import ControlNetError
-    from attnguide.models.load import load_model
-    from attnguide.models.loras import LoraError
-
-    chosen = {name: config[name] for name in ("device", "dtype", "variant", "offload", "checkpointing")}
-    try:
-        extras: dict[str, Any] = {"loras": config.get("lora") or (), "controlnets": config.get("controlnet") or ()}
-        return load_model(config["model"], config=config["model_config"], **extras, **chosen)
-    except LoraError as error:
-        raise UsageError(f"lora: {one_line(error)}") from error
-    except ControlNetError as error:
-        raise UsageError(f"controlnet: {one_line(error)}") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"model: {one_line(error)}") from error
-
-
-def check_on_model(
-    model: ModelAdapter, samples: Sequence[Sample], *, strict: bool = True, going_on: bool = False
-) -> list[Sample]:
-    """Find what only the loaded model can tell: prompts too long, words without a token, methods without a site, too few steps.
-
-    Args:
-        model: Loaded.
-        samples: The rows that are not done.
-        strict: Refuse all rows on account of one.
-        going_on: Whether there are finished rows beside these.
-
-    Returns:
-        The rows, those that cannot be made with the reason.
-
-    Raises:
-        UsageError: With the row's id, if there is nothing to make or the rows' common settings are at fault.
-    """
-    from attnguide.sampling.check import mark_rows, sampleable
-
-    try:
-        marked = mark_rows(model, samples) if going_on and not strict else sampleable(model, samples, strict=strict)
-        for name, steps in dict.fromkeys((sample.scheduler, sample.steps) for sample in samples):
-            model.make_scheduler(name, steps)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return marked
 
 
 def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _Held) -> tuple[bool, list[str]]:

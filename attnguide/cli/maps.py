@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
     asked = parse("attnguide maps", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     row, source, folder = _planned(asked)
-    from attnguide.cli.execute import loaded, quiet
+    from attnguide.cli.opening import loaded, quiet
 
     print(f"loading model {asked['model']} ...", flush=True)
     quiet()

@@ -95,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
     probe(folder, "tuning.csv")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"out: expected a new or empty folder; '{folder}' is neither")
-    from attnguide.cli.execute import check_on_model, loaded, quiet
+    from attnguide.cli.opening import check_on_model, loaded, quiet
 
     print(f"loading model {asked['model']} ...", flush=True)
     quiet()

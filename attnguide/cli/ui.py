@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(
             f"host: {asked['host']!r} lets other machines in, which needs a password: --auth-file FILE or {AUTH}=USER:PASSWORD"
         )
-    from attnguide.cli.execute import loaded, quiet
+    from attnguide.cli.opening import loaded, quiet
 
     print(f"loading model {asked['model']} ...", flush=True)
     quiet()

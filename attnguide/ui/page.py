@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,11 +14,9 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when the library is imported
 
 import gradio as gr
-import pandas as pd
 from PIL import Image
 
-from attnguide.figures.watch import Watched
-from attnguide.html import png_bytes, region_colors
+from attnguide.html import region_colors
 from attnguide.method_docs import option_meanings
 from attnguide.methods import METHODS, method_options
 from attnguide.models.base import ModelAdapter
@@ -36,8 +33,8 @@ from attnguide.ui.drawing import (
     with_source,
     without_overlaps,
 )
-from attnguide.ui.running import News, run_rows
-from attnguide.visual import draw_regions, heat_map
+from attnguide.ui.news import data_url, loss_table, shown_news
+from attnguide.ui.running import run_rows
 from attnguide.yaml12 import dump_yaml, yaml_value
 
 PROMPT = "a red circle and a blue square on a white background"
@@ -239,7 +236,7 @@ class Page:
                 with gr.Tab("Where words look"):
                     maps = gr.Gallery(label="Attention over the picture", columns=3, object_fit="contain", elem_id="maps")
                 with gr.Tab("Loss"):
-                    loss = gr.LinePlot(_loss_table(()), x="step", y="loss", color="row", height=260)
+                    loss = gr.LinePlot(loss_table(()), x="step", y="loss", color="row", height=260)
                 with gr.Tab("As text"):
                     line = gr.Code(label="Command line", language="shell", elem_id="line", wrap_lines=True)
                     yaml = gr.Code(label="For attnguide sample --config", language="yaml", elem_id="yaml")
@@ -282,7 +279,7 @@ class Page:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         for news in run_rows(self.model, rows, stop):
-            yield _shown_news(news, len(rows))
+            yield shown_news(news, len(rows))
         if news.problem is not None and news.problem != "stopped":
             raise gr.Error(news.problem, print_exception=False)
 
@@ -362,46 +359,4 @@ def _background(path: str | None) -> str:
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((512, 512))
-    return _data_url(small)
-
-
-def _data_url(image: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
-
-
-def _loss_table(losses: Sequence[tuple[int, float, str]]) -> pd.DataFrame:
-    return pd.DataFrame(losses, columns=["step", "loss", "row"])
-
-
-def _shown_news(news: News, count: int) -> tuple[Any, ...]:
-    """What the page shows of a run: its state, pictures, maps, losses, and the newest picture below the drawing."""
-    done = [row for row in news.rows if row.result.image is not None]
-    pictures = [(_large(row), _caption(row)) for row in done]
-    waiting = list(zip(news.previews, news.captions, strict=False)) if len(news.rows) < count else []
-    ended = [row.result.status for row in news.rows if row.result.status != "ok"]
-    state = f"{news.done} of {news.total} steps" if len(news.rows) < count else f"{len(done)} of {count} pictures"
-    text = "; ".join([state, *([news.problem] if news.problem else []), *ended])
-    shown = _data_url(done[-1].result.image) if done else _data_url(waiting[-1][0]) if waiting else None  # type: ignore[arg-type]
-    canvas = gr.HTML(background=shown) if shown is not None else gr.skip()
-    return text, [*pictures, *waiting], [pair for row in done for pair in _maps(row)], _loss_table(news.losses), canvas
-
-
-def _caption(row: Watched) -> str:
-    return f"seed {row.result.sample.seed}, {row.result.sample.method}"
-
-
-def _large(row: Watched) -> Image.Image:
-    """A finished picture with its regions, at least as large as can be looked at."""
-    image = row.result.image
-    assert image is not None
-    scale = max(1, _SIDE // max(image.size))
-    return draw_regions(image.resize((image.width * scale, image.height * scale)), row.result.sample.regions)
-
-
-def _maps(row: Watched) -> list[tuple[Image.Image, str]]:
-    image = row.result.image
-    assert image is not None
-    scale = max(1, _SIDE // max(image.size))
-    large = image.resize((image.width * scale, image.height * scale))
-    found: Mapping[str, Any] = row.maps
-    return [(heat_map(large, maps.mean(0)), f"{phrase}: {_caption(row)}") for phrase, maps in found.items()]
+    return data_url(small)

@@ -13,7 +13,7 @@ from PIL import Image
 from attnguide.records import read_records
 from attnguide.tables import read_samples
 from tests import tiny
-from tests.steer import pipelines
+from tests.steering import pipelines
 
 from .conftest import Command
 

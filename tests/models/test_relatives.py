@@ -20,7 +20,7 @@ from attnguide.models.kinds import CONTROLNETS, PIPELINES, pipeline_name
 from attnguide.models.load import adapt
 from attnguide.models.names import FAMILIES
 from attnguide.models.relatives import relative
-from tests.steer import pipelines
+from tests.steering import pipelines
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from attnguide.sampling.table import sample_batch, sample_each, sample_rows
 from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult, Step
 from tests import tiny
 from tests.closeness import assert_close
-from tests.steer import pipelines
+from tests.steering import pipelines
 
 SIZE = (32, 48)
 LAYOUT, GUIDANCE = MethodConfig("forward_layout"), MethodConfig("mask_guidance", {"step_size": 20.0})

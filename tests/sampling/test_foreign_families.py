@@ -16,7 +16,7 @@ from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Sample
 from tests import tiny
 from tests.closeness import assert_close
-from tests.steer import pipelines
+from tests.steering import pipelines
 
 NAMES = ("sdxl_img2img", "sdxl_inpaint", "sdxl_controlnet", "sd3_img2img", "flux_img2img", "flux_inpaint")
 

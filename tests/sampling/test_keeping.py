@@ -15,7 +15,7 @@ from attnguide.sampling import keeping
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig
 from tests.closeness import assert_close
-from tests.steer import pipelines
+from tests.steering import pipelines
 
 from .test_foreign import SIZE, latents, row
 

@@ -131,7 +131,7 @@ def test_another_address_needs_a_password_that_nobody_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr("attnguide.cli.execute.loaded", lambda asked: None)
+    monkeypatch.setattr("attnguide.cli.opening.loaded", lambda asked: None)
     monkeypatch.setattr("attnguide.ui.page.Page", lambda *_: types.SimpleNamespace(blocks=lambda: _Endless()))
     monkeypatch.setattr("attnguide.ui.page.serve", lambda *_, browser, auth: given.append(auth) or "http://there/")
     file = tmp_path / "auth"

@@ -8,8 +8,8 @@ import torch
 import attnguide
 from tests import tiny
 from tests.closeness import assert_close
-from tests.steer import pipelines, unets
-from tests.steer.watch import REGIONS, parts
+from tests.steering import pipelines, unets
+from tests.steering.watch import REGIONS, parts
 
 KINDS = [name for name in pipelines.KINDS if name.startswith("sd_") or name.startswith("sdxl_")] + list(unets.KINDS)
 BEGINNING = ("refiner", "lcm", "depth", *(name for name in KINDS if "img2img" in name or "inpaint" in name))

@@ -14,8 +14,8 @@ from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample
 from tests import tiny
 from tests.models import families
-from tests.steer import pipelines
-from tests.steer.watch import REGIONS, parts
+from tests.steering import pipelines
+from tests.steering.watch import REGIONS, parts
 
 MOVING = MethodConfig("mask_guidance", {"step_size": 40.0, "stop": 1.0})
 EDITING = MethodConfig("forward_layout", {"stop": 1.0})

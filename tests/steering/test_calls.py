@@ -16,7 +16,7 @@ import attnguide
 from attnguide.types import Region
 from tests import tiny
 from tests.models import families
-from tests.steer.watch import REGIONS, parts, with_scheduler
+from tests.steering.watch import REGIONS, parts, with_scheduler
 
 MOVING: dict[str, Any] = {"regions": REGIONS, "method": "mask_guidance", "step_size": 40.0, "stop": 1.0, "maps": False}
 STILL = {**MOVING, "scale": 0.0}

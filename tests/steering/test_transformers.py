@@ -9,8 +9,8 @@ from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample
 from tests import tiny
 from tests.models import families
-from tests.steer import pipelines
-from tests.steer.watch import REGIONS, parts
+from tests.steering import pipelines
+from tests.steering.watch import REGIONS, parts
 
 MOVING = MethodConfig("layout_guidance", {"iterations": 1, "until": 0.0, "step_size": 1.0, "stop": 1.0})
 EDITING = MethodConfig("forward_layout", {"stop": 1.0})

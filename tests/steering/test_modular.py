@@ -14,7 +14,7 @@ import attnguide
 from tests import tiny
 from tests.closeness import assert_close
 from tests.models import families
-from tests.steer.watch import REGIONS, Methods, configs, ours
+from tests.steering.watch import REGIONS, Methods, configs, ours
 
 BOTH: Methods = [("mask_guidance", {"step_size": 40.0}), ("forward_layout", {})]
 

@@ -8,7 +8,7 @@ import torch
 import attnguide
 from tests import tiny
 from tests.models import families
-from tests.steer.watch import Methods, ours, parts, steered, with_scheduler
+from tests.steering.watch import Methods, ours, parts, steered, with_scheduler
 
 MOVING: Methods = [("mask_guidance", {"step_size": 40.0})]
 EDITING: Methods = [("inject5", {"start": 0.0})]

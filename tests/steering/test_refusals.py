@@ -14,9 +14,9 @@ import attnguide
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.types import MapSource, MethodConfig
 from tests import tiny
-from tests.steer import pipelines
-from tests.steer.test_calls import MOVING, call
-from tests.steer.watch import REGIONS, parts, with_scheduler
+from tests.steering import pipelines
+from tests.steering.test_calls import MOVING, call
+from tests.steering.watch import REGIONS, parts, with_scheduler
 
 
 @pytest.fixture

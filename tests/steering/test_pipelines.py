@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.steer import pipelines
+from tests.steering import pipelines
 
 
 def test_control_acts() -> None:

@@ -9,7 +9,7 @@ import torch
 import attnguide
 from attnguide.records import read_records
 from tests import tiny
-from tests.steer.watch import REGIONS
+from tests.steering.watch import REGIONS
 
 
 def test_a_call_is_written_as_a_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiny pipelines around a UNet of kinds that :mod:`tests.steer.pipelines` does not have, and calls of them."""
+"""Tiny pipelines around a UNet of kinds that :mod:`tests.steering.pipelines` does not have, and calls of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests import tiny
 from tests.models import families
-from tests.steer import pipelines
-from tests.steer.pipelines import awake, picture
+from tests.steering import pipelines
+from tests.steering.pipelines import awake, picture
 
 HEIGHT, WIDTH = 32, 48
 
