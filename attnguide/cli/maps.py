@@ -319,7 +319,7 @@ def _shown(source: MapSource, picture: SourcePicture) -> Image.Image:
     """The picture that was sampled or came back, or the one that was noised."""
     if picture.result is not None and picture.result.image is not None:
         return picture.result.image
-    from attnguide.engine.inversion import in_rgb
+    from attnguide.prompt.inputs import in_rgb
     from attnguide.prompt.masks import open_picture
 
     assert source.image is not None

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -24,7 +23,8 @@ from attnguide.injection.base import Source
 from attnguide.models.base import Conditioning, ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
 from attnguide.models.texts import encode_prompts
-from attnguide.prompt.masks import mask_values, open_picture
+from attnguide.prompt.inputs import fitted
+from attnguide.prompt.masks import open_picture
 from attnguide.types import Branch, Sample, Step
 from attnguide.weighted import Prompt
 
@@ -55,22 +55,6 @@ def encode_pictures(model: ModelAdapter, pictures: Sequence[Image.Image], height
     """Pictures, stretched to a size in pixels, as latents ``batch channels height width``."""
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         return model.encode_image([fitted(picture, height, width) for picture in pictures]).float()
-
-
-def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """The picture in RGB, stretched to a size in pixels; see :func:`in_rgb`."""
-    picture = in_rgb(picture)
-    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def in_rgb(picture: Image.Image) -> Image.Image:
-    """The picture in RGB of 8 bits: transparent parts become white, 16 bits and numbers in [0, 1] are scaled."""
-    if picture.mode.startswith(("I", "F")):  # Pillow would clip all above 255 to white
-        return Image.fromarray(np.round(mask_values("", picture) * 255).astype(np.uint8)).convert("RGB")
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        layered = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    return picture.convert("RGB")
 
 
 def invert(

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnguide.prompt.masks import open_picture
+import numpy as np
+
+from attnguide.prompt.masks import mask_values, open_picture
 from attnguide.prompt.regions import absolute_region
 from attnguide.types import Sample
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 Sizes = dict[str, tuple[int, int]]
 """Path -> width and height of pictures that were looked at."""
+
+_ANEW = 128
+"""Value of a mask, in 8 bits, from which on a pixel is drawn anew."""
 
 
 def absolute_row(sample: Sample, folder: Path | None = None) -> Sample:
@@ -41,7 +46,7 @@ def _absolute(path: str, folder: Path | None) -> str:
 
 
 def check_inputs(sample: Sample, sizes: Sizes) -> None:
-    """Refuse input pictures that cannot be read, a mask of another size than its picture, and a strength without a step.
+    """Refuse input pictures that cannot be read, a mask that is black or of another size than its picture, and no steps.
 
     Args:
         sample: The row.
@@ -52,7 +57,10 @@ def check_inputs(sample: Sample, sizes: Sizes) -> None:
     """
     for name, path in _files(sample):
         if path not in sizes:
-            sizes[path] = open_picture(Path(path), name).size
+            picture = open_picture(Path(path), name)
+            if name == "inpaint_mask" and np.asarray(_grey(picture)).max() < _ANEW:
+                raise ValueError(f"inpaint_mask file '{path}' is black everywhere: nothing would be drawn anew; white is.")
+            sizes[path] = picture.size
     if sample.init_image is None:
         return
     if sample.inpaint_mask is not None and sizes[sample.inpaint_mask] != sizes[sample.init_image]:
@@ -83,22 +91,50 @@ def picture_at(path: str, size: tuple[int, int], what: str) -> Image.Image:
     Raises:
         ValueError: If the file is missing or not a picture.
     """
+    height, width = size
+    return fitted(open_picture(Path(path), what), height, width)
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """The picture in RGB, stretched to a size in pixels; see :func:`in_rgb`."""
+    return _stretched(in_rgb(picture), height, width)
+
+
+def _stretched(picture: Image.Image, height: int, width: int) -> Image.Image:
     from PIL import Image
 
-    picture: Image.Image = open_picture(Path(path), what).convert("RGB")
-    height, width = size
     return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB of 8 bits: transparent parts become white, 16 bits and numbers in [0, 1] are scaled."""
+    from PIL import Image
+
+    if picture.mode.startswith(("I", "F")):  # Pillow would clip all above 255 to white
+        return _grey(picture).convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    return picture.convert("RGB")
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """A mask's values in 8 bits."""
+    from PIL import Image
+
+    return Image.fromarray(np.round(mask_values("", picture) * 255).astype(np.uint8))
 
 
 def mask_at(path: str, size: tuple[int, int]) -> Image.Image:
     """A mask's file in black and white at a row's size: white where a pixel is drawn anew.
 
     Args:
-        path: Any format Pillow reads; at half of its brightness and above a pixel is drawn anew.
+        path: Any format Pillow reads; where its alpha, if that varies, else its luminance is at least a half, a pixel is
+            drawn anew.
         size: ``(height, width)`` in pixels.
 
     Raises:
         ValueError: If the file is missing or not a picture.
     """
-    grey = picture_at(path, size, "inpaint_mask").convert("L")
-    return grey.point(lambda value: 255 if value >= 128 else 0)
+    grey = _stretched(_grey(open_picture(Path(path), "inpaint_mask")), *size)
+    return grey.point(lambda value: 255 if value >= _ANEW else 0)

@@ -17,10 +17,11 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.sites import select
 from attnguide.engine.branches import negative_of
 from attnguide.engine.cfg import pass_context
-from attnguide.engine.inversion import Trajectory, encode_pictures, fitted, invert, noised
+from attnguide.engine.inversion import Trajectory, encode_pictures, invert, noised
 from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.models.base import ModelAdapter
 from attnguide.models.texts import encode_prompts, read_prompt
+from attnguide.prompt.inputs import fitted
 from attnguide.prompt.masks import open_picture
 from attnguide.prompt.targets import Targets
 from attnguide.sampling.sampler import Sampler

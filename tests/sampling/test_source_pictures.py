@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attnguide.engine.inversion import encode_pictures, fitted, invert
+from attnguide.engine.inversion import encode_pictures, invert
+from attnguide.prompt.inputs import fitted
 from attnguide.sampling.source_pictures import picture_error, reconstruct
 from attnguide.types import Sample
 from tests import tiny
