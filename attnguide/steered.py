@@ -99,6 +99,9 @@ def steer(
     number = as_whole(seed)
     if number is None:
         raise ValueError(f"seed must be a whole number; got {shown(seed)}.")
+    for name, switch in (("maps", maps), ("refresh_controlnet", refresh_controlnet)):
+        if not isinstance(switch, bool):
+            raise ValueError(f"{name} must be True or False; got {shown(switch)}.")
     if observer is not None:
         check_observer(observer)
     places = tuple(regions_of(one) for one in _several(regions))

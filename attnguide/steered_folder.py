@@ -10,6 +10,7 @@ from attnguide.callbacks.loss_trace import TRACE_COLUMNS, trace_lines
 from attnguide.files import write_atomic, write_picture
 from attnguide.folder import check_run_folder, config_of, config_text, locked_run
 from attnguide.made_with import CONFIG_FILE, MADE_WITH, made_with
+from attnguide.parsing import shown
 from attnguide.records import RECORDS_FILE, SAMPLES_FOLDER, TRACE_FILE, Defaults, record_of
 from attnguide.report.page import write_report
 from attnguide.run_tables import append_table
@@ -28,8 +29,10 @@ def save_run(run: SteerRun, folder: str | Path) -> Path:
         The report.
 
     Raises:
-        ValueError: If no call has ended, or the folder holds a run.
+        ValueError: If no call has ended, the folder holds a run, or it is no path.
     """
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise ValueError(f"folder must be a path; got {shown(folder)}.")
     if not run.statuses or run.model is None:
         raise ValueError("There is nothing to save yet: no call of the pipeline has ended.")
     folder, pipeline = Path(folder), run.model.pipeline

@@ -175,7 +175,13 @@ class Follower:
     def _ending(self, before: Callable[..., Any]) -> Callable[..., Any]:
         def maybe_free_model_hooks(*args: Any, **kwargs: Any) -> Any:
             if not self._away:
+                idle = bool(self._encoded) and not self._ran
                 self.finish()
+                if idle:  # a later call that ends like this would hide behind the results of an earlier one
+                    raise SteerError(
+                        f"The {type(self.pipeline).__name__} ended without a pass of its {self.form.network}, so nothing was "
+                        "steered: its strength or its part of the schedule leaves no step of num_inference_steps."
+                    )
             return before(*args, **kwargs)
 
         return maybe_free_model_hooks

@@ -15,6 +15,7 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.noise import generators, initial_noise
 from attnguide.engine.observer import UpdateEvent
 from attnguide.models.base import ModelAdapter
+from attnguide.parsing import as_whole, shown
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.types import Cost, PassContext, Sample, SampleResult
 
@@ -84,8 +85,15 @@ class SteerRun:
 
         Returns:
             ``rows channels height width``.
+
+        Raises:
+            ValueError: If ``rows`` is no whole number from 1 on.
         """
         assert self.model is not None
+        number = as_whole(rows)
+        if number is None or number < 1:
+            raise ValueError(f"rows must be a whole number from 1 on; got {shown(rows)}.")
+        rows = number
         size = self.model.default_size
         shape = self.model.latent_shape(height or size[0], width or size[1])
         sources = generators([self.seed + row for row in range(rows)])

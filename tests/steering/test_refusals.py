@@ -52,6 +52,8 @@ class TestTexts:
         with pytest.raises(ValueError, match="Unknown method 'mask'"), attnguide.steer(pipeline, method="mask"):
             pass
         refused(pipeline, "regions must be a mapping", regions=3)
+        refused(pipeline, "maps must be True or False; got 'red cat'", maps="red cat")
+        refused(pipeline, "refresh_controlnet must be True or False; got None", refresh_controlnet=None)
 
 
 class TestMethods:
@@ -99,6 +101,21 @@ class TestBlocks:
         with pytest.raises(attnguide.SteerError, match="left without a call of the StableDiffusionPipeline: nothing was"):
             with attnguide.steer(pipeline, **MOVING):
                 pass
+
+    def test_a_call_without_a_pass_of_the_network(self) -> None:
+        """Not even after another call, behind whose results it would hide."""
+        pipeline = pipelines.shared("sd_img2img")
+        with pytest.raises(attnguide.SteerError, match="Img2ImgPipeline ended without a pass of its unet, so nothing was"):
+            with attnguide.steer(pipeline, **MOVING) as run:
+                pipelines.sample("sd_img2img")
+                pipelines.sample("sd_img2img", strength=0.01)
+        assert run.calls == 1
+
+    def test_noise_of_no_picture(self, pipeline: Any) -> None:
+        for rows in (0, -1, 2.5, "x", True):
+            with pytest.raises(ValueError, match="rows must be a whole number from 1 on; got"):
+                with attnguide.steer(pipeline, **MOVING) as run:
+                    run.latents(rows)  # type: ignore[arg-type]
 
     def test_an_exception_of_the_block_is_not_hidden(self, pipeline: Any) -> None:
         with pytest.raises(ZeroDivisionError), attnguide.steer(pipeline, **MOVING):

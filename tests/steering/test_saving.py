@@ -40,6 +40,9 @@ def test_a_call_is_written_as_a_run(tmp_path: Path) -> None:
     assert np.allclose(kept.mean(0), run.maps["red cat"][1], atol=1e-6)
     with pytest.raises(ValueError, match="already holds a run"):
         run.save(tmp_path / "after")
+    for nowhere in ("", None, 3):  # a path that is empty would be the working directory
+        with pytest.raises(ValueError, match="folder must be a path; got"):
+            run.save(nowhere)  # type: ignore[arg-type]
 
 
 def test_pictures_of_every_kind_of_output() -> None:
