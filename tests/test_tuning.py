@@ -126,7 +126,7 @@ def test_trials_rise_and_end_where_latents_no_longer_hold(monkeypatch: pytest.Mo
     plain = torch.randn(3, 4, 16, 16)
     asked: list[float] = []
 
-    def made(model: Any, rows: Any, batch_size: Any) -> Any:
+    def made(model: Any, rows: Any, batch_size: Any, tell: Any) -> Any:
         value = rows[0].methods[0].options["scale"] if rows[0].methods else 0.0
         asked.append(value)
         return ([0.1 + value / 100] * 3, plain * (1 if value < 4 else 9)) if value < 8 else ([], plain[:0])
@@ -157,7 +157,7 @@ def test_rows_that_cannot_be_tuned_on(rows: list[Sample], said: str) -> None:
 
 
 def test_plain_pictures_that_fail_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_made", lambda model, rows, batch_size: ([0.1] * 2, torch.randn(2, 4, 8, 8)))
+    monkeypatch.setattr(tuning, "_made", lambda model, rows, batch_size, tell: ([0.1] * 2, torch.randn(2, 4, 8, 8)))
     with pytest.raises(ValueError, match="Only 2 of 3 plain pictures"):
         next(iter(trials(None, ROWS, METHOD, [1.0])))  # type: ignore[arg-type]
 
@@ -171,6 +171,8 @@ def test_rows_without_a_picture_are_left_out(monkeypatch: pytest.MonkeyPatch) ->
             yield SimpleNamespace(sample=rows[number], image=image, latents=torch.full((1, 2, 2), float(number)))
 
     monkeypatch.setattr(tuning, "sample_rows", sample_rows)
-    assert tuning._made(None, ROWS, None)[1][:, 0, 0, 0].tolist() == [0.0, 2.0]  # type: ignore[arg-type]
+    told: list[str] = []
+    found = tuning._made(None, ROWS, None, lambda results: told.extend(one.sample.id for one in results))  # type: ignore[arg-type]
+    assert found[1][:, 0, 0, 0].tolist() == [0.0, 2.0] and told == [ROWS[number].id for number in (2, 0, 1)]
     monkeypatch.setattr(tuning, "sample_rows", lambda *args, **options: [])
-    assert len(tuning._made(None, ROWS, None)[1]) == 0  # type: ignore[arg-type]
+    assert len(tuning._made(None, ROWS, None, told.extend)[1]) == 0  # type: ignore[arg-type]
