@@ -45,6 +45,7 @@ _LEFT_OUT = ("prompt", "regions", "groups", "methods", "compare", "plain", "seed
 """Settings of ``attnguide sample`` that are others here, or none."""
 
 TUNE_FOLDER = "tune"
+TUNE_LIMIT = 8
 """In a run's folder: the pictures that settings were chosen by."""
 
 _QUIET = {"maps": False, "norms": False}
@@ -131,7 +132,7 @@ def settings() -> list[Setting]:
             "first choose each method's settings on rows that are not compared: the embedded benchmark's development file, "
             "a quarter of the prompts of any other file; the most control at bounded quality, see docs/evaluation.md",
         ),
-        Setting("tune_limit", values.whole(1), 8, "rows of each category that settings are chosen on", metavar="N"),
+        Setting("tune_limit", values.whole(1), TUNE_LIMIT, "rows of each category that settings are chosen on", metavar="N"),
         Setting(
             "reference",
             values.words,
@@ -157,6 +158,10 @@ def run(argv: Sequence[str]) -> int:
     asked = parse("attnguide eval", words, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["rows"] is None:
         raise UsageError(f"rows: expected a benchmark first: {', '.join(FILES)}, or a file of rows; got none")
+    if asked["tune_limit"] != TUNE_LIMIT and not asked["tune"]:
+        raise UsageError(
+            f"tune_limit: expected --tune beside it, which chooses settings on these rows; got {asked['tune_limit']}"
+        )
     if asked["pictures"] is not None:
         from attnguide.cli.eval_pictures import judge_pictures
 

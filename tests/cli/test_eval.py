@@ -132,6 +132,7 @@ def test_rows_without_a_picture_are_counted(attnguide: Command) -> None:
     [
         ([], "rows: expected a benchmark first"),
         (["nowhere.csv"], "rows: expected benchmark, development, or a file"),
+        (["benchmark", "--tune-limit", "4"], "tune_limit: expected --tune beside it"),
         (["benchmrk"], "(did you mean 'benchmark'?)"),
         (["benchmark", "--categories", "boxs"], "(did you mean 'boxes'?)"),
         (["benchmark", "--method", "box_dif"], "(did you mean 'box_diff'?)"),
