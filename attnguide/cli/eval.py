@@ -45,8 +45,10 @@ _LEFT_OUT = ("prompt", "regions", "groups", "methods", "compare", "plain", "seed
 """Settings of ``attnguide sample`` that are others here, or none."""
 
 TUNE_FOLDER = "tune"
-TUNE_LIMIT = 8
 """In a run's folder: the pictures that settings were chosen by."""
+
+TUNE_LIMIT = 8
+"""Rows of each category that settings are chosen on, where nobody says how many."""
 
 _QUIET = {"maps": False, "norms": False}
 """What an evaluation does not measure."""
@@ -159,9 +161,7 @@ def run(argv: Sequence[str]) -> int:
     if asked["rows"] is None:
         raise UsageError(f"rows: expected a benchmark first: {', '.join(FILES)}, or a file of rows; got none")
     if asked["tune_limit"] != TUNE_LIMIT and not asked["tune"]:
-        raise UsageError(
-            f"tune_limit: expected --tune beside it, which chooses settings on these rows; got {asked['tune_limit']}"
-        )
+        raise UsageError(f"tune_limit: expected --tune beside it, which chooses settings on them; got {asked['tune_limit']}")
     if asked["pictures"] is not None:
         from attnguide.cli.eval_pictures import judge_pictures
 

@@ -315,7 +315,7 @@ def test_given_noise_takes_the_place_of_the_seed_s() -> None:
         ([], "samples must hold at least one row; got none"),
         (
             [tiny.row(), tiny.row("1", steps=5)],
-            "Rows of one batch must share height, width, steps, scheduler and prompt_syntax",
+            "of one batch must share height, width, steps, scheduler and prompt_syntax",
         ),
         ([tiny.row(), tiny.row("1", height=64)], "must share height"),
         ([tiny.row(prompt="a cat " * 20, regions=())], r"longer than the text encoder reads .24 tokens.; lost words: 'a cat"),
