@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,7 +106,13 @@ def known_pipeline(pipeline: Any) -> Known:
     parent = next((one.__name__ for one in kind.__mro__[1:] if one.__name__ in PIPELINES), None)
     why = next((f" ({reason})" for pattern, reason in _WHY.items() if re.search(pattern, name)), "")
     way = f"; hand over {parent}.from_pipe(pipeline), if that is what it should do" if parent else ""
-    raise SteerError(f"{name} cannot be steered from inside{why}{way}. Known are {', '.join(PIPELINES)}.")
+    families = ", ".join(dict.fromkeys(known.family.removesuffix("Pipeline") for known in PIPELINES.values()))
+    near = difflib.get_close_matches(name, PIPELINES, 2)
+    meant = f", nearest {' and '.join(near)}" if near else ""
+    raise SteerError(
+        f"{name} cannot be steered from inside{why}{way}. Known are {len(PIPELINES)} pipelines of {families}{meant}: "
+        "docs/known_pipelines.md."
+    )
 
 
 def adapter_of(pipeline: Any, known: Known) -> type[ModelAdapter]:
