@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import pytest
@@ -52,15 +51,6 @@ def test_a_prompt_alone_is_plain_and_a_place_asks_for_mask_guidance() -> None:
     assert ids(plan(prompt=PROMPT, regions=["red cat"])) == ["seed0-plain"]
     assert ids(plan(prompt=PROMPT, regions=PLACE)) == ["seed0-plain", "seed0-mask_guidance"]
     assert ids(plan(prompt=PROMPT, regions=PLACE, methods=["plain"])) == ["seed0-plain"]
-
-
-def test_phrases_of_a_weighted_prompt_are_found_in_its_words() -> None:
-    made = plan(prompt="a (red:1.3) cat", regions=PLACE, prompt_syntax="weights")
-    assert made.config["prompt_syntax"] == "weights" and {row.prompt_syntax for row in made.samples} == {"weights"}
-    with pytest.raises(UsageError, match=r"'<lora:x:1>' has no meaning .* --lora"):
-        plan(prompt="a <lora:x:1> cat", regions=["cat=0,0,1,1"], prompt_syntax="weights")
-    with pytest.raises(argparse.ArgumentTypeError, match="prompt_syntax: expected plain or weights; got 'compel'"):
-        plan(prompt="a cat", prompt_syntax="compel")
 
 
 def test_twins_stand_before_what_is_compared_with_them() -> None:
