@@ -25,7 +25,7 @@ _HOMES: dict[str, str] = {
     "adapt": "attnguide.api",
     "load_model": "attnguide.models.load",
     "prompt_embeds": "attnguide.models.embeds",
-    "read_samples": "attnguide.tables",
+    "read_samples": "attnguide.rows.tables",
     # the engine, in plain torch
     "Observer": "attnguide.engine.observer",
     "Sampler": "attnguide.sampling.sampler",
@@ -113,6 +113,7 @@ if TYPE_CHECKING:
     from attnguide.prompt.targets import Targets as Targets
     from attnguide.prompt.targets import region_maps as region_maps
     from attnguide.prompt.tokens import TokenizedPrompt as TokenizedPrompt
+    from attnguide.rows.tables import read_samples as read_samples
     from attnguide.sampling.sampler import Sampler as Sampler
     from attnguide.sampling.table import sample_rows as sample_rows
     from attnguide.schedules import Window as Window
@@ -120,7 +121,6 @@ if TYPE_CHECKING:
     from attnguide.schedules import sqrt_linear as sqrt_linear
     from attnguide.steered import steer as steer
     from attnguide.steering.errors import SteerError as SteerError
-    from attnguide.tables import read_samples as read_samples
     from attnguide.types import MapSource as MapSource
     from attnguide.types import MethodConfig as MethodConfig
     from attnguide.types import PassContext as PassContext

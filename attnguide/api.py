@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnguide.fields import FOREIGN_NAMES
 from attnguide.inputs import Control, read_control
 from attnguide.methods import method_info
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype, check_offload
-from attnguide.parsing import as_whole, shown, unpacked
 from attnguide.prompt.notation import regions_from_places
-from attnguide.rows import MOST_ROWS, check_samples
+from attnguide.rows.samples import MOST_ROWS, check_samples
+from attnguide.text.fields import FOREIGN_NAMES
+from attnguide.text.parsing import as_whole, shown, unpacked
 from attnguide.types import MethodConfig, Region, Sample
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from attnguide.rows import checked_samples
+from attnguide.rows.samples import checked_samples
+from attnguide.rows.tables import read_samples
 from attnguide.sampling.arguments import instances
 from attnguide.sampling.table import plan_batches
-from attnguide.tables import read_samples
 from attnguide.types import Sample
 
 _T = TypeVar("_T")
@@ -26,7 +26,7 @@ class SampleDataModule(L.LightningDataModule):
     method without the regions it needs) ends alone, with the reason as its status.
 
     Args:
-        samples: Rows, or a table file that :func:`~attnguide.tables.read_samples` reads.
+        samples: Rows, or a table file that :func:`~attnguide.rows.tables.read_samples` reads.
         batch_size: Most rows in one batch.
         skip: Ids of rows that need no results, say because a stopped run had finished them. Batches are those of all rows, so
             that the others become what they would have been; a batch of skipped rows alone is left out.

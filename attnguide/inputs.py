@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from attnguide.fields import check_text, set_real
-from attnguide.parsing import real_number, shown
+from attnguide.text.fields import check_text, set_real
+from attnguide.text.parsing import real_number, shown
 
 Kind = Literal["img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"]
 """How a row with input pictures is made; which pipeline of diffusers does it depends on the model's family."""

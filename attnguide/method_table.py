@@ -9,8 +9,8 @@ from functools import cache
 from html import escape
 from typing import Any, Literal
 
-from attnguide.html import table
 from attnguide.outside import load_target
+from attnguide.text.html import table
 
 Family = Literal["guidance", "injection", "baseline"]
 

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from attnguide.hints import fits, spelt
 from attnguide.method_table import METHODS as METHODS
 from attnguide.method_table import Family as Family
 from attnguide.method_table import Knob as Knob
 from attnguide.method_table import MethodInfo as MethodInfo
 from attnguide.method_table import class_at, defaults, usual_knobs
 from attnguide.outside import entry_point_targets, is_target, load_target
-from attnguide.parsing import shown
+from attnguide.text.hints import fits, spelt
+from attnguide.text.parsing import shown
 from attnguide.types import MethodConfig, Sample
 
 if TYPE_CHECKING:

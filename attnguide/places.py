@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attnguide.fields import (
+from attnguide.text.fields import (
     MOST_CELLS,
     MOST_CFG_SCALE,
     MOST_CORNERS,
@@ -19,7 +19,7 @@ from attnguide.fields import (
     set_real,
     set_whole,
 )
-from attnguide.parsing import as_real, as_whole, shown, unpacked
+from attnguide.text.parsing import as_real, as_whole, shown, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor

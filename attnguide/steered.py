@@ -9,11 +9,11 @@ from typing import Any
 
 from attnguide.api import Method, groups_of, methods_of, regions_of
 from attnguide.engine.observer import Observer
-from attnguide.parsing import as_whole, shown
 from attnguide.sampling.arguments import check_observer
 from attnguide.steering.context import steer_calls
 from attnguide.steering.request import Request
 from attnguide.steering.run import SteerRun
+from attnguide.text.parsing import as_whole, shown
 from attnguide.types import Region
 
 Regions = Mapping[str, Any] | Sequence[Region]

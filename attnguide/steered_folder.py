@@ -7,15 +7,15 @@ from pathlib import Path
 
 from attnguide.callbacks.attention_maps import draw_maps
 from attnguide.callbacks.loss_trace import TRACE_COLUMNS, trace_lines
-from attnguide.files import write_atomic, write_picture
-from attnguide.folder import check_run_folder, config_of, config_text, locked_run
-from attnguide.made_with import CONFIG_FILE, MADE_WITH, made_with
-from attnguide.parsing import shown
-from attnguide.records import RECORDS_FILE, SAMPLES_FOLDER, TRACE_FILE, Defaults, record_of
 from attnguide.report.page import write_report
-from attnguide.run_tables import append_table
-from attnguide.sheet import run_sheet
+from attnguide.run_folder.files import write_atomic, write_picture
+from attnguide.run_folder.folder import check_run_folder, config_of, config_text, locked_run
+from attnguide.run_folder.made_with import CONFIG_FILE, MADE_WITH, made_with
+from attnguide.run_folder.records import RECORDS_FILE, SAMPLES_FOLDER, TRACE_FILE, Defaults, record_of
+from attnguide.run_folder.tables import append_table
+from attnguide.sheets.sheet import run_sheet
 from attnguide.steering.run import SteerRun
+from attnguide.text.parsing import shown
 
 
 def save_run(run: SteerRun, folder: str | Path) -> Path:

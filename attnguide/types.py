@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from attnguide.fields import MOST_CFG_SCALE, MOST_LETTERS, MOST_SEED, MOST_SIDE, MOST_STEPS, check_text, set_real, set_whole
-from attnguide.html import figure, png_bytes
 from attnguide.inputs import Control as Control
 from attnguide.inputs import Kind as Kind
 from attnguide.inputs import kind_of, set_inputs, strength_of
-from attnguide.parsing import as_whole, shown
 from attnguide.places import SOURCE_KINDS as SOURCE_KINDS
 from attnguide.places import Blob as Blob
 from attnguide.places import Box as Box
@@ -20,6 +17,18 @@ from attnguide.places import MapSource as MapSource
 from attnguide.places import PlaceError as PlaceError
 from attnguide.places import Region as Region
 from attnguide.places import SourceKind as SourceKind
+from attnguide.text.fields import (
+    MOST_CFG_SCALE,
+    MOST_LETTERS,
+    MOST_SEED,
+    MOST_SIDE,
+    MOST_STEPS,
+    check_text,
+    set_real,
+    set_whole,
+)
+from attnguide.text.html import figure, png_bytes
+from attnguide.text.parsing import as_whole, shown
 from attnguide.weighted import check_syntax, words_of
 
 if TYPE_CHECKING:

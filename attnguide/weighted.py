@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 
 Syntax = Literal["plain", "weights"]
 SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)

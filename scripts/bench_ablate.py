@@ -38,7 +38,7 @@ from attnguide.cli import main as command
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model, quiet_libraries
 from attnguide.prompt.notation import parse_region
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from attnguide.types import MethodConfig
 
 FILE = Path(__file__).parents[1] / "configs" / "ablations" / "function_scale.yaml"

@@ -28,9 +28,9 @@ from attnguide.evaluation.callback import EvalLog
 from attnguide.evaluation.compare import compare_folder
 from attnguide.judges.base import Detection, Seen
 from attnguide.metrics.functional import DETAILS, QUESTIONS
-from attnguide.records import RECORDS_FILE, SAMPLES_FOLDER, record_of
 from attnguide.report.page import write_report
-from attnguide.run_tables import append_table
+from attnguide.run_folder.records import RECORDS_FILE, SAMPLES_FOLDER, record_of
+from attnguide.run_folder.tables import append_table
 from attnguide.shapes.layouts import FILES
 from attnguide.types import Cost, SampleResult
 

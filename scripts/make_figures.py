@@ -16,13 +16,13 @@ from pathlib import Path
 from PIL import Image
 
 from attnguide.cli.plan import DEMO
-from attnguide.files import replacing
-from attnguide.grid import contact_sheet
 from attnguide.models.load import load_model, quiet_libraries
 from attnguide.prompt.notation import parse_region
+from attnguide.run_folder.files import replacing
 from attnguide.sampling.table import sample_rows
+from attnguide.sheets.grid import contact_sheet
+from attnguide.sheets.overlays import draw_regions
 from attnguide.types import MethodConfig, Sample
-from attnguide.visual import draw_regions
 
 CELL = 224
 """Side of one picture in pixels."""

@@ -36,8 +36,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 from attnguide.cli import main as attnguide
-from attnguide.records import RECORDS_FILE, ROW_TABLES, finished_ids, read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import RECORDS_FILE, ROW_TABLES, finished_ids, read_records
+from attnguide.run_folder.tables import read_table
 
 WORDS = ["sample", "a cat and a dog", "--region", "cat=0,0.2,0.5,0.8", "--method", "mask_guidance"]
 WORDS += ["--seed", "0..1", "--steps", "1", "--height", "64", "--width", "64", "--batch-size", "1", "--logger", "none"]

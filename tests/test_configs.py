@@ -15,7 +15,7 @@ from PIL import Image
 
 from attnguide.cli import main
 from attnguide.methods import METHODS
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from attnguide.types import verdict
 from tests import joint, tiny
 

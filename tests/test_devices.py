@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.records import read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import read_records
+from attnguide.run_folder.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attnguide.batching import batch_key
 from attnguide.inputs import Control, inputs_key, kind_of, read_control, strength_of
-from attnguide.rows import sample_from_dict, sample_to_dict
+from attnguide.rows.samples import sample_from_dict, sample_to_dict
 from attnguide.types import MethodConfig, Sample
 
 EDGES = Control("canny", "edges.png", 0.5)

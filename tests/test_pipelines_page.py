@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests import tiny
 from tests.models.lora_files import save_lora
 from tests.steering import pipelines, unets

@@ -18,11 +18,11 @@ from attnguide.cli import main
 from attnguide.cli.opening import check_on_model
 from attnguide.cli.plan import Plan
 from attnguide.engine.observer import Observer, UpdateEvent
-from attnguide.files import write_atomic
 from attnguide.models.unet import StableDiffusion
 from attnguide.prompt.tokens import token_indices
-from attnguide.records import RECORD_COLUMNS, read_records
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import write_atomic
+from attnguide.run_folder.records import RECORD_COLUMNS, read_records
+from attnguide.run_folder.tables import append_table
 from attnguide.sampling.table import sample_batch
 from attnguide.types import Region, Sample, SampleResult
 from tests import tiny

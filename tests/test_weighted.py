@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnguide.rows import check_samples, checked_samples, sample_from_dict, sample_to_dict
+from attnguide.rows.samples import check_samples, checked_samples, sample_from_dict, sample_to_dict
 from attnguide.types import Region, Sample
 from attnguide.weighted import Fragment, WeightedPrompt, in_chunks, read_weights, unweighted
 

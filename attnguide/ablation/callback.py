@@ -21,7 +21,7 @@ from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.callbacks.keys import ABLATION_PLOTS, ABLATION_SHEETS
 from attnguide.callbacks.log import wandb_run
 from attnguide.callbacks.sinks import MOST_PICTURES
-from attnguide.records import is_cell_column
+from attnguide.run_folder.records import is_cell_column
 
 _MOST_SHEETS = 16
 _TOLD = ("region_hit", "inside")

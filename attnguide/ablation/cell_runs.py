@@ -8,8 +8,8 @@ from typing import Any
 
 from attnguide.ablation.summary import Record, estimate, grouped, metrics_of
 from attnguide.callbacks.flat_config import axis_key
-from attnguide.records import AXIS, CELL
-from attnguide.sheet import record_picture
+from attnguide.run_folder.records import AXIS, CELL
+from attnguide.sheets.sheet import record_picture
 
 MOST_CELLS = 200
 """Cells that become runs; each takes about a second."""

@@ -13,8 +13,8 @@ from attnguide.inputs import inputs_key
 from attnguide.methods import check_options
 from attnguide.prompt.inputs import absolute_row
 from attnguide.prompt.notation import region_to_dict
-from attnguide.records import AXIS, CELL
-from attnguide.rows import MOST_ROWS, Checked, check_ids, checked_row, sample_from_dict, sample_to_dict
+from attnguide.rows.samples import MOST_ROWS, Checked, check_ids, checked_row, sample_from_dict, sample_to_dict
+from attnguide.run_folder.records import AXIS, CELL
 from attnguide.types import MethodConfig, Region, Sample
 
 MethodReader = Callable[[Any], list[dict[str, Any]]]

@@ -12,8 +12,8 @@ import yaml
 from attnguide.ablation.axes import Point, column_value
 from attnguide.inputs import INPUTS
 from attnguide.methods import METHODS, is_method
-from attnguide.parsing import shown
-from attnguide.row_values import method_names, nearest
+from attnguide.rows.values import method_names, nearest
+from attnguide.text.parsing import shown
 
 VARIED = (
     "prompt",

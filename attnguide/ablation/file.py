@@ -40,8 +40,8 @@ from typing import Any, NoReturn
 from attnguide.ablation.axes import Ablation, Axis, Point, Tradeoff, column_value
 from attnguide.ablation.entries import Reader, Way, lines_of, short
 from attnguide.ablation.file_axes import STRENGTH, AxisEntries
-from attnguide.row_values import nearest
-from attnguide.yaml12 import read_yaml
+from attnguide.rows.values import nearest
+from attnguide.text.yaml12 import read_yaml
 
 SWEEP_KEYS = ("program", "command", "description", "entity", "metric", "early_terminate", "run_cap", "controller")
 """Of W&B's schema, and of no meaning here."""

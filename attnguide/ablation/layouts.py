@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnguide.row_values import nearest
-from attnguide.rows import sample_to_dict
+from attnguide.rows.samples import sample_to_dict
+from attnguide.rows.tables import read_samples
+from attnguide.rows.values import nearest
 from attnguide.shapes.layouts import FILES, spread
 from attnguide.shapes.renderer import SIDE
-from attnguide.tables import read_samples
 from attnguide.types import Sample
 
 _KEPT = ("id", "prompt", "regions", "groups", "tags", "problem")
@@ -39,7 +39,7 @@ def layout_rows(
     """Rows as plain values, with a region for each object; category and the like are tags.
 
     Args:
-        source: A name in :data:`~attnguide.shapes.layouts.FILES`, or a file that :func:`~attnguide.tables.read_table` reads.
+        source: A name in :data:`~attnguide.shapes.layouts.FILES`, or a file of :func:`~attnguide.rows.tables.read_table`.
         categories: Which; all when ``None``.
         prompts: How many of each category, :func:`~attnguide.shapes.layouts.spread` over it; all when ``None``.
         size: Height and width in pixels of the picture that boxes refer to; for a CSV file the shapes world's when ``None``.
@@ -64,7 +64,7 @@ def layout_rows(
 
 
 def box_options(source: str, path: Path, size: Sequence[int] | None, box_format: str | None) -> dict[str, Any]:
-    """Arguments of :func:`~attnguide.tables.read_table`: boxes of CSV files are of the shapes world where nothing is said."""
+    """Arguments of :func:`~attnguide.rows.tables.read_table`: boxes of CSV files are of the shapes world unless said."""
     if source in FILES or (size is None and box_format is None and path.suffix.lower() == ".csv"):
         return {"size": (SIDE, SIDE)}
     return {"size": None if size is None else (size[0], size[1]), "box_format": box_format}

@@ -12,7 +12,7 @@ from attnguide.ablation.sheets import SHEETS_FOLDER, write_sheets
 from attnguide.ablation.stability import STABILITY_FILE, stability, write_stability
 from attnguide.ablation.summary import SUMMARY_FILE, Record, write_summary
 from attnguide.ablation.tradeoff import write_tradeoff
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from attnguide.sources.files import TARGETS_FOLDER
 
 

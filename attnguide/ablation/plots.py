@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from attnguide.ablation.axes import Axis
 from attnguide.ablation.cells import PLAIN
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
-from attnguide.colors import css, method_color
-from attnguide.files import replacing
-from attnguide.records import AXIS, CELL
+from attnguide.run_folder.files import replacing
+from attnguide.run_folder.records import AXIS, CELL
+from attnguide.sheets.colors import css, method_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

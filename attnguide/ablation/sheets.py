@@ -10,11 +10,11 @@ from PIL import Image
 
 from attnguide.ablation.axes import Axis, Point
 from attnguide.ablation.cells import PLAIN, Row
-from attnguide.colors import method_color
-from attnguide.files import replacing
-from attnguide.grid import Grid, draw_grids
-from attnguide.html import Color
-from attnguide.sheet import Record, record_picture
+from attnguide.run_folder.files import replacing
+from attnguide.sheets.colors import method_color
+from attnguide.sheets.grid import Grid, draw_grids
+from attnguide.sheets.sheet import Record, record_picture
+from attnguide.text.html import Color
 
 SHEETS_FOLDER = "sheets"
 _LIMIT = 200

@@ -12,10 +12,10 @@ from statistics import fmean
 from attnguide.ablation.axes import Axis, Tradeoff
 from attnguide.ablation.plots import plain_of, steered
 from attnguide.ablation.summary import Record, estimate, grouped, seed_std
-from attnguide.aligned import aligned
-from attnguide.files import replacing
-from attnguide.records import AXIS
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import replacing
+from attnguide.run_folder.records import AXIS
+from attnguide.run_folder.tables import append_table
+from attnguide.text.aligned import aligned
 from attnguide.types import verdict
 
 STABILITY_FILE = "stability.csv"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
 
-from attnguide.aligned import aligned
 from attnguide.benchmark import bootstrap_interval
-from attnguide.files import replacing
-from attnguide.records import AXIS, CELL, COSTS, SETTINGS, is_cell_column
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import replacing
+from attnguide.run_folder.records import AXIS, CELL, COSTS, SETTINGS, is_cell_column
+from attnguide.run_folder.tables import append_table
+from attnguide.text.aligned import aligned
 from attnguide.types import verdict
 
 SUMMARY_FILE = "summary.csv"

@@ -18,13 +18,13 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo
-from attnguide.files import replacing, write_atomic
-from attnguide.grid import contact_sheet, strip
 from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
+from attnguide.run_folder.files import replacing, write_atomic
+from attnguide.sheets.grid import contact_sheet, strip
+from attnguide.sheets.overlays import draw_regions, heat_map
 from attnguide.sources.files import map_bytes, map_names
 from attnguide.types import PassContext, Region, Sample, SampleResult, Step
-from attnguide.visual import draw_regions, heat_map
 
 OVERVIEW = "_overview.png"
 """Of a row: the picture with its regions, and all words."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attnguide.inputs import INPUTS
-from attnguide.made_with import MADE_WITH, versions
-from attnguide.records import AXIS, is_cell_column
+from attnguide.run_folder.made_with import MADE_WITH, versions
+from attnguide.run_folder.records import AXIS, is_cell_column
 from attnguide.types import Sample
 
 Plain = str | int | float | bool

@@ -13,8 +13,8 @@ from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo
 from attnguide.judges.base import Judge, Seen
 from attnguide.metrics.scoring import JudgeScores
-from attnguide.records import JUDGED_FILE
-from attnguide.run_tables import append_table
+from attnguide.run_folder.records import JUDGED_FILE
+from attnguide.run_folder.tables import append_table
 from attnguide.types import SampleResult
 
 _COLUMNS = ("id", "judge", "numbers", "detections")

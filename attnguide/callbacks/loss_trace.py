@@ -8,8 +8,8 @@ import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo, UpdateEvent
-from attnguide.records import TRACE_FILE
-from attnguide.run_tables import append_table
+from attnguide.run_folder.records import TRACE_FILE
+from attnguide.run_folder.tables import append_table
 from attnguide.types import SampleResult
 
 TRACE_COLUMNS = ("id", "step", "progress", "method", "iteration", "loss", "indicator", "moved", "gradient_norm")

@@ -16,8 +16,8 @@ from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo
 from attnguide.methods import method_info
 from attnguide.prompt.targets import Targets, region_maps
-from attnguide.records import NORMS_FILE
-from attnguide.run_tables import append_table
+from attnguide.run_folder.records import NORMS_FILE
+from attnguide.run_folder.tables import append_table
 from attnguide.types import PassContext, SampleResult, Step
 
 STATISTICS: tuple[str, ...] = ("mean", "l1", "l2", "max", "entropy", "inside")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnguide.callbacks.keys import MAP_STATISTICS, PLACED, UNPLACED, guide_key, maps_key, row_key, std_key
-from attnguide.records import NORMS_FILE, TRACE_FILE
-from attnguide.run_tables import table_lines
+from attnguide.run_folder.records import NORMS_FILE, TRACE_FILE
+from attnguide.run_folder.tables import table_lines
 
 _INSIDE = MAP_STATISTICS.index("inside")
 

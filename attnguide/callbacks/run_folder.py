@@ -10,12 +10,12 @@ import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, row_metrics, run_folder
 from attnguide.engine.observer import BatchInfo
-from attnguide.files import write_atomic, write_picture
-from attnguide.folder import RunLock, check_run_folder, config_of, config_text, locked_run, tidy
-from attnguide.made_with import CONFIG_FILE
-from attnguide.records import RECORDS_FILE, Defaults, model_defaults, record_of
-from attnguide.run_tables import append_table
-from attnguide.sheet import run_sheet
+from attnguide.run_folder.files import write_atomic, write_picture
+from attnguide.run_folder.folder import RunLock, check_run_folder, config_of, config_text, locked_run, tidy
+from attnguide.run_folder.made_with import CONFIG_FILE
+from attnguide.run_folder.records import RECORDS_FILE, Defaults, model_defaults, record_of
+from attnguide.run_folder.tables import append_table
+from attnguide.sheets.sheet import run_sheet
 from attnguide.types import SampleResult
 
 Scorer = Callable[[SampleResult], Mapping[str, float]]

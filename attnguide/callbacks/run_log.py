@@ -15,9 +15,9 @@ from attnguide.callbacks.flat_config import Plain, flat_config
 from attnguide.callbacks.run_curves import Point, Spread, run_curves
 from attnguide.callbacks.sinks import Picture, Sink, sinks_of
 from attnguide.engine.observer import guarded
-from attnguide.folder import config_of
-from attnguide.records import CELL, COSTS, SAMPLES_FOLDER, SETTINGS, is_cell_column, read_records
-from attnguide.sheet import recorded_regions
+from attnguide.run_folder.folder import config_of
+from attnguide.run_folder.records import CELL, COSTS, SAMPLES_FOLDER, SETTINGS, is_cell_column, read_records
+from attnguide.sheets.sheet import recorded_regions
 from attnguide.types import SampleResult, verdict
 
 Record = Mapping[str, str]

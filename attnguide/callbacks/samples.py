@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
-from attnguide.files import write_picture
-from attnguide.records import SAMPLES_FOLDER
+from attnguide.run_folder.files import write_picture
+from attnguide.run_folder.records import SAMPLES_FOLDER
 from attnguide.types import SampleResult
 
 

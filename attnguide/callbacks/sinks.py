@@ -16,8 +16,8 @@ from attnguide.callbacks.flat_config import Plain
 from attnguide.callbacks.keys import AXES, SHOWN, UNSHOWN
 from attnguide.loggers import TRACKIO_LOGGER
 from attnguide.prompt.drawing import binary_mask
+from attnguide.sheets.overlays import draw_regions
 from attnguide.types import Region
-from attnguide.visual import draw_regions
 
 MOST_PICTURES = 100
 """Pictures of one key; W&B takes no more than 108 at once."""

@@ -17,8 +17,8 @@ from attnguide.callbacks.run_log import RunLog
 from attnguide.callbacks.samples import Samples
 from attnguide.callbacks.target_maps import TargetMaps
 from attnguide.callbacks.value_invariance import ValueInvariance
-from attnguide.folder import RunLock
 from attnguide.judges.base import Judge
+from attnguide.run_folder.folder import RunLock
 
 
 def standard_callbacks(

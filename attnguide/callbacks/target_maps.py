@@ -9,7 +9,7 @@ import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo
-from attnguide.files import replacing, write_atomic
+from attnguide.run_folder.files import replacing, write_atomic
 from attnguide.sources.files import map_bytes, map_picture, target_path
 from attnguide.types import SampleResult
 

@@ -13,10 +13,10 @@ from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteKind, SiteSelector
 from attnguide.callbacks.base import SamplingCallback, run_folder
 from attnguide.engine.observer import BatchInfo
-from attnguide.files import write_atomic
 from attnguide.inputs import inputs_key
-from attnguide.records import VALUES_FILE
-from attnguide.run_tables import append_table, read_table
+from attnguide.run_folder.files import write_atomic
+from attnguide.run_folder.records import VALUES_FILE
+from attnguide.run_folder.tables import append_table, read_table
 from attnguide.types import PassContext, Sample, SampleResult
 
 _COLUMNS = (

@@ -23,7 +23,7 @@ from attnguide.cli.plan import Plan, is_strict, make_plan
 from attnguide.cli.values import Setting
 from attnguide.methods import check_options
 from attnguide.models.names import DEFAULT_MODEL
-from attnguide.rows import MOST_ROWS, sample_to_dict
+from attnguide.rows.samples import MOST_ROWS, sample_to_dict
 from attnguide.sampling.problems import require_rows
 from attnguide.types import MethodConfig, Sample
 

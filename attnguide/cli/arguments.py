@@ -11,10 +11,10 @@ from typing import Any
 
 from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.values import Setting, scalar
-from attnguide.fields import FOREIGN_NAMES
 from attnguide.models.names import nearest
-from attnguide.parsing import shown
-from attnguide.yaml12 import read_yaml, yaml_value
+from attnguide.text.fields import FOREIGN_NAMES
+from attnguide.text.parsing import shown
+from attnguide.text.yaml12 import read_yaml, yaml_value
 
 _NAMED = ("--method", "--judge")
 """Options that name something with options of its own."""

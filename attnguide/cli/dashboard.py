@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _written(plans: Sequence[SectionPlan], path: Path, entity: str, project: str) -> int:
     from attnguide.dashboard.workspace import as_json
-    from attnguide.files import write_atomic
+    from attnguide.run_folder.files import write_atomic
 
     probe(path.parent, path.name)
     write_atomic(path, as_json(plans, entity, project) + "\n")

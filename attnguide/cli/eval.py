@@ -17,9 +17,9 @@ from attnguide.cli.values import Setting
 from attnguide.evaluation.arms import Arm, arm_rows, make_arms, slug, tries_for
 from attnguide.evaluation.benchmark import FILES, benchmark_parts, with_settings
 from attnguide.evaluation.development import Parts
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
+from attnguide.text.yaml12 import read_yaml
 from attnguide.types import Sample
-from attnguide.yaml12 import read_yaml
 
 if TYPE_CHECKING:
     from attnguide.evaluation.callback import EvalLog
@@ -253,7 +253,7 @@ def make_eval_plan(
     Raises:
         UsageError: If the benchmark cannot be read, an arm cannot be, or settings contradict each other.
     """
-    from attnguide.rows import checked_samples
+    from attnguide.rows.samples import checked_samples
 
     if parts is None or chosen is None:
         parts, chosen = _asked_for(settings)
@@ -309,7 +309,7 @@ def _tries_of(chosen: Sequence[Arm], rows: Sequence[Sample], settings: Mapping[s
 def _tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
     """Print the arms with their means, rows that gave no picture, and where things are; 1 if there are such rows."""
     from attnguide.cli.outcome import endings
-    from attnguide.records import read_records
+    from attnguide.run_folder.records import read_records
 
     found = log.found or log.write(plan.folder)
     ids = {one.id for one in plan.samples}
@@ -320,8 +320,8 @@ def _tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
 
 def summary(found: Any) -> list[str]:
     """Arms and their means in percent, as an aligned table; nothing where nobody looked."""
-    from attnguide.aligned import aligned
     from attnguide.evaluation.tables import TABLE_FILES
+    from attnguide.text.aligned import aligned
 
     if not found.metrics:
         return []

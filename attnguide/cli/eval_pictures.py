@@ -9,8 +9,8 @@ from typing import Any
 from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.eval import about, folder_of, places, summary, title_of
 from attnguide.evaluation.benchmark import benchmark_rows
-from attnguide.folder import check_run_folder, config_text, locked_run
-from attnguide.made_with import CONFIG_FILE
+from attnguide.run_folder.folder import check_run_folder, config_text, locked_run
+from attnguide.run_folder.made_with import CONFIG_FILE
 
 
 def judge_pictures(asked: Mapping[str, Any]) -> int:

@@ -17,9 +17,9 @@ from attnguide.evaluation.benchmark import with_settings
 from attnguide.evaluation.choosing import RULE, Tuned, choose, metrics_for, score_of
 from attnguide.evaluation.development import Parts
 from attnguide.evaluation.grids import candidates, changes, knobs_of
-from attnguide.files import replacing
 from attnguide.methods import Knob
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import replacing
+from attnguide.run_folder.tables import append_table
 from attnguide.shapes.expectation import expectation_from_prompt
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _made(plan: Plan, parts: Parts, turning: Sequence[_Turning], number: int, op
     """Pictures of every setting so far, compared; ``None`` after Ctrl-C."""
     from attnguide.evaluation.callback import EvalLog
     from attnguide.evaluation.compare import compare_folder
-    from attnguide.rows import checked_samples
+    from attnguide.rows.samples import checked_samples
 
     settings = [Arm(PLAIN), *(setting for one in turning for setting in one.tried)]
     rows = with_settings(parts.development, plan.config)

@@ -15,9 +15,9 @@ from attnguide.cli.kinds import check_kinds
 from attnguide.cli.opening import Opened, check_on_model, is_first_process, quiet
 from attnguide.cli.outcome import describe, report
 from attnguide.cli.plan import Plan, is_strict
-from attnguide.folder import RunLock, locked_run, tidy
-from attnguide.made_with import MADE_WITH
-from attnguide.records import RECORDS_FILE, complete_ids
+from attnguide.run_folder.folder import RunLock, locked_run, tidy
+from attnguide.run_folder.made_with import MADE_WITH
+from attnguide.run_folder.records import RECORDS_FILE, complete_ids
 
 if TYPE_CHECKING:
     from lightning import Callback

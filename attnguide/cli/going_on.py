@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan
-from attnguide.folder import check_run_folder
-from attnguide.made_with import MADE_WITH, kept_options, made_with, other_versions, read_made_with, with_kept_options
-from attnguide.records import complete_ids, model_defaults
+from attnguide.run_folder.folder import check_run_folder
+from attnguide.run_folder.made_with import MADE_WITH, kept_options, made_with, other_versions, read_made_with, with_kept_options
+from attnguide.run_folder.records import complete_ids, model_defaults
 
 if TYPE_CHECKING:
     from attnguide.models.base import ModelAdapter

@@ -13,7 +13,7 @@ from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import filling, local_path, probe
 from attnguide.cli.values import Setting
-from attnguide.fields import MOST_SEED
+from attnguide.text.fields import MOST_SEED
 from attnguide.types import MapSource, Region, Sample
 from attnguide.weighted import words_of
 
@@ -288,11 +288,11 @@ def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSourc
         File name without suffix -> the highest attention in the word's mean map, before it was stretched.
     """
     from attnguide.callbacks.attention_maps import enlarged
-    from attnguide.grid import contact_sheet
     from attnguide.sampling.source_pictures import mask_of
+    from attnguide.sheets.grid import contact_sheet
+    from attnguide.sheets.overlays import heat_map
     from attnguide.sources.files import map_bytes, map_names, map_picture
-    from attnguide.visual import heat_map
-    from attnguide.yaml12 import dump_yaml
+    from attnguide.text.yaml12 import dump_yaml
 
     shown = enlarged(_shown(source, picture))
     peaks: dict[str, float] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from attnguide.aligned import aligned
 from attnguide.cli.plan import Plan
-from attnguide.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
+from attnguide.run_folder.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
+from attnguide.text.aligned import aligned
 from attnguide.types import verdict
 
 SHOWN_SETTINGS = ("id", "seed", "method")

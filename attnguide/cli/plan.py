@@ -15,7 +15,7 @@ from attnguide.types import MethodConfig, Region, Sample
 from attnguide.weighted import words_of
 
 if TYPE_CHECKING:
-    from attnguide.tables import Table
+    from attnguide.rows.tables import Table
 
 DEMO: dict[str, Any] = {
     "prompt": "a red circle and a blue square on a white background",
@@ -90,7 +90,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: If the settings contradict each other or a row is wrong.
     """
-    from attnguide.rows import checked_samples
+    from attnguide.rows.samples import checked_samples
 
     config = _filled(settings)
     if config["resume"] and config["out"] is None:
@@ -119,7 +119,7 @@ def _weight_notes(samples: Sequence[Sample]) -> list[str]:
 
 def _kept_row(row: Sample, *, named: bool) -> dict[str, Any]:
     """A row of a table as it is kept; one that asked for no method says so."""
-    from attnguide.rows import sample_to_dict
+    from attnguide.rows.samples import sample_to_dict
 
     plain = sample_to_dict(row)
     return {**plain, "methods": []} if named and not row.methods else plain
@@ -173,8 +173,8 @@ def _plain_region(item: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 def _own_rows(config: Mapping[str, Any]) -> Table:
     """One row for each prompt and seed, before methods are dealt out."""
     from attnguide.prompt.inputs import absolute_row
-    from attnguide.rows import sample_from_dict, table_row
-    from attnguide.tables import Table, read_table
+    from attnguide.rows.samples import sample_from_dict, table_row
+    from attnguide.rows.tables import Table, read_table
 
     common = {name: config[name] for name in ROW_SETTINGS if config[name] is not None}
     if config["rows"] is None:
@@ -206,7 +206,7 @@ def _announce(path: str) -> None:
 
 def _seeded(table: Table, seeds: Sequence[int]) -> Table:
     """Each row with each seed."""
-    from attnguide.rows import MOST_ROWS
+    from attnguide.rows.samples import MOST_ROWS
 
     if len(table.samples) * len(seeds) > MOST_ROWS:
         told = f"{len(table.samples):,} rows with {len(seeds):,} seeds each"

@@ -11,8 +11,8 @@ from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import local_path, probe
 from attnguide.cli.values import Setting
-from attnguide.records import read_records
 from attnguide.report.target import REPORT_FILE, check_target
+from attnguide.run_folder.records import read_records
 
 DESCRIPTION = """\
 Write a run folder as one page of HTML that needs no other file: means with intervals, sheets and curves, every picture with its

@@ -301,7 +301,7 @@ def going_on(argv: Sequence[str], inner: str = "") -> list[str]:
     words = list(argv)
     if "--resume" not in words:
         return words
-    from attnguide.made_with import CONFIG_FILE
+    from attnguide.run_folder.made_with import CONFIG_FILE
 
     out = next((after for word, after in itertools.pairwise(words) if word == "--out"), None)
     out = next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), out)

@@ -11,7 +11,7 @@ from typing import Any
 
 from attnguide.methods import method_info, method_options
 from attnguide.outside import find_source
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 
 
 @dataclass(frozen=True)

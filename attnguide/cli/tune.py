@@ -179,7 +179,7 @@ def _found(
 
 def _write(folder: Path, plan: Plan, method: MethodConfig, knob: str, seen: Sequence[Trial], chosen: Trial | None) -> None:
     """``tuning.csv`` with all trials and, if one was chosen, ``tuned.yaml`` for ``attnguide sample --config``."""
-    from attnguide.yaml12 import dump_yaml
+    from attnguide.text.yaml12 import dump_yaml
 
     with (folder / "tuning.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.cli.signatures import check_value, options_of
-from attnguide.fields import MOST_SEED
 from attnguide.inputs import read_control
 from attnguide.judges.names import judge_configs
 from attnguide.layouts.boxes import box_format as read_box_format
@@ -18,9 +17,10 @@ from attnguide.loggers import check_loggers
 from attnguide.models.controlnets import check_controlnet, read_controlnets
 from attnguide.models.loras import checked_loras
 from attnguide.models.names import check_device, check_dtype, check_offload, check_scheduler, nearest
-from attnguide.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
+from attnguide.text.fields import MOST_SEED
+from attnguide.text.parsing import as_real, as_whole, check_depth, parse_json, quotes, real_number, shown, whole_number
+from attnguide.text.yaml12 import yaml_value
 from attnguide.weighted import SYNTAXES
-from attnguide.yaml12 import yaml_value
 
 MOST_ROWS = 100_000
 """Seeds, and rows of a table."""

@@ -11,7 +11,7 @@ from attnguide.callbacks import keys
 from attnguide.callbacks.flat_config import axis_key
 from attnguide.callbacks.run_curves import run_curves
 from attnguide.callbacks.run_log import means, pictures_by_key
-from attnguide.records import AXIS, is_cell_column, read_records
+from attnguide.run_folder.records import AXIS, is_cell_column, read_records
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from attnguide.guidance.base import Guidance
 from attnguide.injection.base import Injection
 from attnguide.models.base import ModelAdapter
 from attnguide.models.schedulers import NoiseScheduler
-from attnguide.parsing import shown
 from attnguide.prompt.targets import Targets
+from attnguide.text.parsing import shown
 from attnguide.types import PassContext, Sample, Step
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from attnguide.methods import check_methods, method_info
-from attnguide.rows import MOST_ROWS
+from attnguide.rows.samples import MOST_ROWS
 from attnguide.sampling.problems import with_problem
 from attnguide.types import ExpectedCost, MethodConfig, Sample
 

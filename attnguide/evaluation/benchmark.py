@@ -12,10 +12,10 @@ from attnguide.evaluation.development import Parts, split_lines, split_rows
 from attnguide.evaluation.entries import CATEGORY
 from attnguide.inputs import INPUTS
 from attnguide.judges.names import ASKED_TAG
-from attnguide.row_values import nearest
+from attnguide.rows.tables import read_samples
+from attnguide.rows.values import nearest
 from attnguide.shapes.layouts import FILES as FILES
 from attnguide.shapes.layouts import spread
-from attnguide.tables import read_samples
 from attnguide.types import Sample
 
 _SETTINGS = (

@@ -20,7 +20,7 @@ from attnguide.judges.names import COUNT_FOUND
 from attnguide.metrics.distance import PictureDistance
 from attnguide.metrics.functional import DETAILS, QUESTIONS
 from attnguide.metrics.precision import AveragePrecision
-from attnguide.records import SAMPLES_FOLDER
+from attnguide.run_folder.records import SAMPLES_FOLDER
 from attnguide.types import Sample
 
 PRECISION, DISTANCE = "ap", "distance"

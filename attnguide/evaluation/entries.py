@@ -13,8 +13,8 @@ from typing import Any
 from attnguide.evaluation.arms import ARM, ATTEMPT, BEST, PLAIN, SUBJECT
 from attnguide.judges.base import Asked, Detection, Seen
 from attnguide.judges.names import COUNT_FOUND
-from attnguide.records import JUDGED_FILE, read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import JUDGED_FILE, read_records
+from attnguide.run_folder.tables import read_table
 from attnguide.types import Sample, verdict
 
 CATEGORY = "category"

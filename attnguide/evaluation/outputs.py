@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnguide.colors import method_color
 from attnguide.evaluation.arms import slug
 from attnguide.evaluation.choosing import Tuned
 from attnguide.evaluation.compare import Comparison
 from attnguide.evaluation.entries import Entry
 from attnguide.evaluation.tables import COLUMNS, TABLE_FILES, latex, markdown, table_lines
-from attnguide.files import replacing, write_atomic, write_picture
-from attnguide.folder import config_text
-from attnguide.grid import Grid, draw_grids
-from attnguide.records import read_records
-from attnguide.run_tables import append_table
-from attnguide.sheet import record_picture
+from attnguide.run_folder.files import replacing, write_atomic, write_picture
+from attnguide.run_folder.folder import config_text
+from attnguide.run_folder.records import read_records
+from attnguide.run_folder.tables import append_table
+from attnguide.sheets.colors import method_color
+from attnguide.sheets.grid import Grid, draw_grids
+from attnguide.sheets.sheet import record_picture
 
 SHEETS_FOLDER, TUNED_FOLDER = "sheets", "tuned"
 MOST_SHEETS, MOST_EXAMPLES = 12, 6

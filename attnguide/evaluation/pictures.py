@@ -11,11 +11,11 @@ from PIL import Image
 
 from attnguide.callbacks.judging import append_judged
 from attnguide.evaluation.arms import ARM, SUBJECT, slug
-from attnguide.files import write_picture
 from attnguide.judges.base import Judge
 from attnguide.metrics.scoring import JudgeScores
-from attnguide.records import RECORDS_FILE, SAMPLES_FOLDER, record_of
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import write_picture
+from attnguide.run_folder.records import RECORDS_FILE, SAMPLES_FOLDER, record_of
+from attnguide.run_folder.tables import append_table
 from attnguide.types import Cost, Sample, SampleResult
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")

@@ -15,10 +15,10 @@ from attnguide.attention.capture import Probe, Record
 from attnguide.attention.concepts import dual_blocks, riding_along
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer
-from attnguide.html import figure
 from attnguide.models.base import ModelAdapter
+from attnguide.sheets.overlays import heat_map
+from attnguide.text.html import figure
 from attnguide.types import PassContext, SampleResult
-from attnguide.visual import heat_map
 
 _SIDE = 256
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from attnguide.colors import css, method_color
 from attnguide.figures.watch import Watch, Watched
-from attnguide.html import region_colors
+from attnguide.sheets.colors import css, method_color
+from attnguide.text.html import region_colors
 from attnguide.types import SampleResult
 
 if TYPE_CHECKING:

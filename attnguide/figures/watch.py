@@ -13,11 +13,11 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent
-from attnguide.html import figure
 from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
+from attnguide.sheets.overlays import heat_map
+from attnguide.text.html import figure
 from attnguide.types import PassContext, Sample, SampleResult, Step
-from attnguide.visual import heat_map
 
 _SIDE = 256
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from attnguide.models.load import quiet_libraries
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attnguide.hints import fits, spelt
 from attnguide.judges.base import Judge
 from attnguide.outside import entry_point_targets, is_target, load_target
-from attnguide.parsing import shown
-from attnguide.row_values import nearest
+from attnguide.rows.values import nearest
+from attnguide.text.hints import fits, spelt
+from attnguide.text.parsing import shown
 
 JUDGES: dict[str, str] = {
     "shapes": "attnguide.judges.shapes:ShapesJudge",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from attnguide.parsing import as_real, real_number, shown
+from attnguide.text.parsing import as_real, real_number, shown
 
 Order = Literal["xyxy", "xywh"]
 Unit = Literal["auto", "fractions", "pixels", "permille"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from attnguide.layouts.boxes import BoxFormat
 from attnguide.layouts.words import amount, asked_tag, listed, plural
-from attnguide.parsing import as_whole, shown
+from attnguide.text.parsing import as_whole, shown
 
 DEFAULT = BoxFormat("xywh", "pixels")
 

@@ -9,7 +9,7 @@ from typing import Any
 from attnguide.layouts.boxes import BoxFormat, box_format
 from attnguide.layouts.geneval import geneval_row
 from attnguide.layouts.words import asked_tag, bare_name, phrase_of, placed_regions
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 
 
 class Boxes:

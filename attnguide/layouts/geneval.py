@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnguide.layouts.words import asked_tag, phrase_of
-from attnguide.parsing import as_whole, shown
+from attnguide.text.parsing import as_whole, shown
 
 Place = tuple[float, float, float, float]
 

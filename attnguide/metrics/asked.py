@@ -16,8 +16,8 @@ from attnguide.judges.base import RELATIONS, Asked, AskedObject
 from attnguide.judges.names import ASKED_TAG as ASKED_TAG
 from attnguide.judges.names import RELATION_TAG as RELATION_TAG
 from attnguide.judges.shapes import asked_from_caption
-from attnguide.parsing import as_whole, shown
 from attnguide.prompt.regions import rasterise
+from attnguide.text.parsing import as_whole, shown
 from attnguide.types import Box, Region, Sample
 
 _CELLS = 64

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 
 ANY = ""
 """Type of the ControlNet that reads the control pictures of every type without one of its own."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from attnguide.models.sdxl import StableDiffusionXL
 from attnguide.models.texts import encode_prompts
 from attnguide.models.unet import StableDiffusion
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 from attnguide.weighted import WeightedPrompt, read_weights, unweighted
 
 

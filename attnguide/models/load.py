@@ -23,7 +23,7 @@ from attnguide.models.loras import Lora, checked_loras, load_loras
 from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype
 from attnguide.models.offload import Placement
 from attnguide.models.quiet import quietly
-from attnguide.parsing import shown
+from attnguide.text.parsing import shown
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnguide.parsing import as_real, real_number, shown
+from attnguide.text.parsing import as_real, real_number, shown
 
 _FILE = ".safetensors"
 _USUAL = "pytorch_lora_weights.safetensors"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnguide.fields import MOST_CELLS
-from attnguide.parsing import shown
+from attnguide.text.fields import MOST_CELLS
+from attnguide.text.parsing import shown
 
 if TYPE_CHECKING:  # torch loads where a tensor is made
     from jaxtyping import Float

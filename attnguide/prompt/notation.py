@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from attnguide.parsing import as_real, as_whole, real_number, shown, unpacked, whole_number
+from attnguide.text.parsing import as_real, as_whole, real_number, shown, unpacked, whole_number
 from attnguide.types import SOURCE_KINDS, MapSource, Region
 
 

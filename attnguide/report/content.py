@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
-from attnguide.colors import css, method_color
-from attnguide.html import region_colors
-from attnguide.made_with import CONFIG_FILE
-from attnguide.records import AXIS, CELL, COSTS, SAMPLES_FOLDER, read_records
+from attnguide.run_folder.made_with import CONFIG_FILE
+from attnguide.run_folder.records import AXIS, CELL, COSTS, SAMPLES_FOLDER, read_records
+from attnguide.sheets.colors import css, method_color
+from attnguide.sheets.variants import SETTINGS, variant_labels, varied_axes
+from attnguide.text.html import region_colors
 from attnguide.types import verdict
-from attnguide.variants import SETTINGS, variant_labels, varied_axes
 
 _MOST_SHEETS = 12
 """Of an ablation or a comparison; the others are named."""

@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from PIL import Image
 
-from attnguide.files import write_atomic
 from attnguide.report.content import Row, inked_places, places, read_content
 from attnguide.report.target import REPORT_FILE, check_target
-from attnguide.sheet import record_picture
+from attnguide.run_folder.files import write_atomic
+from attnguide.sheets.sheet import record_picture
 
 _LARGE = 200_000
 """Bytes from which on a figure is embedded as JPEG."""

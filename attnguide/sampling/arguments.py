@@ -7,7 +7,7 @@ from typing import Any
 
 from attnguide.engine.observer import Observer
 from attnguide.models.base import ModelAdapter
-from attnguide.parsing import as_whole, shown
+from attnguide.text.parsing import as_whole, shown
 
 
 def check_model(model: Any) -> None:

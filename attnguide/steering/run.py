@@ -15,8 +15,8 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.noise import generators, initial_noise
 from attnguide.engine.observer import UpdateEvent
 from attnguide.models.base import ModelAdapter
-from attnguide.parsing import as_whole, shown
 from attnguide.prompt.targets import Targets, region_maps
+from attnguide.text.parsing import as_whole, shown
 from attnguide.types import Cost, PassContext, Sample, SampleResult
 
 

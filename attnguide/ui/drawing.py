@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnguide.html import png_bytes
-from attnguide.parsing import parse_json, shown
 from attnguide.prompt.pairs import find_groups
 from attnguide.prompt.regions import prompt_words, rasterise
+from attnguide.text.html import png_bytes
+from attnguide.text.parsing import parse_json, shown
+from attnguide.text.yaml12 import dump_yaml
 from attnguide.types import MapSource, Region
-from attnguide.yaml12 import dump_yaml
 
 MOST_BYTES = 4 * 2**20
 """Of what the page sends about regions, and of a file of regions."""

@@ -11,9 +11,9 @@ import pandas as pd
 from PIL import Image
 
 from attnguide.figures.watch import Watched
-from attnguide.html import png_bytes
+from attnguide.sheets.overlays import draw_regions, heat_map
+from attnguide.text.html import png_bytes
 from attnguide.ui.running import News
-from attnguide.visual import draw_regions, heat_map
 
 _SIDE = 256
 

@@ -16,10 +16,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when the libr
 import gradio as gr
 from PIL import Image
 
-from attnguide.html import region_colors
 from attnguide.method_docs import option_meanings
 from attnguide.methods import METHODS, method_options
 from attnguide.models.base import ModelAdapter
+from attnguide.text.html import region_colors
+from attnguide.text.yaml12 import dump_yaml, yaml_value
 from attnguide.types import MethodConfig, Region, Sample
 from attnguide.ui.drawing import (
     as_yaml,
@@ -35,7 +36,6 @@ from attnguide.ui.drawing import (
 )
 from attnguide.ui.news import data_url, loss_table, shown_news
 from attnguide.ui.running import run_rows
-from attnguide.yaml12 import dump_yaml, yaml_value
 
 PROMPT = "a red circle and a blue square on a white background"
 PLAIN = "plain"

@@ -13,10 +13,10 @@ from attnguide.ablation.outputs import places, write_outputs
 from attnguide.ablation.plots import curve_colors, curves, heat, new_figure, plain_ticks, varying_metrics, write_plots
 from attnguide.ablation.sheets import sheet_of
 from attnguide.cli import values
-from attnguide.colors import css, method_color
-from attnguide.records import RECORD_COLUMNS
-from attnguide.run_tables import append_table
-from attnguide.sheet import run_sheet
+from attnguide.run_folder.records import RECORD_COLUMNS
+from attnguide.run_folder.tables import append_table
+from attnguide.sheets.colors import css, method_color
+from attnguide.sheets.sheet import run_sheet
 from attnguide.types import Region, Sample
 
 from .conftest import Read

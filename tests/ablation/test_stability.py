@@ -15,7 +15,7 @@ from attnguide.ablation.axes import Axis, Point, Tradeoff
 from attnguide.ablation.stability import climbs, stability, stability_table, stable_range, write_stability
 from attnguide.ablation.summary import Record
 from attnguide.ablation.tradeoff import write_tradeoff
-from attnguide.run_tables import read_table
+from attnguide.run_folder.tables import read_table
 
 OCTAVES = [1.0, 2.0, 4.0, 8.0]
 

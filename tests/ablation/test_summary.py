@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attnguide.ablation.summary import cell_table, estimate, metrics_of, seed_std, summarise, write_summary
-from attnguide.run_tables import read_table
+from attnguide.run_folder.tables import read_table
 
 
 def record(id: str, cell: str, scale: str, hit: str, status: str = "ok") -> dict[str, str]:

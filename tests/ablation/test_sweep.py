@@ -17,7 +17,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from attnguide.ablation.file import KEYS, SWEEP_KEYS, read_ablation
 from attnguide.cli import ablate, sample
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from attnguide.callbacks import RunLog, standard_callbacks
 from attnguide.callbacks.sinks import region_overlays
 from attnguide.loggers import LOGGERS, check_loggers, close_loggers, make_loggers, show_hint, sync_hint, wandb_offline
 from attnguide.loggers.artifacts import keep_files
-from attnguide.run_tables import read_table
+from attnguide.run_folder.tables import read_table
 from attnguide.types import Region
 from tests.callbacks.conftest import REGIONS, Run, row
 from tests.wandb_file import read_wandb

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from attnguide.callbacks import LossTrace, RunFolder
-from attnguide.records import read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import read_records
+from attnguide.run_folder.tables import read_table
 from attnguide.types import MethodConfig
 from tests.callbacks.conftest import Run, row
 

@@ -12,8 +12,8 @@ import torch
 from attnguide.attention.sites import SiteSelector
 from attnguide.callbacks import MapNorms, RunFolder
 from attnguide.callbacks.map_norms import STATISTICS, map_statistics
-from attnguide.records import read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import read_records
+from attnguide.run_folder.tables import read_table
 from attnguide.types import MethodConfig, Region, SampleResult
 from tests.callbacks.conftest import Run, row
 

@@ -14,11 +14,11 @@ from PIL import Image
 from attnguide.callbacks import AttentionMapsLogger, LossTrace, MapNorms, RunFolder, Samples, SamplingCallback
 from attnguide.data import SampleDataModule
 from attnguide.module import GuidanceModule, make_trainer
-from attnguide.records import RECORD_COLUMNS, complete_ids, read_records
-from attnguide.run_tables import read_table
+from attnguide.rows.tables import read_samples
+from attnguide.run_folder.records import RECORD_COLUMNS, complete_ids, read_records
+from attnguide.run_folder.tables import read_table
 from attnguide.sampling.table import sample_rows
-from attnguide.sheet import run_sheet
-from attnguide.tables import read_samples
+from attnguide.sheets.sheet import run_sheet
 from attnguide.types import MethodConfig, Sample, SampleResult
 from tests import tiny
 from tests.callbacks.conftest import Run, row

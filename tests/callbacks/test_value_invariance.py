@@ -12,8 +12,8 @@ import torch
 from attnguide.callbacks import RunFolder, ValueInvariance, ValuesChangedError
 from attnguide.models.base import Conditioning
 from attnguide.models.unet import StableDiffusion
-from attnguide.records import read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import read_records
+from attnguide.run_folder.tables import read_table
 from attnguide.types import MethodConfig
 from tests.callbacks.conftest import Run, row
 

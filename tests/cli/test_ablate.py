@@ -9,8 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from attnguide.records import read_records
-from attnguide.run_tables import read_table
+from attnguide.run_folder.records import read_records
+from attnguide.run_folder.tables import read_table
 from tests import tiny
 from tests.wandb_file import read_wandb, wandb_files
 

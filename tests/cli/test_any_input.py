@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnguide.cli import main
-from attnguide.row_values import ROW_KEYS
-from attnguide.yaml12 import dump_yaml
+from attnguide.rows.values import ROW_KEYS
+from attnguide.text.yaml12 import dump_yaml
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

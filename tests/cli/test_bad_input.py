@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from attnguide.folder import check_run_folder
+from attnguide.run_folder.folder import check_run_folder
 from tests import tiny
 
 from .conftest import Command

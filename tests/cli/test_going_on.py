@@ -17,11 +17,11 @@ import yaml
 
 from attnguide.callbacks import Samples
 from attnguide.cli import main
-from attnguide.files import write_atomic
-from attnguide.folder import locked_run
-from attnguide.made_with import PACKAGES
 from attnguide.methods import method_options
-from attnguide.records import read_records
+from attnguide.run_folder.files import write_atomic
+from attnguide.run_folder.folder import locked_run
+from attnguide.run_folder.made_with import PACKAGES
+from attnguide.run_folder.records import read_records
 from tests import tiny
 
 from .conftest import Command

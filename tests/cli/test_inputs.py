@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from attnguide.records import read_records
-from attnguide.tables import read_samples
+from attnguide.rows.tables import read_samples
+from attnguide.run_folder.records import read_records
 from tests import tiny
 from tests.steering import pipelines
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests import tiny
 from tests.models import families
 

@@ -16,7 +16,7 @@ from attnguide.cli.errors import RunError, UsageError, one_line, verdict
 from attnguide.cli.folders import filling, local_path, probe
 from attnguide.cli.signals import ended_like_ctrl_c
 from attnguide.cli.streams import Tolerant, tolerant_streams
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests import tiny
 
 from .conftest import Command

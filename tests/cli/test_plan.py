@@ -9,7 +9,7 @@ import pytest
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import DEMO, Plan, make_plan
 from attnguide.cli.sample import settings
-from attnguide.rows import sample_to_dict
+from attnguide.rows.samples import sample_to_dict
 from attnguide.shapes.expectation import expectation_from_prompt
 from attnguide.types import MethodConfig
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests import tiny
 
 from .conftest import Command

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests.cli.conftest import Command, Outcome
 
 TABLE = """\

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from attnguide.cli import main
-from attnguide.records import COSTS, read_records
+from attnguide.run_folder.records import COSTS, read_records
 from tests import tiny
 from tests.models import ldm
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 import attnguide
 from attnguide.figures.results import Results
-from attnguide.html import figure, table
 from attnguide.method_docs import method_meaning, option_meanings, option_range
 from attnguide.methods import METHODS, method_class, method_options
+from attnguide.text.html import figure, table
 from attnguide.types import Cost, Region, Sample, SampleResult
 from tests import tiny
 

@@ -12,7 +12,7 @@ from attnguide.layouts.boxes import BoxFormat, box_format
 from attnguide.layouts.geneval import boxes_by_rule
 from attnguide.layouts.words import amount, listed, phrase_of, plural
 from attnguide.metrics.asked import asked_of
-from attnguide.tables import read_samples
+from attnguide.rows.tables import read_samples
 from attnguide.types import Sample
 
 GENEVAL = (

@@ -8,7 +8,7 @@ from PIL import Image
 
 from attnguide.inputs import Control
 from attnguide.prompt.inputs import absolute_row, check_inputs, fitted, mask_at, picture_at
-from attnguide.rows import checked_samples, sample_to_dict
+from attnguide.rows.samples import checked_samples, sample_to_dict
 from attnguide.types import MapSource, Region, Sample
 
 

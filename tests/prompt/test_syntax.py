@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from attnguide.prompt.syntax import find_syntax, warn_of_syntax
-from attnguide.rows import check_samples
+from attnguide.rows.samples import check_samples
 from attnguide.types import Sample
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from attnguide.cli import main
-from attnguide.files import write_atomic
 from attnguide.report.content import places, read_content
 from attnguide.report.page import report_page, write_report
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import write_atomic
+from attnguide.run_folder.tables import append_table
 
 BASE = {
     "id": "",

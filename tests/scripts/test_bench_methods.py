@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import bench_methods
 
 from attnguide.methods import METHODS
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from attnguide.shapes.layouts import Layout, layout_scene
 from attnguide.shapes.renderer import render
 

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import soak
 
-from attnguide.files import write_picture
-from attnguide.records import RECORDS_FILE, Defaults, record_of
-from attnguide.run_tables import append_table
+from attnguide.run_folder.files import write_picture
+from attnguide.run_folder.records import RECORDS_FILE, Defaults, record_of
+from attnguide.run_folder.tables import append_table
 from attnguide.types import Cost, Sample, SampleResult
 
 

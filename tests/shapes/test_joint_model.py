@@ -15,7 +15,7 @@ import pytest
 
 from attnguide import benchmark
 from attnguide.cli import main
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from attnguide.shapes.renderer import SIDE
 from attnguide.shapes.scene import COLORS, SHAPES
 from tests import joint

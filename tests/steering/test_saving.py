@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import attnguide
-from attnguide.records import read_records
+from attnguide.run_folder.records import read_records
 from tests import tiny
 from tests.steering.watch import REGIONS
 

@@ -20,9 +20,9 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 
 from attnguide.metrics.scoring import shapes_scores
-from attnguide.records import RECORD_COLUMNS
 from attnguide.report.page import write_report
-from attnguide.run_tables import append_table
+from attnguide.run_folder.records import RECORD_COLUMNS
+from attnguide.run_folder.tables import append_table
 from attnguide.types import Cost, Region, Sample, SampleResult
 from attnguide.ui.page import PROMPT
 from tests.ui.conftest import CHROMIUM, DRIVER, Served

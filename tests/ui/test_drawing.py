@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from attnguide.cli import main
-from attnguide.html import png_bytes, region_colors
+from attnguide.text.html import png_bytes, region_colors
 from attnguide.types import Region
 from attnguide.ui.drawing import (
     check_picture,

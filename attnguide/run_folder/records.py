@@ -1,0 +1,260 @@
+"""What a run folder says of its rows, a line a row. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnguide.inputs import INPUTS, strength_of
+from attnguide.methods import method_info
+from attnguide.prompt.notation import region_to_dict
+from attnguide.prompt.pairs import describe_groups, row_groups
+from attnguide.run_folder.files import whole_size
+from attnguide.run_folder.made_with import full_options, kept_options, read_made_with
+from attnguide.run_folder.tables import cell_text, read_table, without_doubles
+from attnguide.types import Region, Sample, SampleResult, verdict
+
+if TYPE_CHECKING:
+    from attnguide.models.base import ModelAdapter
+
+SETTINGS: tuple[str, ...] = (
+    "id",
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "method",
+    "steps",
+    "cfg_scale",
+    "true_cfg_scale",
+    "prompt_syntax",
+    "scheduler",
+    "height",
+    "width",
+    *INPUTS,
+    "options",
+    "regions",
+    "groups",
+    "tags",
+)
+"""First columns of ``records.csv``: what made the picture.
+
+``control``, ``options``, ``regions`` and ``tags`` are JSON; ``groups`` says which words a method took for nouns and their
+modifiers.
+"""
+
+_BEFORE = {"prompt_syntax": "plain"}
+"""Columns that records of older runs lack, and what held then."""
+
+COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb", "status")
+"""Last columns of ``records.csv``; metrics stand between."""
+
+RECORD_COLUMNS: tuple[str, ...] = SETTINGS + COSTS
+
+CELL, AXIS = "cell", "axis."
+"""Tags that are columns too, after the settings: the name of an ablation's cell, and ``axis.<name>`` for each of its values."""
+
+RECORDS_FILE, SAMPLES_FOLDER = "records.csv", "samples"
+NORMS_FILE, TRACE_FILE, VALUES_FILE = "map_norms.csv", "loss_trace.csv", "value_invariance.csv"
+JUDGED_FILE = "judged.csv"
+ROW_TABLES: dict[str, tuple[str, ...]] = {
+    RECORDS_FILE: ("id",),
+    NORMS_FILE: ("id", "step", "stage", "site", "region"),
+    TRACE_FILE: (),
+    VALUES_FILE: ("id", "site"),
+    JUDGED_FILE: ("id", "judge"),
+}
+"""A run's tables with lines of rows, and the columns that tell the lines apart (all, where none are named)."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model makes of settings that a row leaves to it; ``None`` where that is not known.
+
+    Attributes:
+        height: Of the pictures in pixels.
+        width: Of the pictures in pixels.
+        scheduler: Class of the model's own noise scheduler.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    scheduler: str | None = None
+
+
+def model_defaults(model: ModelAdapter, steps: int) -> Defaults:
+    """What a model makes of settings that a row leaves to it.
+
+    Args:
+        model: The adapter.
+        steps: Of any row: some schedulers cannot make few.
+    """
+    height, width = model.default_size
+    return Defaults(height, width, model.make_scheduler(None, steps).name)
+
+
+def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, Any]:
+    """The first columns of a row's record.
+
+    Args:
+        sample: The row.
+        defaults: Of the model, where the row leaves a setting to it.
+    """
+    options = {config.name: dict(config.options) for config in sample.methods if config.options}
+    return {
+        "id": sample.id,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
+        "seed": sample.seed,
+        "method": sample.method,
+        "steps": sample.steps,
+        "cfg_scale": float(sample.cfg_scale),
+        "true_cfg_scale": float(sample.true_cfg_scale),
+        "prompt_syntax": sample.prompt_syntax,
+        "scheduler": sample.scheduler or defaults.scheduler,
+        "height": sample.height or defaults.height,
+        "width": sample.width or defaults.width,
+        "init_image": sample.init_image,
+        "strength": strength_of(sample),
+        "inpaint_mask": sample.inpaint_mask,
+        "control": _json([control.to_dict() for control in sample.control]),
+        "options": _json(options),
+        "regions": _json([_region(region) for region in sample.regions]),
+        "groups": _groups(sample),
+        "tags": _json(sample.tags),
+    }
+
+
+def is_cell_column(name: str) -> bool:
+    """Whether a column or tag says where in an ablation a row stands."""
+    return name == CELL or name.startswith(AXIS)
+
+
+def record_of(
+    result: SampleResult,
+    metrics: Mapping[str, float] | None = None,
+    defaults: Defaults = Defaults(),
+) -> dict[str, Any]:
+    """A row's line of ``records.csv``: settings, metrics, costs, in this order.
+
+    Args:
+        result: The finished row.
+        metrics: Its numbers; names must not be those of other columns.
+        defaults: Of the model, where the row leaves a setting to it.
+    """
+    metrics = dict(metrics or {})
+    taken = [name for name in metrics if name in RECORD_COLUMNS]
+    if taken:
+        raise ValueError(f"Metric {taken[0]!r} has the name of another column of {RECORDS_FILE}; rename it.")
+    cost = result.cost
+    return {
+        **settings_of(result.sample, defaults),
+        **{name: value for name, value in result.sample.tags.items() if is_cell_column(name)},
+        **metrics,
+        "unet_forwards": cost.unet_forwards,
+        "unet_backwards": cost.unet_backwards,
+        "seconds": round(cost.seconds, 3),
+        "peak_memory_mb": round(cost.peak_memory_mb, 1),
+        "status": result.status,
+    }
+
+
+def read_records(folder: str | Path) -> list[dict[str, str]]:
+    """Lines of a run folder's ``records.csv``, one a row: the last, where two runs wrote one each; none if there is no file.
+
+    Raises:
+        ValueError: If the file is no table of records.
+    """
+    path = Path(folder) / RECORDS_FILE
+    lines = read_table(path)
+    if missing := [name for name in ("id", "status") if lines and name not in lines[0]]:
+        raise ValueError(f"{path}: expected a column {missing[0]!r}, as records have; got {', '.join(lines[0])}.")
+    return without_doubles(lines, ROW_TABLES[RECORDS_FILE])
+
+
+def finished_ids(folder: str | Path) -> set[str]:
+    """Rows of a run folder whose record says ``ok``, with a remark or without, and whose picture is there.
+
+    It must be whole, and of the recorded size.
+    """
+    records = [record for record in read_records(folder) if verdict(record["status"]) == "ok"]
+    return {record["id"] for record in records if _has_picture(folder, record)}
+
+
+def _has_picture(folder: str | Path, record: Mapping[str, str]) -> bool:
+    size = whole_size(Path(folder) / SAMPLES_FOLDER / f"{record['id']}.png")
+    recorded = (record.get("width"), record.get("height"))
+    return size is not None and (not all(recorded) or tuple(map(str, size)) == recorded)
+
+
+def complete_ids(folder: str | Path, samples: Sequence[Sample], defaults: Defaults = Defaults()) -> set[str]:
+    """Rows of a run that :func:`finished_ids` holds already.
+
+    Args:
+        folder: The run folder.
+        samples: The rows of the run.
+        defaults: Of the model, where a row leaves a setting to it; what is not known is not compared.
+
+    Raises:
+        ValueError: If a finished row was made with other settings than the row of the same id.
+    """
+    finished = finished_ids(folder)
+    records = {record["id"]: record for record in read_records(folder) if record["id"] in finished}
+    kept = kept_options(read_made_with(folder))
+    done = {sample.id: sample for sample in samples if sample.id in records}
+    for id, sample in done.items():
+        if found := _other_setting(sample, records[id], defaults, kept):
+            name, before, now = found
+            raise ValueError(
+                f"Row {id!r} in {str(folder)!r} was made with {name} {before!r}, not {now!r}; choose another folder."
+            )
+    return set(done)
+
+
+def _other_setting(
+    sample: Sample, record: Mapping[str, str], defaults: Defaults, kept: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, Any, Any] | None:
+    """The first setting of a row that differs from its record's, with both values."""
+    for name, value in settings_of(sample, defaults).items():
+        before, now = record.get(name, _BEFORE.get(name, "")), cell_text(value)
+        if name == "options":
+            was, known = full_options(sample, _options_in(before), kept), full_options(sample)
+            if was != known:
+                return name, before if before != now else _json(was), now if before != now else _json(known)
+        elif before != now and value is not None and not (name == "scheduler" and sample.scheduler is None and not before):
+            return name, before, now
+    return None
+
+
+def _options_in(text: str) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _region(region: Region) -> dict[str, Any]:
+    try:
+        return {
+            key: _floats(value) if key in ("box", "blob", "polygon") else value for key, value in region_to_dict(region).items()
+        }
+    except ValueError:  # a tensor, which is too large for a line
+        return {"phrase": region.phrase, "mask": f"tensor {tuple(getattr(region.mask, 'shape', ()))}"}
+
+
+def _groups(sample: Sample) -> str:
+    if not sample.groups and not any(method_info(config.name).reads_groups for config in sample.methods):
+        return ""
+    return describe_groups(sample.text, row_groups(sample.text, sample.groups, sample.regions))
+
+
+def _floats(value: Any) -> Any:
+    """0 and 0.0 are one place, and must read alike in a record."""
+    return [_floats(item) for item in value] if isinstance(value, list | tuple) else float(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str) if value else ""

@@ -1,0 +1,204 @@
+"""One picture of a whole run: the same prompt and seed under every method, or along every axis, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from attnguide.prompt.notation import region_from_dict
+from attnguide.run_folder.records import AXIS, CELL, SAMPLES_FOLDER, read_records
+from attnguide.sheets.colors import method_color
+from attnguide.sheets.grid import Grid, draw_grids
+from attnguide.sheets.overlays import draw_regions
+from attnguide.sheets.variants import PLAIN, across_axis, variant_labels, varied_axes
+from attnguide.sources.files import target_path
+from attnguide.text.html import Color
+from attnguide.types import Region
+
+_CELL = 256
+_SUBJECT = ("prompt", "negative_prompt", "seed", "regions", "init_image", "inpaint_mask")
+_VARIANT = (
+    *("method", "options", "steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler", "height", "width"),
+    *("strength", "control"),
+)
+
+Record = Mapping[str, str]
+_Key = tuple[str, ...]
+
+
+def run_sheet(folder: str | Path, *, limit: int = 48) -> Image.Image | None:
+    """Draw a run folder's finished rows.
+
+    Seeds and prompts go down. Methods and what else differs go across, plain first; in an ablation the values of the last axis
+    of numbers do, in a grid of their own for each combination of the other axes.
+
+    Args:
+        folder: With ``records.csv`` and ``samples/``.
+        limit: Most lines of pictures on the sheet.
+
+    Returns:
+        The sheet, or ``None`` if no picture is there.
+    """
+    folder = Path(folder)
+    records = [record for record in read_records(folder) if _picture_path(folder, record).exists()]
+    if not records:
+        return None
+    prompts = {record["prompt"] for record in records}
+    axes = varied_axes(records)
+    tables = _by_axes(records, axes, limit) if axes else [_by_variant(records, limit)]
+    grids = [
+        Grid(
+            [[record_picture(folder, record) for record in line] for line in table.lines],
+            table.columns,
+            [_line_label(line, len(prompts) > 1) for line in table.lines],
+            table.title,
+            [_color(column) for column in zip(*table.lines, strict=True)],
+            table.kept,
+        )
+        for table in tables
+    ]
+    return draw_grids(grids, title=prompts.pop() if len(prompts) == 1 else "", cell=_CELL)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Records where their pictures stand.
+
+    Attributes:
+        title: Above it.
+        columns: Labels.
+        lines: From top to bottom; ``None`` where there is no record.
+        kept: Columns of plain pictures at its left.
+    """
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[Record | None]]
+    kept: int
+
+
+def _by_variant(records: Sequence[Record], limit: int) -> _Table:
+    """A column for each method with its options and settings, a line for each prompt, places and seed."""
+    subjects: dict[_Key, dict[_Key, Record]] = {}
+    for record in records:
+        variant, subject = (tuple(record.get(name, "") for name in names) for names in (_VARIANT, _SUBJECT))
+        while variant in subjects.get(subject, {}):  # rows that differ in nothing the sheet knows get lines of their own
+            subject = (*subject, "again")
+        subjects.setdefault(subject, {})[variant] = record
+    found = dict.fromkeys(variant for rows in subjects.values() for variant in rows)
+    variants = sorted(found, key=lambda variant: variant[0] != PLAIN)
+    columns = [_common([rows[variant] for rows in subjects.values() if variant in rows]) for variant in variants]
+    lines = [[rows.get(variant) for variant in variants] for rows in list(subjects.values())[:limit]]
+    plain = sum(variant[0] == PLAIN for variant in variants)
+    return _Table("", variant_labels(columns), lines, plain if plain < len(variants) else 0)
+
+
+def _by_axes(records: Sequence[Record], axes: Mapping[str, Sequence[str]], limit: int) -> list[_Table]:
+    """A table for each combination of the values of all axes but one, whose values go across."""
+    across = across_axis(axes)
+    down = [name for name in axes if name != across]
+    tables: dict[_Key, list[Record]] = {}
+    for record in records:
+        if all(record.get(AXIS + name) for name in axes):
+            tables.setdefault(tuple(record[AXIS + name] for name in down), []).append(record)
+    plain = [record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN]
+    most = max(1, limit // max(1, len(tables)))
+    found = []
+    for key, members in tables.items():
+        here = dict(zip(down, key, strict=True))
+        beside = [
+            record for record in plain if all(record.get(AXIS + name) in ("", None, value) for name, value in here.items())
+        ]
+        columns = [beside, *([one for one in members if one[AXIS + across] == value] for value in axes[across])]
+        lines = _lines(columns)
+        title = ", ".join(f"{name} = {value}" for name, value in here.items())
+        cut = f"the first {most} of {len(lines)} seeds" if len(lines) > most else ""
+        labels = [PLAIN, *(f"{across} = {value}" for value in axes[across])]
+        if not beside:
+            labels, lines = labels[1:], [line[1:] for line in lines]
+        found.append(_Table("; ".join(filter(None, [title, cut])), labels, lines[:most], 1 if beside else 0))
+    return found
+
+
+def _fits(record: Record, here: Mapping[str, str]) -> bool:
+    """Whether a plain record has these values of the axes, or none."""
+    return all(record.get(AXIS + name, "") in ("", value) for name, value in here.items())
+
+
+def _lines(columns: Sequence[Sequence[Record]]) -> list[list[Record | None]]:
+    """Records of columns in lines of one seed each; those of one seed and column in the order in which they were made."""
+    found: dict[tuple[str, int], list[Record | None]] = {}
+    for column, members in enumerate(columns):
+        count: dict[str, int] = {}
+        for record in members:
+            seed = record["seed"]
+            line = found.setdefault((seed, count.get(seed, 0)), [None] * len(columns))
+            line[column] = record
+            count[seed] = count.get(seed, 0) + 1
+    steered = [key for key, line in found.items() if len(line) < 2 or any(line[1:])]
+    order = list(dict.fromkeys(seed for seed, _ in steered))
+    return [found[key] for key in sorted(steered, key=lambda key: (order.index(key[0]), key[1]))]
+
+
+def _line_label(line: Sequence[Record | None], with_prompt: bool) -> str:
+    known = [record for record in line if record is not None]
+    prompts = {record["prompt"] for record in known}
+    return f"seed {known[0]['seed']}" + (f": {known[0]['prompt']}" if with_prompt and len(prompts) == 1 else "")
+
+
+def _color(column: Sequence[Record | None]) -> Color | None:
+    """The colour of a column's method, where it has one."""
+    methods = {record.get("method", "") for record in column if record is not None}
+    return method_color(methods.pop()) if len(methods) == 1 else None
+
+
+def _picture_path(folder: Path, record: Record) -> Path:
+    return folder / SAMPLES_FOLDER / f"{record['id']}.png"
+
+
+def record_picture(folder: Path, record: Record | None) -> Image.Image | None:
+    """A record's picture at the sheet's size, its regions drawn; ``None`` without a record or a picture."""
+    if record is None or not _picture_path(folder, record).exists():
+        return None
+    with Image.open(_picture_path(folder, record)) as file:
+        picture = file.convert("RGB")
+    scale = _CELL / max(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    try:
+        return draw_regions(picture, recorded_regions(folder, record))
+    except ValueError:  # a mask's file has gone since
+        return picture
+
+
+def recorded_regions(folder: Path, record: Record) -> list[Region]:
+    """Regions of a record as :func:`record_regions` has them, those with a source with the mask that the run kept of it.
+
+    Raises:
+        ValueError: If the cell holds something else.
+    """
+    regions = record_regions(record)
+    paths = [target_path(folder, record["id"], regions, index) for index in range(len(regions))]
+    return [
+        replace(region, mask=path) if region.source is not None else region for region, path in zip(regions, paths, strict=True)
+    ]
+
+
+def record_regions(record: Record) -> list[Region]:
+    """Regions of a record that can be read back; mask tensors cannot.
+
+    Raises:
+        ValueError: If the cell holds something else.
+    """
+    plain = json.loads(record["regions"]) if record["regions"] else []
+    if not isinstance(plain, list) or not all(isinstance(region, dict) for region in plain):
+        raise ValueError(f"regions: expected a list of mappings; got {record['regions'][:60]!r}.")
+    return [region_from_dict(region) for region in plain if not str(region.get("mask", "")).startswith("tensor (")]
+
+
+def _common(records: Sequence[Record]) -> Record:
+    """What all records of a column agree on."""
+    return {name: value for name, value in records[0].items() if all(other.get(name) == value for other in records)}

@@ -1,0 +1,131 @@
+"""What tells the rows of a run apart, in as few words as do. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attnguide.inputs import INPUTS
+from attnguide.run_folder.records import AXIS, CELL
+
+SETTINGS = (
+    *("steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler", "height", "width", "negative_prompt"),
+    *INPUTS,
+)
+"""Columns of a record that may make another picture of the same prompt, seed and places, beside method and options."""
+
+PLAIN = "plain"
+
+Record = Mapping[str, str]
+
+
+def varied_axes(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Axes of an ablation with more than one value among its rows, each with its values in the order of the rows.
+
+    Example:
+        >>> varied_axes([{"axis.scale": "1", "axis.start": "0"}, {"axis.scale": "2", "axis.start": "0"}, {"axis.scale": ""}])
+        {'scale': ['1', '2']}
+    """
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith(AXIS) and value:
+                found.setdefault(name.removeprefix(AXIS), {})[value] = None
+    return {name: list(values) for name, values in found.items() if len(values) > 1}
+
+
+def across_axis(axes: Mapping[str, Sequence[str]]) -> str:
+    """The axis that is drawn from left to right: the last one of numbers, else the last.
+
+    Example:
+        >>> across_axis({"method": ["inject1", "inject5"], "scale": ["1", "2"], "form": ["probs", "scores"]})
+        'scale'
+    """
+    numeric = [name for name, values in axes.items() if all(map(_is_number, values))]
+    return (numeric or list(axes))[-1]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def variant_labels(records: Sequence[Record], *, method: bool = False) -> list[str]:
+    """One label a record: what it has that others of the run have not.
+
+    In an ablation, the values of the axes (``scale = 2``); else the method, if there are several, and the options and settings
+    in which rows of the same method differ (``step_size = 40``). Rows without a method are ``plain``.
+
+    Args:
+        records: Lines of ``records.csv``; the labels depend on all of them.
+        method: Name the method also where it is the only one; not in an ablation, whose axes say enough.
+
+    Example:
+        >>> rows = [{"method": "inject5", "options": f'{{"inject5": {{"scale": {scale}, "start": 0}}}}'} for scale in (0.5, 1)]
+        >>> variant_labels([{"method": "plain"}, *rows])
+        ['plain', 'scale = 0.5', 'scale = 1']
+    """
+    facts = [_facts(record) for record in records]
+    steered = {record.get("method", "") for record in records} - {"plain", ""}
+    alike: dict[str, list[dict[str, str]]] = {}
+    for record, found in zip(records, facts, strict=True):
+        alike.setdefault(_family(record), []).append(found)
+    told = {family: _differing(group) for family, group in alike.items()}
+    return [
+        _label(record, found, told[_family(record)], named=method or len(steered) > 1)
+        for record, found in zip(records, facts, strict=True)
+    ]
+
+
+def _family(record: Record) -> str:
+    """Rows whose settings are compared: those of one method, and all cells of an ablation together."""
+    return CELL if record.get(CELL) else record.get("method", "")
+
+
+def _label(record: Record, facts: Mapping[str, str], told: Sequence[str], *, named: bool) -> str:
+    method = record.get("method", "") or PLAIN
+    words = [f"{name} = {facts[name]}" for name in told if name in facts]
+    cell = record.get(CELL, "")
+    if cell:
+        return ", ".join([PLAIN, *words] if cell.split(", ")[0] == PLAIN else words) or cell
+    return ", ".join([method, *words] if named or method == PLAIN or not words else words)
+
+
+def _differing(group: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of facts that are not the same for all of a group, in the order in which they come."""
+    names = dict.fromkeys(name for facts in group for name in facts)
+    return [name for name in names if len({facts.get(name) for facts in group}) > 1]
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """Values by name: an ablation's axes; else the methods' options, one by one, and the settings."""
+    if record.get(CELL):
+        return {name.removeprefix(AXIS): value for name, value in record.items() if name.startswith(AXIS) and value}
+    settings = {name: record[name] for name in SETTINGS if record.get(name)}
+    return {**_options(record.get("options", "")), **settings}
+
+
+def _options(text: str) -> dict[str, str]:
+    """Options of a record's methods; those of a method beside others under ``method.option``."""
+    try:
+        methods: Any = json.loads(text) if text else {}
+    except (ValueError, RecursionError):  # a damaged cell tells rows apart as it stands
+        return {"options": text}
+    if not isinstance(methods, dict) or not all(isinstance(options, dict) for options in methods.values()):
+        return {"options": text}
+    prefix = len(methods) > 1
+    return {
+        f"{method}.{option}" if prefix else option: _short(value)
+        for method, options in methods.items()
+        for option, value in options.items()
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
