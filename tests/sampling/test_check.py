@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
@@ -43,6 +44,19 @@ def test_good_rows_pass() -> None:
 def test_refusals(settings: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=message):
         check_rows(tiny.model(), [tiny.row(**settings)])
+
+
+def test_seeds_of_one_prompt_are_checked_once_and_each_bad_row_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny.model(), []
+    monkeypatch.setattr(model, "check_row", lambda sample: seen.append(sample.id))
+    good = [tiny.row(f"g{seed}", seed=seed, tags={"seed": seed}, methods=GUIDED) for seed in range(3)]
+    other = tiny.row("o", methods=(MethodConfig("mask_guidance", {"step_size": 2.0}),))
+    bad = [tiny.row(f"b{seed}", seed=seed, regions=(Region("cow"),)) for seed in range(2)]
+    masks = [tiny.row(f"m{value}", regions=(Region("red cat", mask=torch.full((64, 64), value)),)) for value in (0.5, 1.0)]
+    marked = mark_rows(model, [*good, other, *bad, *masks])
+    assert [row.id for row in marked] == ["g0", "g1", "g2", "o", "b0", "b1", "m0.5", "m1.0"]
+    assert [row.id for row in marked if row.problem and "'cow'" in row.problem] == ["b0", "b1"]
+    assert seen == ["g0", "o", "b0", "b1", "m0.5", "m1.0"]
 
 
 def test_a_soft_term_takes_a_small_region() -> None:
