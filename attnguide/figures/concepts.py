@@ -15,6 +15,7 @@ from attnguide.attention.capture import Probe, Record
 from attnguide.attention.concepts import dual_blocks, riding_along
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer
+from attnguide.figures.finished import FinishedRows
 from attnguide.models.base import ModelAdapter
 from attnguide.sheets.overlays import heat_map
 from attnguide.text.html import figure
@@ -49,7 +50,7 @@ class ConceptMaps:
         return self.result._repr_html_() + drawn
 
 
-class ConceptAttention(Observer):
+class ConceptAttention(FinishedRows[ConceptMaps], Observer):
     """Maps of concepts after ConceptAttention (https://arxiv.org/abs/2502.04320), for FLUX.1 and Stable Diffusion 3 and 3.5.
 
     Concepts need not be words of the prompt. Each is a token that goes through the blocks with two streams beside the text,
@@ -101,18 +102,6 @@ class ConceptAttention(Observer):
         self.depths, self.steps = depths, steps
         self.rows: list[ConceptMaps] = []
         self._found: dict[int, tuple[Tensor, int]] = {}
-
-    def __getitem__(self, index: int) -> ConceptMaps:
-        """A finished row."""
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        """How many rows are finished."""
-        return len(self.rows)
-
-    def _repr_html_(self) -> str:
-        """All rows, a line each."""
-        return "".join(f"<div>{row._repr_html_()}</div>" for row in self.rows)
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
         network, model = info.model.network, info.model

@@ -13,6 +13,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer, UpdateEvent
+from attnguide.figures.finished import FinishedRows
 from attnguide.prompt.regions import prompt_words
 from attnguide.prompt.targets import Targets, region_maps
 from attnguide.sheets.overlays import heat_map
@@ -48,7 +49,7 @@ class Watched:
         return self.result._repr_html_() + drawn
 
 
-class Watch(Observer):
+class Watch(FinishedRows[Watched], Observer):
     """Keeps maps and losses of every row, to be shown or plotted when the rows are done.
 
     Example:
@@ -70,18 +71,6 @@ class Watch(Observer):
         self._current: dict[Site, Tensor] = {}
         self._maps: list[Tensor] = []
         self._losses: list[dict[str, list[tuple[int, float]]]] = []
-
-    def __getitem__(self, index: int) -> Watched:
-        """A finished row."""
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        """How many rows are finished."""
-        return len(self.rows)
-
-    def _repr_html_(self) -> str:
-        """All rows, a line each."""
-        return "".join(f"<div>{row._repr_html_()}</div>" for row in self.rows)
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
         self._samples = tuple(s if s.regions else replace(s, regions=prompt_words(s.text)) for s in info.samples)
