@@ -325,7 +325,7 @@ class SampleResult:
 
     sample: Sample
     image: Image.Image | None
-    latents: Tensor | None
+    latents: Tensor | None = field(repr=False)
     cost: Cost
     status: str = "ok"
 

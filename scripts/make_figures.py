@@ -27,7 +27,7 @@ from attnguide.types import MethodConfig, Sample
 CELL = 224
 """Side of one picture in pixels."""
 
-LIMIT = 500_000
+LIMIT = 400_000
 """Most bytes of a figure; with more the colours are reduced."""
 
 

@@ -16,6 +16,7 @@ from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metr
 from attnguide.run_folder.files import replacing
 from attnguide.run_folder.records import AXIS, CELL
 from attnguide.sheets.colors import css, method_color
+from attnguide.text.html import Color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,9 +181,24 @@ def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: s
 
 
 def curve_colors(methods: Sequence[str]) -> list[str]:
-    """A colour for each curve: its method's where no other curve has that, else one of the library's ten."""
-    own = len(set(methods)) == len(methods) and all(methods)
-    return [css(method_color(method)) if own else f"C{index % 10}" for index, method in enumerate(methods)]
+    """A colour for each curve: its method's, lighter for a method's further curves; where all are of one, the library's ten.
+
+    Args:
+        methods: Of each curve's rows; empty where they have several, which gets one of the library's ten, too.
+    """
+    if len(set(methods)) == 1 < len(methods):
+        return [f"C{index % 10}" for index in range(len(methods))]
+    before = [methods[:index].count(method) for index, method in enumerate(methods)]
+    return [
+        css(_lighter(method_color(method), count)) if method else f"C{index % 10}"
+        for index, (method, count) in enumerate(zip(methods, before, strict=True))
+    ]
+
+
+def _lighter(color: Color, count: int) -> Color:
+    """A colour mixed with white, the more the more curves of its method stand before."""
+    red, green, blue = (round(255 - (255 - part) * 0.6**count) for part in color)
+    return red, green, blue
 
 
 def plain_ticks(plot: Axes, places: Sequence[float]) -> None:

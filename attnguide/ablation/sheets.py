@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -23,9 +24,10 @@ _Place = tuple[str, ...]
 
 
 def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: Mapping[str, Record]) -> Image.Image | None:
-    """One prompt and seed: the first axis from left to right, the others from top to bottom, plain pictures first.
+    """One prompt and seed: the first axis from left to right, the others from top to bottom.
 
-    A sheet of many columns is folded.
+    Plain pictures stand at the left of each line; where they differ along the first axis, in a line above those of which they
+    are the twins. A sheet of many columns is folded.
 
     Args:
         folder: The run's.
@@ -39,46 +41,70 @@ def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: M
     across, down = axes[0], axes[1:]
     cells = {_place(row): row for row in rows if len(row.cell.points) == len(axes)}
     plain = [row for row in rows if len(row.cell.points) < len(axes)]
-    lines: list[list[Image.Image | None]] = []
-    made: list[list[Row | None]] = []
-    labels: list[str] = []
+    above = any(across.name in row.cell.points for row in plain)
+    lines: list[_Line] = []
+    twins: list[Row | None] = []
     for points in itertools.product(*(axis.points for axis in down)):
-        named = [f"{axis.name} = {point.label}" for axis, point in zip(down, points, strict=True)]
-        rest = tuple(point.label for point in points)
-        beside = _plain_beside(plain, down, points)
-        plain = [row for row in plain if row is not beside]
-        shown = [cells.get((point.label, *rest)) for point in across.points]
-        made.append([beside, *shown])
-        lines.append([_picture(folder, row, records) for row in made[-1]])
-        labels.append(", ".join(named))
-    columns = [PLAIN, *(f"{across.name} = {point.label}" for point in across.points)]
-    if all(line[0] is None for line in lines):
-        lines, columns, made = [line[1:] for line in lines], columns[1:], [line[1:] for line in made]
-    if not any(picture is not None for line in lines for picture in line):
+        here = {axis.name: point for axis, point in zip(down, points, strict=True)}
+        shown = [cells.get((point.label, *(other.label for other in points))) for point in across.points]
+        if above:
+            found = [_twin(plain, {across.name: point, **here}) for point in across.points]
+            if found != twins and any(found):
+                lines.append(_Line(_plain_label(found, across), found))
+            twins = found
+        else:
+            shown = [_twin(plain, here), *shown]
+        lines.append(_Line(", ".join(f"{name} = {point.label}" for name, point in here.items()), shown))
+    columns = [*([] if above else [PLAIN]), *(f"{across.name} = {point.label}" for point in across.points)]
+    if not above and not any(line.rows[0] for line in lines):
+        columns, lines = columns[1:], [_Line(line.label, line.rows[1:]) for line in lines]
+    grid = Grid(
+        [[_picture(folder, row, records) for row in line.rows] for line in lines],
+        columns,
+        [line.label for line in lines] if any(line.label for line in lines) else (),
+        colors=[_color([line.rows[column] for line in lines]) for column in range(len(columns))],
+        kept=int(columns[0] == PLAIN),
+    )
+    if not any(picture is not None for line in grid.pictures for picture in line):
         return None
-    first = next(row for row in rows)
-    colors = [_color([line[column] for line in made]) for column in range(len(columns))]
-    grid = Grid(lines, columns, labels if down else (), colors=colors, kept=int(columns[0] == PLAIN))
-    return draw_grids([grid], title=f"{first.sample.prompt}, seed {first.sample.seed}")
+    prompts = {row.sample.prompt for row in rows}
+    named = [*prompts] if len(prompts) == 1 else []
+    return draw_grids([grid], title=", ".join([*named, f"seed {rows[0].sample.seed}"]))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Rows of the ablation side by side; ``None`` where there is none."""
+
+    label: str
+    rows: Sequence[Row | None]
 
 
 def _color(rows: Sequence[Row | None]) -> Color | None:
-    """The colour of a column's method, where it has one."""
+    """The colour of a column's method, where it has one; plain pictures count where there is nothing else."""
     methods = {row.sample.method for row in rows if row is not None}
-    return method_color(methods.pop()) if len(methods) == 1 else None
+    steered = methods - {PLAIN} or methods
+    return method_color(steered.pop()) if len(steered) == 1 else None
 
 
 def _place(row: Row) -> _Place:
     return tuple(point.label for point in row.cell.points.values())
 
 
-def _plain_beside(plain: Sequence[Row], down: Sequence[Axis], points: Sequence[Point]) -> Row | None:
-    """The first plain picture that belongs to these values of the axes from top to bottom."""
-    here = {axis.name: point for axis, point in zip(down, points, strict=True)}
-    fitting = (
-        row for row in plain if all(here.get(name, point).label == point.label for name, point in row.cell.points.items())
-    )
-    return next(fitting, None)
+def _twin(plain: Sequence[Row], here: Mapping[str, Point]) -> Row | None:
+    """The first plain picture whose values of the axes are all among these."""
+    return next((row for row in plain if all(_is(here.get(name), point) for name, point in row.cell.points.items())), None)
+
+
+def _is(one: Point | None, other: Point) -> bool:
+    return one is not None and one.label == other.label
+
+
+def _plain_label(rows: Sequence[Row | None], across: Axis) -> str:
+    """``plain``, and its values of the axes from top to bottom."""
+    first = next(row for row in rows if row is not None)
+    kept = [f"{name} = {point.label}" for name, point in first.cell.points.items() if name != across.name]
+    return ", ".join([PLAIN, *kept])
 
 
 def _picture(folder: Path, row: Row | None, records: Mapping[str, Record]) -> Image.Image | None:

@@ -57,7 +57,7 @@ def _draw(found: Sequence[tuple[Climb, Sequence[tuple[float, _Point]]]], plain: 
         drawn = _with_whiskers(plot, places, climb.label, _STYLES[index % len(_STYLES)], color)
         strongest, (quality, control) = points[-1]
         place = (quality.mean, control.mean)
-        plot.annotate(f"{strongest:g}", place, xytext=(3, 3), textcoords="offset points", fontsize=6, color=drawn)
+        plot.annotate(f"{strongest:g}", place, xytext=(3, 3), textcoords="offset points", fontsize=8, color=drawn)
     if plain is not None:
         _with_whiskers(plot, [plain], PLAIN, "*", "black")
         plot.axvline(plain[0].mean - QUALITY_LOSS, color="0.3", linestyle=(0, (4, 3)), linewidth=0.8)
@@ -82,7 +82,7 @@ def _with_whiskers(plot: Axes, places: Sequence[_Point], label: str, style: str,
     """Draw one curve; gives its colour."""
     quality, control = zip(*places, strict=True)
     spreads = [[[e.mean - e.low for e in along], [e.high - e.mean for e in along]] for along in (quality, control)]
-    plot.errorbar(
+    _, _, whiskers = plot.errorbar(
         [e.mean for e in quality],
         [e.mean for e in control],
         xerr=spreads[0],
@@ -93,6 +93,7 @@ def _with_whiskers(plot: Axes, places: Sequence[_Point], label: str, style: str,
         markersize=9 if style == "*" else 3.5,
         linewidth=1.2,
         elinewidth=0.5,
-        alpha=0.9,
     )
+    for bars in whiskers:
+        bars.set_alpha(0.45)
     return color

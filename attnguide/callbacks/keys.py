@@ -38,6 +38,9 @@ PICTURES, MAPS_PICTURES, SHEET, TABLE = "pictures", "pictures/maps", "pictures/s
 ABLATION_SHEETS, ABLATION_PLOTS = "ablation/sheets", "ablation/plots"
 """An ablation's pictures, each a list."""
 
+EVAL_TABLE, EVAL_SHEETS = "eval/table", "eval/sheets"
+"""A comparison's table, and its examples of each category, a list."""
+
 SHOWN: dict[str, tuple[str, ...]] = {
     GUIDE_STEP: ("guide/loss/*", "guide/inside/*"),
     ROWS_DONE: (SECONDS,),

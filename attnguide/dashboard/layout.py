@@ -9,6 +9,8 @@ from typing import Literal
 from attnguide.callbacks.keys import (
     ABLATION_PLOTS,
     ABLATION_SHEETS,
+    EVAL_SHEETS,
+    EVAL_TABLE,
     GUIDE_STEP,
     LIVE,
     MAPS_PICTURES,
@@ -67,14 +69,15 @@ class SectionPlan:
 
 
 def sections(names: LoggedNames) -> list[SectionPlan]:
-    """The sections of a dashboard: pictures, whether guidance worked, maps, cost against quality, an ablation, the table.
+    """The sections of a dashboard, from pictures to the table of all rows.
 
     Only what was logged gets a panel, so that none is empty.
 
     Args:
         names: Of what the runs logged.
     """
-    found = [_pictures(names), _guidance(names), _maps(names), _cost(names), _ablation(names), _table(names)]
+    told = (_pictures, _comparison, _guidance, _maps, _cost, _ablation, _table)
+    found = [section(names) for section in told]
     return [section for section in found if section.panels]
 
 
@@ -89,6 +92,13 @@ def _pictures(names: LoggedNames) -> SectionPlan:
         "The same place in a row of pictures is the same prompt and seed for every method; boxes and masks can be switched on."
     )
     return SectionPlan("Pictures", text, tuple(panels), pinned=True)
+
+
+def _comparison(names: LoggedNames) -> SectionPlan:
+    panels = [PanelPlan("table", "Methods by category", (EVAL_TABLE,))] if EVAL_TABLE in names.history else []
+    panels += [PanelPlan("pictures", "Examples of each category", (EVAL_SHEETS,))] if EVAL_SHEETS in names.history else []
+    text = "Every method on every category of the benchmark, with plain sampling and more seeds at equal cost beside it."
+    return SectionPlan("Comparison", text, tuple(panels))
 
 
 def _lines(names: LoggedNames, title: str, prefix: str, axis: str) -> list[PanelPlan]:

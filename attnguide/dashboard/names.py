@@ -11,6 +11,7 @@ from attnguide.callbacks import keys
 from attnguide.callbacks.flat_config import axis_key
 from attnguide.callbacks.run_curves import run_curves
 from attnguide.callbacks.run_log import means, pictures_by_key
+from attnguide.report.content import TABLE_FILE
 from attnguide.run_folder.records import AXIS, is_cell_column, read_records
 
 
@@ -50,16 +51,25 @@ def names_of_folder(folder: Path) -> LoggedNames:
     curves = run_curves(folder, records)
     axes = {name for record in records for name in record if name.startswith(AXIS) and is_cell_column(name)}
     steps = {key for points in (curves.guide, curves.maps) for point in points for key in point.values}
-    drawn = {keys.ABLATION_PLOTS for _ in folder.glob("plots/*.png")} | {
-        keys.ABLATION_SHEETS for _ in folder.glob("sheets/*.png")
-    }
+    shown = _of_ablation(folder) if axes else _of_comparison(folder)
     live = {keys.live_key(name, record["method"] or "plain") for record in records for name in keys.LIVE if record.get(name)}
     pictures = set(pictures_by_key(folder, records))
     summary = set(means(records)) | ({f"mean/{name}" for name in _metrics(means(records))} if axes else set())
     config = {"methods", "command", *(axis_key(name.removeprefix(AXIS)) for name in axes)}
-    return LoggedNames(
-        frozenset({*steps, *live, *(drawn if axes else ()), *pictures, "rows"}), frozenset(summary), frozenset(config)
-    )
+    return LoggedNames(frozenset({*steps, *live, *shown, *pictures, keys.TABLE}), frozenset(summary), frozenset(config))
+
+
+def _of_ablation(folder: Path) -> set[str]:
+    """Keys of the pictures that an ablation drew."""
+    drawn = {keys.ABLATION_PLOTS: "plots/*.png", keys.ABLATION_SHEETS: "sheets/*.png"}
+    return {key for key, pattern in drawn.items() if any(folder.glob(pattern))}
+
+
+def _of_comparison(folder: Path) -> set[str]:
+    """Keys of the table and the examples of a comparison; none of a run without one."""
+    if not (folder / TABLE_FILE).is_file():
+        return set()
+    return {keys.EVAL_TABLE, *([keys.EVAL_SHEETS] if any(folder.glob("sheets/*.png")) else [])}
 
 
 def _metrics(names: Iterable[str]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.keys import EVAL_SHEETS, EVAL_TABLE
 from attnguide.callbacks.sinks import Picture, sinks_of
 from attnguide.evaluation.choosing import Tuned
 from attnguide.evaluation.compare import Comparison, compare_folder
@@ -61,8 +62,8 @@ class EvalLog(SamplingCallback):
         found = self.write(run_folder(trainer))
         lines = table_lines(found)
         for sink in sinks_of(trainer):
-            sink.table("eval/table", list(COLUMNS), [{name: line.get(name) for name in COLUMNS} for line in lines])
-            sink.pictures("eval/sheets", [Picture(path, path.stem) for path in self.sheets])
+            sink.table(EVAL_TABLE, list(COLUMNS), [{name: line.get(name) for name in COLUMNS} for line in lines])
+            sink.pictures(EVAL_SHEETS, [Picture(path, path.stem) for path in self.sheets])
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         """A run that is stopped still shows what it finished."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attnguide.figures.watch import Watch, Watched
+from attnguide.prompt.regions import rasterise
 from attnguide.sheets.colors import css, method_color
 from attnguide.text.html import region_colors
 from attnguide.types import SampleResult
@@ -24,6 +25,9 @@ _LINES = ("-", "--", ":", "-.")
 
 _CELL = 1.6
 """Side of a picture in inches."""
+
+_MASK = 128
+"""Cells a side, of places that are no boxes."""
 
 
 def plot(
@@ -96,6 +100,7 @@ def _sheet(results: Sequence[SampleResult], cell: float) -> Figure:
 
 def _picture(axes: Axes, result: SampleResult) -> None:
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import AbstractPathEffect, withStroke
 
     if result.image is None:
         axes.text(
@@ -106,11 +111,18 @@ def _picture(axes: Axes, result: SampleResult) -> None:
     axes.imshow(np.asarray(result.image.convert("RGB")), extent=(0, width, height, 0))
     colors = region_colors([region.phrase for region in result.sample.regions])
     for ink, region in zip(colors, result.sample.regions, strict=True):
+        color = tuple(part / 255 for part in ink)
+        # so that it shows on an object of its colour
+        edged: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="white")]
         if region.box is not None:
             x0, y0, x1, y1 = region.box
             place = ((x0 * width, y0 * height), (x1 - x0) * width, (y1 - y0) * height)
-            color = tuple(part / 255 for part in ink)
-            axes.add_patch(Rectangle(*place, fill=False, edgecolor=color, linewidth=1.2))
+            axes.add_patch(Rectangle(*place, fill=False, edgecolor=color, linewidth=1.2, path_effects=edged))
+        elif region.has_place and region.source is None:
+            inside, level = rasterise(region, _MASK, _MASK).numpy(), np.exp(-0.5) if region.blob else 0.5
+            along = [(np.arange(_MASK) + 0.5) / _MASK * side for side in (width, height)]
+            if inside.min() < level < inside.max():  # a blob's edge is at one standard deviation
+                axes.contour(*along, inside, levels=[level], colors=[color], linewidths=1.2).set_path_effects(edged)
 
 
 def _maps(rows: Sequence[Watched], steps: int, cell: float) -> Figure:

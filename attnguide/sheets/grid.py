@@ -17,8 +17,8 @@ _GAP = 6
 _BAR = 4
 """Height of a column's line of colour."""
 
-_WIDEST, _SMALLEST = 1600, 128
-"""Width in pixels that a sheet of a run keeps within, as long as its pictures are not smaller than this."""
+_WIDEST, _SMALLEST = 1200, 128
+"""Width in pixels that a sheet's pictures keep within, as long as they are not smaller than this: a page shows it unshrunk."""
 
 _INK, _SOFT, _PAPER, _ABSENT = (30, 30, 30), (110, 110, 110), (255, 255, 255), (238, 238, 238)
 
@@ -150,10 +150,11 @@ def _drawn(grids: Sequence[Grid], title: str, cell: int) -> Image.Image:
         raise ValueError("contact_sheet needs at least one picture; got none.")
     largest = max(pictures, key=lambda picture: picture.width * picture.height)
     scale = cell / max(largest.size)
-    font = _font(max(11, cell // 18))
+    font = _font(max(13, cell // 16))
     labels = [label for grid in grids for label in grid.rows]
     longest = max((font.getlength(label) for label in labels), default=0)
-    left = round(min(longest, max(cell * 0.6, 96))) + 2 * _GAP if labels else 0
+    whole = max((font.getlength(word) for label in labels for word in _words(label)), default=0)
+    left = round(min(longest, max(cell * 0.6, 96, min(whole, cell * 1.5)))) + 2 * _GAP if labels else 0
     line = round(font.getbbox("Ag")[3]) + 3
     sizes = _Measures(round(largest.width * scale), round(largest.height * scale), left, font, line)
     widest = max(len(row) for grid in grids for row in grid.pictures)
@@ -212,8 +213,7 @@ def _font(size: int) -> _Font:
 def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
     """Lines of at most ``width`` pixels, broken between words but not around ``=``; what is too much ends in dots."""
     lines = [""]
-    for word in text.replace(" = ", "\0").split(" "):
-        word = word.replace("\0", " = ")
+    for word in _words(text):
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
@@ -222,6 +222,11 @@ def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
     if len(lines) > most:
         lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
     return [_fitted(line, font, width) for line in lines]
+
+
+def _words(text: str) -> list[str]:
+    """What a line is not broken within: words, and names with their values."""
+    return [word.replace("\0", " = ") for word in text.replace(" = ", "\0").split(" ")]
 
 
 def _fitted(text: str, font: _Font, width: float) -> str:

@@ -54,7 +54,7 @@ def heat_map(image: Image.Image, values: NDArray[np.floating], *, alpha: float =
 
 
 def draw_regions(image: Image.Image, regions: Sequence[Region], *, labels: bool = True) -> Image.Image:
-    """Draw every region's place and phrase on a copy of a picture.
+    """Draw every region's place on a copy of a picture, and each phrase once, at its first place.
 
     Boxes, polygons and masks are outlined, a blob is an ellipse of one standard deviation. Regions
     without a place are left out.
@@ -63,30 +63,38 @@ def draw_regions(image: Image.Image, regions: Sequence[Region], *, labels: bool 
     pen = ImageDraw.Draw(drawn)
     line = max(2, round(min(drawn.size) / 128))
     colors = region_colors([region.phrase for region in regions])
+    corners: dict[str, tuple[tuple[float, float], Color]] = {}
     for color, region in zip(colors, regions, strict=True):
         corner = _draw_place(drawn, pen, region, color, line)
-        if corner is not None and labels:
-            _draw_label(drawn, pen, region.phrase, corner, color)
+        if corner is not None:
+            corners.setdefault(region.phrase, (corner, color))
+    for phrase, (corner, color) in corners.items() if labels else ():
+        _draw_label(drawn, pen, phrase, corner, color)
     return drawn
 
 
 def _draw_place(
     image: Image.Image, pen: ImageDraw.ImageDraw, region: Region, color: Color, line: int
 ) -> tuple[float, float] | None:
-    """Draw one place; returns where its label goes."""
+    """Draw one place, edged in white, so that it shows on an object of its colour; returns where its label goes."""
     width, height = image.width - 1, image.height - 1
     if region.box is not None or region.blob is not None:
         x0, y0, x1, y1 = region.box if region.box is not None else _around(region)
         corners = (x0 * width, y0 * height, x1 * width, y1 * height)
-        (pen.rectangle if region.box is not None else pen.ellipse)(corners, outline=color, width=line)
+        draw = pen.rectangle if region.box is not None else pen.ellipse
+        draw((corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1), outline=_PAPER, width=line + 2)
+        draw(corners, outline=color, width=line)
         return corners[0], corners[1]
     if region.polygon is not None:
         points = [(x * width, y * height) for x, y in region.polygon]
-        pen.line([*points, points[0]], fill=color, width=line, joint="curve")
+        for ink, thick in ((_PAPER, line + 2), (color, line)):
+            pen.line([*points, points[0]], fill=ink, width=thick, joint="curve")
         return min(x for x, _ in points), min(y for _, y in points)
     if region.mask is not None:
-        edge = _outline(rasterise(region, image.height, image.width).numpy() >= 0.5, line)
-        image.paste(color, mask=Image.fromarray(edge.astype(np.uint8) * 255))
+        mask = rasterise(region, image.height, image.width).numpy() >= 0.5
+        for ink, thick in ((_PAPER, line + 1), (color, line)):
+            edge = _outline(mask, thick)
+            image.paste(ink, mask=Image.fromarray(edge.astype(np.uint8) * 255))
         rows, columns = np.nonzero(edge)
         return (float(columns.min()), float(rows.min())) if len(rows) else None
     return None
@@ -106,7 +114,7 @@ def _outline(mask: NDArray[np.bool_], line: int) -> NDArray[np.bool_]:
 
 
 def _draw_label(image: Image.Image, pen: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], color: Color) -> None:
-    font = _font(max(9, round(min(image.size) / 20)))
+    font = _font(max(9, round(min(image.size) / 16)))
     left, top, right, bottom = font.getbbox(text)
     x = max(0, min(corner[0], image.width - (right - left) - 4))
     y = max(0, min(corner[1], image.height - (bottom - top) - 4))

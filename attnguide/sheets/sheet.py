@@ -110,9 +110,7 @@ def _by_axes(records: Sequence[Record], axes: Mapping[str, Sequence[str]], limit
     found = []
     for key, members in tables.items():
         here = dict(zip(down, key, strict=True))
-        beside = [
-            record for record in plain if all(record.get(AXIS + name) in ("", None, value) for name, value in here.items())
-        ]
+        beside = [record for record in plain if _fits(record, here)]
         columns = [beside, *([one for one in members if one[AXIS + across] == value] for value in axes[across])]
         lines = _lines(columns)
         title = ", ".join(f"{name} = {value}" for name, value in here.items())

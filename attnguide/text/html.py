@@ -43,17 +43,17 @@ def region_color(index: int) -> Color:
 
 
 def region_colors(phrases: Sequence[str]) -> list[Color]:
-    """Colours of a row's regions: the colour that a phrase names if no earlier one has it, else a hue of its own.
+    """Colours of a row's regions, one a phrase: that which it names if no earlier phrase has it, else a hue of its own.
 
     Example:
-        >>> region_colors(["red circle", "dog", "a red square"])
-        [(212, 28, 48), (33, 217, 64), (118, 33, 217)]
+        >>> region_colors(["red circle", "dog", "a red square", "dog"])
+        [(212, 28, 48), (33, 217, 64), (118, 33, 217), (33, 217, 64)]
     """
-    colors: list[Color] = []
-    for index, phrase in enumerate(phrases):
+    colors: dict[str, Color] = {}
+    for index, phrase in enumerate(dict.fromkeys(phrases)):
         named = [_NAMED[word] for word in phrase.lower().split() if word in _NAMED]
-        colors.append(next((color for color in named if color not in colors), region_color(index)))
-    return colors
+        colors[phrase] = next((color for color in named if color not in colors.values()), region_color(index))
+    return [colors[phrase] for phrase in phrases]
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -7,32 +7,65 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 from PIL import Image
 
 from attnguide.figures.watch import Watched
+from attnguide.sheets.colors import css, method_color
 from attnguide.sheets.overlays import draw_regions, heat_map
 from attnguide.text.html import png_bytes
+from attnguide.types import Sample
+from attnguide.ui.chart import loss_chart
 from attnguide.ui.running import News
 
 _SIDE = 256
+_MOST_COLUMNS = 4
+_NOTHING = Image.new("RGB", (64, 64), (238, 238, 238))
 
 
-def shown_news(news: News, count: int) -> tuple[Any, ...]:
-    """What the page shows of a run: its state, pictures, maps, losses, and the newest picture below the drawing."""
+def shown_news(news: News, rows: Sequence[Sample]) -> tuple[Any, ...]:
+    """What the page shows of a run: its state, pictures, maps, losses, and the newest picture below the drawing.
+
+    Args:
+        news: What the run tells.
+        rows: All rows of the run, in the order in which their pictures stand on the page.
+    """
+    going = len(news.rows) < len(rows) and news.problem is None
     done = [row for row in news.rows if row.result.image is not None]
-    pictures = [(_large(row), _caption(row)) for row in done]
-    waiting = list(zip(news.previews, news.captions, strict=False)) if len(news.rows) < count else []
     ended = [row.result.status for row in news.rows if row.result.status != "ok"]
-    state = f"{news.done} of {news.total} steps" if len(news.rows) < count else f"{len(done)} of {count} pictures"
+    state = f"{news.done} of {news.total} steps" if len(news.rows) < len(rows) else f"{len(done)} of {len(rows)} pictures"
     text = "; ".join([state, *([news.problem] if news.problem else []), *ended])
-    shown = data_url(done[-1].result.image) if done else data_url(waiting[-1][0]) if waiting else None  # type: ignore[arg-type]
-    canvas = gr.HTML(background=shown) if shown is not None else gr.skip()
-    return text, [*pictures, *waiting], [pair for row in done for pair in _maps(row)], loss_table(news.losses), canvas
+    previews = list(news.previews) if going else []
+    newest = previews[-1] if previews else done[-1].result.image if done else None
+    canvas = gr.HTML(background=data_url(newest)) if newest is not None else gr.skip()
+    return text, _pictures(news, rows, going=going), _all_maps(done, rows), _loss(news, rows), canvas
 
 
-def _caption(row: Watched) -> str:
-    return f"seed {row.result.sample.seed}, {row.result.sample.method}"
+def _pictures(news: News, rows: Sequence[Sample], *, going: bool) -> list[tuple[Image.Image, str]]:
+    """Pictures of all rows in their order, so that plain ones stand beside steered ones; grey while a row has not begun."""
+    found = {row.result.sample.id: _large(row) for row in news.rows if row.result.image is not None}
+    if going:
+        found = {sample.id: image for sample, image in zip(news.samples, news.previews, strict=False)} | found
+        ended = {row.result.sample.id for row in news.rows}
+        found = {sample.id: _NOTHING for sample in rows if found and sample.id not in ended} | found
+    return [(found[sample.id], _caption(sample)) for sample in rows if sample.id in found]
+
+
+def _all_maps(done: Sequence[Watched], rows: Sequence[Sample]) -> Any:
+    """Maps of finished rows, a line for each as long as its words are few."""
+    order = [sample.id for sample in rows]
+    shown = [_maps(row) for row in sorted(done, key=lambda row: order.index(row.result.sample.id))]
+    columns = max(map(len, shown), default=1)
+    return gr.Gallery([pair for line in shown for pair in line], columns=min(max(columns, 1), _MOST_COLUMNS))
+
+
+def _loss(news: News, rows: Sequence[Sample]) -> str:
+    """The chart of the batch at hand."""
+    method = next((sample.method for sample in rows if sample.methods), "plain")
+    return loss_chart(news.losses, max(sample.steps for sample in rows), css(method_color(method)))
+
+
+def _caption(sample: Sample) -> str:
+    return f"seed {sample.seed}, {sample.method}"
 
 
 def _large(row: Watched) -> Image.Image:
@@ -49,12 +82,7 @@ def _maps(row: Watched) -> list[tuple[Image.Image, str]]:
     scale = max(1, _SIDE // max(image.size))
     large = image.resize((image.width * scale, image.height * scale))
     found: Mapping[str, Any] = row.maps
-    return [(heat_map(large, maps.mean(0)), f"{phrase}: {_caption(row)}") for phrase, maps in found.items()]
-
-
-def loss_table(losses: Sequence[tuple[int, float, str]]) -> pd.DataFrame:
-    """Losses as the chart takes them."""
-    return pd.DataFrame(losses, columns=["step", "loss", "row"])
+    return [(heat_map(large, maps.mean(0)), f"{phrase}: {_caption(row.result.sample)}") for phrase, maps in found.items()]
 
 
 def data_url(image: Image.Image) -> str:

@@ -34,7 +34,7 @@ from attnguide.ui.drawing import (
     with_source,
     without_overlaps,
 )
-from attnguide.ui.news import data_url, loss_table, shown_news
+from attnguide.ui.news import data_url, shown_news
 from attnguide.ui.running import run_rows
 
 PROMPT = "a red circle and a blue square on a white background"
@@ -234,9 +234,9 @@ class Page:
                 with gr.Tab("Pictures"):
                     pictures = gr.Gallery(label="Plain beside steered", columns=2, object_fit="contain", elem_id="pictures")
                 with gr.Tab("Where words look"):
-                    maps = gr.Gallery(label="Attention over the picture", columns=3, object_fit="contain", elem_id="maps")
+                    maps = gr.Gallery(label="Attention over the picture", columns=2, object_fit="contain", elem_id="maps")
                 with gr.Tab("Loss"):
-                    loss = gr.LinePlot(loss_table(()), x="step", y="loss", color="row", height=260)
+                    loss = gr.HTML("", elem_id="loss")
                 with gr.Tab("As text"):
                     line = gr.Code(label="Command line", language="shell", elem_id="line", wrap_lines=True)
                     yaml = gr.Code(label="For attnguide sample --config", language="yaml", elem_id="yaml")
@@ -279,7 +279,7 @@ class Page:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         for news in run_rows(self.model, rows, stop):
-            yield shown_news(news, len(rows))
+            yield shown_news(news, rows)
         if news.problem is not None and news.problem != "stopped":
             raise gr.Error(news.problem, print_exception=False)
 

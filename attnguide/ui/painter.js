@@ -103,12 +103,17 @@ function draw() {
       const [x0, y0, x1, y1] = one.box, [w, h] = [canvas.width, canvas.height];
       pen.fillStyle = ink(one.phrase, 0.25);
       pen.fillRect(x0 * w, y0 * h, (x1 - x0) * w, (y1 - y0) * h);
-      pen.strokeStyle = ink(one.phrase);
-      pen.lineWidth = one.phrase === current ? 4 : 2;
-      pen.strokeRect(x0 * w, y0 * h, (x1 - x0) * w, (y1 - y0) * h);
+      const thick = one.phrase === current ? 4 : 2;
+      for (const [tone, width] of [["white", thick + 2], [ink(one.phrase), thick]]) {  // edged, to show on an object of its colour
+        pen.strokeStyle = tone;
+        pen.lineWidth = width;
+        pen.strokeRect(x0 * w, y0 * h, (x1 - x0) * w, (y1 - y0) * h);
+      }
       pen.font = "14px sans-serif";
       pen.fillStyle = ink(one.phrase);
-      pen.fillText(one.phrase, x0 * w + 4, y0 * h + 16);
+      pen.fillRect(x0 * w, y0 * h, pen.measureText(one.phrase).width + 8, 20);
+      pen.fillStyle = "white";
+      pen.fillText(one.phrase, x0 * w + 4, y0 * h + 15);
     }
   }
 }
@@ -130,6 +135,7 @@ function show() {
     const made = button(phrase, "draw where this is", () => choose(phrase), words);
     made.dataset.phrase = phrase;
     made.setAttribute("aria-selected", phrase === current);
+    made.style.borderBottomColor = ink(phrase);
     if (layers.some((one) => one.phrase === phrase)) made.style.borderColor = ink(phrase);
   }
   root.querySelectorAll("[data-tool]").forEach((made) => made.setAttribute("aria-pressed", made.dataset.tool === tool));

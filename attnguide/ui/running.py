@@ -20,6 +20,10 @@ _PREVIEWS = 10
 """Previews of a row, evenly spread over its steps."""
 
 
+WORKER = "attnguide-ui-run"
+"""Name of the thread in which a run is made."""
+
+
 class StoppedByUserError(Exception):
     """The page was closed, or its stop button pressed."""
 
@@ -32,7 +36,7 @@ class News:
         done: Steps taken, of all batches together.
         total: Steps of the run, as far as is known.
         previews: Pictures of the rows at hand as they are now.
-        captions: Of the previews.
+        samples: The rows at hand.
         losses: ``(step, loss, row)`` of the batch so far.
         rows: Rows that are finished, with their maps.
         problem: Why the run ended without pictures.
@@ -41,7 +45,7 @@ class News:
     done: int
     total: int
     previews: Sequence[Image.Image] = ()
-    captions: Sequence[str] = ()
+    samples: Sequence[Sample] = ()
     losses: Sequence[tuple[int, float, str]] = ()
     rows: Sequence[Watched] = ()
     problem: str | None = None
@@ -90,8 +94,8 @@ class Live(Observer):
         every = max(1, step.count // _PREVIEWS)
         if step.index % every == 0:
             self._images = [picture.image for picture in info.model.decode(latents) if picture.image is not None]
-        captions = [f"seed {sample.seed}, {sample.method}" for sample in info.samples]
-        self.news.put(News(self._done, self._total, tuple(self._images), captions, tuple(self._losses), tuple(self.watch.rows)))
+        images, losses, rows = tuple(self._images), tuple(self._losses), tuple(self.watch.rows)
+        self.news.put(News(self._done, self._total, images, info.samples, losses, rows))
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
         self.watch.on_sample_end(results)
@@ -128,7 +132,7 @@ def run_rows(model: Any, rows: Sequence[Sample], stop: threading.Event) -> Itera
         except Exception as error:  # told on the page, which stays
             problem.append(" ".join(str(error).split()) or type(error).__name__)
 
-    worker = threading.Thread(target=work, daemon=True)
+    worker = threading.Thread(target=work, name=WORKER, daemon=True)
     worker.start()
     try:
         while worker.is_alive() or not live.news.empty():

@@ -26,6 +26,27 @@ SUBJECTS = [Sample(f"seed{seed}", "a cat", seed, (Region("cat", box=(0, 0, 0.5, 
 SHADES = {"plain": 250, "inject1, 1": 10, "inject1, 2.5": 60, "inject3, 1": 110, "inject3, 2.5": 160}
 
 
+OVER_STEPS = "parameters:\n  steps: {values: [2, 4]}\n  method: {values: [inject1, inject3]}\n"
+
+
+def test_plain_pictures_that_differ_from_left_to_right_stand_above(read: Read, tmp_path: Path) -> None:
+    ablation = read(OVER_STEPS)
+    rows = [row for row in expand(ablation, SUBJECTS, (), values.methods, plain=True) if row.subject == "seed0"]
+    shades = {"plain, 2": 250, "plain, 4": 200, "2, inject1": 10, "4, inject1": 60, "2, inject3": 110, "4, inject3": 160}
+    (tmp_path / "samples").mkdir()
+    for row in rows:
+        Image.new("L", (8, 8), shades[row.cell.name if row.sample.methods else f"plain, {row.sample.steps}"]).save(
+            tmp_path / "samples" / f"{row.sample.id}.png"
+        )
+    records = {row.sample.id: {"id": row.sample.id, "regions": ""} for row in rows}
+    sheet = sheet_of(tmp_path, ablation.axes, rows, records)
+    assert sheet is not None
+    pixels = np.asarray(sheet.convert("L")).astype(int)
+    right = pixels[:, -2 * 262 :]
+    shown = [(int(line[134]), int(line[262 + 134])) for line in right]
+    assert [line for line in dict.fromkeys(shown) if set(line) <= set(shades.values())] == [(250, 200), (10, 60), (110, 160)]
+
+
 def _number(x: str, function: str, seed: int) -> float:
     return float(x) + (10 if function == "inject3" else 0) + 0.5 * seed
 
@@ -56,7 +77,7 @@ def test_sheet_puts_every_cell_in_its_place(read: Read, tmp_path: Path) -> None:
     width = pixels.shape[1] // 3
     upper, lower = pixels.shape[0] // 4, 3 * pixels.shape[0] // 4 - 10
     shown = [[int(pixels[y, x * width + width // 2]) for x in range(3)] for y in (upper, lower)]
-    assert shown == [[250, 10, 110], [238, 60, 160]]  # one plain picture, then grey
+    assert shown == [[250, 10, 110], [250, 60, 160]], "the one plain picture stands in each line"
 
 
 def test_the_run_s_sheet_has_scales_across_and_seeds_down_for_each_method(read: Read, tmp_path: Path) -> None:
@@ -93,9 +114,14 @@ def test_ticks_are_the_values_of_the_axis_written_out(read: Read, tmp_path: Path
     assert "20000" in [label.get_text() for label in plot.get_yticklabels()]
 
 
-def test_each_method_has_one_colour_unless_it_has_several_curves() -> None:
-    assert curve_colors(["inject1", "stable"]) == [css(method_color("inject1")), css(method_color("stable"))]
+def test_curves_have_the_colours_of_their_methods_unless_all_are_of_one() -> None:
+    inject1, stable = css(method_color("inject1")), css(method_color("stable"))
+    assert curve_colors(["inject1", "stable"]) == [inject1, stable]
     assert curve_colors(["inject1", "inject1"]) == ["C0", "C1"] and curve_colors([""]) == ["C0"]
+    first, second, other = curve_colors(["stable", "stable", "inject1"])
+    assert (first, other) == (stable, inject1) and second not in (stable, inject1)
+    lighter = [int(second[at : at + 2], 16) - int(stable[at : at + 2], 16) for at in (1, 3, 5)]
+    assert min(lighter) >= 0 and max(lighter) > 50
 
 
 def test_curves_average_over_seeds(read: Read, tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def ablation(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 @pytest.fixture(scope="session")
+def evaluation(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of one prompt with W&B."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "rows.csv").write_text('id,prompt,obj1,bbox1\n000,a red cat and a blue ball,red cat,"0,0,0.5,1"\n')
+    words = ["eval", str(folder / "rows.csv"), "--model", str(tiny_folder), "--method", "inject5", "--steps", "1"]
+    with redirect_stdout(io.StringIO()), redirect_stderr(said := io.StringIO()):
+        status = main([*words, "--logger", "wandb", "--out", str(folder / "run")])
+    assert status == 0, said.getvalue()
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the demonstration, with few steps, in W&B."""
     folder = tmp_path_factory.mktemp("demonstration") / "demo"

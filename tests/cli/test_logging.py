@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from attnguide.cli import main
 from tests.wandb_file import WandbRun, read_wandb
 
 DOCS = Path(__file__).parents[2] / "docs" / "logging.md"
@@ -40,9 +37,9 @@ def test_means_by_method_come_with_each_batch_and_once_a_row_count(found: WandbR
     assert curve[-1][1] == pytest.approx(found.summary["mean/inside/stable"])
 
 
-def test_runs_of_every_command_make_few_charts(found: WandbRun, ablation: tuple[Path, str], evaluation: WandbRun) -> None:
+def test_runs_of_every_command_make_few_charts(found: WandbRun, ablation: tuple[Path, str], evaluation: Path) -> None:
     """``pytest -s`` prints the charts that W&B makes by itself, and the number of keys."""
-    for name, run in (("sample", found), ("ablate", read_wandb(ablation[0])), ("eval", evaluation)):
+    for name, run in (("sample", found), ("ablate", read_wandb(ablation[0])), ("eval", read_wandb(evaluation))):
         charts = sorted(run.charts())
         print(f"\n{name}: {len(charts)} charts of {len(run.keys())} keys: {', '.join(charts)}")
         methods = run.config["methods"].split(", ")
@@ -69,26 +66,16 @@ def test_artifacts_hold_the_files_of_the_run(found: WandbRun) -> None:
     assert "maps/seed0-stable/_overview.png" in files["attnguide-maps"]
 
 
-@pytest.fixture(scope="module")
-def evaluation(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> WandbRun:
-    folder = tmp_path_factory.mktemp("evaluation")
-    (folder / "rows.csv").write_text('id,prompt,obj1,bbox1\n000,a red cat and a blue ball,red cat,"0,0,0.5,1"\n')
-    words = ["eval", str(folder / "rows.csv"), "--model", str(tiny_folder), "--method", "inject5", "--steps", "1"]
-    with redirect_stdout(io.StringIO()), redirect_stderr(said := io.StringIO()):
-        status = main([*words, "--logger", "wandb", "--out", str(folder / "run")])
-    assert status == 0, said.getvalue()
-    return read_wandb(folder / "run")
+def test_a_comparison_has_its_table_and_the_same_names(evaluation: Path) -> None:
+    compared = read_wandb(evaluation)
+    assert compared.run.job_type == "eval" and compared.config["command"] == "eval"
+    assert {"eval/table", "eval/sheets", "pictures/inject5", "rows"} <= compared.keys(), compared.keys()
+    assert compared.summary["n/inject5"] == 1
 
 
-def test_a_comparison_has_its_table_and_the_same_names(evaluation: WandbRun) -> None:
-    assert evaluation.run.job_type == "eval" and evaluation.config["command"] == "eval"
-    assert {"eval/table", "eval/sheets", "pictures/inject5", "rows"} <= evaluation.keys(), evaluation.keys()
-    assert evaluation.summary["n/inject5"] == 1
-
-
-def test_every_key_is_documented(found: WandbRun, ablation: tuple[Path, str], evaluation: WandbRun) -> None:
+def test_every_key_is_documented(found: WandbRun, ablation: tuple[Path, str], evaluation: Path) -> None:
     patterns = _patterns()
-    logged = found.keys() | read_wandb(ablation[0]).keys() | evaluation.keys()
+    logged = found.keys() | read_wandb(ablation[0]).keys() | read_wandb(evaluation).keys()
     unknown = [key for key in logged - {"trainer/global_step"} if not any(re.fullmatch(p, key) for p in patterns.values())]
     assert not unknown
     on_request = ("rows/loss/", "rows/inside/", "rows/step", "ablation/stability", "pictures/cell")

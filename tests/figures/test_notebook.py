@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from html import escape
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -49,7 +52,7 @@ def test_the_notebook_runs_and_shows_pictures_without_the_libraries_advice(tmp_p
 def _result(**settings: object) -> SampleResult:
     row = Sample("a", "a <b> cat", seed=3, regions=(Region("cat", box=(0.25, 0, 0.75, 0.5)),))
     return SampleResult(
-        row, **{"image": Image.new("RGB", (64, 32), "red"), "latents": None, "cost": Cost(2, 1, 0.5, 0), **settings}
+        **{"sample": row, "image": Image.new("RGB", (64, 32), "red"), "latents": None, "cost": Cost(2, 1, 0.5, 0), **settings}
     )
 
 
@@ -125,6 +128,32 @@ def test_a_watch_keeps_maps_and_losses_of_each_row() -> None:
         drawn = attnguide.plot(watch, kind)
         assert len(drawn.axes) == axes and drawn._repr_png_()[:4] == b"\x89PNG"
     assert len(attnguide.plot(watch[0].result).axes) == 1
+
+
+def test_places_of_every_kind_are_outlined() -> None:
+    places = (
+        Region("red cat", box=(0.25, 0.25, 0.75, 0.75)),
+        Region("red cat", polygon=((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))),
+        Region("red cat", blob=(0.5, 0.5, 0.25, 0.25)),
+        Region("red cat", mask=np.pad(np.ones((8, 8)), 4)),  # type: ignore[arg-type]
+    )
+    for region in (*places, Region("red cat", mask=np.ones((8, 8)))):  # type: ignore[arg-type]
+        row = Sample("a", "a red cat", regions=(region,))
+        drawn = attnguide.plot(_result(sample=row, image=Image.new("RGB", (32, 32), "grey")))
+        field = np.asarray(Image.open(io.BytesIO(drawn._repr_png_())).convert("RGB")).astype(int)
+        red = (field[..., 0] - field[..., 1]) > 100
+        assert red.any() == (region in places), region
+        if region in places:
+            rows, columns = np.nonzero(red)
+            grey = (abs(field - 128) <= 1).all(-1)
+            for found, along in ((rows, grey.sum(1)), (columns, grey.sum(0))):
+                picture = np.nonzero(along > 20)[0]
+                assert found.min() + found.max() == pytest.approx(picture[0] + picture[-1], abs=6), "in the middle"
+                assert np.ptp(found) == pytest.approx(np.ptp(picture) / 2, rel=0.1)
+
+
+def test_results_print_no_tensors() -> None:
+    assert "tensor" not in repr([_result(latents=torch.zeros(4, 8, 8))])
 
 
 def test_what_cannot_be_plotted_is_said() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from attnguide.run_folder.records import RECORD_COLUMNS
 from attnguide.run_folder.tables import append_table
 from attnguide.types import Cost, Region, Sample, SampleResult
 from attnguide.ui.page import PROMPT
+from attnguide.ui.running import WORKER
 from tests.ui.conftest import CHROMIUM, DRIVER, Served
 
 BOXES = {"red circle": (0.05, 0.3, 0.45, 0.7), "blue square": (0.55, 0.3, 0.95, 0.7)}
@@ -76,6 +78,20 @@ def _set(browser: webdriver.Chrome, selector: str, text: str) -> None:
     field.send_keys(text + "\t")
 
 
+def _tab(browser: webdriver.Chrome, name: str) -> None:
+    browser.find_element(By.XPATH, f"//button[@role='tab' and contains(., '{name}')]").click()
+
+
+FALLING = """
+window.falling = [];
+new MutationObserver(() => {
+  const line = document.querySelector("#loss polyline");
+  if (line) window.falling.push([document.querySelector("#state").innerText, line.getAttribute("points").split(" ").length]);
+}).observe(document.body, {childList: true, subtree: true, characterData: true});
+"""
+"""Notes what the page says of the run, and how many points the loss has, whenever anything on the page changes."""
+
+
 def _judged(url: str) -> dict[str, float]:
     picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     row = Sample("a", PROMPT, regions=tuple(Region(phrase, box=box) for phrase, box in BOXES.items()))
@@ -88,8 +104,13 @@ def two_boxes_are_drawn_and_the_judge_finds_both_objects_in_them(browser: webdri
         _drag(browser, phrase, box)
     assert _layers(browser) == ["blue square", "red circle"], "the newest on top"
     _set(browser, '#steps input[type="number"]', "8")
+    _tab(browser, "Loss")
+    browser.execute_script(FALLING)
     browser.find_element(By.ID, "go").click()
     _until(lambda: "2 of 2 pictures" in browser.find_element(By.ID, "state").text)
+    points = [count for state, count in browser.execute_script("return window.falling") if "of 16 steps" in state]
+    assert points and points == sorted(points), "the loss is drawn while the picture is made"
+    _tab(browser, "Pictures")
     shown = _until(lambda: browser.execute_script("return document.querySelector('.painter').picture"))
     scores = _judged(shown)
     assert scores["region_hit"] == 1 and scores["all_present"] == 1, scores
@@ -109,7 +130,7 @@ def a_brush_paints_a_soft_mask_and_layers_change_places(browser: webdriver.Chrom
     _drag(browser, "blue square", (0.5, 0.5, 0.9, 0.9))
     browser.find_element(By.CSS_SELECTOR, '.painter .layers li button[title="down"]').click()
     assert _layers(browser) == ["red circle", "blue square"]
-    browser.find_element(By.XPATH, "//button[@role='tab' and contains(., 'As text')]").click()
+    _tab(browser, "As text")
     line = browser.find_element(By.ID, "line")
     _until(
         lambda: re.search(r"'blue square=blue_square.png' --region 'red circle=0.[01\d.,]+'", line.text.replace("\n", "")), 20
@@ -120,6 +141,7 @@ def a_closed_tab_ends_its_run(browser: webdriver.Chrome, served: Served) -> None
     _open(browser, served)
     before = set(served.page.stops)
     _set(browser, '#steps input[type="number"]', "100")
+    _set(browser, "#seeds textarea, #seeds input", "0..15")  # minutes, if nothing ended it
     browser.find_element(By.ID, "go").click()
     _until(lambda: "steps" in browser.find_element(By.ID, "state").text)
     (session,) = set(served.page.stops) - before
@@ -130,7 +152,9 @@ def a_closed_tab_ends_its_run(browser: webdriver.Chrome, served: Served) -> None
     browser.switch_to.window(first)
     browser.close()
     browser.switch_to.window(second)
-    _until(stop.is_set, 30)
+    _until(lambda: session not in served.page.stops, 30)
+    assert stop.is_set()
+    _until(lambda: all(thread.name != WORKER for thread in threading.enumerate()), 30)
 
 
 def _report(folder: Path, count: int) -> Path:

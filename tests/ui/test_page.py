@@ -18,9 +18,11 @@ from PIL import Image
 from attnguide.cli import main
 from attnguide.metrics.scoring import shapes_scores
 from attnguide.models.load import load_model
+from attnguide.sampling.table import sample_rows
 from attnguide.types import Sample
+from attnguide.ui.news import shown_news
 from attnguide.ui.page import PROMPT, Screen, serve
-from attnguide.ui.running import run_rows
+from attnguide.ui.running import Live, run_rows
 from tests.ui.conftest import Served
 
 BOXES = {"red circle": [0.05, 0.3, 0.45, 0.7], "blue square": [0.55, 0.3, 0.95, 0.7]}
@@ -38,14 +40,32 @@ def client(served: Served) -> Client:
 
 
 def test_a_drawing_becomes_pictures_maps_and_losses(client: Client) -> None:
-    job = client.submit(*_asked(steps=4), api_name="/run")
-    state, pictures, maps, loss, _ = job.result(timeout=120)
-    assert state == "2 of 2 pictures"
-    assert [picture["caption"] for picture in pictures] == ["seed 0, plain", "seed 0, mask_guidance"]
-    assert [heat["caption"].split(":")[0] for heat in maps] == ["red circle", "blue square"] * 2
-    assert Image.open(maps[0]["image"]).size == (256, 256)
-    assert job.outputs()[0][0].endswith("of 8 steps"), "told of before it was done"
-    assert loss is not None
+    job = client.submit(*_asked(steps=4, seeds="0 1"), api_name="/run")
+    state, pictures, maps, *_ = job.result(timeout=120)
+    assert state == "4 of 4 pictures"
+    order = ["seed 0, plain", "seed 0, mask_guidance", "seed 1, plain", "seed 1, mask_guidance"]
+    assert [picture["caption"] for picture in pictures] == order, "plain beside steered"
+    assert [heat["caption"] for heat in maps["value"]] == [f"{word}: {row}" for row in order for word in BOXES]
+    assert maps["columns"] == 2 and Image.open(maps["value"][0]["image"]).size == (256, 256)
+    first = job.outputs()[0]
+    assert first[0].endswith("of 8 steps"), "told of before it was done"
+    assert [picture["caption"] for picture in first[1]] == order, "each in its place from the beginning"
+
+
+def test_previews_and_losses_come_while_a_picture_is_made() -> None:
+    rows = Screen(PROMPT, DRAWING, False, "mask_guidance", [], "0", 4, 5.0, "", None, "").rows()
+    (steered,) = [row for row in rows if row.methods]
+    live = Live(threading.Event(), 4)
+    list(sample_rows(load_model("shapes"), [steered], observer=live))
+    told = list(live.news.queue)
+    assert [news.done for news in told] == [1, 2, 3, 4, 4] and not any(news.rows for news in told[:4])
+    pictures = [news.previews[0].tobytes() for news in told[:4]]
+    assert len(set(pictures)) == 4, "another picture after each step"
+    counts = [len(news.losses) for news in told[:4]]
+    assert counts[0] >= 1 and counts[1] > counts[0], "guided in the first half of the steps"
+    assert told[3].losses[-1][1] < told[3].losses[0][1], "it falls"
+    charts = [shown_news(news, [steered])[3] for news in told[:4]]
+    assert [chart.count("<polyline") for chart in charts] == [1] * 4 and charts[0] != charts[1]
 
 
 def test_the_page_is_on_this_machine_alone_and_bounds_what_is_sent(served: Served, client: Client) -> None:
