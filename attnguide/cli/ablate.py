@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from attnguide.ablation.axes import Ablation, Axis, Point, narrowed
 from attnguide.ablation.cells import Row, expand
 from attnguide.ablation.file import read_ablation
-from attnguide.cli import sample, values
+from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.costs import cost_table, costs_of, headline
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan, is_strict, make_plan
-from attnguide.cli.values import Setting
+from attnguide.cli.settings import run_settings
+from attnguide.cli.values import Setting, under
 from attnguide.methods import check_options
 from attnguide.models.names import DEFAULT_MODEL
 from attnguide.rows.samples import MOST_ROWS, sample_to_dict
@@ -67,7 +68,13 @@ def settings() -> list[Setting]:
     """Everything ``attnguide ablate`` can be told, axes of the file excepted."""
     return [
         Setting("file", values.words, None, "base and axes", metavar="FILE"),
-        *(_resuming(setting) for setting in sample.settings() if setting.name not in _LEFT_OUT),
+        *(_resuming(setting) for setting in run_settings() if setting.name not in _LEFT_OUT),
+        *under("the ablation", _varied()),
+    ]
+
+
+def _varied() -> list[Setting]:
+    return [
         Setting(
             "layouts",
             values.words,
@@ -84,7 +91,11 @@ def settings() -> list[Setting]:
             follows=_more_categories,
         ),
         Setting(
-            "prompts", values.whole(1), None, "prompts of each kind of layouts, evenly spread; all by default", metavar="N"
+            "prompts",
+            values.whole(1),
+            None,
+            "prompts of each kind of layouts, evenly spread; all by default",
+            metavar="N",
         ),
         Setting(
             "cell_runs",

@@ -58,8 +58,11 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
     parser.add_argument(
         "--config", action="config", metavar="FILE", help="YAML with any of these settings; repeatable, later files win"
     )
+    sections: dict[str, Any] = {"": parser}
     for position, setting in enumerate(settings):
-        _add(parser, setting, positional=position == 0)
+        if setting.section not in sections:
+            sections[setting.section] = parser.add_argument_group(setting.section)
+        _add(parser if position == 0 else sections[setting.section], setting, positional=position == 0)
     try:
         found = parser.parse_args(pack(argv, settings))
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:

@@ -13,7 +13,8 @@ from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan
-from attnguide.cli.values import Setting
+from attnguide.cli.settings import run_settings
+from attnguide.cli.values import Setting, under
 from attnguide.evaluation.arms import Arm, arm_rows, make_arms, slug, tries_for
 from attnguide.evaluation.benchmark import FILES, benchmark_parts, with_settings
 from attnguide.evaluation.development import Parts
@@ -58,10 +59,6 @@ def _more_categories(word: str) -> bool:
     return re.fullmatch(r"[A-Za-z_]\w*", word) is not None
 
 
-def _alone(word: str) -> bool:
-    return False
-
-
 def arms(value: Any) -> list[list[dict[str, Any]]]:
     """Sets of methods: names, ``a+b``, mappings with options, lists of these, or files of methods."""
     items = value if isinstance(value, list | tuple) else [value]
@@ -94,6 +91,13 @@ def _tries(value: Any) -> int:
 def settings() -> list[Setting]:
     """Everything ``attnguide eval`` can be told."""
     return [
+        *under("the comparison", _compared()),
+        *(setting for setting in run_settings() if setting.name not in _LEFT_OUT),
+    ]
+
+
+def _compared() -> list[Setting]:
+    return [
         Setting(
             "rows",
             values.words,
@@ -110,13 +114,23 @@ def settings() -> list[Setting]:
             "repeatable; --method.OPTION VALUE sets an option of the method before it",
             option="--method",
             metavar="NAME",
-            follows=_alone,
+            follows=values.alone,
         ),
         Setting(
-            "seed", values.seeds, [0], "pictures of each row and arm: 0 1 2 or 0..7", metavar="N", follows=sample.more_seeds
+            "seed",
+            values.seeds,
+            [0],
+            "pictures of each row and arm: 0 1 2 or 0..7",
+            metavar="N",
+            follows=values.more_seeds,
         ),
         Setting(
-            "categories", values.names, None, "which kinds of rows; all by default", metavar="NAME", follows=_more_categories
+            "categories",
+            values.names,
+            None,
+            "which kinds of rows; all by default",
+            metavar="NAME",
+            follows=_more_categories,
         ),
         Setting("limit", values.whole(1), None, "rows of each category, evenly spread; all by default", metavar="N"),
         Setting(
@@ -150,7 +164,6 @@ def settings() -> list[Setting]:
             "folder for each arm; nothing is sampled",
             metavar="DIR",
         ),
-        *(setting for setting in sample.settings() if setting.name not in _LEFT_OUT),
     ]
 
 

@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnguide.cli import sample, values
+from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
 from attnguide.cli.folders import filling, local_path, probe
-from attnguide.cli.values import Setting
+from attnguide.cli.settings import run_settings
+from attnguide.cli.values import Setting, under
 from attnguide.text.fields import MOST_SEED
 from attnguide.types import MapSource, Region, Sample
 from attnguide.weighted import words_of
@@ -42,10 +43,6 @@ _SHARED = (
 )
 
 
-def _alone(word: str) -> bool:
-    return False
-
-
 def _way(value: Any) -> str:
     if value in ("invert", "noise"):
         return str(value)
@@ -64,9 +61,17 @@ def _phrases(value: Any) -> list[str]:
 
 def settings() -> list[Setting]:
     """Everything ``attnguide maps`` can be told."""
-    shared = {setting.name: setting for setting in sample.settings()}
+    shared = {setting.name: setting for setting in run_settings()}
     return [
         shared["prompt"],
+        *under("maps and their picture", _mapped()),
+        *(shared[name] for name in _SHARED),
+        Setting("out", local_path, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR"),
+    ]
+
+
+def _mapped() -> list[Setting]:
+    return [
         Setting(
             "words",
             _phrases,
@@ -74,7 +79,7 @@ def settings() -> list[Setting]:
             "phrase of the prompt whose map is wanted; PHRASE[1] is its second occurrence; repeatable; every word by default",
             option="--word",
             metavar="PHRASE",
-            follows=_alone,
+            follows=values.alone,
         ),
         Setting("seed", values.whole(0, most=MOST_SEED), 0, "of the picture's noise", metavar="N"),
         Setting("image", values.words, None, "a picture of yours instead of a sampled one", metavar="FILE"),
@@ -98,8 +103,6 @@ def settings() -> list[Setting]:
         Setting("stop", values.number, 1.0, "where it ends, up to 1", metavar="X"),
         Setting("threshold", values.number, None, "make cells of at least this share of the range 1, others 0", metavar="X"),
         Setting("cfg_scale", values.number, None, "classifier-free guidance weight; 5, or 1 for an inversion", metavar="X"),
-        *(shared[name] for name in _SHARED),
-        Setting("out", local_path, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR"),
     ]
 
 

@@ -8,12 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnguide.cli import sample, values
+from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, reason
 from attnguide.cli.folders import filling, local_path, probe
 from attnguide.cli.plan import Plan, make_plan
-from attnguide.cli.values import Setting
+from attnguide.cli.settings import run_settings
+from attnguide.cli.values import Setting, under
 from attnguide.types import MethodConfig
 
 if TYPE_CHECKING:
@@ -63,13 +64,22 @@ def _strengths(value: Any) -> list[float]:
 
 def _shared() -> list[Setting]:
     """What decides rows, model and pictures, as for ``attnguide sample``; the prompt first."""
-    return [setting for setting in sample.settings() if setting.name not in _NOT_SHARED]
+    return [setting for setting in run_settings() if setting.name not in _NOT_SHARED]
 
 
 def settings() -> list[Setting]:
     """Everything ``attnguide tune`` can be told."""
     return [
         *_shared(),
+        *under("strengths", _strengths_tried()),
+        Setting(
+            "out", local_path, None, "new folder for tuned.yaml and tuning.csv; tune/<date and time> by default", metavar="DIR"
+        ),
+    ]
+
+
+def _strengths_tried() -> list[Setting]:
+    return [
         Setting("knob", values.words, "scale", "option of the method that is its strength", metavar="OPTION"),
         Setting(
             "values",
@@ -79,9 +89,6 @@ def settings() -> list[Setting]:
             option="--value",
             metavar="X",
             follows=_number_follows,
-        ),
-        Setting(
-            "out", local_path, None, "new folder for tuned.yaml and tuning.csv; tune/<date and time> by default", metavar="DIR"
         ),
     ]
 
@@ -110,7 +117,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Plan, MethodConfig]:
     Raises:
         UsageError: If they are too few, have no places, or have none or several methods.
     """
-    plain = {setting.name: setting.default for setting in sample.settings()}
+    plain = {setting.name: setting.default for setting in run_settings()}
     given = {setting.name: asked[setting.name] for setting in _shared()}
     demo = asked["prompt"] is None and asked["rows"] is None
     if given["methods"] is None:

@@ -9,10 +9,11 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnguide.cli import sample, values
+from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError, reason
-from attnguide.cli.values import Setting
+from attnguide.cli.settings import run_settings
+from attnguide.cli.values import Setting, under
 
 DESCRIPTION = """\
 Open a page in the browser: pick words of the prompt, draw boxes with the mouse or masks with a brush, choose a method, and
@@ -34,10 +35,16 @@ _SHARED = ("model", "model_config", "variant", "device", "dtype", "offload", "ch
 
 def settings() -> list[Setting]:
     """Everything ``attnguide ui`` can be told."""
-    shared = {setting.name: setting for setting in sample.settings()}
+    shared = {setting.name: setting for setting in run_settings()}
     return [
         Setting("prompt", values.words, None, "what stands on the page at first", metavar="PROMPT"),
         *(shared[name] for name in _SHARED),
+        *under("the page", _served()),
+    ]
+
+
+def _served() -> list[Setting]:
+    return [
         Setting("host", values.words, "127.0.0.1", "address to serve on; 0.0.0.0 lets every machine of the network in"),
         Setting(
             "auth_file",
@@ -47,7 +54,11 @@ def settings() -> list[Setting]:
             metavar="FILE",
         ),
         Setting(
-            "port", values.whole(1, most=65535), None, "port to serve on; the first free one from 7860 by default", metavar="N"
+            "port",
+            values.whole(1, most=65535),
+            None,
+            "port to serve on; the first free one from 7860 by default",
+            metavar="N",
         ),
         Setting("browser", values.flag, True, "do not open a browser", option="--no-browser"),
     ]

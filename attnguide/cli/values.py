@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ class Setting:
         metavar: Stands for the value in the help.
         option: How the command line calls it, where that differs from the name.
         follows: For an option that may be repeated: whether a further word after its first still belongs to it.
+
+    Attributes:
+        section: Heading under which the help lists it; see :func:`under`.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Setting:
         self.option = option or "--" + name.replace("_", "-")
         self.metavar = metavar or name.upper()
         self.follows = follows
+        self.section = ""
         self.__name__ = name
 
     def __call__(self, value: Any) -> Any:
@@ -82,6 +87,23 @@ class Setting:
             return parse_json(value)
         except ValueError:
             return value  # text of a file that begins with a bracket
+
+
+def under(section: str, settings: Sequence[Setting]) -> Sequence[Setting]:
+    """Settings under one heading of the help."""
+    for setting in settings:
+        setting.section = section
+    return settings
+
+
+def alone(word: str) -> bool:
+    """For an option that takes one word each time it is given: no further word belongs to it."""
+    return False
+
+
+def more_seeds(word: str) -> bool:
+    """Whether a word after a seed is one, too."""
+    return re.fullmatch(r"\d+(\.\.\d+)?", word) is not None
 
 
 def scalar(text: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from attnguide.ablation.axes import Ablation
 from attnguide.ablation.file import read_ablation
-from attnguide.cli import sample
+from attnguide.cli.settings import run_settings
 
 Read = Callable[[str], Ablation]
 
@@ -17,7 +17,7 @@ Read = Callable[[str], Ablation]
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
     """Writes a file and reads it."""
-    readers = {setting.name: setting.read for setting in sample.settings()}
+    readers = {setting.name: setting.read for setting in run_settings()}
 
     def read(text: str) -> Ablation:
         path = tmp_path / "trial.yaml"

@@ -16,7 +16,8 @@ import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
 
 from attnguide.ablation.file import KEYS, SWEEP_KEYS, read_ablation
-from attnguide.cli import ablate, sample
+from attnguide.cli import ablate
+from attnguide.cli.settings import run_settings
 from attnguide.run_folder.records import read_records
 from tests import tiny
 
@@ -60,7 +61,7 @@ def test_what_wandb_reads_is_in_its_schema(path: Path) -> None:
 def test_every_run_of_a_sweep_is_a_cell(path: Path) -> None:
     """Of a file with curves: all strengths of one."""
     config, known = _read(path), ablate.settings()
-    readers = {setting.name: setting.read for setting in sample.settings()}
+    readers = {setting.name: setting.read for setting in run_settings()}
     readers |= {setting.name: setting.read for setting in known if setting.name in ("layouts", "categories", "prompts")}
     whole, seen = read_ablation(path, readers), set()
     for arguments in _grid(config["parameters"]):
