@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError
 from attnguide.cli.plan import Plan
+from attnguide.cli.settings import run_settings
 from attnguide.run_folder.folder import check_run_folder
 from attnguide.run_folder.made_with import MADE_WITH, kept_options, made_with, other_versions, read_made_with, with_kept_options
 from attnguide.run_folder.records import complete_ids, model_defaults
@@ -33,6 +34,8 @@ def with_kept(plan: Plan) -> tuple[Plan, dict[str, Any]]:
 def check_settings(plan: Plan, config: Mapping[str, Any], *open_settings: str) -> None:
     """Compare settings with those of the run in the folder; without ``--resume`` there must be none.
 
+    A setting that the folder lacks was not there when the run was begun, and counts as its default.
+
     Args:
         plan: Of the run.
         config: Its settings.
@@ -42,7 +45,8 @@ def check_settings(plan: Plan, config: Mapping[str, Any], *open_settings: str) -
         UsageError: If the folder cannot be used.
     """
     try:
-        check_run_folder(plan.folder, config, resume=plan.resume, ignore=(*MAY_DIFFER, *open_settings))
+        unsaid = {setting.name: setting.default for setting in run_settings() if setting.name in config}
+        check_run_folder(plan.folder, config, resume=plan.resume, ignore=(*MAY_DIFFER, *open_settings), defaults=unsaid)
     except ValueError as error:
         raise UsageError(f"out: {error}") from error
 

@@ -147,7 +147,12 @@ def config_of(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def check_run_folder(
-    folder: str | Path, config: Mapping[str, Any] | None = None, *, resume: bool = False, ignore: Collection[str] = ()
+    folder: str | Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    ignore: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse a folder that a run cannot use; writes nothing.
 
@@ -156,6 +161,7 @@ def check_run_folder(
         config: Of the new run; compared with the folder's own when resuming.
         resume: Whether a run in the folder is to be continued.
         ignore: Keys of ``config`` that may differ (``resume`` itself, loggers, devices).
+        defaults: What keys stand for that the folder's configuration lacks, as one of an earlier version does.
 
     Raises:
         ValueError: If the folder is a file or not writable, holds another run, or was made with another configuration.
@@ -168,6 +174,7 @@ def check_run_folder(
     if resume and config is not None and (folder / CONFIG_FILE).exists():
         before = read_config(folder)
         now = yaml_value(config_text(config))
+        before = {**(defaults or {}), **before}
         for key in sorted({*before, *now} - {MADE_WITH, *ignore}):
             if before.get(key) != now.get(key):
                 at, old, new = _difference(key, before.get(key), now.get(key))

@@ -113,6 +113,13 @@ def test_settings_that_the_model_decides_are_compared(run: Path, attnguide: Comm
     assert ended.status == 2 and '\'dtype\' ("bf16", now "fp32")' in ended.err
 
 
+def test_a_run_of_a_version_without_an_option_goes_on_with_its_default_alone(run: Path, attnguide: Command) -> None:
+    change(lambda config: config.pop("prompt_syntax"))
+    assert attnguide(*RESUME).status == 0
+    ended = attnguide(*RESUME, "--prompt-syntax", "weights")
+    assert ended.status == 2 and 'another \'prompt_syntax\' ("plain", now "weights")' in ended.err
+
+
 # ------------------------------------------------------------------------------------------------------- what is mended
 
 
