@@ -1,4 +1,4 @@
-"""Axes, and the cells that their values span. Importing this needs no torch."""
+"""Axes of an ablation, and its cells: the combinations of their values. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Point:
     """One value of an axis.
 
     Attributes:
-        value: Of its column in the records: a number, or a name.
-        changes: Settings it stands for: those of a row, ``method``, and options as ``method.OPTION`` or ``NAME.OPTION``.
-        line: Where it stands in its file.
+        value: Entry of the axis' column in the records: a number, or a name.
+        changes: Settings that the value sets: those of a row, ``method``, and options as ``method.OPTION`` or ``NAME.OPTION``.
+        line: Its line in the ablation's file, from 1.
     """
 
     value: Any
@@ -31,11 +31,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied.
+    """A setting, or a group of settings, that is varied.
 
     Attributes:
-        name: A setting, or a name of its own where a value stands for several settings.
-        points: Its values.
+        name: The setting's name, or a name of its own where a value sets several settings.
+        points: Its values, in the order of the file.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of values.
+    """A cell of the ablation: one value of every axis.
 
     Attributes:
-        points: Axis name -> value, in the order of the axes; empty for pictures without any method.
-        fixed: Values that belong to every cell and are no axis.
+        points: Axis name -> value, in the order of the axes; a plain cell has only the axes that change more than methods.
+        fixed: Settings that the file gives one value for all cells.
     """
 
     points: Mapping[str, Point]
@@ -61,7 +61,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Labels of its values; ``base`` where nothing is varied."""
+        """Labels of its values, joined by commas; ``base`` for the cell of an ablation without axes."""
         return ", ".join(point.label for point in self.points.values()) or "base"
 
     @property
@@ -71,7 +71,7 @@ class Cell:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """All settings that its values stand for."""
+        """All settings that its values set; an axis wins over ``fixed``."""
         return {key: value for point in (*self.fixed, *self.points.values()) for key, value in point.changes.items()}
 
     def line_of(self, *keys: str) -> int | None:
@@ -85,14 +85,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """What curves of control against quality are made of.
+    """Axes and metrics of the plot of control against quality.
 
     Attributes:
-        strength: The axis that says how strongly.
-        control: Metric that rises with success.
-        quality: Metric that says whether pictures are still good.
-        curves: The axis whose values have strengths of their own, if one has.
-        strengths: Value of that axis -> its strengths, each with the settings it stands for.
+        strength: Name of the axis of steering strengths, along which a curve runs.
+        control: Metric of how well regions are followed; higher is better.
+        quality: Metric of picture quality; higher is better.
+        curves: Name of the axis whose values have strengths of their own, if the file has ``curves``.
+        strengths: Value of that axis -> its strengths, each with the settings that it sets.
     """
 
     strength: str
@@ -113,20 +113,20 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What a file asks for.
+    """An ablation as its file describes it.
 
     Attributes:
         path: The file.
-        name: Of the ablation.
+        name: Name of the ablation, and of its default run folder.
         base: Settings common to all cells.
-        axes: What is varied, outermost first.
-        fixed: Methods' options and the like that are set once for all cells.
-        prompts: Varied too, but not averaged over when it comes to pictures: every prompt and seed has a sheet of its own.
-        seeds: Likewise; statistics are over prompts and seeds.
-        prompt_line: Where the prompts stand.
-        project: W&B project the file names.
-        tradeoff: What is drawn of control against quality, if something is.
-        base_lines: Where each setting of the base stands.
+        axes: The axes, outermost first.
+        fixed: Options of methods, and other settings of cells, that have one value in all cells.
+        prompts: Prompts that the file varies. Statistics average over prompts and seeds; each pair has a contact sheet.
+        seeds: Seeds that the file varies, as for ``prompts``.
+        prompt_line: Line of the prompts in the file.
+        project: W&B project that the file names.
+        tradeoff: The plot of control against quality, if the file asks for one.
+        base_lines: Setting of the base -> its file and line, as text for errors.
     """
 
     path: str
@@ -143,7 +143,7 @@ class Ablation:
 
     @property
     def cells(self) -> list[Cell]:
-        """Every combination that there is; the last axis runs fastest."""
+        """All combinations of values, the last axis fastest, without strengths that a cell's curve does not have."""
         names = [axis.name for axis in self.axes]
         combinations = itertools.product(*(axis.points for axis in self.axes))
         cells = [Cell(dict(zip(names, points, strict=True)), self.fixed) for points in combinations]
@@ -151,14 +151,14 @@ class Ablation:
         return [cell for cell in placed if cell is not None]
 
     def pruned(self) -> Ablation:
-        """Without the values of axes that no cell has."""
+        """The ablation without axis values that occur in no cell."""
         used = {(name, point.label) for cell in self.cells for name, point in cell.points.items()}
         axes = (Axis(axis.name, tuple(p for p in axis.points if (axis.name, p.label) in used)) for axis in self.axes)
         return replace(self, axes=tuple(axes))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value lies on a line; true and false do not."""
+    """Whether a value is an ``int`` or ``float``; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -172,10 +172,10 @@ def column_value(value: Any) -> Any:
 
 
 def narrowed(axis: Axis, wanted: Sequence[str]) -> Axis:
-    """The axis with some of its values, told as text.
+    """The axis with some of its values only, which ``wanted`` names by their text.
 
     Raises:
-        ValueError: If it has no such value.
+        ValueError: If the axis has no such value.
     """
     found = []
     for text in wanted:
@@ -198,5 +198,5 @@ def _is_value(point: Point, text: str) -> bool:
 
 
 def _is_written(point: Point, text: str) -> bool:
-    """W&B hands a list or a truth value over as Python writes it."""
+    """Whether ``text`` is a value's ``str``, as W&B's agents pass lists and truth values on the command line."""
     return not is_number(point.value) and text in map(str, point.changes.values())

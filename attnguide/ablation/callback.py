@@ -35,9 +35,9 @@ class AblationLog(SamplingCallback):
     bands, heat maps and, with a tradeoff, control against quality; with that also the table ``stability``.
 
     Args:
-        axes: Of the ablation.
+        axes: Axes of the ablation.
         rows: All of its rows.
-        tradeoff: What is drawn of control against quality.
+        tradeoff: The plot of control against quality; none when ``None``.
         cell_runs: Log each cell as a W&B run of its own, too.
 
     Attributes:
@@ -51,7 +51,7 @@ class AblationLog(SamplingCallback):
         self.written = False
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """All rows are on record: draw, and show what was drawn."""
+        """Write the files once all rows are on record, and log them to W&B."""
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
@@ -64,7 +64,7 @@ class AblationLog(SamplingCallback):
                 log_cells(run, folder, list(records_of(folder, self.rows).values()))
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped still shows what it finished."""
+        """Write the files of a stopped run, from the rows that it finished."""
         if trainer.is_global_zero:
             self._write(run_folder(trainer))
 
@@ -99,13 +99,13 @@ class AblationLog(SamplingCallback):
             if paths:
                 shown[key] = [wandb.Image(image, caption=name) for name, image in _of_one_size(paths[:MOST_PICTURES])]
         run.log(shown)
-        # One number a metric for the run, which is what a sweep compares its runs by.
+        # One mean a metric over the whole run: a W&B sweep compares runs by it.
         means = {metric: estimate(steered(records, self.axes), metric) for metric in metrics}
         run.summary.update({f"mean/{metric}": found.mean for metric, found in means.items() if found is not None})
 
 
 def _of_one_size(paths: Sequence[Path]) -> list[tuple[str, Image.Image]]:
-    """Pictures with their names, on white fields as large as the largest: W&B's browser lays out lists of one size."""
+    """Pictures with their names, padded with white to the largest size: W&B's browser lays out lists of one size."""
     pictures = [(path.stem, Image.open(path).convert("RGB")) for path in paths]
     size = max(image.width for _, image in pictures), max(image.height for _, image in pictures)
     found = []
@@ -117,7 +117,7 @@ def _of_one_size(paths: Sequence[Path]) -> list[tuple[str, Image.Image]]:
 
 
 def _line_of(record: Record, metrics: Sequence[str]) -> dict[str, Any]:
-    """Where a row stands, and its numbers."""
+    """A line of the table ``cells``: a row's id, prompt, seed, cell, axis values and metrics."""
     place = {name: text for name, text in record.items() if name in ("id", "prompt", "seed") or is_cell_column(name)}
     return {**place, **{name: float(record[name]) if record.get(name) else None for name in metrics}}
 

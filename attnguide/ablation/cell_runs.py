@@ -25,8 +25,8 @@ def log_cells(run: Any, folder: Path, records: Sequence[Record]) -> None:
 
     Args:
         run: The ablation's own run, offline or not.
-        folder: Of the ablation.
-        records: Its rows.
+        folder: The ablation's run folder.
+        records: Lines of its ``records.csv``.
     """
     for (cell,), rows in list(grouped(records, [CELL]).items())[:MOST_CELLS]:
         _log_cell(run, folder, cell, rows)

@@ -27,12 +27,12 @@ _METHOD_KEYS = ("method", "methods")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table and where it comes from.
+    """A row of an ablation's table, with the prompt and seed and the cell that it was made from.
 
     Attributes:
         sample: The row.
-        subject: Id of the prompt and seed it belongs to.
-        cell: Its cell.
+        subject: Id of its prompt and seed, which all cells share.
+        cell: The cell whose settings it has.
     """
 
     sample: Sample
@@ -54,13 +54,13 @@ def expand(
     Args:
         ablation: Axes and fixed options.
         subjects: One row for each prompt and seed, without methods.
-        base_methods: For cells that name no method.
-        read: Checks methods and options.
-        plain: Whether pictures without any method are made too, one for each that the cells' pictures can be compared with.
-        strict: Refuse the ablation on account of a row that its methods cannot take; else the row keeps the reason.
+        base_methods: Methods of cells that name none.
+        read: Checks methods and their options.
+        plain: Whether rows without any method are added, one for each picture that cells' rows are compared with.
+        strict: Raise if a row's methods refuse it; otherwise the row stays, with the reason as its ``problem``.
 
     Raises:
-        ValueError: With file and line, if a cell cannot be.
+        ValueError: With file and line, if a cell's settings are invalid, or the rows are too many.
     """
     cells = ablation.cells
     if len(cells) * len(subjects) > MOST_ROWS:
@@ -76,7 +76,7 @@ def expand(
 
 
 def _methods(ablation: Ablation, cell: Cell, base: Sequence[Mapping[str, Any]], read: MethodReader) -> list[dict[str, Any]]:
-    """A cell's methods with its options."""
+    """Methods of a cell, with the options that its values set."""
     changes = cell.changes
     methods = [dict(method) for method in base]
     if "methods" in changes:
@@ -100,7 +100,7 @@ def _methods(ablation: Ablation, cell: Cell, base: Sequence[Mapping[str, Any]], 
 
 
 def _index(ablation: Ablation, cell: Cell, key: str, name: str, methods: Sequence[str]) -> int:
-    """Which of the cell's methods an option belongs to."""
+    """Index of the method, among the cell's, that an option belongs to."""
     found = list(range(len(methods))) if name == "method" else [i for i, method in enumerate(methods) if method == name]
     if len(found) == 1:
         return found[0]
@@ -110,7 +110,7 @@ def _index(ablation: Ablation, cell: Cell, key: str, name: str, methods: Sequenc
 
 
 class _Cell:
-    """A cell on its way to rows; its methods are read and judged once."""
+    """Makes a cell's rows; methods and options are checked once, with the first row."""
 
     def __init__(
         self, ablation: Ablation, cell: Cell, methods: Sequence[Mapping[str, Any]], known: Checked, strict: bool
@@ -123,10 +123,10 @@ class _Cell:
         self.judged = False
 
     def sample(self, subject: Sample, used: dict[str, int]) -> Sample:
-        """The cell's row of a prompt and seed.
+        """The cell's row for one prompt and seed.
 
         Raises:
-            ValueError: With file and line, if it cannot be.
+            ValueError: With file and line, if the row's settings are invalid.
         """
         id, tags = _unused(f"{subject.id}-{self.slug}", used), {**subject.tags, **self.tags}
         try:
@@ -157,7 +157,7 @@ def _refusal(ablation: Ablation, cell: Cell, message: str, *keys: str) -> ValueE
 
 
 def _options_named(cell: Cell, error: Exception) -> list[str]:
-    """Options of the cell that a method complains of."""
+    """Option keys of the cell whose option the error message names."""
     options = [key for key in cell.changes if "." in key]
     return [key for key in options if re.search(rf"\b{re.escape(key.split('.')[-1])}\b", str(error))]
 
@@ -168,7 +168,7 @@ def _slug(name: str) -> str:
 
 
 def _unused(id: str, used: dict[str, int]) -> str:
-    """The id, numbered if another row has it; capitals make no difference."""
+    """The id, with a number appended if another row has it in any case (ids are file names)."""
     found, number = id, used.get(id.lower(), 0)
     while found.lower() in used:
         number += 1
@@ -179,7 +179,7 @@ def _unused(id: str, used: dict[str, int]) -> str:
 
 
 def _with_plain(rows: Sequence[Row], used: dict[str, int]) -> list[Row]:
-    """Put before each row the plain one it is compared with, once."""
+    """The rows, with the plain row that a row is compared with inserted before the first that needs it."""
     places: dict[int, str] = {}
     seen = {_picture(row.sample, places) for row in rows if not row.sample.methods}
     found: list[Row] = []
@@ -192,7 +192,7 @@ def _with_plain(rows: Sequence[Row], used: dict[str, int]) -> list[Row]:
 
 
 def _twin(row: Row, used: dict[str, int]) -> Row:
-    """The row without methods; of the axes, those remain that change more than methods."""
+    """The plain counterpart of a row: no methods, and a cell of only the axes that change more than methods."""
     kept = {
         name: point
         for name, point in row.cell.points.items()
@@ -207,11 +207,11 @@ def _twin(row: Row, used: dict[str, int]) -> Row:
 
 
 def _picture(sample: Sample, places: dict[int, str]) -> tuple[Any, ...]:
-    """What decides a row's plain picture and how it is judged.
+    """Key of a row's plain picture: rows with equal keys have the same plain picture and the same scores for it.
 
     Args:
         sample: The row.
-        places: By the identity of regions, which rows share, what they say; filled in here.
+        places: Cache of the regions' text by ``id()`` of the tuple, which rows share; filled in here.
     """
     for given in (sample.regions, sample.groups):
         if id(given) not in places:

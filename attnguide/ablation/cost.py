@@ -1,4 +1,4 @@
-"""What rows will cost, read from their methods before any model is loaded."""
+"""Expected cost of rows in network passes, computed from their methods before any model is loaded."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _BETA_START, _BETA_END, _TRAINED = 0.00085, 0.012, 1000
 
 
 def total(costs: Iterable[ExpectedCost]) -> ExpectedCost:
-    """Sum over rows."""
+    """Sum of costs over rows."""
     return sum(costs, ExpectedCost())
 
 
 def expected_costs(samples: Iterable[Sample], *, distilled: bool = False) -> list[ExpectedCost]:
-    """:func:`expected_cost` of each row, counted once where rows have the same methods and settings."""
+    """:func:`expected_cost` of each row, computed once for rows with the same methods and settings."""
     known: dict[tuple[Any, ...], ExpectedCost] = {}
     costs = []
     for sample in samples:
@@ -50,7 +50,7 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
 
     Args:
         sample: The row.
-        distilled: Whether the network reads the guidance weight as a condition, and has no unconditional half.
+        distilled: Whether the network takes the CFG scale as an input (guidance-distilled), and so needs no unconditional half.
 
     Raises:
         ValueError: If a method's option is out of range, or the scheduler cannot make so few steps.
@@ -89,14 +89,14 @@ def _spread(count: int) -> Iterable[Step]:
 
 @functools.cache
 def _steps_of(scheduler: str, count: int) -> tuple[Step, ...]:
-    """The evaluations of a scheduler that is set up as Stable Diffusion's noise, and else by default."""
+    """Evaluations of a scheduler with Stable Diffusion's noise schedule and its other settings at their defaults."""
     config = {"beta_start": _BETA_START, "beta_end": _BETA_END, "beta_schedule": "scaled_linear", "steps_offset": 1}
     made = named_scheduler(scheduler, {**config, "num_train_timesteps": _TRAINED})
     return DiscreteScheduler(made, count, torch.device("cpu")).steps
 
 
 def _last(steps: tuple[Step, ...], count: int) -> tuple[Step, ...]:
-    """The evaluations of the last denoising steps, which a picture that begins from another one has."""
+    """The evaluations of the last ``count`` denoising steps, those of a row that starts from a picture (img2img)."""
     first = max(step.number for step in steps) + 1 - count
     left = [step for step in steps if step.number >= first]
     if len(left) == len(steps):
@@ -105,14 +105,14 @@ def _last(steps: tuple[Step, ...], count: int) -> tuple[Step, ...]:
 
 
 def _further(injections: Sequence[Injection], step: Step, branches: int) -> int:
-    """Branches beside the row's own halves, once however many injections read them."""
+    """Number of extra branches that injections read at a step; a branch shared by several counts once."""
     named = {branch for injection in injections for branch in injection.branches(step)}
     own = any(injection.source is not None and injection.source.trajectory == "own" for injection in injections)
     return len(named) + (branches if own else 0)
 
 
 def _guided(guidance: Guidance, steps: Sequence[Step], branches: int, *, fused: bool) -> ExpectedCost:
-    """Passes of a guidance beside the denoising passes; a fused one takes its gradient from these."""
+    """Passes of a guidance beside the denoising passes; a fused guidance backpropagates through the denoising pass itself."""
     update, cost = guidance.update, guidance.trials_cost(len(steps), branches)
     for step in steps:
         if not guidance.acts(step):
@@ -126,11 +126,11 @@ def _guided(guidance: Guidance, steps: Sequence[Step], branches: int, *, fused: 
 
 
 def _span(steps: Sequence[Step], step: Step) -> int:
-    """Evaluations of the denoising step that ``step`` belongs to."""
+    """Number of network evaluations in the denoising step that ``step`` belongs to."""
     return sum(other.number == step.number for other in steps)
 
 
 def _tries(sample: Sample) -> int:
-    """Pictures that are made for one that is kept."""
+    """Pictures made for each one kept: the ``k`` of best-of-k, 1 without it."""
     baselines = [config for config in sample.methods if method_info(config.name).family == "baseline"]
     return math.prod(int({**method_options(config.name), **config.options}.get("k", 1)) for config in baselines)

@@ -1,4 +1,4 @@
-"""Entries of an ablation's file: names and values with the lines they stand in, each checked by the reader of its setting."""
+"""Entries of an ablation's file: names and values with their line numbers, each checked by the reader of its setting."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ VARIED = (
 """Settings that may differ from cell to cell."""
 
 Reader = Callable[[Any], Any]
-"""Checks one setting; raises ``ValueError`` with what was expected and what came."""
+"""Parses the value of one setting; raises ``ValueError`` with the expected and the given value."""
 
 Way = tuple[Any, ...]
-"""Keys and indices that lead to an entry."""
+"""Path of an entry in the YAML document: keys and indices from the root."""
 
 
 def lines_of(node: Any, path: Way = ()) -> Iterator[tuple[Way, int]]:
-    """The line of every key and item, by the way that leads to it."""
+    """Path and line number of every key and item below a YAML node, in document order."""
     pairs: list[tuple[Any, Any, Any]] = []
     if isinstance(node, yaml.MappingNode):
         pairs = [(key.value, key, value) for key, value in node.value]
@@ -53,20 +53,20 @@ def lines_of(node: Any, path: Way = ()) -> Iterator[tuple[Way, int]]:
 
 
 def short(value: Any) -> str:
-    """A value in at most 60 letters, for errors."""
+    """A value as text of at most 60 characters, for errors."""
     text = shown(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)
 class Entries:
-    """A file's content, and who checks it.
+    """Content of an ablation's file, with line numbers and the readers that check its settings.
 
     Attributes:
         path: The file.
-        content: Its mapping.
-        lines: Line of every entry.
-        readers: Every setting that a run may have, and how it is checked.
+        content: Its root mapping.
+        lines: Line of every entry, by path.
+        readers: Setting of a run -> its reader.
     """
 
     path: Path
@@ -90,7 +90,7 @@ class Entries:
         return dict(value)
 
     def specs(self) -> Iterator[tuple[str, Mapping[str, Any], Way]]:
-        """Parameters that W&B's schema describes."""
+        """Entries below ``parameters`` (W&B's sweep schema): name, specification with ``values`` or ``value``, path."""
         for name in self.mapping(("parameters",)):
             at = ("parameters", name)
             spec = self.mapping(at)
@@ -101,10 +101,10 @@ class Entries:
             yield name, spec, at
 
     def check_list(self, name: str, values: Any, at: Way) -> None:
-        """Refuse what is no list of values that differ in how they read."""
+        """Raise unless ``values`` is a list of at least one value whose labels all differ."""
         if not isinstance(values, list) or not values:
             self.refuse(at, f"{name}: expected a list of at least one value; got {short(values)}")
-        labels: set[str] = set()  # by which cells are named
+        labels: set[str] = set()  # cells are named by them
         for index, value in enumerate(values):
             before = len(labels)
             labels.add(Point(column_value(value), {}, 0).label)
@@ -112,14 +112,14 @@ class Entries:
                 self.refuse((*at, index), f"{name}: {short(value)} stands twice, or reads like another value")
 
     def values(self, wanted: str) -> list[tuple[Any, Way]]:
-        """Values of one parameter and where they stand."""
+        """Values of one parameter, each with its path; empty if it has a single ``value`` or is absent."""
         for name, spec, at in self.specs():
             if name == wanted and "values" in spec:
                 return [(value, (*at, "values", index)) for index, value in enumerate(spec["values"])]
         return []
 
     def settings(self, given: Mapping[Any, Any], refuse: Callable[[Way, str], NoReturn], at: Way) -> dict[str, Any]:
-        """Settings of a base, each as its reader reads it; ``refuse`` names the file that they stand in."""
+        """Settings of a base, parsed by their readers; ``refuse`` raises with the name of the base's file."""
         found = {}
         for key, value in given.items():
             if key not in self.readers:
@@ -131,7 +131,7 @@ class Entries:
         return found
 
     def point(self, value: Any, changes: Mapping[str, Any], at: Way, places: Sequence[Way] = ()) -> Point:
-        """A point of an axis: its value, and the settings that it changes, which stand below ``at`` or in ``places``."""
+        """A point of an axis: its value and the settings that it changes, whose paths are ``places`` or below ``at``."""
         where = dict(zip(changes, places, strict=True)) if places else {}
         read = {}
         for key, item in changes.items():
@@ -142,7 +142,7 @@ class Entries:
         return Point(value, read, self.lines.get(at, 1))
 
     def read(self, key: str, value: Any, at: Way, known: Sequence[str] = VARIED) -> Any:
-        """A setting's value, checked as far as it can be without its cell."""
+        """A setting's value, checked as far as possible without knowing the cell: options of ``method`` are left to it."""
         try:
             if key == "seed" and isinstance(value, list | str):
                 raise ValueError(f"expected a whole number; got {value!r}")
@@ -168,7 +168,7 @@ class Entries:
 
 
 def split_option(key: str) -> tuple[str, str, str]:
-    """``NAME.OPTION`` in its parts, as ``partition`` gives them; the name may be ``package.module:Class``.
+    """Split ``NAME.OPTION`` as ``str.partition(".")`` would; the name may be ``package.module:Class``.
 
     Example:
         >>> split_option("box_diff.step_size"), split_option("own.file:Own.scale")
@@ -183,7 +183,7 @@ def named_methods(value: Any) -> list[dict[str, Any]]:
     """Methods of ``a+b``; none for ``plain``.
 
     Raises:
-        ValueError: If it is no text.
+        ValueError: If ``value`` is not a string.
     """
     if not isinstance(value, str):
         raise ValueError(f"expected the name of a method, or several joined by '+'; got {value!r}")

@@ -44,7 +44,7 @@ from attnguide.rows.values import nearest
 from attnguide.text.yaml12 import read_yaml
 
 SWEEP_KEYS = ("program", "command", "description", "entity", "metric", "early_terminate", "run_cap", "controller")
-"""Of W&B's schema, and of no meaning here."""
+"""Keys of W&B's sweep schema that have no effect here."""
 
 KEYS = (
     "base",
@@ -74,10 +74,10 @@ METRICS = (
     "explained",
     "inside",
 )
-"""What may be drawn as control and quality."""
+"""Metrics that ``control`` and ``quality`` may name."""
 
 _MOST_ENTRIES = 100_000
-"""Keys and items of a file, those of aliases counted wherever they stand."""
+"""Most keys and items of a file, with those of an alias counted at each use."""
 
 
 def read_ablation(path: str | Path, readers: Mapping[str, Reader]) -> Ablation:
@@ -85,10 +85,10 @@ def read_ablation(path: str | Path, readers: Mapping[str, Reader]) -> Ablation:
 
     Args:
         path: The file.
-        readers: Every setting that a run may have, and how it is checked.
+        readers: Setting of a run -> its reader.
 
     Raises:
-        ValueError: With file and line, if anything in it cannot be understood or contradicts itself.
+        ValueError: With file and line, if an entry is unknown, malformed or contradicts another one.
     """
     path = Path(path)
     try:
@@ -106,7 +106,7 @@ def read_ablation(path: str | Path, readers: Mapping[str, Reader]) -> Ablation:
 
 
 class _File(AxisEntries):
-    """One file while it is read."""
+    """Reads one file into an :class:`~attnguide.ablation.axes.Ablation`."""
 
     def ablation(self) -> Ablation:
         for key in self.content:
@@ -138,7 +138,7 @@ class _File(AxisEntries):
         )
 
     def _name(self) -> str:
-        """Of the ablation, from which its folder has its name."""
+        """Name of the ablation and of its folder; the file's stem if the file gives none."""
         name = self.content.get("name")
         if name is not None and (not isinstance(name, str) or not re.fullmatch(r"[^./\\][^/\\]*", name)):
             self.refuse(("name",), f"name: expected text that can name a folder; got {short(name)}")
@@ -151,7 +151,7 @@ class _File(AxisEntries):
         return project
 
     def _base_lines(self) -> dict[str, str]:
-        """File and line of each setting of the base, and of the parameters that have one value."""
+        """File and line, as text, of each setting of the base and of each parameter."""
         base, path = self.content.get("base"), self.path
         lines: Mapping[Way, int] = {at[1:]: line for at, line in self.lines.items() if at[0] == "base"}
         if isinstance(base, str):
@@ -162,7 +162,7 @@ class _File(AxisEntries):
         return {**told, **{str(name): f"{self.path}, line {line}" for name, line in own.items()}}
 
     def _base_file(self, path: Path) -> Path:
-        """A file seen from the working directory or from this file."""
+        """The base's file, looked up in the working directory, then in the folder of the ablation's file."""
         found = next((place for place in (path, self.path.parent / path) if place.is_file()), None)
         if found is None:
             self.refuse(("base",), f"base: expected settings, or a YAML file with settings; {str(path)!r} does not exist")
@@ -175,7 +175,7 @@ class _File(AxisEntries):
         return self.settings(self.mapping(("base",)), self.refuse, ("base",))
 
     def _other_base(self, path: Path) -> dict[str, Any]:
-        """A base in a file of its own."""
+        """Settings of a base that is a file of its own."""
         found = self._base_file(path)
         root, content = read_yaml(found)
         lines = dict(lines_of(root))
@@ -188,7 +188,7 @@ class _File(AxisEntries):
         return self.settings(content or {}, refuse, ())
 
     def _constants(self) -> tuple[dict[str, Any], list[Point]]:
-        """Parameters with one value: settings of the base, and options for all cells."""
+        """Parameters with a single ``value``: settings that join the base, and the others as points of every cell."""
         settings, fixed = {}, []
         for name, spec, at in self.specs():
             if "value" in spec and name in self.readers and name != "methods":
@@ -221,5 +221,3 @@ class _File(AxisEntries):
         if value not in METRICS:
             self.refuse((name,), f"{name}: expected a metric, one of {', '.join(METRICS)}; got {short(value)}")
         return value
-
-    # ---------------------------------------------------------------------------------------------------------- values

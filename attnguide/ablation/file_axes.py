@@ -1,4 +1,4 @@
-"""Axes of an ablation's file: of parameters, lists, pairs and curves, each entry a point with what it sets."""
+"""Axes of an ablation's file, from its keys ``parameters``, ``list``, ``paired`` and ``curves``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from attnguide.ablation.axes import Axis, Point, column_value, is_number
 from attnguide.ablation.entries import Entries, Way, short
 
 STRENGTH = "strength"
-"""The axis of the strengths of all curves."""
+"""Name of the axis that holds the strengths of all curves."""
 
 
 class AxisEntries(Entries):
-    """Entries that span an ablation."""
+    """The entries of an ablation's file, read as axes."""
 
     def parameter_axes(self, named: Mapping[str, Any]) -> Iterator[Axis]:
-        """An axis for every parameter with several values; ``named`` are those that choose among a list's or pairs' points."""
+        """An axis for every parameter with ``values``, except the ``named``, which select points of a list, pairs or curves."""
         for name, spec, at in self.specs():
             if "values" in spec and name not in named:
                 places = [(*at, "values", index) for index in range(len(spec["values"]))]
@@ -73,7 +73,7 @@ class AxisEntries(Entries):
     # ---------------------------------------------------------------------------------------------------------- curves
 
     def strengths(self) -> dict[str, tuple[Point, ...]]:
-        """Curve -> its strengths, each with the setting it stands for."""
+        """Label of a curve -> its strengths, each with the setting that it sets."""
         axes = self.mapping(("curves",))
         if len(axes) > 1:
             self.refuse(("curves",), f"curves: expected one axis, whose values have strengths; got {', '.join(axes)}")
@@ -100,7 +100,7 @@ class AxisEntries(Entries):
             yield self.point(value, {key: value}, (*place, index))
 
     def _curve_axes(self, strengths: Mapping[str, Sequence[Point]]) -> Iterator[Axis]:
-        """The axis of curves, without their strengths, and that of all strengths, without what they set."""
+        """Two axes: the curves, without their strengths, and the union of all strengths, which set nothing yet."""
         for name in self.mapping(("curves",)):
             at = ("curves", name)
             points = []
@@ -118,7 +118,7 @@ class AxisEntries(Entries):
             self.refuse(at, f"{at[0]}: expected a name for the axis that is no setting's, of letters and digits; got {name!r}")
 
     def axes(self, named: Mapping[str, Any]) -> list[Axis]:
-        """All axes, those that parameters name in their order there."""
+        """All axes: those under ``parameters`` in its order, then the others."""
         found = [axis for axis in self.parameter_axes(named) if axis.name not in ("prompt", "seed")]
         found += [self.selected(axis) for axis in (*self._list_axes(), *self._paired_axes())]
         found += self._curve_axes(self.strengths())
@@ -126,7 +126,7 @@ class AxisEntries(Entries):
         return sorted(found, key=lambda axis: order.index(axis.name) if axis.name in order else len(order))
 
     def selected(self, axis: Axis) -> Axis:
-        """A parameter of the name of a list or pairs says which of them are used, so that W&B can tell them apart."""
+        """The axis reduced to the labels that a parameter of its name lists; W&B's agents select points that way."""
         wanted = self.values(axis.name)
         for value, at in wanted:
             if not any(point.value == value for point in axis.points):
@@ -136,7 +136,7 @@ class AxisEntries(Entries):
         return Axis(axis.name, tuple(point for point in axis.points if not wanted or point.value in values))
 
     def check_clashes(self, axes: Sequence[Axis], fixed: Sequence[Point], strengths: Mapping[str, Sequence[Point]]) -> None:
-        """No setting has two masters."""
+        """Raise if two axes, or an axis and a fixed value, set the same setting."""
         owners: dict[str, tuple[str, int]] = {}
         parts = [("value", dict.fromkeys(point.changes, point.line)) for point in fixed]
         parts += [(STRENGTH, {key: p.line for points in strengths.values() for p in points for key in p.changes})]
@@ -153,7 +153,7 @@ class AxisEntries(Entries):
 
 
 def _is_listed(value: Any) -> bool:
-    """Whether a setting has values, as W&B writes them."""
+    """Whether a value is a mapping with the one key ``values``, as in W&B's schema."""
     return isinstance(value, Mapping) and set(value) == {"values"}
 
 

@@ -14,14 +14,14 @@ from attnguide.shapes.renderer import SIDE
 from attnguide.types import Sample
 
 _KEPT = ("id", "prompt", "regions", "groups", "tags", "problem")
-"""What a layout says of a row; all else is the run's."""
+"""Fields of a row that its layout sets; all others are the run's."""
 
 
 class LayoutsError(ValueError):
-    """Layouts cannot be found or chosen from; the message begins with the setting.
+    """A layout file or a category that does not exist; the message begins with the setting's name.
 
     Attributes:
-        setting: The one at fault.
+        setting: Name of the setting at fault.
     """
 
     def __init__(self, setting: str, message: str) -> None:
@@ -36,14 +36,14 @@ def layout_rows(
     size: Sequence[int] | None = None,
     box_format: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows as plain values, with a region for each object; category and the like are tags.
+    """Rows of a layout file as dictionaries, with a region for each object and the category among the tags.
 
     Args:
         source: A name in :data:`~attnguide.shapes.layouts.FILES`, or a file of :func:`~attnguide.rows.tables.read_table`.
-        categories: Which; all when ``None``.
-        prompts: How many of each category, :func:`~attnguide.shapes.layouts.spread` over it; all when ``None``.
+        categories: Categories to keep; all when ``None``.
+        prompts: Prompts per category, :func:`~attnguide.shapes.layouts.spread` over it; all when ``None``.
         size: Height and width in pixels of the picture that boxes refer to; for a CSV file the shapes world's when ``None``.
-        box_format: How boxes are written, where that is not as the format has it.
+        box_format: Box format, if it is not the file format's own.
 
     Raises:
         LayoutsError: If there is no such file or category.
@@ -64,7 +64,7 @@ def layout_rows(
 
 
 def box_options(source: str, path: Path, size: Sequence[int] | None, box_format: str | None) -> dict[str, Any]:
-    """Arguments of :func:`~attnguide.rows.tables.read_table`: boxes of CSV files are of the shapes world unless said."""
+    """Arguments of :func:`~attnguide.rows.tables.read_table`; by default a CSV file's boxes are pixels of the shapes world."""
     if source in FILES or (size is None and box_format is None and path.suffix.lower() == ".csv"):
         return {"size": (SIDE, SIDE)}
     return {"size": None if size is None else (size[0], size[1]), "box_format": box_format}

@@ -1,4 +1,4 @@
-"""Everything that a finished ablation's folder gets beside its rows."""
+"""Files that an ablation adds to its run folder: summary, stability, contact sheets and plots."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from attnguide.sources.files import TARGETS_FOLDER
 
 
 def records_of(folder: Path, rows: Sequence[Row]) -> dict[str, Record]:
-    """Records of the rows that are done, by id, in the order of the rows."""
+    """Records of the rows that are done, by row id, in the order of ``rows``."""
     found = {record["id"]: record for record in read_records(folder)}
     return {row.sample.id: found[row.sample.id] for row in rows if row.sample.id in found}
 
 
 def write_outputs(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], tradeoff: Tradeoff | None = None) -> Iterator[Path]:
-    """Write ``summary.csv``, contact sheets and, with matplotlib, plots of the rows that are done; gives each file.
+    """Write ``summary.csv``, contact sheets and, with matplotlib, plots of the rows that are done; yields each file's path.
 
     With a tradeoff also ``stability.csv`` and the plot of control against quality.
 
     Args:
-        folder: The run's, with ``records.csv`` and ``samples/``.
-        axes: Of the ablation.
+        folder: The run folder, with ``records.csv`` and ``samples/``.
+        axes: Axes of the ablation.
         rows: All of its rows.
-        tradeoff: What is drawn of control against quality.
+        tradeoff: The plot of control against quality; none when ``None``.
     """
     by_id = records_of(folder, rows)
     records = list(by_id.values())
@@ -49,7 +49,7 @@ def write_outputs(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], trade
 
 
 def places(folder: Path) -> list[tuple[Path, str]]:
-    """What lies in an ablation's folder, for people."""
+    """Files and folders in an ablation's run folder, each with a sentence about its content."""
     found = [
         (folder / SUMMARY_FILE, "mean, 95 % interval, n and spread over seeds of every metric in every cell"),
         (folder / STABILITY_FILE, "over which strengths every curve controls and spoils nothing"),

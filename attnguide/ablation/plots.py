@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PLOTS_FOLDER = "plots"
 MOST_CURVES = 10
-"""More of them than this in one picture cannot be told apart."""
+"""Most curves in one plot that can be told apart."""
 
 _MOST_TICKS = 12
 _DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1, 1, 1))
@@ -41,10 +41,10 @@ class Curve:
     """A metric along an axis.
 
     Attributes:
-        label: Values of the other axes.
-        xs: Positions on the axis.
-        points: The metric there.
-        method: Of its rows; empty where they have several.
+        label: Values of the other axes, as text.
+        xs: Values of the axis, rising.
+        points: The metric's mean and interval at each of ``xs``.
+        method: Method of all its rows; empty if they have several.
     """
 
     label: str
@@ -54,22 +54,22 @@ class Curve:
 
 
 def steered(records: Sequence[Record], axes: Sequence[Axis]) -> list[Record]:
-    """Records of cells that have a value on every axis, which plain pictures do not."""
+    """Records of rows that have a value on every axis; plain rows are left out."""
     return [record for record in records if all(record.get(AXIS + axis.name) for axis in axes)]
 
 
 def plain_of(records: Sequence[Record]) -> list[Record]:
-    """Records of the pictures that cells are compared with."""
+    """Records of the plain rows, which cells are compared with."""
     return [record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN]
 
 
 def curves(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> list[Curve]:
-    """A metric over one axis, a curve for each combination of the others; where those are many, for each value of the first.
+    """A metric over one axis: a curve for each combination of the other axes, or, if many, for each value of the first.
 
     Args:
         records: Lines of ``records.csv``.
-        axes: Of the ablation.
-        over: The axis from left to right, of numbers.
+        axes: Axes of the ablation.
+        over: The numeric axis on the abscissa.
         metric: Column of the records.
     """
     others = [axis for axis in axes if axis.name != over.name]
@@ -92,7 +92,7 @@ def curves(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: 
 
 
 def heat(records: Sequence[Record], axes: Sequence[Axis], across: Axis, down: Axis, metric: str) -> list[list[Estimate | None]]:
-    """A metric over two axes, over all values of the others: ``down`` then ``across``."""
+    """A metric's mean over all other axes, as rows ``down`` by columns ``across``; ``None`` where no row has it."""
     cells = grouped(steered(records, axes), [AXIS + down.name, AXIS + across.name])
     by_place = {place: estimate(members, metric) for place, members in cells.items()}
     return [[by_place.get((_text(y.value), _text(x.value))) for x in across.points] for y in down.points]
@@ -107,15 +107,15 @@ def _text(value: Any) -> str:
 
 
 def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record], strength: str | None = None) -> Iterator[Path]:
-    """Draw every metric but costs over every axis of numbers and every two axes, into ``plots/``; gives each file.
+    """Draw every metric but costs over every numeric axis and every two axes, into ``plots/``; yields each file's path.
 
     A metric that is the same in all rows is not drawn.
 
     Args:
-        folder: The run's.
-        axes: Of the ablation.
+        folder: The run folder.
+        axes: Axes of the ablation.
         records: Lines of ``records.csv``.
-        strength: The axis that is drawn in octaves, if one is.
+        strength: Name of the axis that gets a scale of base 2, if one does.
     """
     varied = [axis for axis in axes if len(axis.points) > 1]
     for metric in varying_metrics(records, axes):
@@ -129,7 +129,7 @@ def write_plots(folder: Path, axes: Sequence[Axis], records: Sequence[Record], s
 
 
 def varying_metrics(records: Sequence[Record], axes: Sequence[Axis]) -> list[str]:
-    """Metrics but costs that are not the same in all rows that have them, plain ones among them."""
+    """Metrics, costs aside, that have more than one value over all rows, plain rows included."""
     found = metrics_of(steered(records, axes), costs=False)
     return [metric for metric in found if len({float(record[metric]) for record in records if record.get(metric)}) > 1]
 
@@ -140,7 +140,7 @@ def slug(name: str) -> str:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one plot; inches."""
+    """A matplotlib figure with one plot; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -150,7 +150,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def save_figure(path: Path, figure: Figure) -> Path:
-    """Write a figure whole or not at all; gives its path."""
+    """Write a figure atomically; returns its path."""
     with replacing(path) as temporary:
         figure.savefig(temporary)
     return path
@@ -181,10 +181,10 @@ def _line(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: s
 
 
 def curve_colors(methods: Sequence[str]) -> list[str]:
-    """A colour for each curve: its method's, lighter for a method's further curves; where all are of one, the library's ten.
+    """A colour for each curve: its method's, lighter for a method's further curves; matplotlib's ten if all have one method.
 
     Args:
-        methods: Of each curve's rows; empty where they have several, which gets one of the library's ten, too.
+        methods: Method of each curve; an empty text (several methods) gets one of matplotlib's ten as well.
     """
     if len(set(methods)) == 1 < len(methods):
         return [f"C{index % 10}" for index in range(len(methods))]
@@ -196,13 +196,13 @@ def curve_colors(methods: Sequence[str]) -> list[str]:
 
 
 def _lighter(color: Color, count: int) -> Color:
-    """A colour mixed with white, the more the more curves of its method stand before."""
+    """A colour mixed with white: 0.6 to the power of ``count`` of it remains."""
     red, green, blue = (round(255 - (255 - part) * 0.6**count) for part in color)
     return red, green, blue
 
 
 def plain_ticks(plot: Axes, places: Sequence[float]) -> None:
-    """Mark the values of the lower axis, unless they are too many, and write all numbers out."""
+    """Put ticks at ``places`` on the abscissa, unless they are too many, and write numbers without exponents."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     plot.xaxis.set_minor_locator(NullLocator())

@@ -24,19 +24,19 @@ _Place = tuple[str, ...]
 
 
 def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: Mapping[str, Record]) -> Image.Image | None:
-    """One prompt and seed: the first axis from left to right, the others from top to bottom.
+    """Contact sheet of one prompt and seed: the first axis from left to right, the others from top to bottom.
 
-    Plain pictures stand at the left of each line; where they differ along the first axis, in a line above those of which they
-    are the twins. A sheet of many columns is folded.
+    Plain pictures stand at the left of each line; if they differ along the first axis, they get a line of their own above the
+    lines that are compared with them. A sheet of many columns is folded.
 
     Args:
-        folder: The run's.
-        axes: Of the ablation.
-        rows: Of one prompt and seed.
-        records: By row id.
+        folder: The run folder.
+        axes: Axes of the ablation.
+        rows: All rows of one prompt and seed.
+        records: Records of finished rows, by row id.
 
     Returns:
-        The sheet, or ``None`` if no picture is there.
+        The sheet, or ``None`` if none of the rows has a picture.
     """
     across, down = axes[0], axes[1:]
     cells = {_place(row): row for row in rows if len(row.cell.points) == len(axes)}
@@ -74,14 +74,14 @@ def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: M
 
 @dataclass(frozen=True)
 class _Line:
-    """Rows of the ablation side by side; ``None`` where there is none."""
+    """A line of the sheet: rows of the ablation from left to right, ``None`` for an empty cell."""
 
     label: str
     rows: Sequence[Row | None]
 
 
 def _color(rows: Sequence[Row | None]) -> Color | None:
-    """The colour of a column's method, where it has one; plain pictures count where there is nothing else."""
+    """Colour of the one method of a column's rows, plain rows aside; ``None`` if they have several."""
     methods = {row.sample.method for row in rows if row is not None}
     steered = methods - {PLAIN} or methods
     return method_color(steered.pop()) if len(steered) == 1 else None
@@ -92,7 +92,7 @@ def _place(row: Row) -> _Place:
 
 
 def _twin(plain: Sequence[Row], here: Mapping[str, Point]) -> Row | None:
-    """The first plain picture whose values of the axes are all among these."""
+    """The first plain row whose axis values all equal those in ``here``."""
     return next((row for row in plain if all(_is(here.get(name), point) for name, point in row.cell.points.items())), None)
 
 
@@ -101,7 +101,7 @@ def _is(one: Point | None, other: Point) -> bool:
 
 
 def _plain_label(rows: Sequence[Row | None], across: Axis) -> str:
-    """``plain``, and its values of the axes from top to bottom."""
+    """Label of a line of plain pictures: ``plain`` and their values on the vertical axes."""
     first = next(row for row in rows if row is not None)
     kept = [f"{name} = {point.label}" for name, point in first.cell.points.items() if name != across.name]
     return ", ".join([PLAIN, *kept])
@@ -112,7 +112,7 @@ def _picture(folder: Path, row: Row | None, records: Mapping[str, Record]) -> Im
 
 
 def write_sheets(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: Mapping[str, Record]) -> Iterator[Path]:
-    """Draw ``sheets/<prompt and seed>.png`` for each of them, at most two hundred; gives each file once it is there."""
+    """Draw ``sheets/<subject id>.png`` for each prompt and seed, at most 200; yields each path once the file is written."""
     subjects: dict[str, list[Row]] = {}
     for row in rows:
         subjects.setdefault(row.subject, []).append(row)

@@ -1,4 +1,4 @@
-"""How much room a method leaves: over which strengths it controls almost as well as it can and spoils nothing."""
+"""Stable range of a method: the strengths at which control is near its best and quality near that of plain pictures."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from attnguide.types import verdict
 STABILITY_FILE = "stability.csv"
 
 CONTROL_SHARE = 0.9
-"""Share of its best that a curve's control must reach."""
+"""Share of a curve's best control that is still good enough."""
 
 QUALITY_LOSS = 0.02
-"""By how much quality may lie below that of plain pictures."""
+"""Largest drop of quality below that of plain pictures, in the metric's unit."""
 
 _DRAWS = 200
 
 
 @dataclass(frozen=True)
 class Climb:
-    """A method from its weakest to its strongest.
+    """Records of a method along its strengths.
 
     Attributes:
-        label: Values of all axes but the strength.
-        strengths: Above 0, rising.
-        records: Of each strength.
+        label: Values of all axes but the strength, as text.
+        strengths: Strengths above 0, rising.
+        records: Records of the rows at each strength.
     """
 
     label: str
@@ -46,13 +46,13 @@ class Climb:
 
 @dataclass(frozen=True)
 class Range:
-    """The longest run of strengths at which control and quality are good enough.
+    """A stable range of strengths.
 
     Attributes:
         first: Its lower end.
         last: Its upper end.
-        open_below: Whether it begins at the weakest strength that was tried, and may go on below.
-        open_above: Likewise at the strongest.
+        open_below: Whether it begins at the weakest strength tried, so that the true range may be longer.
+        open_above: Whether it ends at the strongest strength tried.
     """
 
     first: float
@@ -62,21 +62,21 @@ class Range:
 
     @property
     def octaves(self) -> float:
-        """``log2(last / first)``."""
+        """Length of the range, ``log2(last / first)``."""
         return math.log2(self.last / self.first)
 
 
 def counted(records: Iterable[Record], metrics: Sequence[str]) -> list[Record]:
-    """Records in which a row that gave no picture has 0 in these metrics, instead of being left out."""
+    """The records, with 0 for these metrics in rows that gave no picture, which averages would leave out."""
     return [record if verdict(record["status"]) == "ok" else {**record, **dict.fromkeys(metrics, "0")} for record in records]
 
 
 def climbs(records: Sequence[Record], axes: Sequence[Axis], strength: str) -> list[Climb]:
-    """One for each combination of the other axes; strengths of 0 or below have no place on a scale of octaves.
+    """A climb for each combination of the other axes; strengths of 0 or below are dropped, since octaves need positive ones.
 
     Args:
         records: Lines of ``records.csv``.
-        axes: Of the ablation.
+        axes: Axes of the ablation.
         strength: Name of the axis of strengths.
     """
     others = [AXIS + axis.name for axis in axes if axis.name != strength]
@@ -93,18 +93,18 @@ def climbs(records: Sequence[Record], axes: Sequence[Axis], strength: str) -> li
 def stable_range(
     strengths: Sequence[float], control: Sequence[float], quality: Sequence[float], least_quality: float
 ) -> Range | None:
-    """The longest run of strengths with control of at least 90 % of its best, and quality of at least ``least_quality``.
+    """The longest interval of strengths with control of at least 90 % of its best and quality of at least ``least_quality``.
 
-    Both are read off straight lines between the points, over the logarithm of strength.
+    Both metrics are interpolated linearly over the logarithm of strength.
 
     Args:
-        strengths: Above 0, rising.
-        control: At each of them; higher is better.
-        quality: Likewise.
-        least_quality: What quality must reach.
+        strengths: Strengths above 0, rising.
+        control: Mean control at each strength; higher is better.
+        quality: Mean quality at each strength; higher is better.
+        least_quality: Lowest quality that is good enough.
 
     Returns:
-        The run, which may be a single point; ``None`` if no strength is good enough, or nothing is ever controlled.
+        The range, which may be a single strength; ``None`` if no strength is good enough, or control is nowhere above 0.
 
     Example:
         >>> stable_range([1, 2, 4, 8], [0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], 0.5).octaves
@@ -130,12 +130,12 @@ def stable_range(
 
 
 def _between(ends: Sequence[float], share: float) -> float:
-    """Exactly an end at 0 and 1."""
+    """Linear interpolation between two ends; exactly an end for shares of 0 and 1."""
     return ends[0] if share <= 0 else ends[1] if share >= 1 else ends[0] + share * (ends[1] - ends[0])
 
 
 def _both(margins: Sequence[float], quality: Sequence[float], least_quality: float) -> tuple[float, float] | None:
-    """The part of a segment, in [0, 1], where two lines are at least 0."""
+    """Part of a segment, in [0, 1], in which control's margin is at least 0 and quality at least ``least_quality``."""
     low, high = 0.0, 1.0
     for left, right in (margins, [value - least_quality for value in quality]):
         if left < 0 and right < 0:
@@ -148,7 +148,7 @@ def _both(margins: Sequence[float], quality: Sequence[float], least_quality: flo
 
 
 def _joined(parts: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Runs of parts that touch."""
+    """The intervals, with touching ones joined."""
     run: tuple[float, float] | None = None
     for first, last in sorted(parts):
         if run is not None and first > run[1] + 1e-9:
@@ -163,7 +163,7 @@ def _joined(parts: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float
 
 
 def stability(records: Sequence[Record], axes: Sequence[Axis], tradeoff: Tradeoff) -> list[dict[str, object]]:
-    """A line for each curve: its stable range in octaves with a 95 % interval, and how well it does inside and outside.
+    """A line for each curve: its stable range in octaves with a 95 % interval, its best control, the best that keeps quality.
 
     The interval is a bootstrap over prompts and seeds, the same draws for the curve and for plain pictures. Rows without a
     picture count as 0 in control and quality.
@@ -172,8 +172,8 @@ def stability(records: Sequence[Record], axes: Sequence[Axis], tradeoff: Tradeof
         ``curve``; ``octaves`` with ``low`` and ``high``; the range's ends ``from`` and ``to``, and at which of them (``open``)
         the strengths that were tried end, not the range; ``best_control`` and the strength where it is; ``kept_control``, the
         best at a strength that keeps quality, and that strength; quality of plain pictures; spread over seeds of control and
-        quality, as the mean over strengths; ``n`` rows at each strength, or at most. Nothing without plain pictures to compare
-        with, or without the two metrics.
+        quality, as the mean over strengths; ``n``, the largest number of rows at a strength. Empty without plain pictures that
+        have the quality metric; curves whose rows lack a metric are left out.
     """
     metrics = (tradeoff.control, tradeoff.quality)
     records = counted(records, metrics)
@@ -226,7 +226,7 @@ def _spread(climb: Climb, metric: str) -> float | None:
 
 
 def _values(records: Iterable[Record], metric: str) -> dict[tuple[str, ...], float]:
-    """A metric by prompt and seed."""
+    """Values of a metric by prompt, regions and seed."""
     return {
         (record.get("prompt", ""), record.get("regions", ""), record["seed"]): float(record[metric])
         for record in records
@@ -235,7 +235,7 @@ def _values(records: Iterable[Record], metric: str) -> dict[tuple[str, ...], flo
 
 
 def _interval(climb: Climb, plain: Sequence[Record], tradeoff: Tradeoff) -> tuple[float, float]:
-    """95 % percentile bootstrap of the octaves."""
+    """95 % percentile bootstrap interval of the stable range's octaves, resampled over prompts and seeds."""
     control = [_values(rows, tradeoff.control) for rows in climb.records]
     quality = [_values(rows, tradeoff.quality) for rows in climb.records]
     plain_quality = _values(plain, tradeoff.quality)
@@ -255,7 +255,7 @@ def _interval(climb: Climb, plain: Sequence[Record], tradeoff: Tradeoff) -> tupl
 
 
 def write_stability(path: Path, lines: Sequence[Mapping[str, object]]) -> bool:
-    """Write :func:`stability` as a CSV file, whole or not at all; whether there was anything to write."""
+    """Write lines of :func:`stability` as a CSV file, atomically; False if there are none."""
     if lines:
         with replacing(path) as temporary:
             append_table(temporary, tuple(lines[0]), lines)
@@ -263,7 +263,7 @@ def write_stability(path: Path, lines: Sequence[Mapping[str, object]]) -> bool:
 
 
 def stability_table(lines: Sequence[Mapping[str, object]], tradeoff: Tradeoff) -> str:
-    """:func:`stability` as aligned text."""
+    """Lines of :func:`stability` as an aligned text table."""
     title = (
         f"stable range of {tradeoff.strength}: {tradeoff.control} at least {CONTROL_SHARE:.0%} of the curve's best, "
         f"{tradeoff.quality} at most {QUALITY_LOSS:g} below plain"

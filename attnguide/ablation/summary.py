@@ -1,4 +1,4 @@
-"""From records to means with intervals, cell by cell or along an axis."""
+"""Means of metrics with bootstrap intervals over an ablation's records, by cell or along an axis."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Estimate:
     """A mean over rows.
 
     Attributes:
-        mean: Of the rows that have the metric.
+        mean: Mean over the rows that have the metric.
         low: Lower end of the 95 % bootstrap interval over rows; the mean itself where there is one row.
-        high: Upper end.
-        n: Rows that have the metric.
+        high: Upper end of the interval.
+        n: Number of rows that have the metric.
     """
 
     mean: float
@@ -37,11 +37,11 @@ class Estimate:
 
 
 def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
-    """Columns of numbers about rows, costs last.
+    """Names of the numeric columns: metrics, then costs.
 
     Args:
         records: Lines of ``records.csv``.
-        costs: Whether network passes, seconds and memory are among them.
+        costs: Whether to include costs: network passes, seconds and memory.
     """
     hidden = {*SETTINGS, "status", *(() if costs else COSTS)}
     names = dict.fromkeys(name for record in records for name, text in record.items() if text != "")
@@ -50,7 +50,7 @@ def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
 
 
 def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
-    """Mean of a metric with its interval; ``None`` where no row has it."""
+    """Mean of a metric with its 95 % bootstrap interval, without costs of refused rows; ``None`` if no row has the metric."""
     values = [float(record[metric]) for record in records if record.get(metric) and not _costless(record, metric)]
     if not values:
         return None
@@ -62,14 +62,14 @@ def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
 
 
 def _costless(record: Record, metric: str) -> bool:
-    """Whether the number says only that a row was refused."""
+    """Whether the metric is a cost and the row was refused, so that its cost is 0."""
     return metric in COSTS and verdict(record.get("status", "ok")) == "refused"
 
 
 def seed_std(records: Iterable[Record], metric: str) -> float | None:
     """Standard deviation of a metric over the seeds of a prompt: the root of the mean variance over prompts.
 
-    Prompts with one seed are left out; ``None`` if that leaves none. Prompts with other regions are others.
+    Prompts with one seed are left out; ``None`` if that leaves none. Equal prompts with different regions count as different.
     """
     having = [record for record in records if record.get(metric)]
     spreads = [
@@ -81,7 +81,7 @@ def seed_std(records: Iterable[Record], metric: str) -> float | None:
 
 
 def grouped(records: Iterable[Record], columns: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
-    """Records by their values in some columns, in the order they first come."""
+    """Records grouped by their values in ``columns``, in order of first occurrence."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record.get(column, "") for column in columns), []).append(record)
@@ -108,7 +108,7 @@ def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
 
 
 def write_summary(path: Path, records: Sequence[Record]) -> list[dict[str, object]]:
-    """Write :func:`summarise` as a CSV file, whole or not at all."""
+    """Write :func:`summarise` as a CSV file, atomically; returns its lines."""
     lines = summarise(records)
     if lines:
         with replacing(path) as temporary:
@@ -121,7 +121,7 @@ def cell_table(records: Sequence[Record], limit: int = 60) -> str:
 
     Args:
         records: Lines of ``records.csv``.
-        limit: Most cells; further ones are counted.
+        limit: Most cells to list; a note counts the rest.
     """
     metrics = [name for name in metrics_of(records) if name not in ("peak_memory_mb",)]
     cells = grouped(records, [CELL])

@@ -1,4 +1,4 @@
-"""Control against quality: what a method gains and what it pays, along its strengths."""
+"""Plot of control against quality along a method's strengths."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def write_tradeoff(folder: Path, axes: Sequence[Axis], records: Sequence[Record], tradeoff: Tradeoff) -> Iterator[Path]:
-    """Draw ``plots/<control>-against-<quality>.png``, if any record has both; gives the file.
+    """Draw ``plots/<control>-against-<quality>.png``, if any record has both metrics; yields the file's path.
 
-    Quality goes to the right and control upwards, both higher is better: the outer edge is the upper right. Every curve joins
-    the strengths of one way of steering, with 95 % intervals; its strongest point is labelled.
+    Quality is the abscissa and control the ordinate; for both higher is better, so the best corner is the upper right. Every
+    curve joins the strengths of one way of steering, with 95 % intervals; its strongest point is labelled.
     """
     records = counted(records, (tradeoff.control, tradeoff.quality))
     found = [(climb, points) for climb in climbs(records, axes, tradeoff.strength) if (points := _points(climb, tradeoff))]
@@ -32,10 +32,10 @@ def write_tradeoff(folder: Path, axes: Sequence[Axis], records: Sequence[Record]
 
 
 _STYLES = ("-o", "--s", ":^", "-.D")
-"""Lines and markers in turn, so that curves on one another can be told apart."""
+"""Line and marker styles in turn, so that overlapping curves can be told apart."""
 
 _Point = tuple[Estimate, Estimate]
-"""Quality and control."""
+"""Quality and control of one strength."""
 
 
 def _point(records: Sequence[Record], tradeoff: Tradeoff) -> _Point | None:
@@ -44,7 +44,7 @@ def _point(records: Sequence[Record], tradeoff: Tradeoff) -> _Point | None:
 
 
 def _points(climb: Climb, tradeoff: Tradeoff) -> list[tuple[float, _Point]]:
-    """Strength and place of every point of a curve."""
+    """Each strength of a curve with its quality and control; strengths without either metric are left out."""
     places = ((strength, _point(rows, tradeoff)) for strength, rows in zip(climb.strengths, climb.records, strict=True))
     return [(strength, place) for strength, place in places if place is not None]
 
@@ -73,13 +73,13 @@ def _draw(found: Sequence[tuple[Climb, Sequence[tuple[float, _Point]]]], plain: 
 
 
 def _method(climb: Climb) -> str:
-    """Of all rows of a curve; empty where they have several."""
+    """Method of all rows of a curve; empty if they have several."""
     methods = {record.get("method", "") for records in climb.records for record in records}
     return methods.pop() if len(methods) == 1 else ""
 
 
 def _with_whiskers(plot: Axes, places: Sequence[_Point], label: str, style: str, color: str) -> str:
-    """Draw one curve; gives its colour."""
+    """Draw one curve with error bars; returns its colour."""
     quality, control = zip(*places, strict=True)
     spreads = [[[e.mean - e.low for e in along], [e.high - e.mean for e in along]] for along in (quality, control)]
     _, _, whiskers = plot.errorbar(
