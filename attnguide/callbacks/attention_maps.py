@@ -1,4 +1,4 @@
-"""Where every word looks: heat maps over the final picture, and over the steps."""
+"""Heat maps of each word's cross-attention over the final picture, as a mean over steps and step by step."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from attnguide.sources.files import map_bytes, map_names
 from attnguide.types import PassContext, Region, Sample, SampleResult, Step
 
 OVERVIEW = "_overview.png"
-"""Of a row: the picture with its regions, and all words."""
+"""File of a row's overview: the picture with its regions, beside the heat map of every word."""
 
 _SMALLEST = 256
-"""Pictures are enlarged to this side before anything is drawn on them."""
+"""Side in pixels to which smaller pictures are enlarged before maps or regions are drawn on them."""
 
 _STRIP_CELL = 128
 
@@ -43,9 +43,9 @@ class AttentionMapsLogger(SamplingCallback):
     regions, and all words).
 
     Args:
-        sites: Whose maps are averaged; the cross-attention sites of the model's guidance level when ``None``.
-        steps: The part of the schedule whose mean is drawn, as progress.
-        strip: Pictures in the strip.
+        sites: Sites whose maps are averaged; the cross-attention sites of the model's guidance level when ``None``.
+        steps: Range of progress whose mean map is drawn, start included, end excluded.
+        strip: Number of steps shown in the strip.
 
     Raises:
         ValueError: If ``steps`` is not a range within [0, 1], or ``strip`` is below 1.
@@ -111,12 +111,12 @@ def draw_maps(
     """Write a row's maps as :class:`AttentionMapsLogger` says, to ``folder/<row id>``.
 
     Args:
-        folder: Of all rows' maps.
+        folder: Folder of all rows' maps.
         result: The finished row.
-        regions: Phrases of the maps.
-        maps: Of every step.
-        chosen: Steps whose mean is drawn; all when there are none.
-        cells: Pictures in the strip.
+        regions: Regions whose phrases the maps are of, in the same order.
+        maps: Mean attention of each region's words at every step.
+        chosen: Indices of the steps whose mean is drawn; all steps when empty.
+        cells: Number of steps shown in the strip.
     """
     folder, pictures = folder / result.sample.id, []
     for name, values in zip(map_names(regions), maps, strict=False):
@@ -131,7 +131,7 @@ def draw_maps(
 
 
 def _over_steps(image: Image.Image, values: NDArray[np.float32], cells: int) -> Image.Image:
-    """Maps ``steps height width`` over a small picture, at some steps, with one scale for all."""
+    """Strip of maps ``steps height width`` over a small picture, at most ``cells`` of them, with one colour scale."""
     at = np.unique(np.linspace(0, len(values) - 1, min(cells, len(values))).round().astype(int))
     top = float(values[at].max())
     small = image.copy()
@@ -141,7 +141,7 @@ def _over_steps(image: Image.Image, values: NDArray[np.float32], cells: int) -> 
 
 
 def _mean_of_sites(maps: Sequence[Float[Tensor, "batch regions height width"]]) -> Tensor:
-    """Mean over sites, on the largest of their sizes."""
+    """Mean of the sites' maps, each resized to the largest map's size."""
     height, width = max(tuple(site.shape[-2:]) for site in maps)
     resized = [
         site if site.shape[-2:] == (height, width) else torch.nn.functional.interpolate(site, (height, width), mode="bilinear")

@@ -26,16 +26,16 @@ class SamplingCallback(L.Callback):
                 print(step.index, step.sigma)
 
     Attributes:
-        only_shows: Whether the run can do without it: its exceptions become a warning, and the run goes on. A callback that
-            writes results or is there to fail the run leaves it False.
-        failed: Whether it failed in the newest batch; set only where ``only_shows`` is True.
+        only_shows: Whether an exception of this callback becomes a warning and the run goes on. Callbacks that write results
+            or are meant to stop the run leave it False.
+        failed: Whether it raised in the newest batch; set only where ``only_shows`` is True.
     """
 
     only_shows: bool = False
     failed: bool = False
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        """Called once per batch, before :meth:`on_sample_start`: the readers of attention to attach for it."""
+        """Called once per batch, before :meth:`on_sample_start`; returns the probes that read attention during the batch."""
         return ()
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
@@ -45,15 +45,15 @@ class SamplingCallback(L.Callback):
         """Called before guidance and the network's evaluation; ``latents`` is ``batch channels height width``."""
 
     def on_guidance_update(self, trainer: L.Trainer, module: L.LightningModule, event: UpdateEvent) -> None:
-        """Called after each guide pass that judged rows."""
+        """Called after each guide pass, with the rows whose loss it computed."""
 
     def on_denoise_step_end(
         self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
     ) -> None:
-        """Called after the scheduler's move, with the new latents and the prediction that led there."""
+        """Called after the scheduler's step, with the new latents and the noise prediction of that step."""
 
     def on_row_stopped(self, trainer: L.Trainer, module: L.LightningModule, row: int, reason: str) -> None:
-        """Called when a row of the batch is given up (a NaN, say); the others go on."""
+        """Called when a row of the batch is stopped, for instance because of a NaN; the other rows go on."""
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
         """Called with the finished rows of a batch."""
@@ -62,21 +62,20 @@ class SamplingCallback(L.Callback):
         """Called with rows that end without :meth:`on_sample_end`: refused before their batch began, or lost with it."""
 
     def row_metrics(self, result: SampleResult) -> Mapping[str, float]:
-        """Numbers about a row of the newest batch, for its record.
+        """Metrics of a row of the newest batch, which become columns of its record.
 
-        Asked at any time from the end of the batch's last step on, maybe more than once, maybe before this callback's own
-        :meth:`on_sample_end`.
+        Called any number of times after the batch's last step, possibly before this callback's own :meth:`on_sample_end`.
         """
         return {}
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Where callbacks write."""
+    """The run folder, into which callbacks write: the trainer's ``default_root_dir``."""
     return Path(trainer.default_root_dir)
 
 
 def row_metrics(trainer: L.Trainer, result: SampleResult) -> dict[str, float]:
-    """What all callbacks of a trainer measured about a row of the newest batch, in their order."""
+    """Metrics of a row of the newest batch from all callbacks of a trainer; on equal names the later callback wins."""
     metrics: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SamplingCallback) and not callback.failed:

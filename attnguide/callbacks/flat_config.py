@@ -1,4 +1,4 @@
-"""A run's configuration as one level of names, by which loggers filter and compare. Importing this needs no torch."""
+"""A run's configuration as a flat mapping, which loggers filter and compare runs by. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ _OF_ROWS = (
     "control",
     MADE_WITH,
 )
-"""Settings that rows say better, or that do not decide the pictures."""
+"""Settings left out: those summarised over rows by :func:`_of_rows`, and those that do not decide the pictures."""
 
 _COMMON = ("prompt", "negative_prompt", "steps", "cfg_scale", "scheduler", "height", "width", *INPUTS[:3])
-"""Settings of rows; each is a configuration's only if all rows agree on it."""
+"""Settings of rows that are logged if all rows have the same value."""
 
 _LONGEST = 300
-"""Characters of a text that is kept whole."""
+"""Characters after which a text is cut."""
 
 
 def flat_config(
     config: Mapping[str, Any], samples: Sequence[Sample], facts: Mapping[str, Any] | None = None
 ) -> dict[str, Plain]:
-    """Settings as ``name -> text or number``; nothing is nested, empty or as long as the table of rows.
+    """Settings as ``name -> text or number``: nested names joined by ``/``, empty values and the table of rows left out.
 
-    ``rows``, ``prompts``, ``seeds`` are counts; ``methods`` names them; ``axis/<name>`` holds an ablation's values,
-    ``<method>/<option>`` an option on which all rows of the method agree, ``version/<package>`` a version.
+    ``rows``, ``prompts`` and ``seeds`` are counts; ``methods`` lists the methods' names; ``axis/<name>`` holds the values of an
+    ablation's axis, ``<method>/<option>`` an option that is equal in all rows of the method, ``version/<package>`` a version.
 
     Args:
-        config: As the run folder keeps it.
+        config: Configuration as in ``config.yaml`` of the run folder.
         samples: The rows.
-        facts: Further settings that win, such as the command and an ablation's file and base; mappings are flattened.
+        facts: Further entries, which override settings of the same name: the command, an ablation's file and base.
 
     Example:
         >>> flat_config({"model": "shapes", "height": None, "wandb": {}}, [], {"ablation": {"file": "a.yaml"}})["ablation/file"]
@@ -76,7 +76,7 @@ def _of_rows(samples: Sequence[Sample]) -> dict[str, Plain]:
 
 
 def _options(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Options on which all rows of a method agree."""
+    """Options that have the same value in all rows of their method, as ``<method>/<option>``."""
     given: dict[str, list[Mapping[str, Any]]] = {}
     for sample in samples:
         for method in sample.methods:
@@ -95,7 +95,7 @@ def axis_key(name: str) -> str:
 
 
 def _axes(samples: Iterable[Sample]) -> dict[str, Any]:
-    """Values of an ablation's axes, in the order of the rows: the value itself where there is one."""
+    """Values of an ablation's axes: the value itself if all rows share it, otherwise all values joined by commas."""
     values: dict[str, dict[str, Any]] = {}
     for sample in samples:
         for name, value in sample.tags.items():
@@ -105,7 +105,7 @@ def _axes(samples: Iterable[Sample]) -> dict[str, Any]:
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:
-    """Nested mappings under ``a/b``; lists as JSON; nothing for what is empty."""
+    """Nested mappings with keys joined as ``a/b``, lists as JSON, without empty values."""
     flat: dict[str, Plain] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What judges say of finished rows: numbers for their records, and what was seen, on disk."""
+"""Judges applied to finished rows: scores for their records, and detections in ``judged.csv``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _COLUMNS = ("id", "judge", "numbers", "detections")
 
 
 class Judging(SamplingCallback):
-    """Lets judges look at every finished picture; their numbers become columns of the record.
+    """Runs judges on every finished picture; their scores become columns of the record.
 
     ``judged.csv`` gets a line for each row and judge: its numbers, and its detections as labels, boxes in fractions and scores,
     from which whole-table metrics (average precision) are computed. Put it before
     :class:`~attnguide.callbacks.run_folder.RunFolder`, so that a row is on record only when what was seen of it is on disk.
 
     Args:
-        judges: Each of another name.
+        judges: Judges with distinct names.
 
     Attributes:
-        looked: Pictures that judges looked at, on this process.
-        judged: Those that a judge knew what to say of.
+        looked: Number of pictures shown to the judges, on this process.
+        judged: Number of those for which at least one judge gave a score.
     """
 
     def __init__(self, judges: Sequence[Judge]) -> None:
@@ -42,7 +42,7 @@ class Judging(SamplingCallback):
         self._seen: dict[str, dict[str, tuple[Seen, dict[str, float]]]] = {}
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Judges look on the device where the pictures are made."""
+        """Move the judges' networks to the model's device."""
         self.scores.to(module.device)
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
@@ -67,11 +67,11 @@ class Judging(SamplingCallback):
 
 
 def append_judged(folder: Path, found: Sequence[tuple[str, Mapping[str, tuple[Seen, Mapping[str, float]]]]]) -> None:
-    """Add lines to ``judged.csv``.
+    """Append lines to ``judged.csv``, one for each row and judge.
 
     Args:
-        folder: The run's.
-        found: For each row its id, and what each judge saw with its numbers.
+        folder: The run folder.
+        found: For each row its id, and by judge the detections and the scores.
     """
     lines = [
         {

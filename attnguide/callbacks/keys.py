@@ -1,6 +1,6 @@
-"""Names under which a run's numbers and pictures stand in every logger. Importing this needs no torch.
+"""Keys of a run's metrics and pictures in every logger. Importing this needs no torch.
 
-Nothing in a name differs from run to run but the method, so that runs share their charts. ``docs/logging.md`` lists them.
+Only the method differs in a key from run to run, so that runs share their charts. ``docs/logging.md`` lists all keys.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ MAPS_STEP, MAPS_PROGRESS = "maps/step", "maps/progress"
 """Axes of the curves below ``maps/``."""
 
 ROW_STEP = "rows/step"
-"""Axis of the lines of single rows, below ``rows/``."""
+"""Axis of the curves of single rows, below ``rows/``: the index of the network evaluation."""
 
 ROWS_DONE = "progress/rows"
-"""Rows that have ended so far."""
+"""Number of rows that have ended so far."""
 
 SECONDS = "progress/seconds_per_row"
 FAILED_SO_FAR = "progress/failed"
@@ -28,35 +28,35 @@ MAP_STATISTICS: tuple[str, ...] = ("l2", "max", "entropy", "inside")
 """Columns of ``map_norms.csv`` that become curves."""
 
 PLACED, UNPLACED = "placed", "unplaced"
-"""Roles of a phrase: whether its region has a place."""
+"""Roles of a phrase: its region has a place, or has none."""
 
 STD = "_std"
-"""Behind the name of a curve: the standard deviation over rows."""
+"""Suffix of a curve's name for the standard deviation over rows."""
 
 PICTURES, MAPS_PICTURES, SHEET, TABLE = "pictures", "pictures/maps", "pictures/sheet", "rows"
 
 ABLATION_SHEETS, ABLATION_PLOTS = "ablation/sheets", "ablation/plots"
-"""An ablation's pictures, each a list."""
+"""Keys of an ablation's contact sheets and plots, each a list of pictures."""
 
 EVAL_TABLE, EVAL_SHEETS = "eval/table", "eval/sheets"
-"""A comparison's table, and its examples of each category, a list."""
+"""Keys of a comparison's table, and of its sheets of examples, a list with one for each category."""
 
 SHOWN: dict[str, tuple[str, ...]] = {
     GUIDE_STEP: ("guide/loss/*", "guide/inside/*"),
     ROWS_DONE: (SECONDS,),
     ROW_STEP: ("rows/loss/*", "rows/inside/*"),
 }
-"""Axis -> keys that W&B draws over it."""
+"""Axis -> keys that W&B charts over it by default."""
 
 UNSHOWN: dict[str, tuple[str, ...]] = {
     GUIDE_STEP: ("guide/gradient_norm/*", *(f"guide/{name}{STD}/*" for name in GUIDE_CURVES)),
     MAPS_STEP: tuple(f"maps/{name}{end}/*" for name in MAP_STATISTICS for end in ("", STD)),
     ROWS_DONE: (FAILED_SO_FAR, *(f"progress/{name}/*" for name in LIVE)),
 }
-"""Axis -> keys that are there for panels of one's own, but get none by themselves."""
+"""Axis -> keys that W&B logs over it without a chart; users may add panels for them."""
 
 AXES: tuple[str, ...] = (GUIDE_STEP, GUIDE_PROGRESS, MAPS_STEP, MAPS_PROGRESS, ROW_STEP, ROWS_DONE, "trainer/global_step")
-"""Keys that are there to be drawn over; the last is Lightning's."""
+"""Keys that serve only as axes of charts; the last is Lightning's own step."""
 
 
 def method_key(method: str) -> str:
@@ -86,12 +86,12 @@ def live_key(metric: str, method: str) -> str:
 
 
 def row_key(curve: str, id: str) -> str:
-    """``rows/<curve>/<row id>``: a row's own line, for those that were asked for."""
+    """``rows/<curve>/<row id>``: the curve of a single row; see ``row_curves`` of :class:`~attnguide.callbacks.RunLog`."""
     return f"rows/{curve}/{id}"
 
 
 def mean_key(metric: str, method: str, *, of: str = "mean") -> str:
-    """``mean/<metric>/<method>`` in the summary, over the rows of a method; ``of`` may also be ``std``."""
+    """``mean/<metric>/<method>`` in the summary: the mean over a method's rows, or, if ``of`` is ``std``, the deviation."""
     return f"{of}/{metric}/{method_key(method)}"
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 def wandb_run(trainer: L.Trainer) -> Any | None:
-    """The W&B run on this process, if the trainer has one."""
+    """The W&B run of the trainer's first ``WandbLogger``; ``None`` without one, or on a process other than the first."""
     if not trainer.is_global_zero:
         return None
     for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""Every loss that guidance saw."""
+"""The loss of every guide pass, row by row, as a table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TRACE_COLUMNS = ("id", "step", "progress", "method", "iteration", "loss", "indic
 
 
 def trace_lines(ids: Sequence[str], event: UpdateEvent) -> list[dict[str, object]]:
-    """One guide pass as lines of ``loss_trace.csv``, one for each row that was judged.
+    """One guide pass as lines of ``loss_trace.csv``, one for each row whose loss it computed.
 
     Args:
-        ids: Of all rows of the batch.
+        ids: Row ids of the batch.
         event: The guide pass.
     """
     where = {"step": event.step.index, "progress": event.step.progress, "method": event.method}

@@ -1,4 +1,4 @@
-"""How strong every word's map is at every site and step, before and after injections."""
+"""Statistics of every region's attention map at every site and step, before and after injections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from attnguide.run_folder.tables import append_table
 from attnguide.types import PassContext, SampleResult, Step
 
 STATISTICS: tuple[str, ...] = ("mean", "l1", "l2", "max", "entropy", "inside")
-"""What is measured of a map; see :func:`map_statistics`."""
+"""Statistics of a map, in the order of :func:`map_statistics`."""
 
 _COLUMNS = ("id", "step", "stage", "site", "height", "width", "region", "phrase", *STATISTICS)
 
@@ -29,15 +29,15 @@ _COLUMNS = ("id", "step", "stage", "site", "height", "width", "region", "phrase"
 def map_statistics(
     maps: Float[Tensor, "batch regions query"], masks: Float[Tensor, "batch regions query"]
 ) -> Float[Tensor, "batch regions statistics"]:
-    """The numbers of :data:`STATISTICS`, in that order.
+    """Statistics of attention maps: the columns of :data:`STATISTICS`, in that order.
 
     ``mean``, ``l1`` (sum), ``l2`` (Euclidean norm) and ``max`` over the cells; ``entropy`` in nats of the map scaled to sum 1,
     from 0 (one cell) to the logarithm of the number of cells (flat); ``inside``, the share of the map's sum that lies in the
     mask, in [0, 1], NaN for a region without a place.
 
     Args:
-        maps: Attention of each region's words, at least 0.
-        masks: In [0, 1]; zero everywhere for a region without a place.
+        maps: Attention probs, averaged over each region's tokens, at least 0.
+        masks: Soft masks of the regions in [0, 1]; zero everywhere for a region without a place.
     """
     total = maps.sum(-1).clamp_min(1e-12)
     share = maps / total[..., None]
@@ -62,11 +62,11 @@ class MapNorms(SamplingCallback):
     """Writes ``map_norms.csv``: a line per row, step, site, region and stage (``before`` and ``after`` injections).
 
     Maps are the conditional half's, averaged over heads and over the tokens of the region's phrase. Adds the metric ``inside``:
-    the mean share of attention inside the regions after injections, over all steps and sites.
+    the share of attention inside the regions after injections, as the mean over measured steps, sites and placed regions.
 
     Args:
-        sites: Which cross-attention sites; all when ``None``.
-        every: Measure every so many evaluations.
+        sites: Sites to measure; all cross-attention sites when ``None``.
+        every: Measure at network evaluations 0, ``every``, 2 ``every``, ...
     """
 
     only_shows = True

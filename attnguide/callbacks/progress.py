@@ -1,4 +1,4 @@
-"""How far a run is, for people."""
+"""Progress of a run: bars in a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ProgressBar(RichProgressBar):
     """Lightning's Rich bar over batches, with a second one over denoising steps that shows guidance at work.
 
     Args:
-        refresh_rate: As Lightning has it.
-        leave: Likewise.
-        stream: The terminal; standard output when ``None``.
+        refresh_rate: Batches between two updates of the bar; see ``RichProgressBar``.
+        leave: Whether the finished bar stays in the terminal; see ``RichProgressBar``.
+        stream: Terminal to draw in; standard output when ``None``.
     """
 
     only_shows = True
@@ -39,31 +39,31 @@ class ProgressBar(RichProgressBar):
         return "Batches"
 
     def on_sample_start(self, trainer: L.Trainer, module: L.LightningModule, info: BatchInfo) -> None:
-        """Begin the bar over steps."""
+        """Add the bar over denoising steps."""
         if self.is_disabled or self.progress is None:
             return
         self._count = len(info.steps)
         self._steps = self._add_task(self._count, "Steps")
 
     def on_guidance_update(self, trainer: L.Trainer, module: L.LightningModule, event: UpdateEvent) -> None:
-        """Show the newest update: its number within the step, and the mean loss of its rows."""
+        """Show the newest update: method, number within the step, rows that moved, mean loss."""
         loss = sum(event.losses) / max(len(event.losses), 1)
         self._describe(f"{event.method}, update {event.iteration + 1} on {sum(event.moved)} rows, loss {loss:.3g}")
 
     def on_denoise_step_end(
         self, trainer: L.Trainer, module: L.LightningModule, step: Step, latents: Tensor, noise_pred: Tensor
     ) -> None:
-        """Move the bar over steps."""
+        """Advance the bar over denoising steps."""
         if self._steps is not None:
             self._update(self._steps, step.index + 1)  # type: ignore[arg-type]
             self._describe("Steps")
 
     def on_sample_end(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
-        """End the bar over steps, and tell how many rows are left; the bar over batches tells the time left."""
+        """Remove the bar over steps, and show the number of rows left beside the bar over batches."""
         self._end_rows(trainer, len(results))
 
     def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
-        """Count the rows, and end the bar over steps of a batch that was lost."""
+        """Count the rows as done, and remove the bar over steps of a batch that was lost."""
         self._end_rows(trainer, len(results))
 
     def _end_rows(self, trainer: L.Trainer, count: int) -> None:
@@ -85,20 +85,20 @@ class ProgressBar(RichProgressBar):
         printed = sys.stdout
         super()._init_progress(trainer)
         if not terminal(printed):
-            sys.stdout = printed  # what is printed goes to its file, not above the bar
+            sys.stdout = printed  # Rich redirects prints above the bar; output that goes to a file must stay there
 
 
 def _rows_of_run(trainer: L.Trainer) -> int | None:
-    """How many rows there are to do; ``None`` where other processes do some of them."""
+    """Number of rows that this run has to make; ``None`` if several processes share them, or the data module has no count."""
     rows = getattr(trainer.datamodule, "remaining", None)  # type: ignore[attr-defined]
     return len(rows) if rows is not None and trainer.world_size == 1 else None
 
 
 class LineProgress(SamplingCallback):
-    """A line of text per finished row, with the rows and about the time left, where there is no terminal to draw in.
+    """Writes a line of text per finished row, with rows and estimated time left; for output that is no terminal.
 
     Args:
-        stream: Where to; standard error when ``None``.
+        stream: Stream to write to; standard error when ``None``.
     """
 
     only_shows = True
@@ -141,7 +141,7 @@ def _minutes(seconds: float) -> str:
 
 
 def terminal(stream: TextIO | None = None) -> TextIO | None:
-    """The stream to draw to: the first of standard error and output, or the one given, that is a terminal."""
+    """``stream``, or the first of standard error and standard output, if it is a terminal; otherwise ``None``."""
     streams = (sys.stderr, sys.stdout) if stream is None else (stream,)
     return next((found for found in streams if found is not None and found.isatty()), None)
 
@@ -150,7 +150,7 @@ def progress_bar(stream: TextIO | None = None) -> L.Callback:
     """A :class:`ProgressBar` in a terminal, a :class:`LineProgress` elsewhere.
 
     Args:
-        stream: Standard error, or standard output if only that is a terminal, when ``None``.
+        stream: Stream to write to; when ``None``, the terminal among standard error and standard output, else standard error.
     """
     drawn = terminal(stream)
     return ProgressBar(stream=drawn) if drawn is not None else LineProgress(stream)

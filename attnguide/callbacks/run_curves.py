@@ -1,4 +1,4 @@
-"""Curves of a run over its steps, as means over rows, read from the tables in its folder. Importing this needs no torch."""
+"""Curves over a run's steps, as means over rows, read from the CSV files of its folder. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INSIDE = MAP_STATISTICS.index("inside")
 
 @dataclass
 class Spread:
-    """Count, mean and standard deviation of numbers that come one by one (Welford's update).
+    """Running count, mean and standard deviation (Welford's algorithm).
 
     Example:
         >>> spread = Spread()
@@ -31,7 +31,7 @@ class Spread:
     squares: float = 0.0
 
     def add(self, value: float) -> None:
-        """Take in a number; NaN and infinity are left out."""
+        """Add a number; NaN and infinity are ignored."""
         if math.isfinite(value):
             self.count += 1
             before = value - self.mean
@@ -40,7 +40,7 @@ class Spread:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the sample (divided by ``n - 1``); 0 for one number."""
+        """Sample standard deviation (divisor ``n - 1``); 0 for fewer than two numbers."""
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
 
 
@@ -61,20 +61,20 @@ class Point:
 
 @dataclass
 class Curves:
-    """Curves as they come: a spread over rows for each step and key."""
+    """Accumulates curves: a :class:`Spread` over rows for each step and key."""
 
     spreads: dict[int, dict[str, Spread]] = field(default_factory=dict)
 
     def add(self, step: int, key: str, value: float) -> None:
-        """Take in a row's value."""
+        """Add a row's value of the curve ``key`` at a step."""
         self.spreads.setdefault(step, {}).setdefault(key, Spread()).add(value)
 
     def points(self, count: int, *, std: bool = True) -> list[Point]:
-        """One point a step, in order.
+        """The curves as one point per step, in order of steps.
 
         Args:
-            count: Evaluations of the schedule; one more than the last step at least.
-            std: Whether the standard deviations are among the values.
+            count: Evaluations of the schedule, by which progress is computed; raised to the last step plus 1 if below it.
+            std: Whether to include standard deviations over rows.
         """
         count = max(count, max(self.spreads, default=0) + 1)
         points = []
@@ -88,12 +88,12 @@ class Curves:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """All curves of a run.
+    """All curves of a run, by group of keys.
 
     Attributes:
         guide: ``guide/...``: loss, gradient norm and share of attention inside the regions.
         maps: ``maps/...``: statistics of the maps.
-        rows: ``rows/...``: lines of single rows.
+        rows: ``rows/...``: loss and share of attention inside the regions of single rows.
     """
 
     guide: list[Point]
@@ -104,13 +104,13 @@ class RunCurves:
 def run_curves(folder: Path, records: Iterable[Mapping[str, str]], single: Collection[str] = ()) -> RunCurves:
     """Read ``loss_trace.csv`` and ``map_norms.csv`` of a run folder.
 
-    A row's value at a step is its last loss there, and the mean over sites and phrases of a map's statistic after injections. A
-    curve is the mean over the rows of one method, at steps of the same index.
+    At each step, a row's loss is that of the last update, and a map statistic is the mean over sites and phrases, after
+    injections. A curve is the mean of these values over the rows of one method.
 
     Args:
-        folder: Of the run.
-        records: Its lines of ``records.csv``, which say each row's method.
-        single: Ids of rows that get lines of their own.
+        folder: The run folder.
+        records: Its lines of ``records.csv``, which hold each row's method.
+        single: Ids of rows that get curves of their own.
     """
     known = list(records)
     methods = {record["id"]: record.get("method") or "plain" for record in known}
@@ -148,7 +148,7 @@ def _losses(path: Path, ids: Collection[str]) -> dict[tuple[str, str, int], tupl
 
 
 def _statistics(path: Path, ids: Collection[str]) -> dict[tuple[str, str, int], list[Spread]]:
-    """Statistics of maps after injections by row, role and step; over sites and phrases."""
+    """Spread over sites and phrases of each map statistic after injections, by row id, role and step."""
     found: dict[tuple[str, str, int], list[Spread]] = {}
     for id, step, stage, *values in table_lines(path, ("id", "step", "stage", *MAP_STATISTICS)):
         if stage == "after" and id in ids:

@@ -1,4 +1,4 @@
-"""The run folder: what was asked, what each row became, and one sheet of all pictures."""
+"""Writes the run folder's configuration, records of rows, and contact sheet."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class RunFolder(SamplingCallback):
     While the run lasts its folder is locked: another process is refused.
 
     Args:
-        config: The resolved configuration; the rows of the data module when ``None``.
+        config: The resolved configuration; when ``None``, one made from the data module's rows.
         resume: Go on in a folder that holds a stopped run: temporary files, lines of unfinished rows and doubles are dropped.
-        scorer: Numbers about a finished row, which become columns.
+        scorer: Computes metrics of a finished row, which become columns of its record.
         sheet: Whether to draw ``sheet.png``.
-        lock: Of the folder, where the caller holds it already.
+        lock: Lock of the folder, if the caller holds it already.
 
     Attributes:
-        records: Lines written by this process.
+        records: Records written by this process.
 
     Raises:
         ValueError: When the run begins, if the folder holds another one, or another process writes to it.
@@ -103,7 +103,7 @@ class RunFolder(SamplingCallback):
         self.records.append(record)
 
     def on_rows_given_up(self, trainer: L.Trainer, module: L.LightningModule, results: Sequence[SampleResult]) -> None:
-        """A row without a picture is on record, too, with the reason."""
+        """Write records of rows without a picture, with the reason as their status."""
         if self._lock is not None:
             self._lock.check()
         for result in results:
@@ -115,14 +115,14 @@ class RunFolder(SamplingCallback):
             self._draw_sheet(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped still shows what it finished, where it can."""
+        """Draw the sheet of a stopped run's finished rows, if the disk allows it, and release the lock."""
         with suppress(OSError):
             if trainer.is_global_zero and self.records:
                 self._draw_sheet(trainer)
         self._held.close()
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Let the next run have the folder."""
+        """Release the folder's lock."""
         self._held.close()
 
     def _draw_sheet(self, trainer: L.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""A run in the loggers: its configuration, how far it is, and at its end everything that its folder says."""
+"""Logs a run: its configuration, its progress, and at the end the curves, pictures and tables of its run folder."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Record = Mapping[str, str]
 
 
 class RunLog(SamplingCallback):
-    """Shows a run in the trainer's loggers under names that other runs have too (:mod:`attnguide.callbacks.keys`).
+    """Logs a run to the trainer's loggers under keys that all runs share (:mod:`attnguide.callbacks.keys`).
 
-    At once the configuration, flat; after each batch the number of finished rows, and means by method over them; at the end,
-    also of a run that was stopped, what the run folder says, rows of earlier processes included: curves over the steps as means
-    over the rows of a method, with their spread; pictures with regions, in lists that have the same prompt and seed at the same
-    place for every method; the table ``rows``; means by method and by cell.
+    At the start: the flat configuration. After each batch: the number of finished rows, and their means by method. At the end,
+    also of a stopped run, the content of the run folder, including rows that earlier processes made: curves over the steps as
+    means over a method's rows, with standard deviations; pictures with regions, in lists with the same prompt and seed at the
+    same index for every method; the table ``rows``; means by method and by cell.
 
     Put it after :class:`~attnguide.callbacks.run_folder.RunFolder`, whose files it reads.
 
     Args:
-        config: The resolved configuration; the rows of the data module when ``None``.
+        config: The resolved configuration; when ``None``, one made from the data module's rows.
         facts: Further entries of the configuration: the command, an ablation's file and base.
-        row_curves: Rows, from the first, whose own lines are logged beside the means.
+        row_curves: Number of rows, from the first, whose own curves are logged beside the means.
     """
 
     only_shows = True
@@ -84,7 +84,7 @@ class RunLog(SamplingCallback):
         self._show(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped still shows what it finished."""
+        """Log the run folder of a stopped run, with the rows that it finished."""
         self._show(trainer)
 
     def _show(self, trainer: L.Trainer) -> None:
@@ -95,13 +95,13 @@ class RunLog(SamplingCallback):
 
 
 def log_folder(folder: Path, sinks: Sequence[Sink], config: Mapping[str, Plain], row_curves: int = 0) -> None:
-    """Log everything that a run folder says.
+    """Log curves, pictures, the table of rows and the summary of a run folder.
 
     Args:
-        folder: With ``records.csv``; nothing is logged without it.
-        sinks: Where to.
-        config: The configuration, flat.
-        row_curves: Rows, from the first, that get lines of their own.
+        folder: The run folder; nothing is logged if its ``records.csv`` has no rows.
+        sinks: Loggers to write to.
+        config: The flat configuration.
+        row_curves: Number of rows, from the first, that get curves of their own.
     """
     records = read_records(folder)
     if not records:
@@ -127,10 +127,9 @@ def _log_curves(sink: Sink, points: Sequence[Point], step: str, progress: str | 
 
 
 def pictures_by_key(folder: Path, records: Sequence[Record]) -> dict[str, list[Picture]]:
-    """Pictures of each method in the order of prompts and seeds, overviews of maps, and the sheet.
+    """Pictures by logger key: those of each method ordered by prompt and seed, overviews of maps, and the contact sheet.
 
-    A row without a picture keeps its place, so that a place in the list is the same prompt and seed for every method that has
-    one row for each.
+    A row without a picture keeps its place, so that an index is the same prompt and seed for every method with one row each.
     """
     subjects = {(record["prompt"], record["regions"], record["seed"]): index for index, record in enumerate(records)}
     order = {subject: number for number, subject in enumerate(subjects)}
@@ -154,7 +153,7 @@ def _picture(folder: Path, record: Record) -> Picture:
 
 
 def means(records: Sequence[Record]) -> dict[str, float]:
-    """Mean, standard deviation and number of rows of each metric by method, and means by cell of an ablation."""
+    """Mean and standard deviation of each metric by method, rows by method, and means by ablation cell, as summary keys."""
     hidden = {*SETTINGS, "status"}
     by_method: dict[tuple[str, str], Spread] = {}
     by_cell: dict[tuple[str, str], Spread] = {}
@@ -190,6 +189,6 @@ def _is_number(column: str, text: str) -> bool:
 
 
 def _typed(record: Record) -> dict[str, Any]:
-    """Numbers as numbers, empty cells as nothing."""
+    """A record with numbers as floats and empty cells as ``None``."""
     typed: dict[str, Any] = {name: text if text != "" else None for name, text in record.items()}
     return typed | {name: float(text) for name, text in record.items() if name != "id" and _is_number(name, text)}

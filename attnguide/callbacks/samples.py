@@ -1,4 +1,4 @@
-"""Pictures to files."""
+"""Writes finished pictures as PNG files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's configuration, curves, pictures, tables and summary, to any of Lightning's loggers under the same names."""
+"""Sinks: one interface to Lightning's loggers for a run's configuration, curves, pictures, tables and summary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attnguide.sheets.overlays import draw_regions
 from attnguide.types import Region
 
 MOST_PICTURES = 100
-"""Pictures of one key; W&B takes no more than 108 at once."""
+"""Most pictures logged under one key; W&B takes no more than 108 at once."""
 
 _SMALLEST = 256
 """Side to which small pictures are enlarged before regions are drawn on them."""
@@ -28,12 +28,12 @@ _SMALLEST = 256
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a run.
+    """A picture of a run, as it is logged.
 
     Attributes:
-        path: Its file; ``None`` for a row without one, whose place is kept.
-        caption: What it shows.
-        regions: Drawn over it, or handed on as overlays.
+        path: The picture's file; ``None`` for a row without a picture, which keeps its place in the list.
+        caption: Caption in the logger.
+        regions: Regions that are drawn over it, or passed to the logger as overlays.
     """
 
     path: Path | None
@@ -41,7 +41,7 @@ class Picture:
     regions: Sequence[Region] = field(default=())
 
     def image(self) -> Image.Image:
-        """The picture in RGB, a small grey one where there is none."""
+        """The picture in RGB; a grey square of 64 pixels if there is no file."""
         if self.path is None:
             return Image.new("RGB", (64, 64), (238, 238, 238))
         with Image.open(self.path) as file:
@@ -69,26 +69,26 @@ class Picture:
 
 
 class Sink:
-    """Any logger: numbers and the configuration, nothing else.
+    """Writes to any Lightning logger: metrics and the configuration; pictures and tables are dropped.
 
     Args:
-        logger: One of Lightning's.
+        logger: A Lightning logger.
     """
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
 
     def begin(self, config: Mapping[str, Plain]) -> None:
-        """Keep the configuration, which is flat."""
+        """Log the flat configuration as hyperparameters."""
         self.logger.log_hyperparams(dict(config))
 
     def point(self, values: Mapping[str, float], step: int, axes: Mapping[str, float]) -> None:
-        """Log values of one step of a curve.
+        """Log the values of curves at one step.
 
         Args:
-            values: By key.
-            step: Their place on the axis.
-            axes: Keys of the axes with the place on each, for loggers that let the reader choose.
+            values: Key of a curve -> its value.
+            step: The logger's step.
+            axes: Key of an axis -> the position on it, for loggers with axes of their own.
         """
         self.logger.log_metrics({**values, **axes}, step=step)
 
@@ -99,7 +99,7 @@ class Sink:
         """Log a table; the column ``picture`` holds a :class:`Picture` or ``None``."""
 
     def summary(self, values: Mapping[str, float], config: Mapping[str, Plain]) -> None:
-        """Log the run's last numbers, one for each key."""
+        """Log the run's final metrics, by key."""
         self.logger.log_metrics(dict(values))
 
 
@@ -157,7 +157,7 @@ class TensorBoardSink(Sink):
     logger: TensorBoardLogger
 
     def begin(self, config: Mapping[str, Plain]) -> None:
-        """Nothing yet: TensorBoard takes hyperparameters once, together with the numbers they led to."""
+        """Do nothing: TensorBoard takes hyperparameters once, together with the final metrics (:meth:`summary`)."""
 
     def pictures(self, key: str, pictures: Sequence[Picture]) -> None:
         for index, picture in enumerate(pictures[:MOST_PICTURES]):
@@ -182,7 +182,7 @@ class TrackioSink(Sink):
 
 
 def sinks_of(trainer: L.Trainer) -> list[Sink]:
-    """A sink for each of the trainer's loggers; none on other processes than the first."""
+    """A sink for each of the trainer's loggers; empty on processes other than the first."""
     if not trainer.is_global_zero:
         return []
     return [_sink(logger) for logger in trainer.loggers]
@@ -200,9 +200,9 @@ def region_overlays(regions: Sequence[Region], height: int, width: int) -> tuple
     """Regions as W&B's ``boxes`` (in fractions) and, for other places, ``masks`` at the picture's size; a class per phrase.
 
     Args:
-        regions: Those without a place are left out.
-        height: Of the picture in pixels.
-        width: Of the picture in pixels.
+        regions: Regions; those without a place are left out.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
     """
     labels = {index: region.phrase for index, region in enumerate(regions, 1)}
     boxes, masks = [], {}

@@ -1,4 +1,4 @@
-"""The callbacks of a run that keeps everything."""
+"""The callbacks of a run from the command line, in order."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def standard_callbacks(
     judges: Sequence[Judge] = (),
     sheet: bool = True,
 ) -> list[L.Callback]:
-    """Callbacks in an order that works: what measures, then files, then loggers, then what may fail the run.
+    """Callbacks in the order they need: measurements, files, loggers, and last the check that may stop the run.
 
     Args:
         config: The resolved configuration.
         resume: Go on in the run folder.
-        scorer: Numbers about a finished row.
+        scorer: Computes metrics of a finished row.
         maps: Draw attention maps.
-        norms: Measure maps at every site and step.
-        values: Compare values over steps.
-        progress: Show how far the run is.
-        lock: Of the run folder, where the caller holds it already.
-        facts: What loggers say of the run beside its configuration.
-        row_curves: Rows whose own curves go to the loggers beside the means by method.
-        judges: Look at every finished picture.
+        norms: Measure statistics of maps at every cross-attention site and step.
+        values: Compare attention values over steps, seeds and methods.
+        progress: Show the progress of the run.
+        lock: Lock of the run folder, if the caller holds it already.
+        facts: Entries that loggers show beside the configuration.
+        row_curves: Number of rows whose own curves go to the loggers beside the means by method.
+        judges: Judges that score every finished picture.
         sheet: Draw ``sheet.png``.
     """
     callbacks: list[L.Callback] = [*([MapNorms()] if norms else []), LossTrace(), TargetMaps()]

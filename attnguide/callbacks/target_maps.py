@@ -1,4 +1,4 @@
-"""The maps that rows took from other pictures, as files."""
+"""Writes the masks that rows took from the attention maps of source pictures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from attnguide.types import SampleResult
 
 
 class TargetMaps(SamplingCallback):
-    """Writes the mask of every region that has a source; rows without one leave nothing.
+    """Writes the mask of every region that has a source; rows without sources write no files.
 
     Files, in ``targets/<row id>/``: ``<phrase>.png``, to look at and to paint on, and ``<phrase>.npy``, the same in full
-    precision; either can be a region's mask. Adds what is known of the sources to the record: ``reconstruction_mse``,
-    ``reconstruction_psnr`` (decibels, of the picture) and ``reconstruction_latents_mse`` where a picture was inverted.
+    precision; either can be a region's mask. Adds metrics of inverted source pictures to the record: ``reconstruction_mse``,
+    ``reconstruction_psnr`` (of the picture, in decibels) and ``reconstruction_latents_mse``.
     """
 
     only_shows = True

@@ -1,4 +1,4 @@
-"""Do the values of attention stay constant? Cross-attention reads them off the prompt, self-attention off the picture."""
+"""Checks whether attention values stay constant over steps: cross-attention's depend on the prompt, self-attention's change."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _COLUMNS = (
 )
 
 _COMPARED: dict[str, str] = {"seed_difference": "another seed", "method_difference": "no method"}
-"""Columns that compare a row with another one, and what that other has."""
+"""Columns that compare a row with a reference row -> how the reference differs from it."""
 
 _METRICS: dict[str, str] = {
     "": "relative_difference",
     "_by_seed": "seed_difference",
     "_by_method": "method_difference",
 }
-"""Ending of a metric's name, and the column it sums up."""
+"""Suffix of a metric's name -> the column whose maximum over sites it is."""
 
 _NAMES: dict[str, str] = {"cross": "cross-attention", "self": "self-attention", "joint": "joint attention"}
 
@@ -42,21 +42,21 @@ class ValuesChangedError(RuntimeError):
 
 
 class ValueInvariance(SamplingCallback):
-    """Compares every site's values V over steps, seeds and methods: conditional half, before any edit.
+    """Compares every site's values V over steps, seeds and methods, in the conditional half, before any edit.
 
     Files: ``value_invariance.csv`` and ``value_invariance.txt``, a verdict for people. The table has a line per row and site:
     the largest absolute difference between any step and the first one, the largest absolute value of the first step, and their
-    ratio; then two further ratios, of the last step's values: to those of the first row that differs in its seed alone, and to
-    those of the row without methods that is the same otherwise. They are empty where no such row came before.
+    ratio; then the same ratio between the last step's values and those of two reference rows: the first row that differs only
+    in its seed, and the row that differs only in having no methods. Both are empty if no such row came before.
 
-    Metrics, each the largest ratio of a site of that kind: ``cross_value_change`` and ``self_value_change`` over the steps,
-    ``..._value_change_by_seed`` and ``..._value_change_by_method``.
+    Metrics, each the largest ratio over sites of a kind (cross, self, joint): ``<kind>_value_change`` over the steps,
+    ``<kind>_value_change_by_seed`` and ``<kind>_value_change_by_method``.
 
     Args:
-        sites: Which sites; all when ``None``.
-        references: Most rows whose values are kept for others to be compared with.
+        sites: Sites to compare; all when ``None``.
+        references: Most reference rows whose values are kept in memory.
         tolerance: Largest ratio that counts as constant.
-        fail: Raise at the end of the run if cross-attention values changed. Put the callback last then: the others finish.
+        fail: Raise at the end of the run if cross-attention values changed; the callback must then be the last one.
 
     Raises:
         ValuesChangedError: At the end, if ``fail`` is set and cross-attention values changed.
@@ -107,7 +107,7 @@ class ValueInvariance(SamplingCallback):
         self._last.clear()
 
     def _lines(self, row: int) -> list[dict[str, Any]]:
-        if not self._compared:  # once a batch, before its values are forgotten
+        if not self._compared:  # once a batch, before its values are cleared
             self._compared = [
                 self._others.compare(sample, {site: values[index] for site, values in self._last.items()})
                 for index, sample in enumerate(self._samples)
@@ -152,7 +152,7 @@ class ValueInvariance(SamplingCallback):
 
 
 class _References:
-    """Values of a few rows, for later rows that differ from them in one thing."""
+    """Values of reference rows, to compare later rows with that differ only in seed or methods."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -160,7 +160,7 @@ class _References:
         self._seeds: dict[str, str] = {}
 
     def compare(self, sample: Sample, values: Mapping[Site, Tensor]) -> dict[str, dict[Site, float]]:
-        """Ratios by column and site; the row becomes a reference if it can be one that is not there yet."""
+        """Ratios to the reference rows, by column and site; the row becomes a reference itself if it is needed as one."""
         own, any_seed = _identity(sample), _identity(replace(sample, seed=0))
         others = {"seed_difference": self._seeds.get(any_seed), "method_difference": _identity(replace(sample, methods=()))}
         is_first = any_seed not in self._seeds
@@ -175,7 +175,7 @@ class _References:
 
 
 def _identity(sample: Sample) -> str:
-    """What decides a row's values."""
+    """Key of all settings that a row's attention values depend on."""
     scales = (sample.cfg_scale, sample.true_cfg_scale)
     plain = (sample.prompt, sample.prompt_syntax, sample.negative_prompt, sample.seed, sample.steps, scales, sample.scheduler)
     methods = [(config.name, sorted(config.options.items())) for config in sample.methods]
