@@ -1,7 +1,6 @@
-"""The command line: ``attnguide`` and a subcommand, one of :data:`COMMANDS`.
+"""The command line ``attnguide``, with one module for each subcommand in :data:`COMMANDS`.
 
-Each subcommand is a file with ``settings()`` and ``run(argv) -> int``. Help and errors in the arguments come without loading
-torch.
+Each module has ``settings()`` and ``run(argv) -> int``. Help and errors in the arguments are shown without importing torch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from attnguide.cli.signals import ended_like_ctrl_c
 from attnguide.cli.streams import tolerant_streams
 
 DEBUG = "--debug"
-"""Shows the traceback of an error; stands anywhere."""
+"""Option that shows the traceback of an error, at any position of the command line."""
 
 COMMANDS: dict[str, str] = {
     "sample": "make pictures: plain and steered, with maps, numbers and a log",
@@ -39,7 +38,7 @@ COMMANDS: dict[str, str] = {
     "init": "copy configurations and example inputs into a folder",
     "completion": "print a script that completes commands and options in a shell",
 }
-"""Subcommand (a module of this package) and what it does."""
+"""Subcommand (a module of this package) -> its summary in the help."""
 
 
 TOUR: dict[str, str] = {
@@ -49,7 +48,7 @@ TOUR: dict[str, str] = {
     "attnguide init study && cd study": "configurations and examples, each with its command in the first line",
     "attnguide ablate configs/ablations/strength.yaml --dry-run": "a grid of settings; without --dry-run it is made",
 }
-"""Five commands for a newcomer, in the order in which they are typed in an empty folder."""
+"""Five first commands to type in an empty folder, in order -> what each does."""
 
 
 def usage() -> str:
@@ -75,7 +74,7 @@ def usage() -> str:
 
 
 def installed_version() -> str:
-    """Version of the installed package; ``unknown`` where it is imported from a folder."""
+    """Version of the installed package; ``unknown`` if it is not installed but imported from a checkout."""
     from importlib import metadata
 
     try:
@@ -107,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass
 class _Outcome:
-    """Of a command.
+    """Outcome of a command.
 
     Attributes:
-        status: See :func:`main`.
+        status: Exit status, as :func:`main` returns it.
     """
 
     status: int = 0
@@ -118,7 +117,7 @@ class _Outcome:
 
 @contextmanager
 def _told(debug: bool) -> Iterator[_Outcome]:
-    """Tell what ended the command inside, and set its status."""
+    """Turn an exception of the block into a line on standard error and an exit status."""
     outcome = _Outcome()
     try:
         with ended_like_ctrl_c():
@@ -136,10 +135,10 @@ def _told(debug: bool) -> Iterator[_Outcome]:
 
 
 def _command(words: Sequence[str]) -> ModuleType | None:
-    """The module of the command that is asked for; ``None`` after help or the version was printed.
+    """The module of the subcommand; ``None`` if help or the version was printed instead.
 
     Raises:
-        UsageError: If there is no such command, or it could not run here.
+        UsageError: If there is no such command, its words are not text, or the current folder was removed.
     """
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -157,10 +156,10 @@ def _command(words: Sequence[str]) -> ModuleType | None:
 
 
 def _check_here() -> None:
-    """Refuse a current folder that was removed, which no message of the system names.
+    """Refuse to run in a folder that was removed; the system's own message would not name it.
 
     Raises:
-        UsageError: If it was.
+        UsageError: If the current folder does not exist.
     """
     try:
         os.getcwd()
@@ -169,10 +168,10 @@ def _check_here() -> None:
 
 
 def _check_text(words: Sequence[str]) -> None:
-    """Refuse words that no file of a run could hold.
+    """Refuse words with NUL or bytes that are no UTF-8, which no file of a run could hold.
 
     Raises:
-        UsageError: Naming the option.
+        UsageError: With the option's name.
     """
     for before, word in itertools.pairwise(["", *words]):
         if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):

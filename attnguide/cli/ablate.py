@@ -54,10 +54,10 @@ _SWITCHES = ("--dry-run", "--cell-runs", "--resume", "--values")
 
 _LAYOUTS = ("layouts", "categories", "prompts")
 _MANY = 10_000
-"""Rows from which on their planning is announced."""
+"""Number of rows above which a line is printed before planning."""
 
 _SUBJECTS = {"layouts": _LAYOUTS, "rows": ("rows",), "prompt": ("prompt", "regions", "groups")}
-"""Plot kinds and their settings; one kind per run."""
+"""Sources of an ablation's prompts, each with its settings; a typed one replaces the base's."""
 
 
 def _more_categories(word: str) -> bool:
@@ -65,7 +65,7 @@ def _more_categories(word: str) -> bool:
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide ablate`` can be told, axes of the file excepted."""
+    """Settings of ``attnguide ablate``, without the axes of its file."""
     return [
         Setting("file", values.words, None, "base and axes", metavar="FILE"),
         *(_resuming(setting) for setting in run_settings() if setting.name not in _LEFT_OUT),
@@ -108,7 +108,7 @@ def _varied() -> list[Setting]:
 
 
 def _resuming(setting: Setting) -> Setting:
-    """``--resume`` as it works here: cells are made anew from the file, hence from the same options."""
+    """``--resume`` with the help for ablations, whose cells are made anew from the file and so need the same options."""
     if setting.name != "resume":
         return setting
     told = "go on with the run in --out, given the same options; rows that are complete are kept"
@@ -151,7 +151,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _file_of(words: Sequence[str]) -> str | None:
-    """The file, which is the first word that is no option and not after one that takes a value."""
+    """The first word that is neither an option nor the value of one: the ablation's file."""
     for before, word in zip(["--dry-run", *words], words, strict=False):
         takes_none = (
             before in ("--dry-run", "--cell-runs", "--resume", "--values") or before.startswith("--no-") or "=" in before
@@ -162,7 +162,7 @@ def _file_of(words: Sequence[str]) -> str | None:
 
 
 def _picked(ablation: Ablation, words: Sequence[str], known: Sequence[Setting]) -> tuple[Ablation, list[str]]:
-    """Axes narrowed to the values that were typed, and the words that are left for the settings.
+    """The ablation with its axes narrowed to the typed values, and the words left for the settings.
 
     A W&B agent types every parameter of the file, constants too.
     """
@@ -213,7 +213,7 @@ def _narrowed(ablation: Ablation, chosen: Mapping[str, Axis]) -> Ablation:
 
 
 def _with_other_subjects(ablation: Ablation, words: Sequence[str]) -> Ablation:
-    """The ablation without the base's own layouts, rows or prompt, where another kind was typed."""
+    """The ablation without the base's layouts, rows or prompt, if another source of prompts was typed."""
     typed = {kind for kind in _SUBJECTS if any(word.partition("=")[0] == f"--{kind}" for word in words)}
     if not typed:
         return ablation
@@ -222,7 +222,7 @@ def _with_other_subjects(ablation: Ablation, words: Sequence[str]) -> Ablation:
 
 
 def _with_base(known: Sequence[Setting], base: Mapping[str, Any]) -> list[Setting]:
-    """Settings whose defaults are the base's, but for those that are options without a value."""
+    """Settings with the base's values as defaults; switches (options without a value) keep theirs, see :func:`_merged`."""
     return [
         Setting(s.name, s.read, base[s.name], s.help, metavar=s.metavar, option=s.option, follows=s.follows)
         if s.name in base and not isinstance(s.default, bool)
@@ -232,7 +232,7 @@ def _with_base(known: Sequence[Setting], base: Mapping[str, Any]) -> list[Settin
 
 
 def _merged(asked: Mapping[str, Any], known: Sequence[Setting], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the run, as ``attnguide sample`` knows them."""
+    """Settings of the run under the names of ``attnguide sample``, switches taken from the base unless typed."""
     defaults = {setting.name: setting.default for setting in known}
     switches = {name for name, default in defaults.items() if isinstance(default, bool) and name in base}
     found = {name: base[name] if name in switches and asked[name] == defaults[name] else asked[name] for name in asked}
@@ -243,10 +243,10 @@ def _merged(asked: Mapping[str, Any], known: Sequence[Setting], base: Mapping[st
 
 
 def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row]]:
-    """The rows, and the run that makes them.
+    """The plan of the run, and its rows with their cells.
 
     Raises:
-        ValueError: If a cell or the base cannot be.
+        ValueError: If settings of a cell or of the base are invalid.
     """
     config = _with_layouts(ablation, config)
     plan, subjects = _subjects(ablation, config)
@@ -280,10 +280,10 @@ def _plan(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Row
 
 
 def _with_layouts(ablation: Ablation, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with rows in the place of layouts.
+    """The configuration with the layouts' rows in place of the layout settings.
 
     Raises:
-        ValueError: With file and line where the base is at fault, if layouts cannot be found, read or chosen from.
+        ValueError: If the layouts or a category cannot be found or read; with file and line if the base names them.
     """
     from attnguide.ablation.layouts import LayoutsError, layout_rows
 
@@ -305,10 +305,10 @@ def _with_layouts(ablation: Ablation, config: Mapping[str, Any]) -> dict[str, An
 
 
 def _check_base_methods(ablation: Ablation, config: Mapping[str, Any]) -> None:
-    """Let the base's methods judge their own options, so that a mistake is not laid at a cell's door.
+    """Check options of the base's methods on their own, so that an error names the base and not a cell.
 
     Raises:
-        ValueError: With file and line where the base is at fault.
+        ValueError: If an option is invalid; with file and line if the base sets it.
     """
     methods = config["methods"] or ()
     try:
@@ -319,7 +319,7 @@ def _check_base_methods(ablation: Ablation, config: Mapping[str, Any]) -> None:
 
 
 def _new_folder(name: str) -> Path:
-    """A folder of the run's own; several agents of a W&B sweep may begin in the same second."""
+    """A new folder named by ablation and time, with W&B's run id in a sweep, whose agents may start in the same second."""
     run = os.environ.get("WANDB_RUN_ID")
     return Path("runs") / "_".join([name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), *([run] if run else [])])
 
@@ -332,7 +332,7 @@ def _read_methods(value: Any) -> list[dict[str, Any]]:
 
 
 def _subjects(ablation: Ablation, config: Mapping[str, Any]) -> tuple[Plan, list[Sample]]:
-    """One row for each prompt and seed, without methods, and the last of the plans that made them."""
+    """One row for each prompt and seed, without methods, and the plan of the last prompt, whose settings they share."""
     common = {**config, "methods": [], "plain": False, "compare": False, "seed": list(ablation.seeds) or config["seed"]}
     prompts: Sequence[str | None] = ablation.prompts or [config["prompt"] or _first_prompt(ablation, config)]
     subjects: list[Sample] = []
@@ -357,7 +357,7 @@ def _base_place(ablation: Ablation, error: UsageError) -> str:
 
 
 def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
-    """Where only axes say prompts, any of them stands in until the cells bring their own."""
+    """The first prompt that an axis sets, as a placeholder if neither base nor parameters give one; cells replace it."""
     if config["rows"] is not None:
         return None
     return next((cell.changes["prompt"] for cell in ablation.cells if "prompt" in cell.changes), None)
@@ -367,7 +367,7 @@ def _first_prompt(ablation: Ablation, config: Mapping[str, Any]) -> str | None:
 
 
 def _tell(plan: Plan, log: AblationLog, notes: Sequence[str]) -> int:
-    """Print cells with their means, failures and where things are; 1 if a row failed or is missing."""
+    """Print cells with their means, failed rows and paths of the results; 1 if a row failed or is missing, else 0."""
     from attnguide.ablation.outputs import places, records_of, write_outputs
     from attnguide.ablation.plots import can_plot
     from attnguide.ablation.stability import stability, stability_table

@@ -1,4 +1,4 @@
-"""A command line and its configuration files to checked settings, with errors of one line. Importing this needs no torch."""
+"""Parses a command line and its configuration files into checked settings. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from attnguide.text.parsing import shown
 from attnguide.text.yaml12 import read_yaml, yaml_value
 
 _NAMED = ("--method", "--judge")
-"""Options that name something with options of its own."""
+"""Options whose value has options of its own: ``--method.OPTION``, ``--judge.OPTION``."""
 
 _YAML = "yaml12"
-"""Name under which jsonargparse knows the reader of YAML that the whole package has."""
+"""Name under which the package's YAML reader is registered with jsonargparse."""
 
 
 def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, description: str, examples: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
     Args:
         prog: Command as the user types it.
         argv: Words after the command.
-        settings: What may be set; the first, if any, is positional.
+        settings: Settings of the command; the first, if any, is positional.
         description: First lines of the help.
         examples: Last lines of the help.
 
@@ -37,7 +37,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         Every setting's value by name.
 
     Raises:
-        UsageError: If something cannot be understood.
+        UsageError: If an option, a value or a configuration file is invalid.
         SystemExit: With status 0 after ``--help`` or ``--print_config``.
     """
     from jsonargparse import ArgumentParser, set_loader
@@ -69,7 +69,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
         raise UsageError(_mended(one_line(error), settings)) from error
     values = {setting.name: found.get(setting.name, setting.default) for setting in settings}
     try:
-        # Names and values arrive as they are typed, key by key, and are checked here.
+        # Settings that are mappings (--wandb.KEY) were collected key by key without a check.
         return {s.name: s(values[s.name]) if isinstance(s.default, dict) else values[s.name] for s in settings}
     except argparse.ArgumentTypeError as error:
         raise UsageError(one_line(error)) from error
@@ -81,7 +81,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
-    if positional:  # with a default it would hide what a file says
+    if positional:  # a default would override the value of a configuration file
         parser.add_argument(
             setting.name, nargs="?", type=setting, default=argparse.SUPPRESS, metavar=setting.metavar, help=setting.help
         )
@@ -97,13 +97,13 @@ def _add(parser: Any, setting: Setting, *, positional: bool) -> None:
 
 
 def pack(argv: Sequence[str], settings: Sequence[Setting]) -> list[str]:
-    """Gather repeatable options into one JSON list each, so that they are values like all others.
+    """Gather each repeatable option into one option with a JSON list as its value.
 
-    Files go first, so that what is typed wins over what they say. ``--seed 0 1`` takes several words, ``--region A --region B``
-    may be repeated, and ``--method.OPTION VALUE`` belongs to the ``--method`` before it, as options of judges to their judge.
+    Configuration files go first, so that typed options override them. ``--seed 0 1`` takes several words, ``--region A
+    --region B`` may be repeated, and ``--method.OPTION VALUE`` belongs to the ``--method`` before it (``--judge`` alike).
 
     Raises:
-        UsageError: If a value is missing, or an option of a method stands before any method.
+        UsageError: If a value is missing, or an option of a method or judge stands before any.
     """
     repeatable = {setting.option: setting for setting in settings if setting.follows is not None}
     # A W&B agent types the names of settings as files have them: --cfg_scale=3.
@@ -147,9 +147,9 @@ def _values(option: str, words: list[str], setting: Setting | None) -> list[str]
 
 
 def _mapped(base: str, key: str, value: str) -> str:
-    """The value of ``--wandb.KEY`` or ``--trainer.KEY`` as the parser reads it, which decodes everything but texts.
+    """The value of ``--wandb.KEY`` or ``--trainer.KEY``, encoded so that jsonargparse decodes it to the intended type.
 
-    Names of W&B are texts also where they look like numbers, and are quoted then; :func:`attnguide.cli.values.wandb` unquotes.
+    W&B's names are texts even if they look like numbers; those are quoted here and :func:`attnguide.cli.values.wandb` unquotes.
     """
     try:
         read = scalar(value)
@@ -164,7 +164,7 @@ def _named_option(base: str, named: list[Any], option: str, value: str) -> None:
     """Set an option of the newest method or judge.
 
     Raises:
-        UsageError: If there is none before it, or the value is no YAML.
+        UsageError: If no method or judge stands before it, or the value is not YAML.
     """
     if not named:
         raise UsageError(f"{base}.{option}: expected a {base} before it, which it belongs to; got none")
@@ -185,10 +185,10 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def check_config(path: str, settings: Sequence[Setting]) -> None:
-    """Find what is wrong with a configuration file.
+    """Check that a configuration file exists and that all its keys and values are valid.
 
     Raises:
-        UsageError: With file, line and key.
+        UsageError: With file, line and key of the first error.
     """
     try:
         if not Path(path).is_file():
@@ -221,7 +221,7 @@ def _check_entry(path: str, key: Any, value: Any, settings: Sequence[Setting]) -
 
 
 def _mended(message: str, settings: Sequence[Setting]) -> str:
-    """A message of jsonargparse in the form of ours."""
+    """An error message of jsonargparse, reworded as ``name: expected ...; got ...``."""
     options = ["--config", "--print_config", "--help", *(setting.option for setting in settings)]
     if message.startswith("unrecognized arguments: "):
         first = message.removeprefix("unrecognized arguments: ").split("=")[0].partition(" ")[0]

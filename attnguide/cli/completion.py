@@ -1,4 +1,4 @@
-"""``attnguide completion``: a script with which a shell completes subcommands, options and names."""
+"""``attnguide completion``: prints a shell script that completes subcommands, options and names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "by": ("invert", "noise"),
     "shell": SHELLS,
 }
-"""Values of a setting that are known beforehand, by the setting's name."""
+"""Name of a setting -> its closed set of values."""
 
 _FILES = ("FILE", "MODEL")
 _FOLDERS = ("DIR", "FOLDER")
@@ -50,12 +50,12 @@ def _shell(value: Any) -> str:
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide completion`` can be told."""
+    """Settings of ``attnguide completion``."""
     return [Setting("shell", _shell, None, f"one of {', '.join(SHELLS)}", metavar="SHELL")]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the script."""
+    """Print the script of the shell that ``argv`` names."""
     asked = parse("attnguide completion", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["shell"] is None:
         raise UsageError(f"shell: expected one of {', '.join(SHELLS)}; got none")
@@ -68,11 +68,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def command_parser(file: Any, folder: Any) -> argparse.ArgumentParser:
-    """Subcommands and options as a plain parser, which is read and never run.
+    """An argparse parser of all subcommands and options, for shtab to read; it parses nothing.
 
     Args:
-        file: What an action's ``complete`` is where a file is wanted.
-        folder: Likewise for a folder.
+        file: Value of ``action.complete`` for options that take a file.
+        folder: Value of ``action.complete`` for options that take a folder.
     """
     parser = argparse.ArgumentParser("attnguide")
     parser.add_argument("--version", action="store_true", help="tell the version")
@@ -90,7 +90,7 @@ def command_parser(file: Any, folder: Any) -> argparse.ArgumentParser:
 
 
 def _options(setting: Setting) -> Iterator[str]:
-    """What may be typed for a setting; one with keys is typed key by key, of which those are offered that are known."""
+    """Option strings of a setting; one with keys (``--wandb``, ``--method``) gets ``--name.KEY`` for each known key."""
     if not isinstance(setting.default, dict):
         yield setting.option
     if setting.name == "wandb":

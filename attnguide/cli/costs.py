@@ -1,4 +1,4 @@
-"""What an ablation will cost, told before it runs. Importing this needs no torch."""
+"""Expected cost of an ablation as text, printed before it runs. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnguide.types import ExpectedCost
 
 
 def costs_of(rows: Sequence[Row], model: str) -> list[ExpectedCost]:
-    """What every row costs on a model."""
+    """Expected network passes of every row on a model."""
     from attnguide.ablation.cost import expected_costs
     from attnguide.models.folder import is_distilled
 
@@ -18,7 +18,7 @@ def costs_of(rows: Sequence[Row], model: str) -> list[ExpectedCost]:
 
 
 def headline(ablation: Ablation, rows: Sequence[Row]) -> str:
-    """What an ablation is made of, in two lines: axes with their numbers of values, and cells with their rows."""
+    """Two lines about an ablation: its axes with their numbers of values, and the numbers of cells and rows."""
     axes = " x ".join(f"{axis.name} ({len(axis.points)})" for axis in ablation.axes) or "none"
     plain = sum(len(row.cell.points) < len(ablation.axes) for row in rows)
     subjects = len({row.subject for row in rows})
@@ -29,7 +29,7 @@ def headline(ablation: Ablation, rows: Sequence[Row]) -> str:
 
 
 def cost_table(rows: Sequence[Row], costs: Sequence[ExpectedCost]) -> str:
-    """Network passes of a row in every cell, and of all rows."""
+    """Text table of network passes, per row and in all, for every cell, with the total as its last line."""
     from attnguide.ablation.cost import total
 
     cells: dict[str, list[ExpectedCost]] = {}
@@ -53,7 +53,7 @@ def _per_row(members: Sequence[ExpectedCost]) -> tuple[str, str]:
 
 
 def _told(cost: ExpectedCost) -> tuple[str, str]:
-    """Forwards and backwards; where thresholds decide, the most there can be."""
+    """Forwards and backwards as text; a range ``least to most`` if thresholds decide on repetitions."""
     pairs = ((cost.forwards, cost.most), (cost.backwards, cost.most_backwards))
     forwards, backwards = (str(least) if least == most else f"{least} to {most}" for least, most in pairs)
     return forwards, backwards

@@ -1,4 +1,4 @@
-"""``attnguide dashboard``: a W&B workspace and a report of runs."""
+"""``attnguide dashboard``: arranges logged runs as a W&B workspace and a report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYOUT_FILE = "dashboard.json"
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide dashboard`` can be told."""
+    """Settings of ``attnguide dashboard``."""
     return [
         Setting("run", values.words, None, "folder of a run, or ENTITY/PROJECT", metavar="RUN|PROJECT"),
         Setting("entity", values.words, None, "W&B's user or team; that of the key by default", metavar="NAME"),
@@ -90,7 +90,7 @@ def _saved(plans: Sequence[SectionPlan], entity: str | None, project: str) -> in
         view, page = workspace(plans, entity, project), report(plans, entity, project)
         view.save()
         page.save()
-    except Exception as error:  # of many kinds, some of the network below it
+    except Exception as error:  # W&B raises its own errors and those of the network library below it
         raise RunError(f"W&B did not take the dashboard: {one_line(error)}") from error
     print(_told(plans))
     print(f"workspace  {view.url}\nreport     {page.url}")
@@ -98,5 +98,5 @@ def _saved(plans: Sequence[SectionPlan], entity: str | None, project: str) -> in
 
 
 def _told(plans: Sequence[SectionPlan]) -> str:
-    """Sections and their panels, a line each."""
+    """Text with a line for each section: its name and the titles of its panels."""
     return "\n".join(f"{plan.name:<18} {', '.join(panel.title for panel in plan.panels)}" for plan in plans)

@@ -1,22 +1,22 @@
-"""What ends a command: mistakes of the user, runs that stopped, and everything else, each told in one line."""
+"""Exceptions that end a command, and their exit statuses and one-line messages."""
 
 from __future__ import annotations
 
 import errno
 
 _LONGEST = 1000
-"""Characters of a message; what is longer is quoted input, of which both ends tell enough."""
+"""Most characters of a message; longer ones quote the input, and lose their middle."""
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
-"""Failures of the machine, which no other argument would mend."""
+"""Error numbers of a full disk, exhausted memory and the like, which are not the user's mistake."""
 
 
 class UsageError(ValueError):
-    """A mistake in what the user asked for; told in one line, exit status 2."""
+    """A mistake in the user's arguments or files; printed in one line, exit status 2."""
 
 
 class RunError(Exception):
-    """What stopped a run after its checks; told in one line, exit status 1."""
+    """An error that stopped a run after its checks; printed in one line, exit status 1."""
 
 
 def one_line(error: BaseException | str) -> str:
@@ -28,14 +28,14 @@ def one_line(error: BaseException | str) -> str:
 
 
 def verdict(error: BaseException) -> tuple[int, str]:
-    """Exit status and message of what ended a command: 2 where the input is at fault, 1 otherwise."""
+    """Exit status and message of the exception that ended a command: 2 if the input is at fault, 1 otherwise."""
     if isinstance(error, UsageError | RunError):
         return (2 if isinstance(error, UsageError) else 1), one_line(error)
     return (2 if _is_of_the_input(error) else 1), reason(error)
 
 
 def reason(error: BaseException) -> str:
-    """An exception that nobody worded for the user, in one line."""
+    """One-line message for an exception of the system or a library, which was not worded for users."""
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return one_line(f"{place}{error.strerror}")

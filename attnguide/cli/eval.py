@@ -1,4 +1,4 @@
-"""``attnguide eval``: methods side by side on a layout benchmark, judged, as the tables of a paper."""
+"""``attnguide eval``: compares methods on a layout benchmark by judges' scores, and writes tables for a paper."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ examples:
   attnguide eval 7bench.csv --box-size 512 --pictures other_tool/ --judge detector=./owlv2"""
 
 _LEFT_OUT = ("prompt", "regions", "groups", "methods", "compare", "plain", "seed", "rows", "maps", "norms")
-"""Settings of ``attnguide sample`` that are others here, or none."""
+"""Settings of ``attnguide sample`` that ``attnguide eval`` lacks or defines anew."""
 
 TUNE_FOLDER = "tune"
-"""In a run's folder: the pictures that settings were chosen by."""
+"""Subfolder of the run folder with the pictures of the tuning run."""
 
 TUNE_LIMIT = 8
-"""Rows of each category that settings are chosen on, where nobody says how many."""
+"""Default number of rows per category that settings are tuned on."""
 
 _QUIET = {"maps": False, "norms": False}
-"""What an evaluation does not measure."""
+"""Measurements that an evaluation switches off."""
 
 
 def _more_categories(word: str) -> bool:
@@ -60,7 +60,7 @@ def _more_categories(word: str) -> bool:
 
 
 def arms(value: Any) -> list[list[dict[str, Any]]]:
-    """Sets of methods: names, ``a+b``, mappings with options, lists of these, or files of methods."""
+    """Sets of methods, one for each arm, from names, ``a+b``, mappings with options, lists of these, or files of methods."""
     items = value if isinstance(value, list | tuple) else [value]
     sets = [_arm(item) for item in items]
     return [methods for methods in sets if methods]
@@ -77,7 +77,7 @@ def _arm(item: Any) -> list[dict[str, Any]]:
 
 
 def _methods_of(path: str) -> list[dict[str, Any]]:
-    """The methods of a configuration of ``attnguide sample``."""
+    """The methods in a configuration file of ``attnguide sample``."""
     _, content = read_yaml(Path(path))
     if not isinstance(content, dict) or not content.get("methods"):
         raise ValueError(f"expected a file with methods, as configs/methods/ has; {shown(path)} has none")
@@ -89,7 +89,7 @@ def _tries(value: Any) -> int:
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide eval`` can be told."""
+    """Settings of ``attnguide eval``."""
     return [
         *under("the comparison", _compared()),
         *(setting for setting in run_settings() if setting.name not in _LEFT_OUT),
@@ -202,7 +202,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _asked_for(settings: Mapping[str, Any]) -> tuple[Parts, list[Arm]]:
-    """Rows and arms.
+    """The benchmark's rows, and the arms of the comparison.
 
     Raises:
         UsageError: If the benchmark or an arm cannot be read.
@@ -216,7 +216,11 @@ def _asked_for(settings: Mapping[str, Any]) -> tuple[Parts, list[Arm]]:
 
 
 def folder_of(name: str, path: str) -> Path:
-    """A folder that a setting names, or a UsageError."""
+    """The folder that a setting names.
+
+    Raises:
+        UsageError: If it is no folder.
+    """
     found = Path(path).expanduser()
     if not found.is_dir():
         raise UsageError(f"{name}: expected a folder; {shown(path)} is none")
@@ -224,12 +228,12 @@ def folder_of(name: str, path: str) -> Path:
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """First line of the tables."""
+    """Title of the tables: the benchmark's file and the model."""
     return f"{Path(str(config['rows'])).name} on {config['model']}"
 
 
 def about(config: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str]:
-    """What was compared, in words."""
+    """Benchmark, model and judges of a comparison, each in words, by name."""
     subjects = {sample.tags["subject"] for sample in samples}
     judges = ["shapes"] if config["judge"] is None else [_judge(one) for one in config["judge"]]
     scheduler = f", {config['scheduler']}" if config["scheduler"] else ""
@@ -255,16 +259,16 @@ def make_eval_plan(
     chosen: Sequence[Arm] | None = None,
     folder: Path | None = None,
 ) -> tuple[Plan, dict[str, int]]:
-    """The rows of all arms, and for each arm the number of plain pictures that cost as much.
+    """The plan with the rows of all arms, and for each steered arm the number of plain pictures that cost as much.
 
     Args:
-        settings: Of the command.
-        parts: Of the benchmark, where it was read.
-        chosen: The arms, where they were made.
-        folder: Of the run, where it has a name.
+        settings: Settings of the command.
+        parts: The benchmark's rows; read from its file when ``None``.
+        chosen: The arms; made from the settings when ``None``.
+        folder: The run folder; from ``out``, or a new name, when ``None``.
 
     Raises:
-        UsageError: If the benchmark cannot be read, an arm cannot be, or settings contradict each other.
+        UsageError: If the benchmark cannot be read, an arm is invalid, or settings contradict each other.
     """
     from attnguide.rows.samples import checked_samples
 
@@ -283,11 +287,11 @@ def make_eval_plan(
 
 
 class EvalPlan(Plan):
-    """A plan whose rows are read again from the benchmark's file."""
+    """A plan whose ``config.yaml`` names the benchmark's file instead of listing its rows."""
 
     @property
     def kept_config(self) -> dict[str, Any]:
-        """Settings of this command."""
+        """Settings that ``config.yaml`` keeps: those of ``attnguide eval``."""
         left_out = (*_QUIET, *(() if self.config["tune"] else ("tune", "tune_limit")))
         return {name: value for name, value in super().kept_config.items() if name not in left_out}
 
@@ -301,7 +305,7 @@ def _new_name(source: str) -> str:
 
 
 def _tries_of(chosen: Sequence[Arm], rows: Sequence[Sample], settings: Mapping[str, Any]) -> dict[str, int]:
-    """For each steered arm the number of plain pictures that cost as much; none where no such arm is wanted."""
+    """For each steered arm the number of plain pictures that cost as much; empty if ``best_of`` is 0."""
     steered = [arm for arm in chosen if arm.methods]
     if settings["best_of"] is not None:
         return {arm.name: settings["best_of"] for arm in steered} if settings["best_of"] else {}
@@ -320,7 +324,7 @@ def _tries_of(chosen: Sequence[Arm], rows: Sequence[Sample], settings: Mapping[s
 
 
 def _tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
-    """Print the arms with their means, rows that gave no picture, and where things are; 1 if there are such rows."""
+    """Print the arms with their means, rows that gave no picture, and paths of the results; 1 if there are such rows."""
     from attnguide.cli.outcome import endings
     from attnguide.run_folder.records import read_records
 
@@ -332,7 +336,7 @@ def _tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
 
 
 def summary(found: Any) -> list[str]:
-    """Arms and their means in percent, as an aligned table; nothing where nobody looked."""
+    """Arms and their means in percent, as an aligned table; empty if no judge gave a score."""
     from attnguide.evaluation.tables import TABLE_FILES
     from attnguide.text.aligned import aligned
 
@@ -347,7 +351,7 @@ def summary(found: Any) -> list[str]:
 
 
 def places(folder: Path) -> list[str]:
-    """What lies in the folder, for people."""
+    """Files and folders of the run folder that exist, each with a sentence about its content."""
     found = [
         ("table.md", "scores, differences, categories and cost; table.csv and table.tex say the same"),
         ("sheets", "examples of each category, arms side by side"),

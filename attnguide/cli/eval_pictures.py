@@ -1,4 +1,4 @@
-"""``attnguide eval --pictures``: judge pictures that exist already."""
+"""``attnguide eval --pictures``: judges existing pictures instead of sampling."""
 
 from __future__ import annotations
 

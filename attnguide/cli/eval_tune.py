@@ -1,4 +1,4 @@
-"""``attnguide eval --tune``: settings of the arms, chosen on rows that are not compared."""
+"""``attnguide eval --tune``: chooses the arms' settings on development rows, which the comparison leaves out."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ SPLIT_FILE = "split.csv"
 
 @dataclass(frozen=True)
 class TunePlan(Plan):
-    """Pictures of the development rows under some settings of the arms.
+    """Plan of the tuning run: pictures of the development rows under every setting tried so far.
 
     Attributes:
-        kept: What its folder keeps: the settings of the whole evaluation, so that it can go on from there.
+        kept: Settings of the whole evaluation, which ``tune/config.yaml`` keeps so that ``--resume`` finds them.
     """
 
     kept: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kept_config(self) -> dict[str, Any]:
-        """Of the evaluation."""
+        """Settings of the whole evaluation."""
         return dict(self.kept)
 
 
 @dataclass
 class _Turning:
-    """An arm while it is tuned.
+    """State of an arm during tuning.
 
     Attributes:
-        arm: As the user gave it.
-        knobs: What there is to tune.
-        best: The setting that is best so far.
-        tried: Every setting that pictures were made with, what was given first.
+        arm: The arm as the user gave it.
+        knobs: Options to tune, each with the index of its method in the arm.
+        best: The best setting so far.
+        tried: Every setting that pictures were made with, the user's first.
     """
 
     arm: Arm
@@ -61,7 +61,7 @@ class _Turning:
     tried: list[Arm]
 
     def turn(self, number: int) -> list[Arm]:
-        """Settings of the knob of this number, from what is best so far; none where there are fewer knobs."""
+        """Candidates for knob ``number``, the other options as in the best setting so far; empty if there is no such knob."""
         if number >= len(self.knobs):
             return []
         settings = candidates(self.arm, self.best.methods, *self.knobs[number])
@@ -71,25 +71,25 @@ class _Turning:
 
 
 def tuned_arms(plan: Plan, parts: Parts, arms: Sequence[Arm], opened: Opened) -> list[Tuned] | None:
-    """Choose the settings of every arm that has something to tune.
+    """Tune every arm with methods on the development rows, by coordinate search.
 
     One knob after the other, all arms at once: pictures of the development rows are made plain and under each value, judged,
-    and the best value stays. They lie in ``tune/`` of the run's folder, which is a run of its own that grows by a knob at a
-    time and is resumed row by row.
+    and the best value stays. They lie in ``tune/`` of the run folder, a run of its own that gains rows with every knob and is
+    resumed row by row.
 
     Args:
-        plan: Of the comparison, as it is without tuning.
-        parts: Of the benchmark.
-        arms: Of the comparison.
+        plan: Plan of the comparison without tuning.
+        parts: Test and development rows of the benchmark.
+        arms: Arms of the comparison, as the user gave them.
         opened: Model and judges.
 
     Returns:
-        One for each arm with methods, or ``None`` after Ctrl-C.
+        The outcome for each arm with methods, or ``None`` after Ctrl-C.
 
     Raises:
-        UsageError: If there is nothing to tune, nobody to judge it, or the run's folder holds another run; nothing is written
+        UsageError: If no arm has a knob, no judge can score the rows, or the run folder holds another run; nothing is written
             then.
-        RunError: If the judges said nothing that an arm can be chosen by.
+        RunError: If the judges gave no metric that an arm can be chosen by.
     """
     turning = [_Turning(arm, knobs_of(arm), arm, [arm]) for arm in arms if arm.methods]
     rounds = max((len(one.knobs) for one in turning), default=0)
@@ -127,7 +127,7 @@ def _check(plan: Plan, parts: Parts, rounds: int) -> None:
 
 
 def _made(plan: Plan, parts: Parts, turning: Sequence[_Turning], number: int, opened: Opened) -> Comparison | None:
-    """Pictures of every setting so far, compared; ``None`` after Ctrl-C."""
+    """Make the pictures of every setting so far and compare them; ``None`` after Ctrl-C."""
     from attnguide.evaluation.callback import EvalLog
     from attnguide.evaluation.compare import compare_folder
     from attnguide.rows.samples import checked_samples

@@ -1,4 +1,4 @@
-"""From a plan to a run folder: load the model, sample the rows, say what came of it."""
+"""Carries out a plan: loads the model, samples the rows into the run folder, and reports the outcome."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOT_THE_TRAINERS = {
     "fast_dev_run": "use fewer --seed or --steps",
     "limit_predict_batches": "use fewer --seed or rows",
 }
-"""Arguments of Lightning's Trainer that would break a run, and what to do instead."""
+"""Arguments of Lightning's Trainer that would break a run -> what to do instead."""
 
 INTERRUPTED = 130
 
@@ -53,11 +53,11 @@ NOTHING_ASKED = (
 
 @dataclass(frozen=True)
 class _Held:
-    """What a run holds until all is told of it.
+    """Resources that a run holds until its outcome is printed.
 
     Attributes:
-        lock: Of the run folder, on the first process.
-        closing: What is done at the very end, the last first.
+        lock: Lock of the run folder; ``None`` on other processes than the first.
+        closing: Callbacks that run at the very end, in reverse order.
     """
 
     lock: RunLock | None
@@ -70,20 +70,20 @@ def execute(
     tell: Callable[[Plan, Sequence[str]], int] = report,
     opened: Opened | None = None,
 ) -> int:
-    """Carry a plan out.
+    """Carry out a plan.
 
     Args:
-        plan: What is to be done.
+        plan: Rows, settings and folder of the run.
         further: Callbacks after the standard ones.
-        tell: Says what came of it, with notes at the end; 1 if a row failed.
-        opened: Model and judges, where other plans use them too.
+        tell: Prints the outcome, with notes at the end; returns 1 if a row failed or is missing, else 0.
+        opened: Model and judges, if other plans of the command share them.
 
     Returns:
         0, 1 if a row failed or is missing, 130 after Ctrl-C.
 
     Raises:
         UsageError: If the folder, the device or the model cannot be used; nothing is written then.
-        RunError: If the run stopped; what it finished is kept, and has been told.
+        RunError: If the run stopped; finished rows are kept, and their outcome has been printed.
     """
     first = is_first_process()
     with ExitStack() as closing:
@@ -96,7 +96,7 @@ def execute(
                 interrupted, notes = _predict(ready, done, further, held)
         except RunError:
             if first:
-                with suppress(OSError, ValueError):  # a full disk, say, which is told already
+                with suppress(OSError, ValueError):  # a full disk, say, which the RunError reports already
                     tell(plan, [])
                     _write_page(plan)
             raise
@@ -111,7 +111,7 @@ def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
     """The lock of the run folder, which the first process holds for all of them until the stack is closed.
 
     Raises:
-        UsageError: If it cannot be made or written to, or another run holds it.
+        UsageError: If the folder cannot be made or written to, or another run holds its lock.
     """
     if not is_first_process():
         return None
@@ -123,10 +123,10 @@ def _lock(plan: Plan, held: ExitStack) -> RunLock | None:
 
 
 def _begun(plan: Plan) -> tuple[Plan, Mapping[str, Any], set[str]]:
-    """Read what is in the run folder, and say what will be done.
+    """Read the run folder, and print the description of the run.
 
     Returns:
-        The plan with what a run that goes on has kept, what its configuration keeps of that run, and the ids of finished rows.
+        The plan, with method options as a resumed run had them; what ``made_with`` of that run holds; ids of finished rows.
 
     Raises:
         UsageError: If the folder's rows are not those of the plan.
@@ -147,12 +147,12 @@ def _begun(plan: Plan) -> tuple[Plan, Mapping[str, Any], set[str]]:
 
 
 def _longest_path(plan: Plan) -> str:
-    """About the longest path below the run folder: a map of a word, while it is written."""
+    """An estimate of the longest path below the run folder: a word's map under its temporary name."""
     return os.path.join("maps", max((sample.id for sample in plan.samples), key=len), "x" * 80)
 
 
 def _write_page(plan: Plan) -> None:
-    """Write ``report.html``, of what there is; that it fails must not make a finished run look failed."""
+    """Write ``report.html`` from the records so far; an error is printed and does not fail the run."""
     from attnguide.report.page import write_report
 
     if not (plan.folder / RECORDS_FILE).exists():
@@ -165,13 +165,13 @@ def _write_page(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A plan that only waits to be sampled.
+    """A plan that passed all checks, with model and judges loaded.
 
     Attributes:
-        plan: Its rows marked with what the model cannot take.
-        config: What the run folder keeps.
-        model: Loaded.
-        judges: Their networks loaded.
+        plan: The plan; rows that the model cannot make have a ``problem``.
+        config: Content of ``config.yaml``.
+        model: The loaded model.
+        judges: Judges with loaded networks.
     """
 
     plan: Plan
@@ -188,7 +188,7 @@ def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str], opened: Opened) 
     devices = _check_trainer(plan)
     if plan.resume:
         check_settings(plan, config)
-    judges, model = opened.judges, opened.model  # in this order: what cannot be judged need not be loaded
+    judges, model = opened.judges, opened.model  # in this order: a judge that fails to open spares loading the model
     left = [sample for sample in plan.samples if sample.id not in done]
     waiting = check_on_model(model, left, strict=is_strict(plan.config), going_on=bool(done))
     known = {sample.id: sample for sample in waiting}
@@ -198,10 +198,10 @@ def _ready(plan: Plan, kept: Mapping[str, Any], done: set[str], opened: Opened) 
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:
-    """What the run folder keeps, with the device and the precision that are used.
+    """Settings that ``config.yaml`` keeps, with device and precision resolved to those in use.
 
     Raises:
-        UsageError: If the device is not there.
+        UsageError: If the device does not exist.
     """
     from attnguide.models.folder import usual_half
     from attnguide.models.load import DTYPES, resolve_device, resolve_dtype
@@ -216,10 +216,10 @@ def _resolved(plan: Plan) -> dict[str, Any]:
 
 
 def _check_trainer(plan: Plan) -> int:
-    """Let Lightning judge the trainer's settings while nothing is loaded or written; how many devices share the rows.
+    """Check the trainer's settings by making a trainer, before anything is loaded or written; returns its world size.
 
     Raises:
-        UsageError: With Lightning's complaint, or if several processes would not agree on a folder.
+        UsageError: With Lightning's error message, or if several processes have no common folder.
     """
     from attnguide.module import make_trainer
 
@@ -228,7 +228,7 @@ def _check_trainer(plan: Plan) -> int:
             raise UsageError(f"trainer: {name} is not the trainer's to set here; {instead}")
     try:
         trainer = make_trainer(plan.folder, device=plan.config["device"], **plan.config["trainer"])
-    except Exception as error:  # of many kinds, some of Lightning's own
+    except Exception as error:  # Lightning raises exceptions of many types, some its own
         raise UsageError(f"trainer: {one_line(error)}") from error
     if trainer.world_size > 1 and plan.config["out"] is None:
         raise UsageError(f"out: expected --out with a folder for all {trainer.world_size} processes to write to; got none")
@@ -236,10 +236,10 @@ def _check_trainer(plan: Plan) -> int:
 
 
 def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _Held) -> tuple[bool, list[str]]:
-    """Let Lightning sample the rows that are not done, and callbacks write them.
+    """Sample the rows that are not done with Lightning's trainer; callbacks write them.
 
     Returns:
-        Whether Ctrl-C ended it, and lines to tell at the end.
+        Whether Ctrl-C ended it, and lines to print at the end.
 
     Raises:
         RunError: If the run stopped.
@@ -290,7 +290,7 @@ def _loggers(plan: Plan) -> list[Logger]:
 
 
 def _close(loggers: Sequence[Logger], plan: Plan) -> None:
-    """Hand the run's files to the loggers that keep files, now that the page is among them, and end their runs."""
+    """Log the run's files, ``report.html`` included, as artifacts to loggers that keep files, and end the loggers' runs."""
     from attnguide.loggers import close_loggers
     from attnguide.loggers.artifacts import keep_files
 

@@ -1,4 +1,4 @@
-"""The folder that a command writes to: one path for checking and for writing, tried before anything is loaded."""
+"""Output folders of commands: paths are resolved once, and tested by writing before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.values import words
 
 _TRIED = 1 << 16
-"""Bytes of the file that a probe writes."""
+"""Size in bytes of the file that :func:`probe` writes."""
 
 _LONGEST = 200
-"""Characters of a path that a message quotes."""
+"""Most characters of a path in an error message."""
 
 
 def local_path(value: Any) -> str:
-    """A path on this machine: the home folder filled in, links and ``..`` resolved, so that every library reads it alike.
+    """A local path with ``~``, links and ``..`` resolved, so that every library reads it alike.
 
     Raises:
-        ValueError: If it is a URL, or a link on the way leads nowhere.
+        ValueError: If it is a URL or too long, or a link in it is dangling.
     """
     text = words(value)
     if "://" in text or "::" in text or "\0" in text:
@@ -53,7 +53,7 @@ def _leads_nowhere(path: Path) -> bool:
 
 
 def _shown(path: str) -> str:
-    """Relative to the working directory where it lies below it, as people type it."""
+    """The path, relative to the working directory if it lies below it."""
     below = os.path.relpath(path, os.path.realpath(os.curdir))
     return path if below == os.curdir or below.startswith(("..", "~", "-")) else below
 
@@ -62,11 +62,11 @@ def probe(folder: Path, longest: str = "config.yaml") -> None:
     """Make a folder, write a file in it, and remove both again.
 
     Args:
-        folder: Of a run to be.
+        folder: The run folder.
         longest: The longest path below it that the run will write.
 
     Raises:
-        UsageError: If it cannot be made or written to; nothing is left of the attempt.
+        UsageError: If the folder cannot be made or written to; nothing is left behind.
     """
     target = folder / longest
     made: list[Path] = []
@@ -85,7 +85,7 @@ def probe(folder: Path, longest: str = "config.yaml") -> None:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside a folder; its files move up when the block ends well, else all is as before."""
+    """A hidden folder inside ``folder``; on success its files move up into ``folder``, on an exception all is removed."""
     made: list[Path] = []
     try:
         _make(folder, made)
@@ -102,7 +102,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def _make(folder: Path, made: list[Path]) -> None:
-    """Make a folder and those above it, and note each one in ``made``, outermost first."""
+    """Make a folder and its parents; append each new one to ``made``, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -112,7 +112,7 @@ def _make(folder: Path, made: list[Path]) -> None:
 
 def _remove(made: Sequence[Path]) -> None:
     for path in reversed(made):
-        with contextlib.suppress(OSError):  # somebody else has written into it
+        with contextlib.suppress(OSError):  # not empty: another process has written into it
             path.rmdir()
 
 

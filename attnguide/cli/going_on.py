@@ -1,4 +1,4 @@
-"""What a run that goes on, or that is made again from its ``config.yaml``, must have in common with the one before."""
+"""Checks that a resumed run, or one repeated from its ``config.yaml``, agrees with the earlier run."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ MAY_DIFFER = ("logger", "wandb", "trainer", "device", "batch_size", "maps", "nor
 
 
 def with_kept(plan: Plan) -> tuple[Plan, dict[str, Any]]:
-    """What the folder of a resumed run, or a configuration that was fed back, says it was made with.
+    """The plan with method defaults of the earlier run, and that run's ``made_with``.
+
+    The earlier run is the one in the folder with ``--resume``, otherwise the one whose ``config.yaml`` was passed.
 
     Returns:
-        The plan, its rows with options of their own where a method's default has changed since; and what was said.
+        The plan, whose rows set options explicitly if a method's default has changed since; and ``made_with``.
     """
     kept: dict[str, Any] = read_made_with(plan.folder) if plan.resume else plan.config[MADE_WITH]
     return replace(plan, samples=tuple(with_kept_options(plan.samples, kept_options(kept)))), kept
 
 
 def check_settings(plan: Plan, config: Mapping[str, Any], *open_settings: str) -> None:
-    """Compare settings with those of the run in the folder; without ``--resume`` there must be none.
+    """Compare settings with those of the run in the folder; without ``--resume`` the folder must hold no run.
 
-    A setting that the folder lacks was not there when the run was begun, and counts as its default.
+    A setting that the folder's ``config.yaml`` lacks is newer than that run, and counts as its default.
 
     Args:
-        plan: Of the run.
+        plan: Plan of the run.
         config: Its settings.
-        open_settings: Names of those that are not decided yet.
+        open_settings: Names of settings that are not resolved yet and are not compared.
 
     Raises:
-        UsageError: If the folder cannot be used.
+        UsageError: If the folder holds another run, or a run without ``--resume``.
     """
     try:
         unsaid = {setting.name: setting.default for setting in run_settings() if setting.name in config}
@@ -52,16 +54,16 @@ def check_settings(plan: Plan, config: Mapping[str, Any], *open_settings: str) -
 
 
 def made_with_model(plan: Plan, kept: Mapping[str, Any], model: ModelAdapter, devices: int) -> dict[str, Any]:
-    """What this run is made with, compared with what an earlier one was made with.
+    """``made_with`` of this run (model, versions, method defaults, batch size), checked against an earlier run's.
 
     Args:
-        plan: Of the run.
-        kept: Of the earlier run.
-        model: The adapter.
-        devices: How many share the rows.
+        plan: Plan of the run.
+        kept: ``made_with`` of the earlier run; empty without one.
+        model: The model adapter.
+        devices: Number of devices that share the rows.
 
     Raises:
-        UsageError: If finished rows were made by another model, or what the model decides was another for them.
+        UsageError: If finished rows were made by another model, or with other defaults of the model.
     """
     from attnguide.models.identity import controlnet_fingerprints, lora_fingerprints, model_fingerprint
     from attnguide.sampling.table import fitting_batch_size

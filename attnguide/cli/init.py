@@ -1,4 +1,4 @@
-"""``attnguide init``: configurations and example inputs in a folder of one's own."""
+"""``attnguide init``: copies configurations and example inputs into the user's folder."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ examples:
 
 CONFIGS = "configs"
 _DATA = Path("share", "attnguide")
-"""Where a wheel's data files are, below the folder that Python is installed in."""
+"""Folder of a wheel's data files, below the installation prefix."""
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide init`` can be told."""
+    """Settings of ``attnguide init``."""
     return [Setting("folder", local_path, ".", "where configs/ is made; the working directory by default", metavar="DIR")]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Copy the files and say what to type next."""
+    """Copy the files and print the next command to type."""
     asked = parse("attnguide init", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     folder = Path(asked["folder"])
     source = configs_beside(Path(__file__).parents[1])
@@ -56,14 +56,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def configs_beside(package: Path) -> Path:
-    """The folder of configurations that belongs to a package: of its checkout, or of the wheel it was installed from.
+    """The folder ``configs`` of the package's checkout, or of the wheel it was installed from.
 
     Args:
         package: Folder of the package. A wheel's data lies below one of its parents, whether it was installed into an
-            environment, for a user, or with ``--target``, for which the installed record is wrong.
+            environment, for a user, or with ``--target`` (for which pip's own record of files is wrong).
 
     Raises:
-        RunError: If there is none.
+        RunError: If there is no such folder.
     """
     checkout = package.parent
     places = [checkout / CONFIGS] if (checkout / "pyproject.toml").is_file() else []

@@ -1,4 +1,4 @@
-"""Rows with input pictures and the model and ControlNets of a run, compared before anything is loaded."""
+"""Checks rows with input pictures against the run's model and ControlNets, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_kinds(samples: Sequence[Sample], config: Mapping[str, Any]) -> None:
     """Refuse a run whose model has no pipeline for a row, or whose ControlNets are not those that rows need.
 
     Raises:
-        UsageError: Naming the setting.
+        UsageError: With the setting's name.
     """
     sound = [sample for sample in samples if sample.problem is None]
     types = dict.fromkeys(control.type for sample in sound for control in sample.control)

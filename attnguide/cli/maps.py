@@ -1,4 +1,4 @@
-"""``attnguide maps``: where words look in a picture, as files that can be painted on and used as regions."""
+"""``attnguide maps``: writes words' attention maps as files that can be painted on and used as regions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ examples:
   attnguide sample "a red circle and a blue square" --region "red circle=maps/red_circle.png" """.rstrip()
 
 READERS = ("attention", "concept_attention")
-"""What maps are made of: cross-attention's probabilities, or what attention gives out for words that ride along."""
+"""Ways to read maps: cross-attention probs, or ConceptAttention's inner products of attention outputs."""
 
 _SHARED = (
     *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing", "lora"),
@@ -60,7 +60,7 @@ def _phrases(value: Any) -> list[str]:
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide maps`` can be told."""
+    """Settings of ``attnguide maps``."""
     shared = {setting.name: setting for setting in run_settings()}
     return [
         shared["prompt"],
@@ -132,10 +132,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
-    """The row whose picture is recorded, its words as regions.
+    """The row whose maps are recorded, with its words as regions, the source of the maps, and the output folder.
 
     Raises:
-        UsageError: If something is missing or wrong.
+        UsageError: If a setting is missing or invalid.
     """
     if asked["prompt"] is None:
         raise UsageError("prompt: expected the prompt whose words' maps are wanted; got none")
@@ -166,10 +166,10 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
 
 
 def _words(asked: Mapping[str, Any], source: MapSource) -> tuple[Region, ...]:
-    """The words whose maps are wanted.
+    """The words whose maps are recorded, as regions without a place.
 
     Raises:
-        ValueError: If one is not in the prompt, takes a place, or cannot be read this way.
+        ValueError: If a word is not in the prompt, has a place, or does not suit the reader.
     """
     from attnguide.prompt.notation import parse_region
     from attnguide.prompt.regions import prompt_words
@@ -200,7 +200,7 @@ def _check_words(words: Sequence[Region], source: MapSource, prompt: str) -> Non
 
 
 def _concepts(words: Sequence[Region]) -> tuple[Region, ...]:
-    """The words that a picture can show, each once."""
+    """The content words among ``words``, each once."""
     from attnguide.prompt.function_words import FUNCTION_WORDS
 
     first = {word.phrase.lower(): word for word in reversed(words) if word.phrase.lower() not in FUNCTION_WORDS}
@@ -237,10 +237,10 @@ def _source(asked: Mapping[str, Any]) -> MapSource:
 
 
 def _check(model: ModelAdapter, row: Sample) -> None:
-    """Find what only the loaded model can tell: prompts too long, too few steps, sizes it cannot make.
+    """Check the row against the loaded model: length of the prompt, number of steps, size of the picture.
 
     Raises:
-        UsageError: With what is wrong.
+        UsageError: If the model cannot make the row.
     """
     from attnguide.sampling.check import check_rows
 
@@ -263,7 +263,7 @@ def _made(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
 
 
 def _shares(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePicture:
-    """The row's picture with its words' maps after ConceptAttention: one map each, of all steps that count."""
+    """The row's picture with ConceptAttention's map of each word, as the mean over the steps in ``[start, stop)``."""
     import torch
 
     from attnguide.figures.concepts import ConceptAttention
@@ -285,10 +285,10 @@ def _shares(model: ModelAdapter, row: Sample, source: MapSource) -> SourcePictur
 
 
 def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSource, picture: SourcePicture) -> dict[str, float]:
-    """Everything that lies in the folder.
+    """Write maps, pictures and ``_maps.yaml`` into the folder.
 
     Returns:
-        File name without suffix -> the highest attention in the word's mean map, before it was stretched.
+        File name without suffix -> maximum of the word's mean map, before it is scaled to a picture.
     """
     from attnguide.callbacks.attention_maps import enlarged
     from attnguide.sampling.source_pictures import mask_of
@@ -319,7 +319,7 @@ def _write(folder: Path, asked: Mapping[str, Any], row: Sample, source: MapSourc
 
 
 def _shown(source: MapSource, picture: SourcePicture) -> Image.Image:
-    """The picture that was sampled or came back, or the one that was noised."""
+    """The sampled or reconstructed picture; the user's own if it was only noised."""
     if picture.result is not None and picture.result.image is not None:
         return picture.result.image
     from attnguide.prompt.inputs import in_rgb

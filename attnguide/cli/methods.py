@@ -1,4 +1,4 @@
-"""``attnguide methods``: what methods there are, and the options of one."""
+"""``attnguide methods``: lists the methods, or the options of one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ examples:
   attnguide methods my_file:MyGuidance"""
 
 _KINDS = {"PerRow": "float, or one a row", "Thresholds": "progress -> value, or one such table a row"}
-"""Types of options in plain words."""
+"""Type of an option -> the words that describe it."""
 
 DESCRIPTION = "List methods, or show the options of one."
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide methods`` can be told."""
+    """Settings of ``attnguide methods``."""
     return [Setting("name", words, None, "method whose options to show", metavar="NAME")]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print one line a method, or one line an option."""
+    """Print a line for each method or, if a method is named, its options with their meanings."""
     asked = parse("attnguide methods", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["name"] is None:
         named = {**METHODS, **{name: method_info(name) for name in entry_point_targets(GROUP)}}

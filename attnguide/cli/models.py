@@ -1,4 +1,4 @@
-"""``attnguide models``: what ``--model`` takes."""
+"""``attnguide models``: lists the values that ``--model`` takes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from attnguide.cli.values import Setting
 
 MODELS: dict[str, str] = {
     "shapes": "embedded: coloured shapes on plain backgrounds, no download",
-    "FOLDER": "Stable Diffusion 1.x or 2.x in diffusers format, as DiffusionPipeline.save_pretrained writes it",
-    "FILE.safetensors": "Stable Diffusion 1.x or 2.x as a single checkpoint; offline with --model-config FOLDER",
-    "OWNER/NAME": "a hub id, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5; from the local cache where offline",
+    "FOLDER": "a pipeline in diffusers format (Stable Diffusion, XL, 3, PixArt, FLUX, ...), as save_pretrained writes it",
+    "FILE.safetensors": "Stable Diffusion 1.x, 2.x or XL as a single checkpoint; offline with --model-config FOLDER",
+    "OWNER/NAME": "its hub id, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5; read from the local cache if offline",
 }
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide models`` can be told: nothing."""
+    """Settings of ``attnguide models``: none."""
     return []
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print one line a kind of model."""
+    """Print a line for each kind of value."""
     parse(
         "attnguide models",
         argv,

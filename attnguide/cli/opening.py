@@ -1,4 +1,4 @@
-"""The model and the judges that settings name: opened, with what is wrong of them told as the user's."""
+"""Opens the model and the judges that settings name; failures become usage errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Opened:
-    """The model and the judges that settings name, opened when they are first needed; plans of one command share them.
+    """The model and the judges that settings name, opened on first use; plans of one command share them.
 
     Args:
-        config: Settings of the command.
+        config: Settings of the command, from which model and judges are opened.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -29,24 +29,24 @@ class Opened:
 
     @cached_property
     def judges(self) -> tuple[Judge, ...]:
-        """As :func:`judging` gives them."""
+        """The judges, opened by :func:`judging`."""
         return tuple(judging(self.config["judge"]))
 
     @cached_property
     def model(self) -> ModelAdapter:
-        """As :func:`loaded` gives it."""
+        """The model, loaded by :func:`loaded`."""
         if is_first_process():
             print(f"loading model {self.config['model']} ...", flush=True)
         return loaded(self.config)
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that the user started, or one that Lightning started for another device."""
+    """Whether this is the process that the user started, and not one that Lightning started for another device."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def quiet() -> None:
-    """Keep the libraries' advice out of the output; errors are still told."""
+    """Silence warnings and progress of the libraries; errors are still shown."""
     from attnguide.models.load import quiet_libraries
 
     quiet_libraries()
@@ -56,10 +56,10 @@ def quiet() -> None:
 
 
 def judging(configs: Sequence[Mapping[str, Any]] | None) -> list[Judge]:
-    """The judges that settings name, before anything is made; that of the embedded world where nothing is said.
+    """Open the judges of the setting ``judge``; the judge of the shapes world when ``None``.
 
     Raises:
-        UsageError: If one cannot be opened.
+        UsageError: If a judge cannot be opened.
     """
     from attnguide.judges import open_judges
 
@@ -70,10 +70,10 @@ def judging(configs: Sequence[Mapping[str, Any]] | None) -> list[Judge]:
 
 
 def loaded(config: Mapping[str, Any]) -> ModelAdapter:
-    """The model that settings name.
+    """Load the model that settings name, with its LoRAs and ControlNets.
 
     Raises:
-        UsageError: If it cannot be loaded.
+        UsageError: If the model, a LoRA or a ControlNet cannot be loaded.
     """
     from attnguide.models.controlnets import ControlNetError
     from attnguide.models.load import load_model
@@ -94,19 +94,19 @@ def loaded(config: Mapping[str, Any]) -> ModelAdapter:
 def check_on_model(
     model: ModelAdapter, samples: Sequence[Sample], *, strict: bool = True, going_on: bool = False
 ) -> list[Sample]:
-    """Find what only the loaded model can tell: prompts too long, words without a token, methods without a site, too few steps.
+    """Check rows against the loaded model: prompts too long, words without a token, methods without a site, too few steps.
 
     Args:
-        model: Loaded.
+        model: The loaded model.
         samples: The rows that are not done.
-        strict: Refuse all rows on account of one.
-        going_on: Whether there are finished rows beside these.
+        strict: Whether one row that cannot be made refuses all.
+        going_on: Whether the run has finished rows beside these.
 
     Returns:
-        The rows, those that cannot be made with the reason.
+        The rows; those that cannot be made have the reason as their ``problem``.
 
     Raises:
-        UsageError: With the row's id, if there is nothing to make or the rows' common settings are at fault.
+        UsageError: With the row's id, if no row can be made, one cannot under ``strict``, or the scheduler takes no such steps.
     """
     from attnguide.sampling.check import mark_rows, sampleable
 

@@ -1,4 +1,4 @@
-"""What a run says to the person who started it. Importing this needs no torch."""
+"""Text that a run prints at its start and end. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from attnguide.types import verdict
 SHOWN_SETTINGS = ("id", "seed", "method")
 _ALWAYS = ("id", "status", "rows")
 MANY = 24
-"""Rows from which on the table shows the mean of each method."""
+"""Number of rows above which the table shows means by method instead of rows."""
 
 MOST_TOLD = 10
-"""Rows of one ending that are told one by one."""
+"""Most rows of one outcome (failed, refused, note) that are listed one by one."""
 
 
 def describe(plan: Plan, done: int) -> str:
-    """What is about to be made, in a few lines."""
+    """Description of a run before it starts: prompt, regions, rows, model, notes and folder, a line each.
+
+    Args:
+        plan: The run.
+        done: Number of rows that are complete already.
+    """
     rows, config = plan.samples, plan.config
     prompts = list(dict.fromkeys(sample.prompt for sample in rows))
     counts = Counter(sample.method for sample in rows)
@@ -37,7 +42,7 @@ def describe(plan: Plan, done: int) -> str:
 
 
 def _regions(plan: Plan) -> list[str]:
-    """Places, where they are the same for all rows."""
+    """A line for each region with its place; empty if rows differ in their regions or come from a table."""
     first = plan.samples[0].regions
     if any(sample.regions is not first and len(sample.regions) != len(first) for sample in plan.samples) or plan.config["rows"]:
         return []
@@ -52,7 +57,7 @@ def _regions(plan: Plan) -> list[str]:
 
 
 def report(plan: Plan, notes: Sequence[str] = ()) -> int:
-    """Print the table of numbers and where things are.
+    """Print the table of metrics, how rows ended, and the paths of the results.
 
     Returns:
         0, or 1 if a row failed or is missing.
@@ -76,11 +81,11 @@ def report(plan: Plan, notes: Sequence[str] = ()) -> int:
 
 
 def endings(records: Sequence[Mapping[str, str]], plan: Plan) -> tuple[list[str], int]:
-    """How the rows ended: those that are not simply ``ok`` one by one, as far as there is room, and their count.
+    """Lines on how the rows ended: up to :data:`MOST_TOLD` rows of each outcome other than ``ok``, then the counts.
 
     Args:
-        records: Of the rows that ended.
-        plan: What was to be done.
+        records: Records of the rows that ended.
+        plan: The run, with all its rows.
 
     Returns:
         Lines, the last of which counts the rows, and the exit status: 1 if a row was refused, failed or is missing, else 0.
@@ -115,7 +120,7 @@ def _places(plan: Plan) -> list[tuple[str, str]]:
 
 
 def means(records: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """One line a method: how many rows, and the mean of each number."""
+    """One line a method: the number of rows, and the mean of each metric over rows that gave a picture."""
     groups: dict[str, list[Mapping[str, str]]] = {}
     for record in records:
         groups.setdefault(record.get("method", ""), []).append(record)
@@ -134,7 +139,7 @@ def _numbers(records: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def table(records: Sequence[Mapping[str, str]], width: int | None = None) -> str:
-    """Records as aligned columns within a width: status where a row failed, then what differs between rows as far as it fits.
+    """Records as an aligned text table: status if a row is not ``ok``, then the columns that differ between rows and fit.
 
     Args:
         records: Lines of ``records.csv``, or of :func:`means`.

@@ -1,4 +1,4 @@
-"""From settings to the rows of the table. Importing this needs no torch."""
+"""Plans a run: makes and checks its rows from the settings. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEMO: dict[str, Any] = {
     "methods": [{"name": "inject5", "scale": 2.0}, {"name": "mask_guidance"}, {"name": "stable"}],
     "compare": True,
 }
-"""What is made where the user names no prompt: prompt and seeds plain, with injected maps, guided, with moved attention."""
+"""Settings of the demonstration, which runs if the user names no prompt: plain and three methods on three seeds."""
 
 ROW_SETTINGS = (
     "regions",
@@ -39,30 +39,30 @@ ROW_SETTINGS = (
     "scheduler",
     *INPUTS,
 )
-"""Settings that a row may have a value of its own for."""
+"""Settings that a row of a table may override."""
 
 _LARGE = 2**20
-"""Bytes of a table from which on reading it is announced."""
+"""Size in bytes of a table above which a line is printed before it is read."""
 
 _SETTLED: dict[str, Any] = {"seed": None, "box_size": None, "box_format": None}
-"""Settings that rows have taken in."""
+"""Settings that are reset once the rows have their values."""
 
 NOT_KEPT = ("out", "resume")
-"""Settings that say where a run lies, not what it is."""
+"""Settings about the run's folder, which ``config.yaml`` leaves out."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """A run to be made: its rows, settings and folder.
 
     Attributes:
         config: Every setting, defaults filled in; feeding it back gives the same plan.
         samples: The rows, plain twins included.
-        folder: Where the run goes.
-        notes: What the user should know of the rows, a line each.
-        command: That makes it, for loggers.
-        facts: What loggers say of it beside the settings.
-        sheet: Whether all pictures are put on one sheet.
+        folder: The run folder.
+        notes: Remarks on the rows for the user, a line each.
+        command: Subcommand that makes the run, for loggers.
+        facts: Entries that loggers show beside the settings.
+        sheet: Whether ``sheet.png`` with all pictures is drawn.
     """
 
     config: dict[str, Any]
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def kept_config(self) -> dict[str, Any]:
-        """What the run folder keeps."""
+        """Settings that ``config.yaml`` of the run folder keeps."""
         return {name: value for name, value in self.config.items() if name not in NOT_KEPT}
 
 
@@ -88,7 +88,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
     """Fill in defaults, make the rows and check them.
 
     Raises:
-        UsageError: If the settings contradict each other or a row is wrong.
+        UsageError: If the settings contradict each other or a row is invalid.
     """
     from attnguide.rows.samples import checked_samples
 
@@ -111,14 +111,14 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
 
 
 def _weight_notes(samples: Sequence[Sample]) -> list[str]:
-    """A line where a guidance weight below 1 was asked for, which a network takes as 1."""
+    """A note if a row has a CFG scale below 1, which acts as 1."""
     low = [f"{weight:g}" for weight in dict.fromkeys(sample.cfg_scale for sample in samples) if weight < 1]
     told = ", ".join(low[:3]) + (f" and {len(low) - 3} more" if low[3:] else "")
     return [f"cfg scale {told}: switches classifier-free guidance off, as 1 does"] if low else []
 
 
 def _kept_row(row: Sample, *, named: bool) -> dict[str, Any]:
-    """A row of a table as it is kept; one that asked for no method says so."""
+    """A row as ``config.yaml`` keeps it; one whose table names ``plain`` keeps an empty list of methods."""
     from attnguide.rows.samples import sample_to_dict
 
     plain = sample_to_dict(row)
@@ -126,7 +126,7 @@ def _kept_row(row: Sample, *, named: bool) -> dict[str, Any]:
 
 
 def is_strict(config: Mapping[str, Any]) -> bool:
-    """Whether one row that cannot be made refuses all: always, where a prompt was typed."""
+    """Whether one row that cannot be made refuses the run: with ``--strict``, and always if the rows are from no table."""
     return bool(config["strict"]) or config["rows"] is None
 
 
@@ -154,7 +154,7 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_region(item: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A region as plain values, paths made absolute, so that a kept configuration works from any folder."""
+    """A region as a dictionary with absolute paths, so that ``config.yaml`` works from any folder."""
     from attnguide.prompt.notation import parse_region, region_from_dict, region_to_dict
     from attnguide.prompt.regions import absolute_region, check_region
 
@@ -171,7 +171,7 @@ def _plain_region(item: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_rows(config: Mapping[str, Any]) -> Table:
-    """One row for each prompt and seed, before methods are dealt out."""
+    """One row for each prompt and seed, before the run's methods are applied."""
     from attnguide.prompt.inputs import absolute_row
     from attnguide.rows.samples import sample_from_dict, table_row
     from attnguide.rows.tables import Table, read_table
@@ -195,17 +195,17 @@ def _own_rows(config: Mapping[str, Any]) -> Table:
 
 
 def _announce(path: str) -> None:
-    """Say that a large table is being read, which may take some seconds."""
+    """Print a line if a table is large, since reading it may take some seconds."""
     try:
         size = Path(path).stat().st_size
-    except (OSError, ValueError):  # which reading will tell
+    except (OSError, ValueError):  # reading the file will report it
         return
     if size > _LARGE:
         print(f"reading  {path} ({size / 2**20:.1f} MiB) ...", flush=True)
 
 
 def _seeded(table: Table, seeds: Sequence[int]) -> Table:
-    """Each row with each seed."""
+    """The table with each row repeated for each seed."""
     from attnguide.rows.samples import MOST_ROWS
 
     if len(table.samples) * len(seeds) > MOST_ROWS:
@@ -222,12 +222,12 @@ def _seeded(table: Table, seeds: Sequence[int]) -> Table:
 
 
 def _arms(row: Sample, config: Mapping[str, Any], *, named: bool) -> list[Sample]:
-    """The row under each set of methods: its own, all that were named together, or each of them alone.
+    """Copies of a row for each set of methods: its own, all of the run's together, or, with ``compare``, each alone.
 
     Args:
-        row: Before methods are dealt out.
-        config: Of the run.
-        named: Whether its table says what its methods are, ``plain`` included, so that none are chosen by themselves.
+        row: A row of the table, with its own methods if it names any.
+        config: Settings of the run.
+        named: Whether its table names its methods, ``plain`` included, so that the default method does not apply.
     """
     given = config["methods"]
     if given is None:
@@ -246,12 +246,12 @@ def _arms(row: Sample, config: Mapping[str, Any], *, named: bool) -> list[Sample
 
 
 def _joined(methods: Sequence[MethodConfig]) -> str:
-    """Names of methods as part of a row's id."""
+    """Names of methods, joined for a row's id."""
     return re.sub(r"[^A-Za-z0-9._]+", "_", "_".join(method.name for method in methods))
 
 
 def _with_twins(samples: Sequence[Sample]) -> list[Sample]:
-    """Put before each steered row the plain one it is compared with, once."""
+    """The rows, with the plain row that a steered row is compared with inserted before the first that needs it."""
     seen = {_picture(sample) for sample in samples if not sample.methods}
     found: list[Sample] = []
     for sample in samples:
@@ -268,7 +268,7 @@ def _twin(sample: Sample) -> Sample:
 
 
 def _picture(sample: Sample) -> tuple[Any, ...]:
-    """What decides a row's plain picture."""
+    """Key of a row's plain picture: rows with equal keys have the same one."""
     size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
     words = (sample.prompt, sample.prompt_syntax, sample.negative_prompt)
     return (*words, sample.seed, _places(sample.regions), *size, *inputs_key(sample))

@@ -1,4 +1,4 @@
-"""``attnguide report``: a run folder as one page."""
+"""``attnguide report``: writes a run folder as one HTML page."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ examples:
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide report`` can be told."""
+    """Settings of ``attnguide report``."""
     return [
-        Setting("folder", values.words, None, "of a run", metavar="DIR"),
+        Setting("folder", values.words, None, "folder of a run", metavar="DIR"),
         Setting("out", local_path, None, "the page; DIR/report.html by default", metavar="FILE"),
         Setting("limit", values.whole(0), 200, "most rows whose pictures are shown; means are over all", metavar="N"),
     ]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Write the page and say where."""
+    """Write the page and print its path."""
     asked = parse("attnguide report", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["folder"] is None:
         raise UsageError("folder: expected the folder of a run; got none")

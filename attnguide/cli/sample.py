@@ -1,4 +1,4 @@
-"""``attnguide sample``: pictures, plain and steered, with maps, numbers and a log."""
+"""``attnguide sample``: makes pictures, plain and steered, with heat maps, metrics and logs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ examples:
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide sample`` can be told."""
+    """Settings of ``attnguide sample``."""
     return run_settings()
 
 
 def going_on(argv: Sequence[str], inner: str = "") -> list[str]:
-    """With ``--resume``, the settings of the run in ``--out`` come first, so that they need not be typed again.
+    """The words with, for ``--resume``, ``--config`` of the run in ``--out`` before them, so that settings need no retyping.
 
     Args:
         argv: Words after the command.
-        inner: A folder in the run's that has the settings where the run itself was not begun.
+        inner: Subfolder whose ``config.yaml`` is used if the run folder has none yet.
     """
     words = list(argv)
     if "--resume" not in words:

@@ -1,4 +1,4 @@
-"""What a run can be told on the command line or in YAML, by what it is about; commands share these."""
+"""Settings of a run, on the command line or in YAML, under the headings of the help; commands share them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnguide.models.names import DEFAULT_MODEL, DTYPE_NAMES, SCHEDULERS, SPACI
 
 
 def run_settings() -> list[Setting]:
-    """Everything ``attnguide sample`` can be told; the prompt, which needs no option, comes first."""
+    """Settings of ``attnguide sample``; the prompt, which is positional, comes first."""
     return [
         *under("what to draw", _drawn()),
         *under("how to steer", _steered()),
@@ -85,7 +85,7 @@ def _drawn() -> list[Setting]:
             "pixels or permille; or both, as xywh-pixels",
             metavar="FORMAT",
         ),
-        Setting("negative_prompt", values.text, None, "what the unconditional half reads", metavar="TEXT"),
+        Setting("negative_prompt", values.text, None, "text that the unconditional half reads", metavar="TEXT"),
         Setting(
             "prompt_syntax",
             values.syntax,
@@ -95,8 +95,8 @@ def _drawn() -> list[Setting]:
             "2 and XL)",
             metavar="SYNTAX",
         ),
-        Setting("height", values.whole(8, 8), None, "of the pictures in pixels; the model's own by default", metavar="N"),
-        Setting("width", values.whole(8, 8), None, "likewise", metavar="N"),
+        Setting("height", values.whole(8, 8), None, "height of the pictures in pixels; the model's by default", metavar="N"),
+        Setting("width", values.whole(8, 8), None, "width of the pictures in pixels; the model's by default", metavar="N"),
     ]
 
 
@@ -138,7 +138,7 @@ def _loaded() -> list[Setting]:
             "variant",
             values.words,
             None,
-            "of the model's weights, such as fp16, for a folder or a hub id; found by itself where there is only one",
+            "variant of the model's weights, such as fp16, for a folder or a hub id; found by itself where there is only one",
             metavar="NAME",
         ),
         Setting(
@@ -213,7 +213,7 @@ def _given() -> list[Setting]:
             "init_image",
             values.picture,
             None,
-            "picture to begin from instead of noise alone, stretched to the size of the picture that is made",
+            "picture to begin from instead of noise alone (img2img), stretched to the size of the picture that is made",
             metavar="FILE",
         ),
         Setting(
@@ -279,7 +279,7 @@ def _kept() -> list[Setting]:
             "logger",
             values.loggers,
             values.default_loggers(),
-            f"any of {', '.join(LOGGERS)}",
+            f"loggers of the run, any of {', '.join(LOGGERS)}",
             metavar="NAME",
             follows=_more_loggers,
         ),

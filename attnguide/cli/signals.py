@@ -1,4 +1,4 @@
-"""Signals that end a command, all told alike."""
+"""Signals that end a command, all handled like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from types import FrameType
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, with which clusters end what runs too long, and SIGHUP, of a terminal that closes, do what Ctrl-C does.
+    """Raise KeyboardInterrupt on SIGTERM (a cluster's time limit) and SIGHUP (a closed terminal) inside the block.
 
-    Python alone would end without a word and leave behind what is half made; Lightning would only note them. What is ignored,
-    as SIGHUP is below nohup, stays so.
+    By default Python would end without a message and leave unfinished files; Lightning would only note the signals. A signal
+    that is ignored, as SIGHUP is under ``nohup``, stays ignored.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
         numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
     caught = [number for number in numbers if before[number] is not signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""Options of methods read from their source, so that a typing mistake is answered before torch is loaded."""
+"""Options of methods, parsed from their source code, so that wrong ones are refused before torch is imported."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attnguide.text.parsing import shown
 
 @dataclass(frozen=True)
 class MethodOption:
-    """One option of a method, as its constructor writes it.
+    """One option of a method, as its constructor declares it.
 
     Attributes:
-        name: Keyword.
-        annotation: Type as written, ``""`` if it has none.
-        default: Default as written.
+        name: Name of the keyword argument.
+        annotation: Source text of its type; ``""`` if it has none.
+        default: Source text of its default; ``""`` if it is required.
     """
 
     name: str
@@ -52,7 +52,7 @@ def _constructor(target: str) -> dict[str, MethodOption] | None:
 
 
 def _constants(tree: ast.Module) -> dict[str, str]:
-    """Literals that a module, or one of this package that it takes them from, has a name for, as they are written."""
+    """Module-level constants, own and imported from ``attnguide.guidance``: name -> source text of the literal."""
     found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("attnguide.guidance"):
@@ -74,7 +74,7 @@ def _text(node: ast.expr | None) -> str:
 
 
 def options_of(method: str) -> dict[str, MethodOption]:
-    """Options that a method takes, by name.
+    """Options of a method, by name, with the presets of its entry in the method table as defaults.
 
     Raises:
         ValueError: If the method is unknown.
@@ -90,7 +90,7 @@ def options_of(method: str) -> dict[str, MethodOption]:
 
 
 def check_value(option: MethodOption, value: Any) -> None:
-    """Refuse a value of the wrong kind, as far as the annotation is simple enough to tell.
+    """Refuse a value of the wrong type, if the annotation is a ``Literal`` or one of the types in :data:`_KINDS`.
 
     Raises:
         ValueError: ``expected ...; got ...``.

@@ -1,4 +1,4 @@
-"""Standard output and error that may close, fill up or lack letters without ending a run."""
+"""Standard output and error whose failure (closed pipe, full disk, narrow encoding) does not end a run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TextIO
 
 
 class Tolerant:
-    """A text stream that drops what it cannot write.
+    """A text stream that drops text which it cannot write.
 
     Args:
-        stream: What is written to, until it fails for the first time.
+        stream: Stream that is written to until it fails for the first time.
 
     Attributes:
-        failure: Why it could not be written to; ``None`` while it can, or if its reader just went away (``| head``).
+        failure: The exception that stopped writing; ``None`` before one, or if the reader only closed the pipe (``| head``).
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -30,7 +30,7 @@ class Tolerant:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text; letters that the encoding lacks are written as escapes."""
+        """Write text; characters that the encoding lacks are written as escapes."""
         if self._open:
             try:
                 return self._stream.write(text)
@@ -46,7 +46,7 @@ class Tolerant:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the stream."""
         if self._open:
             try:
                 self._stream.flush()
@@ -56,7 +56,7 @@ class Tolerant:
     def _give_up(self, error: Exception) -> None:
         self._open = False
         self.failure = None if getattr(error, "errno", None) == errno.EPIPE else error
-        # What is buffered is flushed once more when the interpreter ends; it must go somewhere.
+        # The interpreter flushes the buffer once more when it ends; point the descriptor at the null device for that.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())

@@ -36,13 +36,13 @@ examples:
   attnguide sample --config tuned/tuned.yaml"""
 
 SEEDS = list(range(8))
-"""Where nobody names seeds."""
+"""Seeds if the user names none."""
 
 _NOT_SHARED = (
     *("plain", "compare", "strict", "out", "resume", "logger", "row_curves", "maps", "norms", "values", "wandb", "made_with"),
     "trainer",
 )
-"""Settings of ``attnguide sample`` that are about its runs' folders and comparisons."""
+"""Settings of ``attnguide sample`` that ``attnguide tune`` lacks: those of run folders, loggers and comparisons."""
 
 _OF_THE_ROWS = ("prompt", "regions", "groups", "seed", "rows", "box_size", "box_format")
 
@@ -63,12 +63,12 @@ def _strengths(value: Any) -> list[float]:
 
 
 def _shared() -> list[Setting]:
-    """What decides rows, model and pictures, as for ``attnguide sample``; the prompt first."""
+    """Settings shared with ``attnguide sample``, which decide rows, model and pictures; the prompt first."""
     return [setting for setting in run_settings() if setting.name not in _NOT_SHARED]
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide tune`` can be told."""
+    """Settings of ``attnguide tune``."""
     return [
         *_shared(),
         *under("strengths", _strengths_tried()),
@@ -112,10 +112,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _planned(asked: Mapping[str, Any]) -> tuple[Plan, MethodConfig]:
-    """The rows, and the one method that they share.
+    """The plan of the rows, and the one method that they share.
 
     Raises:
-        UsageError: If they are too few, have no places, or have none or several methods.
+        UsageError: If there are fewer than 3 rows, a row has no place, or rows have no method or several.
     """
     plain = {setting.name: setting.default for setting in run_settings()}
     given = {setting.name: asked[setting.name] for setting in _shared()}
@@ -138,7 +138,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Plan, MethodConfig]:
 
 
 def _tried(asked: Mapping[str, Any], method: MethodConfig) -> list[float]:
-    """Strengths in rising order.
+    """Strengths to try, in rising order.
 
     Raises:
         UsageError: If the method has no such option, or does not take one of the values.
@@ -185,7 +185,7 @@ def _found(
 
 
 def _write(folder: Path, plan: Plan, method: MethodConfig, knob: str, seen: Sequence[Trial], chosen: Trial | None) -> None:
-    """``tuning.csv`` with all trials and, if one was chosen, ``tuned.yaml`` for ``attnguide sample --config``."""
+    """Write ``tuning.csv`` with all trials and, if one was chosen, ``tuned.yaml`` for ``attnguide sample --config``."""
     from attnguide.text.yaml12 import dump_yaml
 
     with (folder / "tuning.csv").open("w", newline="", encoding="utf-8") as file:

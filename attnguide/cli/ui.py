@@ -1,4 +1,4 @@
-"""``attnguide ui``: a page in the browser to draw regions on."""
+"""``attnguide ui``: serves a page in the browser to draw regions on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHARED = ("model", "model_config", "variant", "device", "dtype", "offload", "ch
 
 
 def settings() -> list[Setting]:
-    """Everything ``attnguide ui`` can be told."""
+    """Settings of ``attnguide ui``."""
     shared = {setting.name: setting for setting in run_settings()}
     return [
         Setting("prompt", values.words, None, "what stands on the page at first", metavar="PROMPT"),
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether an address is reached from this machine alone.
+    """Whether an address is a loopback address, which other machines cannot reach.
 
     Example:
         >>> [is_this_machine(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "192.168.0.7", "my-machine")]
@@ -105,10 +105,10 @@ def is_this_machine(host: str) -> bool:
 
 
 def credentials(path: str | None) -> tuple[str, str] | None:
-    """Name and password from a file, else from the environment; ``None`` where neither says any.
+    """User and password from a file, else from the environment variable :data:`AUTH`; ``None`` without either.
 
     Raises:
-        UsageError: If the file cannot be read, others may read it, or what is there is not ``USER:PASSWORD``; it is not shown.
+        UsageError: If the file cannot be read, others may read it, or it does not hold ``USER:PASSWORD``; never shows its text.
     """
     text = os.environ.get(AUTH)
     if path is not None:

@@ -1,4 +1,4 @@
-"""From text of a command line or a YAML value to a checked setting. Importing this needs neither torch nor numpy."""
+"""Readers that turn text of a command line or a YAML value into a checked setting. Importing this needs no torch or numpy."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from attnguide.text.yaml12 import yaml_value
 from attnguide.weighted import SYNTAXES
 
 MOST_ROWS = 100_000
-"""Seeds, and rows of a table."""
+"""Most seeds of a run, and most rows of a table."""
 
 WANDB_KEYS = ("project", "name", "group", "tags")
 
 Reader = Callable[[Any], Any]
-"""Takes text or a YAML value, gives the setting; accepts its own results; raises ``ValueError`` naming what was expected."""
+"""Text or YAML value -> value of a setting; idempotent; raises ``ValueError`` with the expected and the given value."""
 
 
 class Setting:
-    """A reader under the name of its setting, as jsonargparse wants it.
+    """A setting of a command: its name, reader, default and help; callable, as jsonargparse wants types to be.
 
     Args:
         name: Key in YAML; ``--name`` on the command line.
-        read: Checks one value.
-        default: Where the user says nothing; where it is ``None``, so may the value be.
-        help: For people.
-        metavar: Stands for the value in the help.
-        option: How the command line calls it, where that differs from the name.
-        follows: For an option that may be repeated: whether a further word after its first still belongs to it.
+        read: Parses and checks one value.
+        default: Value if the user gives none; if it is ``None``, the value may be ``None`` too.
+        help: Its text in the help.
+        metavar: Placeholder of the value in the help; the name in capitals by default.
+        option: Option on the command line; ``--name`` by default.
+        follows: Makes the option repeatable; tells whether a further word after its first value belongs to it.
 
     Attributes:
-        section: Heading under which the help lists it; see :func:`under`.
+        section: Heading of the help that lists it; see :func:`under`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Setting:
         self.__name__ = name
 
     def __call__(self, value: Any) -> Any:
-        """Check a value.
+        """Parse and check a value.
 
         Raises:
             argparse.ArgumentTypeError: ``name: expected ...; got ...``.
@@ -80,29 +80,29 @@ class Setting:
             raise argparse.ArgumentTypeError(f"{self.name}: {error}".rstrip(".")) from error
 
     def _unpacked(self, value: Any) -> Any:
-        """Repeated options come from the command line as one JSON list."""
+        """The list of values of a repeatable option, which :func:`~attnguide.cli.arguments.pack` encoded as JSON."""
         if self.follows is None or not isinstance(value, str) or not value.startswith("["):
             return value
         try:
             return parse_json(value)
         except ValueError:
-            return value  # text of a file that begins with a bracket
+            return value  # a text of a configuration file that happens to begin with a bracket
 
 
 def under(section: str, settings: Sequence[Setting]) -> Sequence[Setting]:
-    """Settings under one heading of the help."""
+    """The settings, with ``section`` as their heading in the help."""
     for setting in settings:
         setting.section = section
     return settings
 
 
 def alone(word: str) -> bool:
-    """For an option that takes one word each time it is given: no further word belongs to it."""
+    """``follows`` of an option that takes one word each time: always False."""
     return False
 
 
 def more_seeds(word: str) -> bool:
-    """Whether a word after a seed is one, too."""
+    """``follows`` of seeds: whether a further word is a seed or a range of seeds."""
     return re.fullmatch(r"\d+(\.\.\d+)?", word) is not None
 
 
@@ -124,7 +124,7 @@ def text(value: Any) -> str:
 
 
 def words(value: Any) -> str:
-    """Text that says something."""
+    """Text that is not blank."""
     if isinstance(value, str) and value.strip():
         return value
     raise ValueError(f"expected words{quotes(value)}; got {shown(value)}")
@@ -155,7 +155,7 @@ def box_size(value: Any) -> list[int]:
 
 
 def box_format(value: Any) -> str:
-    """How boxes are written: ``xywh``, ``permille``, ``xyxy-pixels``."""
+    """Name of a box format: ``xywh``, ``permille``, ``xyxy-pixels``."""
     named = text(value)
     read_box_format(named)
     return named
@@ -177,7 +177,7 @@ def flag(value: Any) -> bool:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Names and values."""
+    """A mapping with names as keys, nested at most as deeply as files may be."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         check_depth(value)
         return dict(value)
@@ -193,14 +193,14 @@ def names(value: Any) -> list[str]:
 
 
 def _unquoted(value: Any) -> Any:
-    """A typed text that looks like a number or ``true`` comes in double quotes, and is handed on without."""
+    """The text without the double quotes that :func:`~attnguide.cli.arguments.pack` adds to ``1``, ``true`` and the like."""
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"' and not isinstance(scalar(value[1:-1]), str):
         return value[1:-1]
     return value
 
 
 def wandb(value: Any) -> dict[str, Any]:
-    """What a W&B run is called and filed under."""
+    """Project, name, group and tags of a W&B run."""
     given = {key: _unquoted(item) for key, item in mapping(value).items()}
     for key, item in given.items():
         if key not in WANDB_KEYS:
@@ -217,24 +217,24 @@ def scheduler(value: Any) -> str:
 
 
 def syntax(value: Any) -> str:
-    """How prompts are read."""
+    """Name of a prompt syntax."""
     if value in SYNTAXES:
         return str(value)
     raise ValueError(f"expected {' or '.join(SYNTAXES)}; got {shown(value)}")
 
 
 def offload(value: Any) -> str:
-    """What of a model waits in the CPU's memory."""
+    """Name of an offload mode: the part of a model that waits in the CPU's memory."""
     return check_offload(text(value))
 
 
 def loras(value: Any) -> list[str]:
-    """LoRAs, each ``PATH[:WEIGHT]``; their files are looked into."""
+    """LoRAs, each ``PATH[:WEIGHT]``; their files are checked."""
     return [str(lora) for lora in checked_loras(value if isinstance(value, list | tuple) else [value])]
 
 
 def controlnets(value: Any) -> list[str]:
-    """ControlNets, each ``[TYPE=]PATH``; their folders are looked into."""
+    """ControlNets, each ``[TYPE=]PATH``; their folders are checked."""
     found = read_controlnets(value)
     for one in found:
         check_controlnet(one)
@@ -242,7 +242,7 @@ def controlnets(value: Any) -> list[str]:
 
 
 def picture(value: Any) -> str:
-    """The path of a picture, made absolute; whether there is one is asked row by row."""
+    """Absolute path of a picture; that the file exists is checked with each row."""
     return str(Path(words(value)).expanduser().absolute())
 
 
@@ -253,7 +253,7 @@ def controls(value: Any) -> list[dict[str, Any]]:
 
 
 def share(value: Any) -> float:
-    """A number above 0, at most 1."""
+    """A number in (0, 1]."""
     if 0 < (found := number(value)) <= 1:
         return found
     raise ValueError(f"expected a number above 0 and at most 1; got {shown(value)}")
@@ -340,7 +340,7 @@ def groups(value: Any) -> list[list[str]]:
 
 
 def judges(value: Any) -> list[dict[str, Any]]:
-    """Who looks at the pictures: ``shapes``, ``detector=MODEL``, ``module:Class``, mappings with options; or ``none``."""
+    """Judges: ``shapes``, ``detector=MODEL``, ``module:Class``, mappings with options; or ``none``."""
     return judge_configs(value)
 
 
