@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def batch_key(sample: Sample) -> str:
-    """Rows with the same key can be sampled as one batch: they differ at most in words, seeds, regions and per-row options.
+    """Key that rows of one batch share: they differ at most in words, seeds, regions and per-row options.
 
-    So can some rows with other methods (:func:`mixes`).
+    Some rows with different methods, hence different keys, can share a batch too (:func:`mixes`).
     """
     alone = sample.kind is not None  # one call of a pipeline has one value of every option
     methods = [
@@ -29,9 +29,9 @@ def batch_key(sample: Sample) -> str:
 
 
 def picture_key(sample: Sample) -> tuple[Any, ...]:
-    """What rows of one batch have in common, whatever their methods: height, width, steps, scheduler, syntax of prompts.
+    """Settings that all rows of one batch share, whatever their methods: height, width, steps, scheduler, prompt syntax.
 
-    Rows with input pictures have more in common: what one call of their pipeline takes once.
+    Rows with input pictures also share the arguments that one call of their pipeline takes once.
     """
     common = sample.height, sample.width, sample.steps, sample.scheduler, sample.prompt_syntax
     if sample.kind is None:
@@ -50,7 +50,7 @@ def picture_key(sample: Sample) -> tuple[Any, ...]:
 def mixes(samples: Sequence[Sample]) -> bool:
     """Whether rows with one :func:`batch_key` can also share a batch with rows of other methods.
 
-    Plain rows can, and rows under injections that do nothing but edit (:attr:`~attnguide.injection.base.Injection.mixes`).
+    Plain rows can, and rows whose injections are edits alone (:attr:`~attnguide.injection.base.Injection.mixes`).
 
     Raises:
         ValueError: If an option's value is out of range.
@@ -82,7 +82,7 @@ def build_methods(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injec
 
 
 def _build_alike(samples: Sequence[Sample]) -> tuple[list[Guidance], list[Injection]]:
-    """What :func:`build_methods` gives for rows with one batch key."""
+    """Guidances and injections (:func:`build_methods`) of rows with one batch key."""
     guidances: list[Guidance] = []
     injections: list[Injection] = []
     for index, config in enumerate(samples[0].methods):

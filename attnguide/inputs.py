@@ -12,13 +12,13 @@ from attnguide.text.fields import check_text, set_real
 from attnguide.text.parsing import real_number, shown
 
 Kind = Literal["img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"]
-"""How a row with input pictures is made; which pipeline of diffusers does it depends on the model's family."""
+"""Pipeline kinds for rows with input pictures; the diffusers class depends on the model's family."""
 
 INPUTS: tuple[str, ...] = ("init_image", "strength", "inpaint_mask", "control")
 """Fields of a row that name input pictures and their use."""
 
 STRENGTHS: dict[str, float] = {"img2img": 0.8, "inpaint": 1.0}
-"""Where a row names no strength: img2img changes most of its picture, inpainting draws the mask's inside entirely anew."""
+"""Default strengths: img2img changes most of its picture, inpainting draws the mask's inside entirely anew."""
 
 _TYPE = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
@@ -28,9 +28,9 @@ class Control:
     """A picture that a ControlNet reads.
 
     Attributes:
-        type: Which ControlNet of the run reads it: a name such as ``canny`` or ``depth``.
-        image: Path of the picture, already what the ControlNet was trained with (edges, depths, poses).
-        scale: Factor on what the ControlNet adds to the network.
+        type: Type of control, such as ``canny`` or ``depth``; chooses the ControlNet of the run.
+        image: Path of the control picture (edges, depths, poses), already in the form that the ControlNet was trained on.
+        scale: Factor on the ControlNet's residuals.
 
     Raises:
         ValueError: If a field is of the wrong kind.
@@ -47,7 +47,7 @@ class Control:
         set_real(self, "control scale", name="scale")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; :func:`read_control` undoes it."""
+        """A dict of plain values, which :func:`read_control` reads back."""
         plain: dict[str, Any] = {"type": self.type, "image": self.image}
         return plain if self.scale == 1 else {**plain, "scale": self.scale}
 
@@ -96,7 +96,7 @@ def set_inputs(row: Any) -> None:
 
 
 def kind_of(row: Any) -> Kind | None:
-    """How a row with input pictures is made; ``None`` for text to image."""
+    """Pipeline kind of a row with input pictures; ``None`` for text to image."""
     base = "inpaint" if row.inpaint_mask is not None else "img2img" if row.init_image is not None else ""
     found = "_".join(filter(None, ["controlnet" if row.control else "", base]))
     return found or None  # type: ignore[return-value]
@@ -110,7 +110,7 @@ def strength_of(row: Any) -> float | None:
 
 
 def inputs_key(row: Any) -> tuple[Any, ...]:
-    """What of a row's input pictures decides its own picture."""
+    """Input pictures and their settings as a key: rows that differ in it give different pictures."""
     return (row.init_image, strength_of(row), row.inpaint_mask, row.control)
 
 

@@ -1,4 +1,4 @@
-"""What the options of a method mean, read from docstrings in the source. Importing this needs no torch."""
+"""Descriptions and ranges of methods' options, read from docstrings in the source. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ RANGES: dict[str, str] = {
     "cross_start": "0 or more, below cross_stop",
     "self_start": "0 or more, below self_stop",
 }
-"""What an option may be, by its name, where a method refuses all else when it is made."""
+"""Ranges by option name, where a method's constructor refuses all other values."""
 
 _TIMED = (*(f"inject{number}" for number in range(1, 9)), "map_injection")
 """Methods whose ``start`` and ``stop`` are not shares of the steps, but of the scheduler's time."""
 
 
 def option_range(method: str, option: str) -> str:
-    """What an option of a method may be; empty where any value of its type goes or the options' meaning says more.
+    """Range of a method's option in words; empty where every value of its type is allowed, or its description says more.
 
     Example:
         >>> option_range("box_diff", "fraction")
@@ -44,7 +44,7 @@ def option_range(method: str, option: str) -> str:
 
 
 def option_meanings(method: str) -> Mapping[str, str]:
-    """What each option of a method means, by name; options whose class says nothing of them are left out.
+    """Descriptions of a method's options by name; options that the class's docstring does not describe are left out.
 
     Raises:
         ValueError: If the method is unknown.

@@ -30,12 +30,12 @@ def defaults(method: type) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Knob:
-    """An option whose best value is another on another model, and the range in which it lies.
+    """An option worth tuning per model, and the values to try.
 
     Attributes:
-        option: Its name.
-        values: That are worth trying.
-        factors: Instead of values: of what the option is otherwise.
+        option: Name of the option.
+        values: Values to try.
+        factors: Instead of ``values``, factors on the option's current value.
 
     Example:
         >>> Knob("step_size", factors=(0.25, 1, 4)).settings(20.0)
@@ -47,7 +47,7 @@ class Knob:
     factors: tuple[float, ...] = ()
 
     def settings(self, now: float) -> list[float]:
-        """Values to try, where the option is ``now`` otherwise."""
+        """Values to try, where the option's current value is ``now``."""
         return [float(f"{now * factor:.6g}") for factor in self.factors] or list(self.values)
 
 
@@ -57,24 +57,24 @@ _STOP = Knob("stop", (0.3, 0.5, 0.8))
 
 
 def usual_knobs(method: type) -> tuple[Knob, ...]:
-    """Knobs of a class that declares none: its strength, and how long it acts."""
+    """Default knobs of a class that declares none: ``step_size`` or ``scale``, and ``stop``."""
     return (_STEP if "step_size" in defaults(method) else _SCALE, _STOP)
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """Where a method lives.
+    """A method's class, needs and options.
 
     Attributes:
-        target: ``module:Class``.
-        family: ``guidance``, ``injection``, or ``baseline`` for what stands above the sampler.
-        summary: One line for people.
-        needs_regions: ``phrase``, ``place`` or ``None``.
-        preset: Options that make the class this method; users may still override them.
+        target: The class, as ``module:Class``.
+        family: ``guidance``, ``injection``, or ``baseline`` for methods above the sampler (best of k).
+        summary: One line for lists of methods.
+        needs_regions: ``place`` (regions with places), ``phrase`` (regions, with or without places) or ``None``.
+        preset: Options that make the class this method; users may override them.
         per_row: Options that may differ between rows of one batch.
-        placeless: An option with which words are enough where ``needs_regions`` says ``place``.
-        reads_groups: Whether it uses a row's nouns and their modifiers (:mod:`attnguide.prompt.pairs`).
-        knobs: What there is to tune, in this order; none for a method whose choices are of another kind.
+        placeless: Option that, when given, makes regions without places enough although ``needs_regions`` is ``place``.
+        reads_groups: Whether the method uses a row's nouns and their modifiers (:mod:`attnguide.prompt.pairs`).
+        knobs: Options to tune, in this order; empty where there are none to tune by number.
     """
 
     target: str
@@ -88,7 +88,7 @@ class MethodInfo:
     knobs: tuple[Knob, ...] = (_STEP, _STOP)
 
     def _repr_html_(self) -> str:
-        """What it is, and its options with their defaults, for notebooks."""
+        """Family, summary, needs, and options with their defaults, for notebooks."""
         needs = {"place": "a region with a place", "phrase": "a region's phrase", None: "no region"}[self.needs_regions]
         options = {**defaults(class_at(self.target)), **self.preset}
         said = f"<p>{escape(self.family)}: {escape(self.summary)}; needs {needs}</p>"
@@ -96,7 +96,7 @@ class MethodInfo:
 
 
 _WINDOW = (Knob("start", (0.95, 0.9, 0.8)), _SCALE)
-"""Of hand-drawn maps, which act from the first step down to a timestep."""
+"""Knobs of injected maps, which act from the first step down to a timestep."""
 
 _MAPS = "attnguide.injection.hand_maps:MapInjection"
 

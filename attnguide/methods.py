@@ -1,4 +1,4 @@
-"""Methods by name: what exists, and how a row's configuration becomes objects. Importing this needs no torch."""
+"""Methods by name: look-up, checks, and construction from a row's configuration. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def method_info(name: str) -> MethodInfo:
     """Look a method up: in :data:`METHODS`, as ``module:Class`` of a user's own, or among other packages' entry points.
 
     Raises:
-        ValueError: If there is none of this name; the message names the nearest and all others. Or if ``module:Class`` cannot
-            be imported, or is no method.
+        ValueError: If no method has this name (the message names the nearest and all others), or if ``module:Class`` cannot be
+            imported or is no method.
     """
     if name in METHODS:
         return METHODS[name]
@@ -47,12 +47,12 @@ def method_info(name: str) -> MethodInfo:
 
 
 def is_method(name: str) -> bool:
-    """Whether a name is that of a method, or written as one of a user's own; nothing is imported."""
+    """Whether a name is a known method's or has the form ``module:Class``; nothing is imported."""
     return name in METHODS or is_target(name) or name in entry_point_targets(GROUP)
 
 
 def _outside(target: str) -> MethodInfo:
-    """What a class of another package says of itself.
+    """Method info of another package's or a user's class, from its docstring and class attributes.
 
     Raises:
         ValueError: If it cannot be imported or is no method.
@@ -79,12 +79,12 @@ def method_class(name: str) -> type:
 
 
 def method_options(name: str) -> dict[str, Any]:
-    """Options a method takes, with their defaults."""
+    """Options of a method, with their defaults."""
     return {**defaults(method_class(name)), **method_info(name).preset}
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Guidance | Injection:
-    """One method object.
+    """Construct a method from its options.
 
     Raises:
         ValueError: If the method or an option is unknown, or an option's value is of a wrong type or out of range.
@@ -119,7 +119,7 @@ def _check_type(name: str, option: str, value: Any) -> None:
 
 @cache
 def _hints(method: type) -> Mapping[str, Any]:
-    """Types of a method's options; none if its annotations have names that only a type checker sees."""
+    """Types of a method's options; empty if its annotations have names that exist only for type checkers."""
     try:
         return get_type_hints(method.__init__)  # type: ignore[misc]
     except NameError:
@@ -156,7 +156,7 @@ def baseline_of(sample: Sample) -> MethodConfig | None:
 
 
 def check_options(configs: Iterable[MethodConfig]) -> None:
-    """Construct methods as the engine will, so that what they refuse is told before a model is loaded.
+    """Construct methods as the engine will, so that wrong options are reported before a model is loaded.
 
     Raises:
         ValueError: Naming the option.
@@ -167,7 +167,7 @@ def check_options(configs: Iterable[MethodConfig]) -> None:
 
 
 def check_one_row(config: MethodConfig) -> None:
-    """A method takes a list with one value a row of its batch, but a configuration belongs to one row.
+    """Refuse a list of per-row values in a configuration, which belongs to one row.
 
     Raises:
         ValueError: Naming the option, if a configuration holds the values of several rows.

@@ -1,4 +1,4 @@
-"""Classes that other packages and users' files bring: ``module:Class`` and entry points. Importing this needs no torch."""
+"""Classes from other packages and users' files, by ``module:Class`` or entry point. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 
 def is_target(name: str) -> bool:
-    """Whether a name is written ``module:Class``."""
+    """Whether a name has the form ``module:Class``."""
     return _TARGET.fullmatch(name) is not None
 
 
 def load_target(target: str) -> Any:
-    """What ``module:Class`` names; modules of the working directory are found, too.
+    """Import the object that ``module:Class`` names; modules of the working directory are found, too.
 
     Raises:
         ValueError: If the module cannot be imported or has no such name.
@@ -45,7 +45,7 @@ def load_target(target: str) -> Any:
 
 
 def find_source(module: str) -> str | None:
-    """The file of a module, which is not imported; ``None`` where there is none."""
+    """Path of a module's source file, without importing the module; ``None`` where there is none."""
     with _working_directory():
         try:
             spec = importlib.util.find_spec(module)
@@ -56,7 +56,7 @@ def find_source(module: str) -> str | None:
 
 @contextmanager
 def _working_directory() -> Iterator[None]:
-    """The working directory is searched last, as ``python -m`` would search it first; a command's own script hides it."""
+    """Append the working directory to ``sys.path``, from which a console script, unlike ``python -m``, leaves it out."""
     here = os.getcwd()
     if here in sys.path or "" in sys.path:
         yield
@@ -71,5 +71,5 @@ def _working_directory() -> Iterator[None]:
 
 @cache
 def entry_point_targets(group: str) -> Mapping[str, str]:
-    """Name -> ``module:Class`` of what installed packages offer under an entry point group."""
+    """``module:Class`` by name of all entry points that installed packages declare in a group."""
     return {point.name: point.value.replace(" ", "") for point in metadata.entry_points(group=group)}

@@ -42,22 +42,23 @@ The same prompt under another seed; another prompt; a picture of the user's by D
 
 @dataclass(frozen=True)
 class MapSource:
-    """Where a region's place comes from if it is not drawn: from a word's attention in another picture.
+    """A region's place taken from a word's attention map in another picture.
 
     The word's cross-attention, averaged over heads, over the sites whose maps guidance reads and over a part of the schedule,
     is stretched to [0, 1] and is the region's mask.
 
     Attributes:
         kind: One of :data:`SOURCE_KINDS`.
-        seed: Of the other picture's noise; the row's own when ``None``, but ``kind="seed"`` needs one.
-        prompt: Of the other picture; the row's own when ``None``, but ``kind="prompt"`` needs one.
-        phrase: Words of that prompt whose map is taken; the region's own when ``None``.
-        image: The picture that is inverted or noised; stretched to the row's size.
-        start: First part of the schedule that counts, as progress.
-        stop: Where it ends.
+        seed: Seed of the other picture's noise; the row's seed when ``None``, required for ``kind="seed"``.
+        prompt: Prompt of the other picture; the row's prompt when ``None``, required for ``kind="prompt"``.
+        phrase: Words of that prompt whose map is taken; the region's phrase when ``None``.
+        image: Path of the picture that is inverted or noised; stretched to the row's size.
+        start: Progress from which maps are averaged, in [0, 1).
+        stop: Progress up to which maps are averaged, in (0, 1].
         threshold: Cells of at least this share of the map's range become 1, all others 0; a soft map when ``None``.
-        cfg_scale: Of an inversion and its reconstruction; at 1 or below the unconditional half is not computed.
-        iterations: Of an inversion's fixed point, for each step.
+        cfg_scale: Classifier-free guidance weight of an inversion and its reconstruction; at 1 or below the unconditional half
+            is not computed.
+        iterations: Fixed-point iterations per step of an inversion.
 
     Raises:
         ValueError: If something the kind needs is missing, something it has no use for is given, or a number is out of range.
@@ -106,30 +107,30 @@ class MapSource:
 
 
 class PlaceError(ValueError):
-    """A region's place has no area, so that this region cannot be drawn; the row it belongs to is otherwise well formed."""
+    """A region's box has no area; the row that it belongs to is otherwise well formed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A phrase of the prompt and the place it should take; exactly one way of saying the place, or none.
+    """A phrase of the prompt and its place, given in exactly one form or not at all.
 
     A region without a place only names a phrase, for guidance that needs no mask (attend-and-excite).
 
     Attributes:
         phrase: Words of the prompt, as they stand there.
-        box: A rectangle, as fractions.
-        polygon: Corners ``(x, y)`` as fractions, at least three.
-        blob: A Gaussian, as fractions; its peak is 1.
-        mask: ``height width``, any size, in [0, 1] or ``uint8``; a picture of Pillow's; or the path of a picture, or of a map
-            kept as ``.npy``. Of a picture the alpha (else the luminance) is the mask: white is inside, black outside.
-        source: Another picture whose attention is the place; with a mask beside it once that attention has been recorded.
+        box: Rectangle ``(x0, y0, x1, y1)`` as fractions of width and height.
+        polygon: Corners ``(x, y)`` as fractions of width and height, at least three.
+        blob: Gaussian ``(x, y, blur_x, blur_y)`` as fractions; its peak is 1.
+        mask: Array ``height width`` of any size, in [0, 1] or ``uint8``; a Pillow picture; or the path of a picture or ``.npy``
+            array. A picture's alpha channel (else its luminance) is the mask: white is inside, black outside.
+        source: Another picture whose attention map is the place; ``mask`` holds that map once it has been recorded.
         occurrence: Which occurrence of the phrase in the prompt is meant, from 0; when ``None``, the first that no other
             region's phrase covers (``dog`` beside ``hot dog``).
         token_indices: Positions in the tokenized prompt (start token = 0), instead of looking the phrase up.
         weight: Factor on injected maps and on this region's loss, at least 0; at 0 no guidance asks for updates for it either.
-        prompt: What the picture shows there, in words of its own, for a method that gives each region a text (regional
-            prompts); the phrase when ``None``. Other methods do not read it.
-        negative_prompt: What it should not show there, likewise; the row's own when ``None``.
+        prompt: Prompt of the region, for methods that give each region a text (regional prompts); the phrase when ``None``.
+            Other methods do not read it.
+        negative_prompt: Negative prompt of the region, for the same methods; the row's negative prompt when ``None``.
 
     Raises:
         PlaceError: If the box has no area.
@@ -189,7 +190,7 @@ class Region:
             object.__setattr__(self, "token_indices", found)
 
     def _numbers(self, name: str, value: Any, length: int, what: str) -> tuple[float, ...]:
-        """Finite numbers, of Python, numpy or torch, alone or in an array."""
+        """``length`` real numbers as Python floats, from numbers of Python, numpy or torch or from an array."""
         value = unpacked(value) if getattr(value, "ndim", 0) == 1 else value
         found = tuple(map(as_real, value)) if is_list(value) else ()
         if len(found) != length or None in found:

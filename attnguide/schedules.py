@@ -1,4 +1,4 @@
-"""Values and windows over the course of sampling, in a unit that is always named."""
+"""Schedules (values per step) and windows (ranges of steps), each in a named unit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Unit = Literal["progress", "timestep", "sigma"]
 UNITS: tuple[Unit, ...] = ("progress", "timestep", "sigma")
 
 MOST_SIGMA = 16.0
-"""Noise over signal that counts as the noisiest: that of a Stable Diffusion model's first step is 14.6.
+"""Upper bound on sigma (noise over signal); a Stable Diffusion model's first step has 14.6.
 
-Flow matching begins without any signal, where what grows with sigma (or with ``1 / signal``) would have no bound.
+Flow matching begins with signal 0, where values that grow with sigma (or with ``1 / signal``) would be unbounded.
 """
 
 _ROUNDING = 1e-9
-"""Relative; of a sigma that is a quotient."""
+"""Relative rounding error allowed in a sigma or timestep compared with a window's bounds."""
 
 
 def position(step: Step, unit: Unit) -> float:
-    """Where ``step`` stands in ``unit``: progress 0 to 1, timestep / 1000 from 1 (noise) to 0 (picture), or sigma.
+    """Position of ``step`` in ``unit``: progress 0 to 1, timestep / 1000 from 1 (noise) to 0 (picture), or sigma.
 
-    Sigma is noise over signal, infinite in the first step of flow matching; timestep / 1000 is that noise share itself there.
+    Under flow matching sigma (noise over signal) is infinite in the first step, and timestep / 1000 is the noise share.
     """
     if unit == "progress":
         return step.progress
@@ -34,13 +34,12 @@ def position(step: Step, unit: Unit) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """The part of the schedule in which something acts.
+    """The part of the schedule in which a method acts.
 
     Attributes:
-        start: Where it begins, in ``unit``.
-        stop: Where it ends. Progress runs upwards (``start < stop``: 0 to 0.5 is the first half, ``stop`` excluded);
-            timestep / 1000 and sigma run downwards, and either order of the two bounds is read as the closed range between
-            them.
+        start: First bound, in ``unit``.
+        stop: Second bound. Progress runs upwards (``start < stop``: 0 to 0.5 is the first half, ``stop`` excluded);
+            timestep / 1000 and sigma run downwards, and the two bounds, in either order, form a closed range.
         unit: ``"progress"`` (step fraction), ``"timestep"`` (t / 1000) or ``"sigma"``.
 
     Example:
@@ -107,9 +106,9 @@ def linear(start: float, stop: float, end: float = 1.0) -> Schedule:
 
 
 def noise_variance(value: float) -> Schedule:
-    """``value * (1 - alpha_bar)``: ``value * sigma^2`` on variance-exploding latents, told for the model's own input scale.
+    """``value * (1 - alpha_bar)``, which falls to 0 at the end; on variance-exploding latents this is ``value * sigma^2``.
 
-    Under flow matching ``1 - alpha_bar = noise^2 / (signal^2 + noise^2)``, from 1 to 0 likewise.
+    Under flow matching ``1 - alpha_bar = noise^2 / (signal^2 + noise^2)``.
     """
     _require_finite(value)
     return lambda step: value * (1 - step.alpha_bar)

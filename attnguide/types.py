@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_PROBLEM = 1000
-"""Characters of what is wrong with a row."""
+"""Most characters kept of a row's ``problem``."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +61,30 @@ class Sample:
     Attributes:
         id: Unique in the run; names the files. Letters, digits, ``.``, ``_`` and ``-``.
         prompt: What to draw; empty only without methods, for the picture of no words.
-        seed: Of the initial noise, and of a stochastic scheduler's.
-        regions: Phrases and places.
+        seed: Seed of the initial noise and of a stochastic scheduler's noise.
+        regions: Phrases of the prompt and their places.
         groups: Words of the prompt that belong together, each group's noun last: ``(("red", "circle"), ("blue", "square"))``;
             found by rule where none are given (:mod:`attnguide.prompt.pairs`).
-        negative_prompt: What the unconditional half reads; ``None`` for nothing said, which some models (SDXL) tell from the
-            empty text.
+        negative_prompt: Text of the unconditional half; ``None`` if none was given, which some models (SDXL) treat otherwise
+            than the empty text.
         methods: Injections and guidances, applied together; none means plain sampling.
-        height: Of the picture in pixels; the model's own when ``None``.
-        width: Likewise.
+        height: Picture height in pixels, a multiple of 8; the model's default when ``None``.
+        width: Picture width in pixels, a multiple of 8; the model's default when ``None``.
         steps: Denoising steps.
         cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
-        true_cfg_scale: Of a guidance-distilled model alone, which reads ``cfg_scale`` as a condition: above 1, and with a
-            negative prompt, both halves are computed and combined with this weight.
-        prompt_syntax: How prompts are read: ``plain``, every sign as a letter, or ``weights``, with the weights and parts of
-            web UIs (:mod:`attnguide.weighted`) and in as many chunks as they need.
+        true_cfg_scale: Classifier-free guidance weight of a guidance-distilled model, which reads ``cfg_scale`` as a condition;
+            above 1, and with a negative prompt, both halves are computed and combined with this weight.
+        prompt_syntax: ``plain`` (every character is text) or ``weights`` (weights and ``BREAK`` of web UIs,
+            :mod:`attnguide.weighted`, in as many chunks as they need).
         scheduler: Name of a noise scheduler; the model's own when ``None``.
         tags: Free values carried into the records (an ablation's axes, a layout's category).
-        problem: Why the row cannot be made, if the table it was read from says something impossible of it (a box without
-            area, a phrase that the prompt lacks); such a row ends with this as its status and the others go on.
+        problem: Error in the table that the row was read from (a box without area, a phrase that the prompt lacks); such a
+            row ends with this as its status and the others go on.
         init_image: Path of a picture to begin from instead of noise alone; stretched to the row's size.
-        strength: Share of the schedule that an ``init_image`` is noised to and denoised from, in (0, 1]; that of
+        strength: Share of the schedule that an ``init_image`` is noised to and denoised from, in (0, 1]; the default of
             :data:`~attnguide.inputs.STRENGTHS` when ``None``.
-        inpaint_mask: Path of a picture of the ``init_image``'s size, white where it is drawn anew and black where it is kept.
-        control: Pictures that ControlNets of the run read.
+        inpaint_mask: Path of a mask picture of the ``init_image``'s size, white where it is drawn anew, black where it is kept.
+        control: Control pictures for the run's ControlNets.
     """
 
     id: str
@@ -144,7 +144,7 @@ class Sample:
 
     @property
     def kind(self) -> Kind | None:
-        """How a row with input pictures is made; ``None`` for text to image."""
+        """Pipeline kind of a row with input pictures (``img2img``, ``inpaint``, ...); ``None`` for text to image."""
         return kind_of(self)
 
     @property
@@ -155,15 +155,15 @@ class Sample:
 
     @property
     def denoising_steps(self) -> int:
-        """Denoising steps that are made of :attr:`steps`, as diffusers counts them; 0 where the strength is too small."""
+        """Number of :attr:`steps` that are run at the row's strength, as diffusers counts; 0 where it is too small."""
         return min(int(self.steps * self.noised), self.steps)
 
     @property
     def text(self) -> str:
-        """The prompt's words alone, in which phrases are found; the prompt itself unless its syntax says otherwise.
+        """The prompt without the marks of its ``prompt_syntax``; phrases are looked up in this text.
 
         Raises:
-            ValueError: If a sign of the prompt has no meaning in its syntax.
+            ValueError: If the prompt has marks that its syntax does not know.
         """
         return words_of(self.prompt, self.prompt_syntax)
 
@@ -173,7 +173,7 @@ class Sample:
 
 
 def _short_problem(problem: Any) -> str:
-    """A problem without the middle of a long one, which quotes a prompt."""
+    """A problem shortened in the middle, where a long one quotes a prompt."""
     check_text("problem", problem[:MOST_LETTERS] if isinstance(problem, str) else problem)
     half = _LONGEST_PROBLEM // 2
     return problem if len(problem) <= _LONGEST_PROBLEM + 5 else f"{problem[:half]} ... {problem[-half:]}"
@@ -187,13 +187,13 @@ class Step:
     reads scaled down); under flow matching ``signal = 1 - noise``.
 
     Attributes:
-        index: 0 .. count - 1, counting evaluations (a second-order scheduler has more of them than the user asked steps).
-        count: Evaluations in all.
-        timestep: What the network is told; 0 to 1000 from clean to noise.
+        index: Number of the evaluation, 0 .. count - 1 (a second-order scheduler makes more evaluations than steps).
+        count: Number of evaluations of the schedule.
+        timestep: The scheduler's timestep, 0 (clean) to 1000 (noise).
         signal: Factor on the clean latents, in [0, 1].
         noise: Factor on unit noise, in [0, 1].
         begins: Whether a denoising step begins here, so that latents may be changed; False in a corrector's evaluation.
-        number: Which denoising step it belongs to, from 0; the index where it is not given.
+        number: Denoising step that the evaluation belongs to, from 0; ``index`` by default.
     """
 
     index: int
@@ -210,7 +210,7 @@ class Step:
 
     @classmethod
     def at_sigma(cls, index: int, count: int, timestep: float, sigma: float, begins: bool = True, number: int = -1) -> Step:
-        """A step of a variance-preserving schedule, told by its noise over signal."""
+        """A step of a variance-preserving schedule from its ``sigma``, noise over signal."""
         scale = math.hypot(1.0, sigma)
         return cls(index, count, timestep, 1 / scale, sigma / scale, begins, number)
 
@@ -232,22 +232,23 @@ class Step:
 
 PassKind = Literal["denoise", "guide", "source", "invert", "perturb"]
 Branch = Literal["cond", "uncond", "source", "source_uncond", "perturbed", "negative"]
-"""What a batch element is for its row.
+"""Kind of a batch element.
 
-The two halves of classifier-free guidance; the two halves of the pass under another prompt that edits read; a conditional
-pass under a perturbation; and one under a method's own negative prompt.
+``cond`` and ``uncond`` are the halves of classifier-free guidance, ``source`` and ``source_uncond`` those of the source prompt
+that edits read; ``perturbed`` is a conditional element with perturbed attention, ``negative`` one under a method's own
+negative prompt.
 """
 
 
 @dataclass(frozen=True)
 class PassContext:
-    """What one forward pass is for, so that nothing ever counts calls.
+    """Step, kind and batch layout of one forward pass; nothing is inferred from counting calls.
 
     Attributes:
-        step: Where in the schedule.
-        kind: What the pass serves.
-        rows: For each batch element, the row of the table's batch it belongs to.
-        branches: For each batch element, which branch it is.
+        step: Evaluation of the schedule.
+        kind: Purpose of the pass.
+        rows: Row of the batch that each element belongs to.
+        branches: Branch of each element.
     """
 
     step: Step
@@ -271,7 +272,7 @@ class PassContext:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row cost. Forwards count each branch of the row once, also where a guide pass stops early.
+    """Network passes, time and memory of a row. Each branch counts as one forward, also where a guide pass stops early.
 
     Attributes:
         unet_forwards: Network evaluations.
@@ -292,9 +293,9 @@ class ExpectedCost:
 
     Attributes:
         forwards: Evaluations for one branch each, if no threshold asks for a repetition.
-        backwards: Gradients, likewise.
-        most: Evaluations if every threshold asks until its last iteration.
-        most_backwards: Gradients, likewise.
+        backwards: Backward passes, if no threshold asks for a repetition.
+        most: Evaluations for one branch each, if every threshold asks until its last iteration.
+        most_backwards: Backward passes, if every threshold asks until its last iteration.
     """
 
     forwards: int = 0
@@ -318,7 +319,7 @@ class SampleResult:
         sample: The row.
         image: The picture, or ``None`` if the row stopped.
         latents: Final latents, ``channels height width`` on the CPU.
-        cost: What it took.
+        cost: Network passes, time and memory.
         status: ``"ok"``; ``"ok: ..."`` with a remark about a picture that was made; ``"refused: ..."`` with the reason if the
             row was not sampled at all; else why it stopped, with step and method. :func:`verdict` tells these apart.
     """

@@ -1,8 +1,8 @@
-"""Prompts as web UIs have them: how strongly pieces count, where a part of its own begins, and the words that remain.
+"""Prompt syntax of web UIs: weights of fragments, ``BREAK`` between parts, and the text without these marks.
 
 ``(word)`` counts 1.1 times as much, ``((word))`` 1.21 times, ``(word:1.3)`` as it says, ``[word]`` 1 / 1.1 times; brackets
-nest, and factors multiply. ``BREAK`` begins a part that is read by itself, in chunks of its own. A backslash makes a bracket a
-letter. Importing this needs no torch.
+nest, and factors multiply. ``BREAK`` begins a part that is encoded in chunks of its own. A backslash escapes a bracket.
+Importing this needs no torch.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from attnguide.text.parsing import shown
 
 Syntax = Literal["plain", "weights"]
 SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)
-"""How a prompt is read: every sign as a letter, or brackets as weights."""
+"""How a prompt is read: every character as text, or brackets as weights."""
 
 MOST_WEIGHT = 10.0
-"""Of a piece of a prompt; from about 1.6 on pictures fall apart."""
+"""Largest weight of a fragment; from about 1.6 on pictures fall apart."""
 
 ROUND, SQUARE = 1.1, 1 / 1.1
-"""Factors of a pair of brackets without a number."""
+"""Weights of round and square brackets without a number."""
 
 LORA, CHOICE = r"<\w+:[^<>]+>", r"[{\[][^{}\[\]]*\|[^{}\[\]]*[}\]]"
 WILDCARD = r"(?<!\w)__[\w/*-]+__(?!\w)"
 AND = r"(?<![A-Z]{2} )\bAND\b(?! [A-Z]{2})"
 BEHIND = r"\([^()]+\)(?:\d*\.\d+|\++|--+)"
-"""Signs of other programs: a LoRA, a choice, a file of words, joined prompts, weights behind brackets."""
+"""Marks of other programs: LoRA tags, alternatives, wildcard files, joined prompts, weights behind brackets."""
 
 LOAD_LORA = "load it with --lora PATH:WEIGHT, or into a pipeline that is handed over with load_lora_weights"
 WRITE_ROWS = "write a row for each choice"
@@ -54,7 +54,7 @@ _SIGNS = re.compile(
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of characters of the words alone that counts as one, ``[first, stop)``, and how much."""
+    """Characters ``[first, stop)`` of :attr:`WeightedPrompt.text` that share one weight."""
 
     first: int
     stop: int
@@ -66,9 +66,9 @@ class WeightedPrompt:
     """A prompt with weights, for a text encoder that reads it in chunks.
 
     Attributes:
-        text: The words alone, in which phrases are found.
-        parts: Fragments of ``text`` in order, by part; what stands between two parts is not read.
-        chunks: Fewest chunks that it takes, empty ones at the end.
+        text: The prompt without marks; phrases are looked up in it.
+        parts: Fragments of ``text`` in order, one tuple per part; characters between two parts are not encoded.
+        chunks: Smallest number of chunks, filled up with empty ones at the end.
     """
 
     text: str
@@ -76,7 +76,7 @@ class WeightedPrompt:
     chunks: int = 1
 
     def excerpt(self, first: int, stop: int) -> WeightedPrompt:
-        """The characters ``[first, stop)`` with their weights, by themselves."""
+        """A weighted prompt of the characters ``[first, stop)``, with their weights."""
         kept = [
             Fragment(max(one.first, first) - first, min(one.stop, stop) - first, one.weight)
             for part in self.parts
@@ -87,21 +87,21 @@ class WeightedPrompt:
 
 
 Prompt = str | WeightedPrompt
-"""What a model is asked to read."""
+"""A prompt for a model: plain text, or text with weights."""
 
 
 def check_syntax(syntax: object) -> None:
-    """Refuse what is none of :data:`SYNTAXES`.
+    """Refuse a ``prompt_syntax`` that is not in :data:`SYNTAXES`.
 
     Raises:
-        ValueError: Naming them.
+        ValueError: Naming the known ones.
     """
     if syntax not in SYNTAXES:
         raise ValueError(f"prompt_syntax must be one of {', '.join(SYNTAXES)}; got {shown(syntax)}.")
 
 
 def require_compel() -> None:
-    """Refuse where the package is missing that embeds prompts with weights.
+    """Refuse weighted prompts where the package compel, which embeds them, is missing.
 
     Raises:
         ValueError: Naming the extra.
@@ -111,7 +111,7 @@ def require_compel() -> None:
 
 
 def written(text: str, syntax: str) -> Prompt:
-    """A text as a model is asked to read it.
+    """Parse a text into a prompt for a model.
 
     Args:
         text: As the user wrote it.
@@ -124,7 +124,7 @@ def written(text: str, syntax: str) -> Prompt:
 
 
 def words_of(text: str, syntax: str) -> str:
-    """The words alone of a text as the user wrote it, in which phrases are found.
+    """A text without the marks of its syntax; phrases are looked up in it.
 
     Raises:
         ValueError: As for :func:`read_weights`.
@@ -133,12 +133,12 @@ def words_of(text: str, syntax: str) -> str:
 
 
 def unweighted(text: str, chunks: int = 1) -> WeightedPrompt:
-    """A text without signs, read in chunks."""
+    """A text without weights as a weighted prompt, read in chunks."""
     return WeightedPrompt(text, ((Fragment(0, len(text)),),) if text else (), chunks)
 
 
 def in_chunks(prompt: Prompt, chunks: int) -> Prompt:
-    """The prompt with at least so many chunks; as it is where one will do."""
+    """The prompt with at least ``chunks`` chunks; a plain prompt is unchanged for one chunk."""
     if isinstance(prompt, WeightedPrompt):
         return replace(prompt, chunks=max(chunks, prompt.chunks))
     return prompt if chunks == 1 else unweighted(prompt, chunks)
@@ -146,16 +146,16 @@ def in_chunks(prompt: Prompt, chunks: int) -> Prompt:
 
 @lru_cache(maxsize=1024)
 def read_weights(prompt: str) -> WeightedPrompt:
-    r"""Take the syntax of web UIs out of a prompt.
+    r"""Parse a prompt in the syntax of web UIs.
 
-    Between two parts the words alone have a comma, unless the first ends with a sign of its own.
+    In the resulting text two parts are joined by a comma, or by a space if the first ends with punctuation.
 
     Args:
         prompt: As the user wrote it.
 
     Raises:
-        ValueError: If a bracket is never closed, a weight lies outside [0, :data:`MOST_WEIGHT`], or a sign has no meaning here:
-            LoRAs, choices, words by step, ``AND``, weights behind brackets.
+        ValueError: If a bracket is never closed, a weight lies outside [0, :data:`MOST_WEIGHT`], or the prompt has marks that
+            are not supported: LoRA tags, alternatives, words by step, ``AND``, weights behind brackets.
 
     Example:
         >>> read_weights("a (red cat:1.3) and [dog]").text
@@ -183,7 +183,7 @@ def read_weights(prompt: str) -> WeightedPrompt:
 
 
 def _refuse_foreign(prompt: str) -> None:
-    """Refuse signs of other programs that have no meaning here."""
+    """Refuse marks of other programs that are not supported."""
     plain = _ESCAPED.sub("  ", prompt)
     shouted = not any(char.islower() for char in plain)  # among capitals AND is a word
     for pattern, instead in _REFUSED[:-1] if shouted else _REFUSED:
@@ -192,7 +192,7 @@ def _refuse_foreign(prompt: str) -> None:
 
 
 def _weighted_runs(prompt: str) -> list[tuple[str, float] | None]:
-    """Letters and their weights, ``None`` between two parts."""
+    """Runs of characters and their weights, ``None`` between two parts."""
     runs: list[tuple[str, float] | None] = []
     opened: list[tuple[str, int, int]] = []  # bracket, number of runs before it, place in the prompt
 
@@ -223,7 +223,7 @@ def _weighted_runs(prompt: str) -> list[tuple[str, float] | None]:
 
 
 def _checked(weight: float, since: str) -> float:
-    """A weight that a piece of a prompt may have."""
+    """A fragment's weight, refused outside [0, :data:`MOST_WEIGHT`]."""
     if 0 <= weight <= MOST_WEIGHT:
         return weight
     hint = "; what should not be seen stands in negative_prompt" if weight < 0 else ""

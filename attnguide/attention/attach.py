@@ -36,7 +36,7 @@ _unseen: ContextVar[bool] = ContextVar("forwards that nobody reads or edits", de
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """The enclosed forwards are no part of the pass in whose midst they run: no probe reads them, no edit changes them."""
+    """Run the enclosed forwards without probes and edits, although they happen inside a pass that has some."""
     token = _unseen.set(True)
     try:
         yield
@@ -45,7 +45,7 @@ def unseen() -> Iterator[None]:
 
 
 class _StopForward(Exception):
-    """Everything the pass was for has been computed."""
+    """Raised to leave a forward pass once the last module of :func:`stop_after` has run."""
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def stop_after(modules: Collection[nn.Module]) -> Iterator[None]:
         except _StopForward as caught:
             if caught is not stop:
                 raise
-            stop.with_traceback(None)  # which holds the frames of the pass, and with them all that it computed
+            stop.with_traceback(None)  # the traceback's frames would keep the pass's activations alive
 
 
 Visited = Mapping[nn.Module, Sequence[Visitors]]
@@ -82,7 +82,7 @@ Visited = Mapping[nn.Module, Sequence[Visitors]]
 
 
 class _Pass:
-    """What has run of one pass, and the interceptions that are open in it."""
+    """State of one forward pass: sites that have run, and open interceptions."""
 
     def __init__(self) -> None:
         self.ran: set[Site] = set()
@@ -91,15 +91,15 @@ class _Pass:
         self.parts = Parts()
 
     def close(self) -> None:
-        """Leave what an exception that torch calls no hooks for (an interrupt) has left open."""
+        """Exit interceptions left open by an exception for which torch calls no hooks (an interrupt)."""
         while self.open:
             self.open.popitem()[1].__exit__(None, None, None)
 
 
 class Attention:
-    """What :func:`attach` yields: probes and edits, waiting for a pass.
+    """Probes and edits that :func:`attach` yields; they act in passes inside :meth:`during`.
 
-    Passes outside :meth:`during` run untouched, and so do those of other threads.
+    All other passes run untouched, also passes of other threads.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class Attention:
 
     @contextmanager
     def during(self, context: PassContext, until: Collection[Site] = ()) -> Iterator[None]:
-        """Say what the enclosed forward pass is for; probes and edits act inside.
+        """Run the enclosed forward pass with probes and edits in place.
 
         Args:
-            context: What the pass is for.
-            until: Where the pass may stop early: later sites need not run.
+            context: Step, kind, rows and branches of the pass.
+            until: Last sites of a pass that stops early; sites behind them need not run.
 
         Raises:
-            CaptureError: If a site that was asked for did not run.
+            CaptureError: If a site that a probe or an edit selects did not run.
         """
         visited = self._visited(context)
         path = {} if self._network is None or not visited else path_modules(self._network, _names(visited))
@@ -152,7 +152,7 @@ class Attention:
 
     @contextmanager
     def _entered(self, visited: Visited, path: Mapping[str, nn.Module]) -> Iterator[_Pass]:
-        """Hooks in place, acting in this thread."""
+        """Forward hooks on the visited modules, acting in this thread."""
         before, this = self._latest, _Pass()
         with ExitStack() as stack:
             stack.enter_context(eager(list(path.values())))
@@ -173,7 +173,7 @@ class Attention:
         return latest
 
     def _visited(self, context: PassContext) -> Visited:
-        """The modules that are read or edited in a pass, in their order."""
+        """Modules that are read or edited in a pass, each with its sites, in network order."""
         probes = [(probe, sites) for probe, sites in self._probes if context.kind in probe.kinds]
         edits = [(edit, sites) for edit, sites in self._edits if edit.active(context)]
         visited: dict[nn.Module, list[Visitors]] = {}
@@ -189,7 +189,7 @@ class Attention:
     def _hooks(
         self, this: _Pass, visitors: Sequence[Visitors], path: Mapping[str, nn.Module]
     ) -> tuple[Callable[..., None], Callable[..., Any]]:
-        """Hooks before and after one module's forward; they do nothing but in the pass that they are for."""
+        """Hooks before and after one module's forward; no-ops outside the pass ``this``."""
         attending = [one for one in visitors if one.site.kind != "feature"]
         features = [one for one in visitors if one.site.kind == "feature"]
 
@@ -221,7 +221,7 @@ class Attention:
         return before, after
 
     def _missing(self, visited: Collection[Site], ran: Collection[Site], until: Collection[Site]) -> list[Site]:
-        """Sites that should have run and did not."""
+        """Visited sites that did not run; with ``until``, only those in it and those before a site that ran."""
         missing = [site for site in visited if site not in ran]
         if not missing or not until:
             return missing
@@ -252,21 +252,21 @@ def attach(
     columns: Sequence[int] | None = None,
     owned: Owned | None = None,
 ) -> Iterator[Attention]:
-    """Probes and edits for the passes of :meth:`Attention.during`.
+    """Prepare probes and edits for the passes of :meth:`Attention.during`.
 
     Args:
         modules: The network's attention modules by site; a module may have several.
-        probes: Readers.
-        edits: Changes, applied site by site, at each in the order given.
-        network: That the sites' names are paths in. Where it, or a block of it, was compiled in place, it runs as written in
-            passes with probes or edits; where it checkpoints its blocks, they run with probes and edits again.
-        columns: Positions within the text, rising, that cross sites show: keys, values, scores and probs have these columns
-            alone, and their rows do not sum to 1. Columns beyond a text that is shorter get nothing. All when ``None``.
-        owned: Which columns each element of a pass has as its own. Scores of others are shown as minus infinity and probs as
-            0, and what edits make of them is not taken, so that a row is the same beside longer ones.
+        probes: Readers of attention.
+        edits: Changes of attention; at each site applied in the order given.
+        network: The network in which the sites' names are paths. Where it, or a block of it, was compiled in place, it runs
+            eagerly in passes with probes or edits; where it checkpoints its blocks, recomputation runs with both again.
+        columns: Text positions, rising, that cross sites show: keys, values, scores and probs have these columns alone, and
+            rows of probs do not sum to 1. Columns beyond the end of a shorter text have probs of 0. All when ``None``.
+        owned: Columns that belong to each batch element's own text. Other columns (padding beside longer texts) are shown with
+            scores of minus infinity and probs of 0, and edits of them are dropped, so that padding changes no row.
 
     Raises:
         ValueError: If a probe or an edit matches no site.
-        CaptureError: During a pass, if a site runs without the call that is intercepted, or does not run.
+        CaptureError: During a pass, if a site runs without calling ``scaled_dot_product_attention``, or does not run.
     """
     yield Attention(modules, probes, edits, network, Columns(columns, owned))

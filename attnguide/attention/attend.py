@@ -1,4 +1,4 @@
-"""One scaled-dot-product call with readers and changes in between; fused wherever nobody needs the square of scores."""
+"""One scaled-dot-product call with probes and edits; fused wherever nobody needs ``batch heads query key`` scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from attnguide.attention.columns import (
 from attnguide.attention.visitors import CaptureError, Visitors
 
 Checked = dict[int, tuple[Tensor, Tensor | None]]
-"""Masks of edits that leave every query a key, beside the call's own mask."""
+"""Masks found to leave every query a key, by id: the mask, and the call's own mask that it was combined with."""
 
 
 def attend(
@@ -38,7 +38,7 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention with readers and changes in between, for the sites whose call this is.
+    """Attention output of one call, with the probes and edits of the sites that the call belongs to.
 
     Shapes: query ``batch heads query head_dim``, key and value ``batch heads key head_dim``. ``checked`` holds the masks that
     were checked before in this pass; all other arguments are those of ``scaled_dot_product_attention``.
@@ -60,7 +60,7 @@ def attend(
 
 
 def _with_gains(views: Sequence[View], call: Call) -> Tensor:
-    """What attention gives out, with the scores of some blocks multiplied: their keys are, for their queries alone."""
+    """Attention output with ``gain`` edits: a block's scores are scaled by scaling its keys, for its queries alone."""
     explicit = [view for view in views if view.explicit]
     key, rows = call.key, None
     for view in views:
@@ -82,13 +82,13 @@ def _with_gains(views: Sequence[View], call: Call) -> Tensor:
 
 
 def _blended(views: Sequence[View], checked: Checked, bare: Call, output: Tensor) -> Tensor:
-    """What attention gives out, with shares of further attention under masks of its own.
+    """Attention output after ``blend`` edits: a weighted mean with a second attention under another mask.
 
     Args:
         views: The sites' visitors.
-        checked: Masks that leave every query a key.
+        checked: Masks already found to leave every query a key.
         bare: The call with the library's own mask.
-        output: Of the call.
+        output: Attention output before blending, ``batch heads query head_dim``.
     """
     for view in views:
         for edit in view.visitors.editing("blend"):
@@ -105,7 +105,7 @@ def _blended(views: Sequence[View], checked: Checked, bare: Call, output: Tensor
 
 
 def _output(views: Sequence[View], call: Call) -> Tensor:
-    """What attention gives out, explicit only where it must be."""
+    """Attention output, with explicit probs only where probes or edits need them."""
     if not views:
         return call.fused()
     in_columns = len(views) == 1 and views[0].in_columns
@@ -116,7 +116,7 @@ def _output(views: Sequence[View], call: Call) -> Tensor:
     read = any(view.visitors.reads_probs for view in views)
     if edited and not read and part is not None:
         return _in_part(views, part, call, form)
-    # Reading alone must not change a bit of the picture; only what is formed with its graph serves both.
+    # Reading alone must not change a bit of the picture, so the output stays fused unless probs are needed with a graph.
     if edited or (read and torch.is_grad_enabled() and not in_columns):
         return form(views, call)
     if read and in_columns and torch.is_grad_enabled() and (found := _with_columns_read(views[0], call)) is not None:
@@ -134,7 +134,7 @@ def _reading(views: Sequence[View], call: Call, form: Callable[..., Tensor]) -> 
 
 
 def _inputs(views: Sequence[View], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, read and changed block by block."""
+    """Query, key and value after probes have read them and ``qkv`` edits changed them, block by block."""
     for view in views:
         view.visitors.read("query", view.block.take_rows(query))
         for quantity, tensor in (("key", key), ("value", value)):
@@ -152,7 +152,7 @@ def _inputs(views: Sequence[View], query: Tensor, key: Tensor, value: Tensor) ->
 
 
 def _mask(views: Sequence[View], checked: Checked, call: Call) -> Tensor | None:
-    """The call's own mask, and what edits forbid beside it."""
+    """The call's own mask combined with the masks of ``mask`` edits."""
     own = call.mask
     for view in views:
         for edit in view.visitors.editing("mask"):
@@ -165,7 +165,7 @@ def _mask(views: Sequence[View], checked: Checked, call: Call) -> Tensor | None:
 
 
 def _combined(call: Call, block: Block, allowed: Tensor) -> Tensor:
-    """A call's mask, and what is forbidden in a block."""
+    """A call's mask combined with a block's mask ``allowed`` (bool, ``batch 1 queries keys``)."""
     if not block.whole:
         part = allowed.expand(allowed.shape[0], 1, *block.size)
         allowed = block.put(part.new_ones(len(part), 1, *block.shape), part)
@@ -175,7 +175,7 @@ def _combined(call: Call, block: Block, allowed: Tensor) -> Tensor:
 
 
 def _check_mask(edit: str, mask: Tensor | None, own: Tensor | None, checked: Checked) -> None:
-    """Refuse a mask that leaves a query without any key, but for those that the call itself leaves none.
+    """Refuse a mask that leaves a query without any key, unless the call's own mask does so already.
 
     Raises:
         ValueError: Naming the edit.
@@ -192,7 +192,7 @@ def _check_mask(edit: str, mask: Tensor | None, own: Tensor | None, checked: Che
 
 
 def _given_out(views: Sequence[View], output: Tensor) -> Tensor:
-    """What the call gives out, changed and read block by block."""
+    """Attention output after ``output`` edits, block by block, and then shown to the probes."""
     for view in views:
         block, visitors = view.block, view.visitors
         for edit in visitors.editing("output"):
@@ -205,11 +205,11 @@ def _given_out(views: Sequence[View], output: Tensor) -> Tensor:
 
 
 def _in_part(views: Sequence[View], part: list[int], call: Call, form: Callable[..., Tensor]) -> Tensor:
-    """Explicit attention in a part of the batch, and fused attention in the rest."""
+    """Attention output, explicit at the batch positions ``part`` and fused at all others."""
     query, value = call.query, call.value
     rest = sorted(set(range(len(query))) - set(part))
     batch, heads, cells, _ = query.shape
-    # The memory layout in which the module goes on: cells before heads.
+    # Memory layout `batch cells heads channels`, which the module flattens without a copy.
     output = value.new_empty(batch, cells, heads, value.shape[-1], dtype=fused_dtype(value)).transpose(1, 2)
     for positions in (part, rest):
         if positions:
@@ -219,7 +219,7 @@ def _in_part(views: Sequence[View], part: list[int], call: Call, form: Callable[
 
 
 def _beside(rows: range, output: Tensor, call: Call) -> Tensor:
-    """The output of some queries among all others', which the fused kernel answers."""
+    """``output`` of the queries ``rows``, completed by the fused kernel's output of all other queries."""
     parts = [output]
     if rows.start > 0:
         parts.insert(0, call.fused(range(rows.start)))
@@ -232,7 +232,7 @@ def _beside(rows: range, output: Tensor, call: Call) -> Tensor:
 
 
 def _in_columns(views: Sequence[View], call: Call) -> Tensor:
-    """Attention whose chosen columns are changed; the square is never formed."""
+    """Attention output with edited columns; ``batch heads query key`` is never formed."""
     view = views[0]
     block, visitors, rows = view.block, view.visitors, view.block.rows
     columns, others = block.index(call.query.device)
@@ -254,7 +254,7 @@ def _in_columns(views: Sequence[View], call: Call) -> Tensor:
 
 
 def _with_columns_read(view: View, call: Call) -> Tensor | None:
-    """The call's attention, whose kernel's sums of rows show the chosen columns; ``None`` where there is no such kernel."""
+    """Fused attention output, whose kernel's logsumexp normalises the columns shown; ``None`` without such a kernel."""
     if not call.alike:
         return None
     found = fused_with_sums(call.query, call.key, call.value, mask_part(call.mask), call.factor)
@@ -270,9 +270,9 @@ def _read_columns(view: View, call: Call, total: Tensor | None = None) -> None:
     """Show scores and probabilities of the chosen columns, with their graph.
 
     Args:
-        view: Whose.
-        call: The call.
-        total: Logarithm of the sums of the block's rows, ``batch heads query``, where it is known.
+        view: Site whose columns are shown.
+        call: The attention call.
+        total: Logsumexp of the block's rows, ``batch heads query``; computed when ``None``.
     """
     visitors = view.visitors
     scores = _column_scores(view, call)
@@ -299,7 +299,7 @@ def _column_scores(view: View, call: Call) -> Tensor:
 
 
 def _in_squares(views: Sequence[View], call: Call) -> Tensor:
-    """Attention over probabilities that are formed, for all keys of the queries that somebody reads or changes."""
+    """Attention output from explicit probs of the queries that are read or edited, over all keys."""
     rows, dtype = _hull(views), fused_dtype(call.value)
     probs = _square_probs(views, call, rows)
     with without_autocast(call.query.device.type):
@@ -308,13 +308,13 @@ def _in_squares(views: Sequence[View], call: Call) -> Tensor:
 
 
 def _hull(views: Sequence[View]) -> range:
-    """The queries between the first and the last that belong to a block."""
+    """The smallest range of queries that holds the queries of every block."""
     return range(min(view.block.rows.start for view in views), max(view.block.rows.stop for view in views))
 
 
 def _square_probs(views: Sequence[View], call: Call, rows: range) -> Tensor:
-    """Scores, softmax, and what edits make of both: ``batch heads rows key``."""
-    # Autocast would round the product of queries and keys, and what edits and records compute, to half precision.
+    """Probs with edits of scores and probs, ``batch heads rows key``; probes are shown scores and probs on the way."""
+    # Autocast would round the product of queries and keys, and the arithmetic of edits and probes, to half precision.
     with without_autocast(call.query.device.type):
         scores = masked_scores(call.query[:, :, rows.start : rows.stop], call.key, mask_part(call.mask, rows), call.factor)
         _show(views, "scores", scores, rows)

@@ -13,23 +13,23 @@ from attnguide.attention.sites import Site, Span
 from attnguide.types import Branch, PassContext
 
 Owned = Callable[[PassContext], Tensor]
-"""From a pass to the columns that are each element's own, bool, ``batch columns``."""
+"""From a pass to a mask of the columns that belong to each batch element's own text, bool, ``batch columns``."""
 
 
 def resolve(span: Span | None, length: int) -> range:
-    """The positions of a span among so many; all when ``None``."""
+    """Positions of a span in an axis of this length; all of them when ``None``."""
     return range(length)[slice(*(span or (None, None)))]
 
 
 class Columns:
-    """Chosen positions of a text, as index tensors that are made once for every device.
+    """Chosen text positions, as index tensors cached per device.
 
     Args:
         chosen: Positions within the text block, in rising order; all when ``None``.
-        owned: Which of them each element of a pass has as its own; all of them when ``None``.
+        owned: Mask of the chosen positions that belong to each batch element's own text; all of them when ``None``.
 
     Raises:
-        ValueError: If they are negative or do not rise.
+        ValueError: If positions are negative or do not rise.
     """
 
     def __init__(self, chosen: Sequence[int] | None = None, owned: Owned | None = None) -> None:
@@ -41,7 +41,7 @@ class Columns:
         self._index: dict[tuple[range, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def own(self, context: PassContext, device: torch.device) -> Tensor | None:
-        """True at the elements' own columns, ``batch 1 1 columns``; ``None`` where that is all of them."""
+        """Mask of the columns of each element's own text, ``batch 1 1 columns``; ``None`` where all columns are."""
         where = (context.rows, context.branches, device)
         if self._owned is not None and where not in self._own:
             own = self._owned(context)
@@ -49,12 +49,12 @@ class Columns:
         return self._own.get(where)
 
     def index(self, text: range, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Key positions of the columns, and all other key positions.
+        """Index tensors of the columns' key positions and of all other key positions.
 
         Args:
             text: Key positions of the text block.
-            keys: Of the call.
-            device: Where the indices are used.
+            keys: Number of keys in the call.
+            device: Device of the index tensors.
         """
         where = (text, keys, device)
         if where not in self._index:
@@ -75,8 +75,8 @@ class Block:
     Attributes:
         rows: Query positions.
         keys: Key positions.
-        shape: Queries and keys of the whole call.
-        columns: Which of the keys are shown.
+        shape: Numbers of queries and keys of the whole call.
+        columns: Text positions among the keys that probes and edits see.
     """
 
     rows: range
@@ -86,27 +86,27 @@ class Block:
 
     @classmethod
     def of(cls, site: Site, queries: int, keys: int, columns: Columns) -> Block:
-        """The block of a site in a call over so many queries and keys; ``columns`` are chosen in cross-attention alone."""
+        """A site's block in a call of ``queries`` and ``keys`` positions; ``columns`` apply to cross-attention alone."""
         shown = columns if site.kind == "cross" else Columns()
         return cls(resolve(site.queries, queries), resolve(site.keys, keys), (queries, keys), shown)
 
     @property
     def whole(self) -> bool:
-        """Whether it is the whole call."""
+        """Whether the block is the whole call."""
         return self.columns.chosen is None and (len(self.rows), len(self.keys)) == self.shape
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns that are shown."""
+        """Numbers of rows and columns of the block."""
         return len(self.rows), len(self.keys) if self.columns.chosen is None else len(self.columns.chosen)
 
     @property
     def missing(self) -> int:
-        """Columns at the end that the call has not, as its texts are shorter than others of the batch."""
+        """Number of chosen columns beyond the end of this call's text, which is shorter than others of the batch."""
         return 0 if self.columns.chosen is None else sum(position >= len(self.keys) for position in self.columns.chosen)
 
     def padded(self, part: Tensor, value: float = 0.0, axis: int = -1) -> Tensor:
-        """Columns that the call has, and a value for those that it has not."""
+        """Append the :attr:`missing` columns, filled with ``value``."""
         if not self.missing:
             return part
         size = list(part.shape)
@@ -114,27 +114,27 @@ class Block:
         return torch.cat([part, part.new_full(size, value)], axis)
 
     def cut(self, part: Tensor, axis: int = -1) -> Tensor:
-        """The columns that the call has."""
+        """Drop the :attr:`missing` columns, which the call does not have."""
         return part.narrow(axis, 0, part.shape[axis] - self.missing) if self.missing else part
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Key positions that are shown, and all others."""
+        """Index tensors of the block's key positions and of all others."""
         return self.columns.index(self.keys, self.shape[1], device)
 
     def take_rows(self, tensor: Tensor) -> Tensor:
-        """The rows of ``batch heads query channels``."""
+        """The block's rows of a ``batch heads query channels`` tensor."""
         return tensor[:, :, self.rows.start : self.rows.stop]
 
     def take_keys(self, tensor: Tensor, axis: int = 2) -> Tensor:
-        """The shown keys of a tensor whose ``axis`` counts keys."""
+        """The block's keys of a tensor, along the key axis ``axis``."""
         if self.columns.chosen is None:
             return tensor.narrow(axis, self.keys.start, len(self.keys))
         return self.padded(tensor.index_select(axis, self.index(tensor.device)[0]), axis=axis)
 
     def take(self, square: Tensor, first: int = 0, missing: float = 0.0) -> Tensor:
-        """The block of ``batch heads query key``, whose first query is the call's query ``first``.
+        """The block of a ``batch heads query key`` tensor whose first query is query ``first`` of the call.
 
-        ``missing`` stands in the columns that the call has not.
+        :attr:`missing` columns are filled with the argument ``missing``.
         """
         start = self.rows.start - first
         strip = square[:, :, start : start + len(self.rows)]
@@ -143,17 +143,17 @@ class Block:
         return self.padded(strip.index_select(3, self.index(square.device)[0]), missing)
 
     def put_rows(self, tensor: Tensor, part: Tensor) -> Tensor:
-        """A copy of ``batch heads query channels`` with its rows replaced."""
+        """A copy of a ``batch heads query channels`` tensor with the block's rows replaced."""
         return _put(tensor, part, 2, self.rows)
 
     def put_keys(self, tensor: Tensor, part: Tensor) -> Tensor:
-        """A copy of ``batch heads key channels`` with the shown keys replaced."""
+        """A copy of a ``batch heads key channels`` tensor with the block's keys replaced."""
         if self.columns.chosen is None:
             return _put(tensor, part, 2, self.keys)
         return tensor.index_copy(2, self.index(tensor.device)[0], self.cut(part, 2).to(tensor.dtype))
 
     def put(self, square: Tensor, part: Tensor, first: int = 0) -> Tensor:
-        """A copy of ``batch heads query key``, whose first query is the call's query ``first``, with the block replaced."""
+        """A copy of ``batch heads query key``, which begins at query ``first`` of the call, with the block replaced."""
         if self.whole and square.shape == part.shape:
             return part
         start = self.rows.start - first
@@ -166,7 +166,7 @@ class Block:
 
 
 def _put(tensor: Tensor, part: Tensor, axis: int, positions: range) -> Tensor:
-    """A tensor with a range of positions along an axis replaced; the part itself where that is all of them."""
+    """A copy of ``tensor`` with a range of an axis replaced by ``part``; ``part`` itself where it covers the axis."""
     before, after = positions.start, tensor.shape[axis] - positions.stop
     around = [tensor.narrow(axis, 0, before)] if before else []
     behind = [tensor.narrow(axis, positions.stop, after)] if after else []

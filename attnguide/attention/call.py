@@ -1,4 +1,4 @@
-"""What the sites of one scaled-dot-product call see of it, and the call itself."""
+"""One scaled-dot-product call, and each site's view of it."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from attnguide.attention.visitors import Visitors
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One site's visitors, and its block of the call."""
+    """One site's probes and edits, and its block of the call."""
 
     visitors: Visitors
     block: Block
 
     @property
     def in_columns(self) -> bool:
-        """Whether what it reads and changes are a few columns."""
+        """Whether the site reads and edits only some columns of cross-attention."""
         return self.visitors.site.kind == "cross" and not self.block.whole
 
     def block_of(self, edit: Edit) -> Block:
-        """The block that an edit masks, multiplies or blends: with all of the text where it asks for that."""
+        """The block that a ``mask``, ``gain`` or ``blend`` edit acts on: all text columns if it says ``whole_text``."""
         return replace(self.block, columns=Columns()) if edit.whole_text else self.block
 
     @property
     def explicit(self) -> bool:
-        """Whether somebody needs scores or probabilities."""
+        """Whether a probe or an edit needs explicit scores or probs."""
         return self.visitors.reads_probs or self.visitors.edits_probs
 
     def at(self, positions: Sequence[int]) -> View:
         return replace(self, visitors=self.visitors.at(positions))
 
     def shown(self, part: Tensor, hidden: float) -> Tensor:
-        """Scores or probs of its block, with a value in the columns that are not the elements' own."""
+        """Scores or probs of the block, with ``hidden`` in columns that are padding of an element's own text."""
         own = self._own(part.device)
         return part if own is None else part.masked_fill(~own, hidden)
 
     def edited(self, stage: Literal["scores", "probs"], part: Tensor) -> Tensor:
-        """Scores or probs of its block as the edits make them; ``part`` itself where none does."""
+        """Scores or probs of the block after the site's edits; ``part`` itself where nothing was changed."""
         visitors, hidden = self.visitors, float("-inf") if stage == "scores" else 0.0
         before = now = self.shown(part, hidden)
         for edit in visitors.editing(stage):
@@ -65,7 +65,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What the library hands to the fused kernel; ``batch heads tokens head_dim`` each."""
+    """Arguments of one ``scaled_dot_product_attention`` call; query, key, value ``batch heads tokens head_dim``."""
 
     query: Tensor
     key: Tensor
@@ -76,16 +76,16 @@ class Call:
 
     @property
     def factor(self) -> float:
-        """Of the products of queries and keys."""
+        """Scale of the query-key products, ``head_dim ** -0.5`` by default."""
         return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
     @property
     def alike(self) -> bool:
-        """Whether the kernel is handed the tensors as they are, and drops nothing out."""
+        """Whether autocast changes no dtype and there is no dropout."""
         return self.dropout == 0 and fused_dtype(self.value) == self.query.dtype
 
     def fused(self, rows: range | None = None) -> Tensor:
-        """The library's own call, for some queries alone."""
+        """Output of the library's own call, for the queries ``rows`` alone if given."""
         query = self.query if rows is None else self.query[:, :, rows.start : rows.stop]
         mask = self.mask if rows is None else mask_part(self.mask, rows)
         return F.scaled_dot_product_attention(query, self.key, self.value, mask, self.dropout, scale=self.scale)
@@ -110,7 +110,7 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def fused_dtype(value: Tensor) -> torch.dtype:
-    """Precision of what the fused call would give out: autocast lowers it, but for float64."""
+    """Dtype of the fused call's output: autocast lowers it, except for float64."""
     device = value.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and value.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

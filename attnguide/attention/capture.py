@@ -13,10 +13,10 @@ from attnguide.attention.sites import Site, SiteSelector
 from attnguide.types import PassContext, PassKind
 
 Quantity = Literal["query", "key", "value", "scores", "original_probs", "probs", "output", "beside"]
-"""What can be read.
+"""Tensors of an attention call that a probe can read.
 
-Inputs as they came (before any edit), ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after them;
-``beside`` is nothing of the pass, but what a probe computes itself while it lasts.
+``query``, ``key``, ``value``, ``scores`` and ``original_probs`` before edits, ``probs`` and ``output`` after edits;
+``beside`` is a tensor that the probe computes itself during the pass (:attr:`Probe.around`).
 """
 
 EXPLICIT: frozenset[Quantity] = frozenset({"scores", "original_probs", "probs"})
@@ -30,12 +30,12 @@ class Probe:
     """A reader of one quantity at chosen sites.
 
     Attributes:
-        quantity: What is read. ``probs`` is ``batch heads query key`` in float32 (float64 for a float64 model), still part
+        quantity: Tensor to read. ``probs`` is ``batch heads query key`` in float32 (float64 for a float64 model), still part
             of the graph in a pass with gradients.
         record: Called once per site and pass with the site, the tensor and the pass; must not write into the tensor.
-        sites: Where.
-        kinds: In which kinds of pass.
-        around: Entered for the length of each such pass, with the pass and ``record``; what it installs, it takes out again.
+        sites: Sites to read.
+        kinds: Kinds of pass to read in.
+        around: Context manager entered around each such pass, called with the pass and ``record``; must undo its own hooks.
     """
 
     quantity: Quantity
@@ -58,5 +58,5 @@ class Recorder:
         self.tensors[site] = tensor
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all recorded tensors."""
         self.tensors.clear()

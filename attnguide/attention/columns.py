@@ -1,4 +1,4 @@
-"""A few key columns of a large attention, read and changed without forming the square of queries and keys.
+"""A few key columns of a large attention, read and changed without forming ``batch heads query key``.
 
 With the scores ``S`` of the chosen columns and ``r``, the logarithm of the sum of ``exp(scores)`` over all other keys of a row,
 
@@ -20,7 +20,7 @@ from attnguide.attention.kernels import output_and_logsumexp
 from attnguide.attention.sums import attention_with_sums
 
 CHUNK = 2**24
-"""Most scores that are held at once, over batch, heads, queries and keys."""
+"""Most scores held in memory at once, counted over batch, heads, queries and keys."""
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -35,19 +35,19 @@ def masked_scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float)
         query: ``batch heads query head_dim``.
         key: ``batch heads key head_dim``.
         mask: Bool (true may attend) or additive, broadcast to the scores.
-        scale: Factor on the products.
+        scale: Factor on the query-key products.
     """
     scores = wide(query) @ (wide(key) * scale).transpose(-1, -2)
     if mask is None:
         return scores
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, float("-inf"))
-    # A sum with minus infinity has a gradient, which is no number in a row without any key.
+    # Adding minus infinity would give NaN gradients in a row whose keys are all masked.
     return (scores + mask).masked_fill(mask.isneginf(), float("-inf"))
 
 
 def mask_part(mask: Tensor | None, rows: range | None = None, keys: Tensor | None = None) -> Tensor | None:
-    """A mask for some queries and some keys, in four axes; an axis of length 1 stands for all."""
+    """A mask restricted to some queries and keys, as ``batch heads query key`` with axes of length 1 left as they are."""
     if mask is None:
         return None
     mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
@@ -82,7 +82,7 @@ def _logsumexp(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) ->
 
 
 def column_probs(scores: Tensor, total: Tensor) -> Tensor:
-    """Probabilities of columns, ``batch heads query columns``, from their scores and the logarithm of their rows' sums."""
+    """Probs of columns, ``batch heads query columns``, from their scores and the logsumexp of whole rows."""
     least = torch.finfo(total.dtype).min  # a row without any key has probabilities of 0
     return (scores - total.clamp_min(least).unsqueeze(-1)).exp()
 
@@ -90,13 +90,13 @@ def column_probs(scores: Tensor, total: Tensor) -> Tensor:
 def attention_and_logsumexp(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Fused attention ``batch heads query head_dim``, and its :func:`row_logsumexp`; 0 in rows without any key."""
+    """Fused attention ``batch heads query head_dim`` and its :func:`row_logsumexp`; output 0 in fully masked rows."""
     if key.shape[2] == 0:
         output = torch.zeros_like(query[..., :1]).expand(*query.shape[:3], value.shape[-1])
         return output, torch.full_like(wide(query[..., 0]), float("-inf"))
     found = fused_with_sums(query, key, value, mask, scale)
     if found is None:
-        seeing = None if mask is None else _sighted(mask)  # a blind row has no number, and its gradient neither
+        seeing = None if mask is None else _sighted(mask)  # a fully masked row gives NaN, forward and backward
         found = F.scaled_dot_product_attention(query, key, value, seeing, scale=scale), row_logsumexp(query, key, mask, scale)
     output, logsumexp = found
     return (output if mask is None else torch.where(logsumexp.isneginf().unsqueeze(-1), 0.0, output)), logsumexp
@@ -105,7 +105,7 @@ def attention_and_logsumexp(
 def fused_with_sums(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Both of :func:`attention_and_logsumexp` by one kernel, with their graph; ``None`` where there is none."""
+    """:func:`attention_and_logsumexp` by one kernel, differentiable; ``None`` where no kernel gives both."""
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))):
         return output_and_logsumexp(query, key, value, mask, scale)
     seeing = None if mask is None else _sighted(mask)
@@ -116,13 +116,13 @@ def fused_with_sums(
 
 
 def _blind(mask: Tensor) -> Tensor:
-    """Rows of a mask without any key, ``batch heads query``, each axis 1 where all are alike."""
+    """Rows whose keys are all masked, bool ``batch heads query``, with the mask's axes of length 1."""
     closed = ~mask if mask.dtype == torch.bool else mask.isneginf()
     return closed.all(-1)
 
 
 def _sighted(mask: Tensor) -> Tensor:
-    """A mask whose rows without any key see all of them."""
+    """The mask with fully masked rows opened to every key, so that softmax stays finite."""
     return torch.where(_blind(mask).unsqueeze(-1), mask.new_ones(()) if mask.dtype == torch.bool else 0.0, mask)
 
 
@@ -131,9 +131,9 @@ def with_columns(output: Tensor, others: Tensor, total: Tensor, probs: Tensor, v
 
     Args:
         output: Attention over the other keys alone.
-        others: Their :func:`row_logsumexp`, ``batch heads query``.
-        total: The same of all keys.
-        probs: Probabilities of the columns, which need not be those that ``total`` says.
+        others: :func:`row_logsumexp` over the other keys, ``batch heads query``.
+        total: :func:`row_logsumexp` over all keys, ``batch heads query``.
+        probs: Probs of the columns, ``batch heads query columns``; they may have been edited after ``total`` was computed.
         value: Values of the columns, ``batch heads columns head_dim``.
     """
     least = torch.finfo(total.dtype).min

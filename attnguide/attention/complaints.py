@@ -1,4 +1,4 @@
-"""Why a site showed no attention, and what helps."""
+"""Error messages for sites whose attention cannot be intercepted, with the remedy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _CURES = {
         "set the library's default processor, such as pipeline.unet.set_attn_processor(AttnProcessor2_0())"
     ),
 }
-"""By the names of diffusers' processors that do not call scaled_dot_product_attention, what helps."""
+"""Remedies by class name (regex) of diffusers' processors that do not call ``scaled_dot_product_attention``."""
 
 
 def check_readable(modules: Mapping[Site, nn.Module], sites: Iterable[Site]) -> None:
-    """Refuse sites whose processor is known to show no attention, before a pass finds out.
+    """Refuse sites whose processor is known not to call ``scaled_dot_product_attention``, before any pass.
 
     Raises:
-        ValueError: Naming the site, its processor or backend, and what helps.
+        ValueError: Naming the site, its processor or backend, and the remedy.
     """
     for site in sites:
         processor = getattr(modules.get(site), "processor", None)
@@ -36,7 +36,7 @@ def check_readable(modules: Mapping[Site, nn.Module], sites: Iterable[Site]) -> 
 
 
 def _cure(processor: object) -> str | None:
-    """What makes a processor's attention readable; ``None`` where it is, or may be."""
+    """Remedy for a processor whose attention cannot be read; ``None`` where it can, or where that is not known."""
     backend = attention_backend(processor)
     if backend is not None and "native" not in backend:
         return _other_backend(backend)
@@ -51,14 +51,14 @@ def _other_backend(name: str) -> str:
 
 
 def silent(site: Site, module: nn.Module, passed: Sequence[tuple[int, int]], tokens: int | None, hooks: Sequence[str]) -> str:
-    """Why a module that ran showed no attention of one of its sites.
+    """Error message for a site whose module ran without an attention call of the site's shape.
 
     Args:
         site: The site.
-        module: Its module.
-        passed: Queries and keys of the attention calls that the module made.
-        tokens: Positions of the text that it was given, where known.
-        hooks: Names of other libraries' hooks on the way to it.
+        module: The site's module.
+        passed: Numbers of queries and keys of the attention calls that the module made.
+        tokens: Length of the text states that the module was given, where known.
+        hooks: Names of other libraries' hooks on the path to the module.
     """
     if passed:
         calls = ", ".join(f"{queries}x{keys}" for queries, keys in passed)
@@ -78,9 +78,9 @@ def silent(site: Site, module: nn.Module, passed: Sequence[tuple[int, int]], tok
 
 
 def attention_backend(processor: object) -> str | None:
-    """The backend that a processor of diffusers dispatches its attention to; ``None`` where it does not dispatch.
+    """Attention backend that a processor of diffusers dispatches to; ``None`` where it does not dispatch.
 
-    A processor without a backend of its own follows the one of the process, which is looked up where diffusers is loaded.
+    A processor without a backend of its own uses the process's active one, which is looked up if diffusers is loaded.
     """
     if not hasattr(processor, "_attention_backend"):
         return None
@@ -90,7 +90,7 @@ def attention_backend(processor: object) -> str | None:
 
 
 def absent(missing: Sequence[Site], ran: int, hooks: Sequence[str]) -> str:
-    """Why sites did not run at all, though so many others did."""
+    """Error message for sites whose modules never ran in a pass in which ``ran`` other sites did."""
     names = repr(missing[0].name) + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
     return (
         f"Attention site {names} did not run in a pass that reads or edits it ({ran} others did): a cache that skips blocks, "

@@ -1,4 +1,4 @@
-"""Concepts that ride along through blocks of joint attention: they see the picture, and the picture does not see them."""
+"""Concept embeddings that pass through joint-attention blocks: they attend to the image, the image does not attend to them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from attnguide.attention.attach import unseen
 from attnguide.attention.hooks import foreign_hooks, hooked
 
 KINDS = ("FluxTransformerBlock", "JointTransformerBlock")
-"""Blocks of diffusers with a stream of text beside the picture's, at whose text positions nothing tells the order."""
+"""Double-stream blocks of diffusers (text beside image) whose text tokens have no position encoding."""
 
 Show = Callable[[str, Tensor], None]
-"""Is given a block's path and the inner products ``elements concepts cells``."""
+"""Receives a block's path and the inner products ``elements concepts cells``."""
 
 
 def dual_blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """A network's blocks with two streams by path, in order; a last one that gives no text out is left out.
+    """Double-stream blocks of a network by path, in order, without a last block that returns no text states.
 
     Raises:
-        ValueError: If it has none of the kinds that are known, or another library's hooks act in one of them.
+        ValueError: If the network has no block of :data:`KINDS`, or another library's hooks act in one of them.
     """
     blocks = getattr(network, "transformer_blocks", ())
     known = {f"transformer_blocks.{index}": block for index, block in enumerate(blocks) if type(block).__name__ in KINDS}
@@ -54,21 +54,20 @@ def riding_along(
     read: Collection[str],
     show: Show,
 ) -> Iterator[None]:
-    """Concepts go through the blocks of the enclosed forward pass beside the text.
+    """Carry concept embeddings through the blocks of the enclosed forward pass.
 
-    Behind each block's own forward the block runs once more, without gradient and without probes and edits: with the same
-    picture, time and options, and with the concepts where the text was. What it makes of the concepts is the next block's; what
-    it makes of the picture is dropped. The pass itself computes what it would without.
+    After each block's own forward the block runs once more, without gradient, probes or edits, on the same image states and
+    time embedding, with the concepts in place of the text states. Its concept output feeds the next block's second run; its
+    image output is dropped. The pass itself is unchanged.
 
     Args:
-        network: Whose ``context_embedder`` brings text states to the blocks' width.
+        network: Network whose ``context_embedder`` projects text states to the blocks' width.
         blocks: From :func:`dual_blocks`.
-        states: Of the concepts, as the text encoder gives them, ``concepts channels``.
+        states: Text states of the concepts as the text encoder gives them, ``concepts channels``.
         elements: Positions in the pass's batch that are read.
-        read: Paths of the blocks of which inner products are shown.
-        show: Is given, for each of them, the inner products of what attention gives out, behind its output projections, for the
-            concepts in the second call and for the picture in the network's own: ``elements concepts cells``, in float32 or
-            wider.
+        read: Paths of the blocks whose inner products are shown.
+        show: Receives, for each block of ``read``, the inner products between attention outputs (after the output projections)
+            of the concepts in the second run and of the image in the first: ``elements concepts cells``, float32 or wider.
     """
     last = max(index for index, path in enumerate(blocks) if path in read)
     riders = _Riders(network, states, list(elements), frozenset(read), show)
@@ -89,10 +88,10 @@ class _Riders:
         self.stream: Tensor | None = None
         self.given: dict[str, Any] = {}
         self.attended: list[tuple[Tensor, Tensor]] = []
-        """What the attention of the block that runs gave out, for the picture and for the text; twice."""
+        """Attention outputs ``(image, text)`` of the running block: of its own run, then of the second run."""
 
     def hooks(self, index: int, path: str) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
-        """Hooks before a block, behind its attention, and behind the block; each block counts once, in its turn."""
+        """Hooks before a block, after its attention and after the block; each acts once a pass, in block order."""
 
         def due() -> bool:
             return self.next == index and threading.get_ident() == self.thread
@@ -137,5 +136,5 @@ class _Riders:
             self.show(path, concepts.to(wide) @ own.detach()[self.elements].to(wide).transpose(1, 2))
 
     def _turned(self, table: Tensor, cells: int) -> Tensor:
-        """Rotary positions ``text + cells, channels`` with the concepts in the text's place, whose rows are all the same."""
+        """Rotary table ``text + cells, channels`` with one row per concept for the text, whose rows are all the same."""
         return torch.cat([table[:1].expand(len(self.states), -1), table[-cells:]])

@@ -1,4 +1,4 @@
-"""What may be changed during attention, and how the mass of the probabilities is accounted for."""
+"""Edits of attention by stage (q/k/v, mask, scores, probs, output), and policies for the probability mass they move."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class Edit:
     argument. ``context`` says which batch elements are conditional and which row each belongs to.
 
     Attributes:
-        sites: Where it acts.
+        sites: Sites that the edit acts on.
         stages: Which of the methods below are called.
-        remembers: Whether what it does depends on passes it saw before, so that it must see each step once, with all rows.
-        guides: Whether it is in place in guide passes too, whosever guidance they are for: an edit without which the text
-            states that a method has changed mean something else.
-        across_halves: Whether what it does to one half of classifier-free guidance follows what it saw of the other in the same
-            pass, so that both must be read in one forward.
-        whole_text: Whether ``mask``, ``gain`` and ``blend`` are about all of the text where the batch's methods are shown some
-            columns of it.
+        remembers: Whether the edit depends on earlier passes, so that it must see each step once, with all rows.
+        guides: Whether the edit acts in guide passes of every guidance too: for edits that belong to text states which a
+            method has changed.
+        across_halves: Whether the edit of one half of classifier-free guidance depends on the other half in the same pass, so
+            that both halves must run in one forward.
+        whole_text: Whether ``mask``, ``gain`` and ``blend`` cover the whole text where methods are shown only some columns.
     """
 
     sites: SiteSelector = SiteSelector()
@@ -45,13 +44,13 @@ class Edit:
     whole_text: bool = False
 
     def active(self, context: PassContext) -> bool:
-        """Whether it acts in this pass at all; where nothing acts, the library's fused kernel runs."""
+        """Whether the edit acts in this pass; where none acts, the library's fused kernel runs."""
         return True
 
     def touches(self, context: PassContext) -> Sequence[int] | None:
-        """Positions in the batch that its scores and probs change, each from itself alone; any when ``None``.
+        """Batch positions whose scores and probs the edit may change, each from its own values alone; all when ``None``.
 
-        The others keep the fused kernel, and scores and probs are shown to the edit without them.
+        All other positions stay on the fused kernel, and the edit gets scores and probs without them.
         """
         return None
 
@@ -70,19 +69,19 @@ class Edit:
     def gain(self, site: Site, context: PassContext, device: torch.device) -> Tensor | None:
         """Factor on the block's scores before the softmax, ``batch 1 1 1``; ``None`` for 1.
 
-        Attention stays on the fused kernel: the keys are multiplied, for the block's queries alone. What is read of scores and
-        probabilities, and what the stages after this one change, is with the factor.
+        Attention stays on the fused kernel: the keys are multiplied, for the block's queries alone. Probes and later stages
+        see scores and probs with the factor.
         """
         return None
 
     def blend(
         self, site: Site, queries: int, keys: int, context: PassContext, device: torch.device
     ) -> tuple[Tensor, Tensor] | None:
-        """A second attention of the same queries, and its share in what the block gives out; ``None`` for none.
+        """Weight and mask of a second attention of the same queries, blended into the block's output; ``None`` for none.
 
         Returns:
-            The share in [0, 1], broadcast to ``batch 1 queries 1``, and the mask of the second attention, as :meth:`mask` has
-            it. The second attention is without other changes of scores and probabilities.
+            Weight of the second attention in [0, 1], broadcast to ``batch 1 queries 1``, and its mask, as :meth:`mask` has it.
+            Other edits of scores and probs do not act on the second attention.
         """
         return None
 
@@ -95,7 +94,7 @@ class Edit:
         return probs
 
     def output(self, output: Tensor, site: Site, context: PassContext) -> Tensor:
-        """Change what the site gives out.
+        """Change the site's output.
 
         ``batch heads query head_dim`` of attention, ``batch channels height width`` of features.
         """
@@ -107,7 +106,7 @@ def apply_mass_policy(edited: Tensor, original: Tensor, policy: MassPolicy) -> T
 
     Args:
         edited: ``batch heads query key`` after the edit.
-        original: The same before it.
+        original: Probs before the edit, same shape.
         policy: ``none`` leaves rows as they came (they may sum to anything); ``renormalize`` scales every row back to the
             sum it had; ``preserve`` scales every token's column so that its sum over the map is what it was, which moves
             attention without adding any.

@@ -21,8 +21,8 @@ def hooked(
     """Hooks on one module, taken out again whatever happened to its forward or to its other hooks in between.
 
     Args:
-        module: Any.
-        after: Forward hook ``(module, args, result)``; of several that are always called the newest runs first.
+        module: Module to hook.
+        after: Forward hook ``(module, args, result)``; among hooks with ``always`` the newest runs first.
         before: Forward pre-hook ``(module, args, kwargs)``.
         always: Call ``after`` with the result ``None`` where the forward raises.
     """
@@ -39,9 +39,9 @@ def hooked(
 
 @contextmanager
 def eager(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Modules that were compiled in place (``module.compile()``) run as they are written.
+    """Run modules that were compiled in place (``module.compile()``) eagerly.
 
-    Compiled code has no modules in it, hence no hooks. It is kept, and used again afterwards.
+    Compiled code calls no hooks of submodules. It is kept, and used again afterwards.
     """
     compiled = {module: module._compiled_call_impl for module in modules if _compiled(module)}
     if compiled:
@@ -63,7 +63,7 @@ def _compiled(module: nn.Module) -> bool:
 
 
 def path_modules(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules named, and every module on the way to them from the network, which has the name ``""``."""
+    """The named modules and all their ancestors by path; the network itself is ``""``."""
     found: dict[str, nn.Module] = {"": network}
     for name in names:
         parts = name.split(".")
@@ -75,7 +75,7 @@ def path_modules(network: nn.Module, names: Sequence[str]) -> dict[str, nn.Modul
 
 
 def foreign_hooks(modules: Mapping[str, nn.Module]) -> list[str]:
-    """What other libraries hooked into modules, each kind once: hooks of diffusers (caches, offloading) and of accelerate."""
+    """Class names of hooks that diffusers (caches, offloading) and accelerate put on modules, each once."""
     found: list[str] = []
     for module in modules.values():
         registry = getattr(module, "_diffusers_hook", None)

@@ -1,4 +1,4 @@
-"""The scaled-dot-product calls inside an attention module, each handed to the sites that it is the call of."""
+"""Interception of the ``scaled_dot_product_attention`` calls inside one attention module."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from attnguide.attention.visitors import Visitors
 
 
 class Interception(TorchFunctionMode):
-    """Hands the scaled-dot-product calls of a module's forward to its sites: to each the first call whose shape fits it.
+    """Gives each site of a module the first scaled-dot-product call of its forward whose shape fits the site.
 
-    Other calls (text among itself, the image prompts of an adapter) run untouched.
+    Other calls (text self-attention, image prompts of an IP-Adapter) run untouched.
 
     Args:
-        visitors: Of every site of the module that is read or edited.
-        tokens: Positions of the text that the module was given; ``None`` where that is not known.
-        checked: Masks of edits that leave every query a key.
+        visitors: Probes and edits of every site of the module that is read or edited.
+        tokens: Length of the text states that the module was given; ``None`` where that is not known.
+        checked: Masks of edits already found to leave every query a key.
     """
 
     def __init__(self, visitors: Sequence[Visitors], tokens: int | None, checked: Checked) -> None:
@@ -49,14 +49,14 @@ def _lengths(query: Tensor, key: Tensor, *others: Any, **options: Any) -> tuple[
 
 
 def fits(site: Site, queries: int, keys: int, tokens: int | None) -> bool:
-    """Whether a call over so many queries and keys is the one that a site stands for.
+    """Whether a site belongs to an attention call of ``queries`` and ``keys`` positions.
 
     Args:
         site: Its query block must be the map's cells, its key block the map's cells (``self``) or text (``cross``); a key block
             that is named is a part of the call. Joint attention has cells and text in both (or cells alone as queries).
-        queries: Of the call.
-        keys: Of the call.
-        tokens: Positions of the text, where known.
+        queries: Number of queries in the call.
+        keys: Number of keys in the call.
+        tokens: Length of the text states, where known.
     """
     if site.kind == "joint":
         if tokens is None:
@@ -71,7 +71,7 @@ def fits(site: Site, queries: int, keys: int, tokens: int | None) -> bool:
 
 
 def text_length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Positions of the text among what an attention module of diffusers was given, ``batch tokens channels``."""
+    """Length of the text states ``batch tokens channels`` among the arguments of an attention module of diffusers."""
     states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     if isinstance(states, tuple) and states:  # image prompts follow the text
         states = states[0]

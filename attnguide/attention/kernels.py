@@ -1,4 +1,4 @@
-"""Fused kernels that give out, beside attention, the logarithm of every row's sum."""
+"""Fused attention kernels that also return the logsumexp of every row of scores."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def output_and_logsumexp(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
     """Attention ``batch heads query head_dim`` and the logarithm of the sum of ``exp(scores)``, ``batch heads query``.
 
     Args:
-        query: ``batch heads query head_dim``, without graph.
+        query: ``batch heads query head_dim``; no gradient flows through the result.
         key: ``batch heads key head_dim``.
         value: ``batch heads key head_dim``.
         mask: Bool (true may attend) or additive, broadcast to the scores.
         scale: Factor on the products.
 
     Returns:
-        ``None`` where no kernel takes such tensors, or none is built for this device.
+        Output and logsumexp; ``None`` where no kernel takes such tensors, or none is built for this device.
     """
     alike = query.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
     if not alike or 0 in (*query.shape, *key.shape):
@@ -42,7 +42,7 @@ def output_and_logsumexp(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
 
 
 def kernels_for(query: Tensor, mask: Tensor | None) -> list[_Kernel]:
-    """The kernels that may take such queries, the fastest first."""
+    """Kernels that may accept such queries and mask, fastest first."""
     if query.device.type == "cpu":
         return [_on_cpu]
     if query.device.type != "cuda" or mask is not None or query.shape[-1] % 8 or query.dtype == torch.float64:
@@ -55,7 +55,7 @@ def _on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, attn_mask=added, scale=scale
     )
-    if added is not None:  # the kernel says 0 of a row without any key
+    if added is not None:  # the kernel returns 0 for a fully masked row
         logsumexp = logsumexp.masked_fill(added.isneginf().all(-1), float("-inf"))
     return output, logsumexp
 
@@ -73,6 +73,6 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask in four axes as numbers that are added to scores."""
+    """A bool or additive mask as an additive one with four axes."""
     mask = mask.view(*(1,) * (4 - mask.ndim), *mask.shape)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask.to(dtype)

@@ -19,11 +19,11 @@ class AttentionMaps:
     Attributes:
         probs: ``batch heads query key`` per site, float32 or wider; queries are row-major over the site's ``height width``.
         features: ``batch channels height width`` per feature site, float32 or wider; empty where none were asked for.
-        source: The same of the same rows' source at the same step, without gradient; ``None`` where none is read.
-        own: For cross-attention whose keys are a part of the network's, the keys that are the row's own, bool, ``batch key``;
-            ``None`` where every row of probs sums to 1 over its keys. In joint attention the picture holds most of a row, and
-            padding much of the text's part, so that a word's probs have no scale of their own: averages are divided by their
-            sum over these keys (:meth:`normalised`), and thresholds mean what they mean in a UNet.
+        source: Maps of the same rows' source at the same step, without gradient; ``None`` where no source is read.
+        own: Mask of the keys that belong to a row's own text, bool, ``batch key``, where cross sites show only some of the
+            network's keys; ``None`` where every row of probs sums to 1 over its keys. In joint attention most of a row's mass
+            lies on image keys, and much of the rest on padding, so a word's probs have no fixed scale: averages are divided by
+            their sum over these keys (:meth:`normalised`), and thresholds mean what they mean in a UNet.
     """
 
     probs: Mapping[Site, Tensor]
@@ -39,12 +39,16 @@ class AttentionMaps:
                 )
 
     def choose(self, selector: SiteSelector) -> AttentionMaps:
-        """Only the sites that match; nothing matched is a ValueError."""
+        """Maps of the sites that match.
+
+        Raises:
+            ValueError: If no site matches.
+        """
         chosen = {site: self.probs[site] for site in select(self.probs, selector)}
         return replace(self, probs=chosen, source=None if self.source is None else self.source.choose(selector))
 
     def select(self, positions: Sequence[int]) -> AttentionMaps:
-        """Only these batch positions."""
+        """Maps of these batch positions."""
         index = list(positions)
         return AttentionMaps(
             {site: tensor[index] for site, tensor in self.probs.items()},
@@ -54,14 +58,14 @@ class AttentionMaps:
         )
 
     def among(self, sites: Collection[Site]) -> AttentionMaps:
-        """Only the probs of these sites."""
+        """Probs of these sites, without the source's maps."""
         return replace(self, probs={site: self.probs[site] for site in sites}, source=None)
 
     def normalised(self, values: Tensor) -> Tensor:
-        """Probs over the keys that are the row's own, which then sum to 1; other keys get 0. As they are without :attr:`own`.
+        """Cross-attention probs renormalised over :attr:`own` keys, 0 at other keys; unchanged where :attr:`own` is ``None``.
 
         Args:
-            values: Cross-attention, ``batch ... key``, means over heads and sites for one.
+            values: Probs ``batch ... key``, for example averaged over heads and sites.
         """
         if self.own is None:
             return values
@@ -70,7 +74,7 @@ class AttentionMaps:
         return held / _sums(held)
 
     def _normalised(self, values: Tensor) -> Tensor:
-        """:meth:`normalised` means of the sites; of self-attention, whose block may hold a part of a row, by the whole sum."""
+        """Averages :meth:`normalised` for cross-attention, and divided by their sum over all keys for self-attention."""
         if self.own is None or any(site.kind == "cross" for site in self.probs):
             return self.normalised(values)
         return values / _sums(values)
@@ -107,7 +111,7 @@ class AttentionMaps:
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Sums over the last axis, which may be divided by: 1 where a row holds nothing, so that its gradient is 0 and finite."""
+    """Sums over the last axis, safe as divisors: 1 where a row sums to 0, so that its gradient is finite."""
     sums = values.sum(-1, keepdim=True)
     return torch.where(sums > torch.finfo(values.dtype).tiny, sums, 1.0)
 
@@ -128,7 +132,7 @@ def token_softmax(maps: Tensor, competing: Tensor, temperature: float = 100.0) -
 
     Args:
         maps: ``batch height width key`` in [0, 1].
-        competing: Which tokens take part, bool, ``batch key`` (:meth:`~attnguide.prompt.targets.Targets.competing`).
+        competing: Tokens in the softmax, bool, ``batch key`` (:meth:`~attnguide.prompt.targets.Targets.competing`).
         temperature: Factor before the softmax.
     """
     logits = (maps * temperature).masked_fill(~competing[:, None, None], float("-inf"))
@@ -160,7 +164,7 @@ def gaussian_smooth(maps: Tensor, blur_std: float = 0.5, size: int = 3) -> Tenso
 
 
 FLAT = 1e-3
-"""Spread of a map, over its largest size, up to which it counts as flat."""
+"""Largest ``(max - min) / max(|max|, |min|)`` of a map that counts as flat."""
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -171,10 +175,10 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def is_flat(maps: Tensor) -> Tensor:
-    """Which ``... height width`` maps have no place that stands out: bool, ``... 1 1``.
+    """Which ``... height width`` maps are constant up to rounding: bool, ``... 1 1``.
 
-    Their largest and smallest value differ by at most a thousandth of the larger size, which is what half precision leaves of
-    equal numbers: stretched to [0, 1], rounding would become a picture, and its gradient enormous.
+    Maximum and minimum differ by at most :data:`FLAT` of the larger magnitude, the rounding of half precision. Stretched to
+    [0, 1], such a map would be rounding noise with an enormous gradient.
     """
     fixed = maps.detach()
     low, high = fixed.amin((-2, -1), keepdim=True), fixed.amax((-2, -1), keepdim=True)

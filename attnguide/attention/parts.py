@@ -1,4 +1,4 @@
-"""Passes that a network makes in parts: texts of different lengths, which cannot stand side by side in one call."""
+"""Passes that a network runs in several forwards, as its rows have texts of different lengths that cannot be padded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _part: ContextVar[tuple[int, ...] | None] = ContextVar("part of a pass", default
 
 @contextmanager
 def part_of_pass(elements: Sequence[int] | None) -> Iterator[None]:
-    """The enclosed forward is over these elements of the pass alone; over all of them when ``None``.
+    """Declare that the enclosed forward runs these batch elements of the pass; all of them when ``None``.
 
-    Edits see the elements as a batch of their own, probes see the whole pass once it has ended.
+    Edits see the elements as a batch of their own; probes get the whole batch once the pass has ended.
     """
     token = _part.set(None if elements is None else tuple(elements))
     try:
@@ -34,19 +34,19 @@ def part_of_pass(elements: Sequence[int] | None) -> Iterator[None]:
 
 
 def current_part() -> tuple[int, ...] | None:
-    """The elements of the pass that the running forward is over; all of them when ``None``."""
+    """Batch elements of the pass that the running forward computes; all of them when ``None``."""
     return _part.get()
 
 
 class Parts:
-    """What is known of the parts of one pass."""
+    """Contexts of the parts of one pass, and tensors that probes are owed."""
 
     def __init__(self) -> None:
         self._contexts: dict[tuple[int, ...], PassContext] = {}
         self._read: dict[tuple[int, Site], tuple[Probe, PassContext, list[tuple[tuple[int, ...], Tensor]]]] = {}
 
     def of(self, visitors: Visitors, elements: tuple[int, ...]) -> Visitors:
-        """A site's visitors for a part of the pass.
+        """A site's edits for a part of the pass, and probes that collect until :meth:`show`.
 
         Raises:
             ValueError: If an edit must see the whole pass at once.
@@ -72,7 +72,7 @@ class Parts:
         return replace(probe, record=collect)
 
     def show(self) -> None:
-        """Hand what the parts have shown to the probes, element by element as the pass lays them out."""
+        """Give the probes the tensors of all parts, joined in the batch order of the pass."""
         for (_, site), (probe, whole, found) in self._read.items():
             order = torch.tensor([element for elements, _ in found for element in elements])
             tensors = _alike(probe.quantity, [tensor for _, tensor in found])
@@ -81,17 +81,17 @@ class Parts:
 
 
 def _name(edit: Edit) -> str:
-    """Of the class of an edit, within others that pass it on."""
+    """Class name of the innermost edit, behind edits that wrap it."""
     while isinstance(inner := getattr(edit, "edit", None), Edit):
         edit = inner
     return type(edit).__name__
 
 
 def _together(edit: Edit, whole: PassContext, part: frozenset[int]) -> bool:
-    """Whether a part of a pass holds all that an edit compares, or nothing of it.
+    """Whether a part of a pass holds all batch elements that an edit compares, or none of them.
 
-    Those are a row and its source, half by half; for an edit with a memory also the conditional half of all rows, and for one
-    that looks across halves all of the pass.
+    Edits compare a row with its source in the same CFG half; edits that :attr:`~Edit.remembers` the conditional half of all
+    rows, edits ``across_halves`` the whole pass.
     """
     pairs = [pair for reader, read in _READERS for pair in zip(*whole.paired(reader, read), strict=True)]
     groups = [set(pair) for pair in pairs]
@@ -103,11 +103,11 @@ def _together(edit: Edit, whole: PassContext, part: frozenset[int]) -> bool:
 
 
 _READERS: tuple[tuple[Branch, Branch], ...] = (("cond", "source"), ("uncond", "source_uncond"))
-"""Branches that read another one."""
+"""Branches whose edits read another branch, and that branch."""
 
 
 def _alike(quantity: Quantity, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors with the key axis of the longest; scores of further keys are minus infinity, all else is 0."""
+    """Tensors padded to the longest key axis, scores with minus infinity and all other quantities with 0."""
     if quantity not in (*EXPLICIT, "key", "value"):
         return list(tensors)
     axis = 3 if quantity in EXPLICIT else 2

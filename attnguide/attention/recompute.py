@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a network, whose recomputation runs with the same probes and edits as its first pass."""
+"""Gradient checkpointing whose recomputation runs with the probes and edits of the first pass."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from attnguide.attention.parts import current_part, part_of_pass
 from attnguide.attention.weights import OwnWeights, exchanges_weights
 
 Reenter = Callable[[nn.Module | None], AbstractContextManager[None]]
-"""From the part of the network that is computed again (``None`` where it is no module) to what it runs in."""
+"""From the recomputed module (``None`` for a plain function) to the context manager around its recomputation."""
 
 
 @contextmanager
 def checkpointing(network: nn.Module | None, reenter: Reenter) -> Iterator[None]:
-    """Parts of a network that diffusers checkpoints enter ``reenter`` whenever the backward pass computes them again.
+    """Enter ``reenter`` around every recomputation of blocks that diffusers checkpoints, in the backward pass.
 
-    Where gradient checkpointing is not switched on, or no gradients are computed, nothing changes.
+    A no-op where gradient checkpointing is off, or no gradients are computed.
 
     Args:
-        network: Whose blocks; ``None`` is no network.
-        reenter: Made anew for each recomputation, in the thread of the backward pass.
+        network: Network with the blocks; a no-op when ``None``.
+        reenter: Called for each recomputation, in the thread of the backward pass.
     """
     on = torch.is_grad_enabled() and network is not None
     modules = [module for module in network.modules() if _checkpointed(module)] if on and network is not None else []
@@ -68,7 +68,7 @@ def _again(reenter: Reenter, part: nn.Module | None, elements: tuple[int, ...] |
 
 
 def _with_own_weights(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose graph remembers the weights as they are while it runs, in whatever thread it is computed again."""
+    """Wrap a function so that autograd saves the current values of its weights, also in a thread that recomputes it."""
 
     def computed(*args: Any, **kwargs: Any) -> Any:
         with OwnWeights():

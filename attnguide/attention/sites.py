@@ -23,13 +23,13 @@ class Site:
 
     Attributes:
         name: Module path inside the network.
-        kind: ``cross`` (queries are image positions, keys are tokens), ``self`` (both are image positions) or ``joint``
-            (both are both); ``feature`` is no attention at all.
-        height: Of its map, in cells.
-        width: Of its map, in cells.
+        kind: ``cross`` (queries are image positions, keys are text tokens), ``self`` (both are image positions), ``joint``
+            (both are image positions and text tokens), or ``feature`` (no attention, a feature map).
+        height: Map height in cells.
+        width: Map width in cells.
         heads: Attention heads; 0 for features.
         place: ``down``, ``mid`` or ``up``; in a transformer by depth (:func:`place_at`).
-        level: Halvings of the latent on the way to this map; 0 is the latent's own size.
+        level: Number of times the latents were halved in size to reach this map; 0 is latent size.
         depth: 0 for the network's first attention, 1 for its last, in the order in which they run.
         queries: Query positions of the call that are the map's cells; all when ``None``.
         keys: Key positions of the call that are text (``cross``) or the map's cells (``self``); all when ``None``.
@@ -48,37 +48,37 @@ class Site:
 
     @property
     def cells(self) -> int:
-        """Cells of its map."""
+        """Number of cells of the site's map."""
         return self.height * self.width
 
 
 def place_at(depth: float) -> str:
     """The part of a transformer that a depth lies in: ``down`` below 0.4, ``mid`` up to 0.6, ``up`` above.
 
-    So that what is said of a UNet's encoder, middle and decoder means something in a stack of equal blocks, too.
+    This gives a stack of equal blocks counterparts of a UNet's encoder, middle and decoder.
     """
     return "down" if depth < 0.4 else "mid" if depth <= 0.6 else "up"
 
 
 def depths(count: int) -> tuple[float, ...]:
-    """The depth of each of so many attention modules that run one after the other."""
+    """Depths in [0, 1] of ``count`` attention modules that run one after the other."""
     return tuple(index / max(count - 1, 1) for index in range(count))
 
 
 @dataclass(frozen=True)
 class SiteSelector:
-    """Which sites; every condition that is given must hold.
+    """A filter of sites; every condition that is given must hold.
 
     Attributes:
-        kind: ``cross``, ``self``, ``joint`` or ``feature``; either of the first two when ``None``.
-        levels: Map sizes, counted among those that the network's sites of the same kind have: 0 is the largest, a number
-            beyond the last is the smallest. A choice means the same for every picture size, and something on every network.
+        kind: ``cross``, ``self``, ``joint`` or ``feature``; ``cross`` or ``self`` when ``None``.
+        levels: Ranks of map sizes among the network's sites of the same kind: 0 is the largest, a number beyond the last is
+            the smallest. A choice means the same for every picture size, and selects something on every network.
         resolutions: Map sizes ``(height, width)``.
         places: ``down``, ``mid``, ``up``.
         names: Glob patterns over module paths.
         where: Any further condition.
         depths: Smallest and largest depth, each in [0, 1].
-        also: Further selectors; what one of them matches is chosen, too.
+        also: Further selectors, whose sites are added.
 
     Example:
         >>> select([Site("up.attn2", "cross", 8, 8, 4, "up", 1)], SiteSelector(kind="cross", levels=(0,)))[0].name
@@ -104,7 +104,7 @@ class SiteSelector:
             raise ValueError(f"depths must be two numbers in [0, 1], the smaller one first; got {self.depths}.")
 
     def __str__(self) -> str:
-        """The conditions that are given."""
+        """The given conditions in words."""
         shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ("where", "also")]
         said = [f"{name} {value}" for name, value in shown if value is not None]
         said += ["a further condition"] * (self.where is not None)
@@ -117,7 +117,7 @@ class SiteSelector:
         return frozenset(own.union(*(other.chosen(sites) for other in self.also)))
 
     def _matches(self, site: Site, levels: Sequence[int]) -> bool:
-        """Whether ``site`` fulfils every condition, where its kind has these levels."""
+        """Whether ``site`` fulfils every condition; ``levels`` are those of the network's sites of its kind."""
         return (
             site.kind in (("cross", "self") if self.kind is None else (self.kind,))
             and (self.levels is None or site.level in {levels[min(number, len(levels) - 1)] for number in self.levels})
@@ -130,7 +130,7 @@ class SiteSelector:
 
 
 def depth_range(depths: Sequence[float] | None) -> tuple[float, float] | None:
-    """Two depths as :class:`SiteSelector` takes them.
+    """A pair of depths checked for :attr:`SiteSelector.depths`.
 
     Raises:
         ValueError: If they are not two numbers in [0, 1], the smaller one first.
@@ -157,7 +157,7 @@ def select(sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
 
 
 def levels_of(sites: Iterable[Site]) -> tuple[int, ...]:
-    """The distinct levels, largest maps first."""
+    """Distinct levels of the sites, largest maps first."""
     return tuple(sorted({site.level for site in sites}))
 
 

@@ -1,9 +1,9 @@
-"""Attention and the logarithm of its rows' sums, both with gradients, by one fused kernel.
+"""Attention output and row logsumexp, both differentiable, by one fused kernel.
 
-Fused kernels of attention give out the rows' sums ``r`` without a gradient. Their backward pass makes of the gradient ``G`` of
-the output ``O`` that of the scores, ``P (G V' - d)``, with ``d`` the sum of ``G O`` over channels, computed from the ``G`` and
-``O`` that it is handed. A gradient ``g`` of ``r`` adds ``P g``. So a further channel is put behind ``O`` and ``G`` that holds
-``-g`` and 1, and zeros behind queries, keys and values: scores and ``G V'`` stay as they are, and ``d`` becomes ``d - g``.
+Fused attention kernels return the logsumexp ``r`` of rows without a gradient. Their backward pass turns the gradient ``G`` of
+the output ``O`` into that of the scores, ``P (G V' - d)``, with ``d`` the sum of ``G O`` over channels, computed from the ``G``
+and ``O`` that it is handed. A gradient ``g`` of ``r`` adds ``P g``. So one channel is appended to ``O`` and ``G``, holding
+``-g`` and 1, and zeros to queries, keys and values: scores and ``G V'`` stay as they are, and ``d`` becomes ``d - g``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from attnguide.attention.kernels import additive
 
 _HALVES = (torch.float16, torch.bfloat16)
 _WIDEST = 248
-"""Channels of a head beside which FlashAttention has room for further ones."""
+"""Largest head_dim that FlashAttention takes with the appended channels."""
 
 
 def attention_with_sums(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Attention ``batch heads query head_dim`` and its rows' sums ``batch heads query``, differentiable once.
+    """Attention output ``batch heads query head_dim`` and logsumexp ``batch heads query``, differentiable once.
 
     Args:
         query: ``batch heads query head_dim``.
@@ -36,7 +36,7 @@ def attention_with_sums(
         scale: Factor on the products.
 
     Returns:
-        ``None`` where no kernel does this for such tensors.
+        Output and logsumexp; ``None`` where no kernel gives both for such tensors.
     """
     alike = query.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
     if not alike or 0 in (*query.shape, *key.shape):
@@ -53,7 +53,7 @@ def attention_with_sums(
 
 
 class _WithSums(torch.autograd.Function):
-    """One call of a fused kernel."""
+    """One fused attention call with gradients of output and logsumexp."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -91,14 +91,14 @@ class _WithSums(torch.autograd.Function):
 
 
 def _channels(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A gradient of rows' sums as further channels, and what these are multiplied by, so that the products add up to it.
+    """Channels and a factor whose products sum to a gradient of the logsumexp.
 
-    Half precision gets it in two parts, of which the second is what the first has rounded away, and in numbers near 1. Channels
-    come in eights, as kernels ask.
+    In half precision it is split into a rounded part and its rounding error, both scaled to near 1. Eight channels, as kernels
+    ask.
 
     Args:
-        gradient: ``batch heads query``, in float32 or wider.
-        dtype: Of the channels.
+        gradient: Gradient of the logsumexp, ``batch heads query``, in float32 or wider.
+        dtype: Dtype of the channels.
     """
     if dtype not in _HALVES:
         wide = F.pad(gradient.to(dtype).unsqueeze(-1), (0, 7))
@@ -112,7 +112,7 @@ def _channels(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @cache
 def _trusted(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    """Whether the kernel of a GPU gives the gradients that it should: tried once on a few numbers, beside explicit ones."""
+    """Whether a GPU's kernel gives right gradients: compared once with explicit attention on small random tensors."""
     if dtype not in _HALVES or channels % 8 or channels > _WIDEST:
         return False
     source = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def _explicit(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 
 def _tried(parts: list[Tensor], attention: Any) -> tuple[Tensor, ...]:
-    """Gradients of a sum in which rows' sums count as much as the output."""
+    """Gradients of a loss that weighs output and logsumexp alike."""
     leaves = [part.detach().requires_grad_(True) for part in parts]
     output, sums = attention(*leaves)
     weights = torch.linspace(-1, 1, sums.numel(), device=sums.device).view_as(sums)

@@ -1,4 +1,4 @@
-"""Who reads and changes one site in one pass."""
+"""Probes and edits of one site in one pass."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from attnguide.types import PassContext
 
 
 class CaptureError(RuntimeError):
-    """A site that was asked for did not show its attention."""
+    """A site with a probe or an edit could not be intercepted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Visitors:
-    """Who reads and changes one site in one pass.
+    """Probes and edits of one site in one pass.
 
     Attributes:
-        site: Which.
-        context: What the pass is for.
-        probes: Its readers.
-        edits: Its changes, in order.
-        columns: Text positions that are shown of a cross site.
+        site: The site.
+        context: Step, kind, rows and branches of the pass.
+        probes: Probes of the site.
+        edits: Edits of the site, in the order in which they are applied.
+        columns: Text positions that a cross site shows to them.
     """
 
     site: Site
@@ -37,13 +37,13 @@ class Visitors:
     columns: Columns
 
     def read(self, quantity: Quantity, tensor: Tensor) -> None:
-        """Show a tensor to the probes of its kind."""
+        """Hand a tensor to the probes of this quantity."""
         for probe in self.probes:
             if probe.quantity == quantity:
                 probe.record(self.site, tensor, self.context)
 
     def reads(self, *quantities: Quantity) -> bool:
-        """Whether a probe reads one of these."""
+        """Whether a probe reads one of these quantities."""
         return any(probe.quantity in quantities for probe in self.probes)
 
     def editing(self, stage: Stage) -> list[Edit]:
@@ -52,12 +52,12 @@ class Visitors:
 
     @property
     def reads_probs(self) -> bool:
-        """Whether somebody reads what the fused kernel never forms."""
+        """Whether a probe reads scores or probs, which the fused kernel never forms."""
         return self.reads(*EXPLICIT)
 
     @property
     def edits_probs(self) -> bool:
-        """Whether somebody changes scores or probabilities."""
+        """Whether an edit changes scores or probs."""
         return any(edit.stages & {"scores", "probs"} for edit in self.edits)
 
     def touched(self) -> set[int]:
@@ -67,20 +67,20 @@ class Visitors:
         return {position for part in found for position in (every if part is None else part)}
 
     def unrecorded(self) -> Visitors:
-        """The same, but nothing is recorded: what gradient checkpointing computes again was recorded before.
+        """A copy whose probes record nothing, for recomputation by gradient checkpointing.
 
-        A record that kept it would hold the graph of its block for as long as the backward pass lasts.
+        A record that kept a recomputed tensor would hold its block's graph for as long as the backward pass lasts.
         """
         return replace(self, probes=[replace(probe, record=_ignored) for probe in self.probes])
 
     def at(self, positions: Sequence[int]) -> Visitors:
-        """The edits of a part of the batch, and nobody who reads."""
+        """The edits restricted to these batch positions, without probes."""
         rows = tuple(self.context.rows[position] for position in positions)
         branches = tuple(self.context.branches[position] for position in positions)
         return replace(self, context=replace(self.context, rows=rows, branches=branches), probes=())
 
     def given_out(self, output: Tensor) -> Tensor:
-        """What a feature site gives out, changed and read."""
+        """A feature site's output after its edits, handed to its probes."""
         for edit in self.editing("output"):
             output = edit.output(output, self.site, self.context)
         self.read("output", output)

@@ -1,4 +1,4 @@
-"""Gradients through weights that are elsewhere, or of another precision, by the time the backward pass needs them."""
+"""Gradients through offloaded or cast weights, whose values have changed by the time of the backward pass."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.utils._pytree import tree_map_only
 from attnguide.attention.hooks import foreign_hooks
 
 _EXCHANGING = frozenset({"GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook", "LayerwiseCastingHook"})
-"""Hooks of diffusers that put other numbers behind a parameter around every forward, but not around the backward pass."""
+"""Hooks of diffusers that swap a parameter's data around every forward, but not around the backward pass."""
 
 
 def exchanges_weights(network: nn.Module) -> bool:
-    """Whether parameters of a network are moved or change their precision around its forwards.
+    """Whether hooks move a network's parameters or change their precision around its forwards.
 
-    Autograd remembers a frozen parameter itself, behind which there are other numbers when a gradient is computed.
+    Autograd saves a frozen parameter by reference, and its data has been swapped by the time of the backward pass.
     """
     return bool(_EXCHANGING & set(foreign_hooks(dict(network.named_modules()))))
 
 
 class OwnWeights(TorchFunctionMode):
-    """Operations take what is behind parameters now, so that autograd remembers that and not the parameters."""
+    """Operations get parameters' current data, so that autograd saves that tensor instead of the parameter."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in ("__get__", "__set__"):  # which exchange what is behind a parameter
+        if getattr(func, "__name__", "") not in ("__get__", "__set__"):  # attribute access, such as `.data =`
             args, kwargs = tree_map_only(nn.Parameter, _behind, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -45,9 +45,9 @@ def _behind(parameter: nn.Parameter) -> Tensor:
 
 @contextmanager
 def weights_on_demand(network: nn.Module) -> Iterator[None]:
-    """A forward whose graph holds no exchanged weights: the backward pass brings each one back when it is needed.
+    """Run a forward whose graph saves no swapped weights; the backward pass loads each one again when it needs it.
 
-    The weights must be frozen and not written to in between. Nothing changes for a network that exchanges none.
+    The weights must be frozen and not written to in between. A no-op for a network without such hooks.
     """
     if not exchanges_weights(network):
         yield
@@ -57,7 +57,7 @@ def weights_on_demand(network: nn.Module) -> Iterator[None]:
 
 
 def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
-    """A tensor that autograd keeps, or, of a weight, how it is brought back."""
+    """The tensor for autograd to save; for a weight, a function that loads it again."""
     owner = getattr(tensor._base if tensor._is_view() else tensor, "_attnguide_owner", None)
     if owner is None:
         return tensor
