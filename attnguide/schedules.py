@@ -40,7 +40,8 @@ class Window:
         start: First bound, in ``unit``.
         stop: Second bound. Progress runs upwards (``start < stop``: 0 to 0.5 is the first half, ``stop`` excluded);
             timestep / 1000 and sigma run downwards, and the two bounds, in either order, form a closed range.
-        unit: ``"progress"`` (step fraction), ``"timestep"`` (t / 1000) or ``"sigma"``.
+        unit: ``"progress"`` (share of the picture's steps; img2img counts those that its ``strength`` leaves),
+            ``"timestep"`` (t / 1000) or ``"sigma"``.
 
     Example:
         >>> Window(0.8, 1.0, "timestep").active(Step.at_sigma(0, 10, 999.0, 14.6))
@@ -93,7 +94,7 @@ def sqrt_linear(value: float, start: float = 1.0, stop: float = 0.5) -> Schedule
     _require_finite(value)
 
     def at(step: Step) -> float:
-        share = step.index / (step.count - 1) if step.count > 1 else 0.0
+        share = step.overall_index / (step.overall_count - 1) if step.overall_count > 1 else 0.0
         return value * math.sqrt(start + (stop - start) * share)
 
     return at

@@ -10,7 +10,7 @@ from typing import Any
 from attnguide.api import Method, groups_of, methods_of, regions_of
 from attnguide.engine.observer import Observer
 from attnguide.sampling.arguments import check_observer
-from attnguide.steering.context import steer_calls
+from attnguide.steering.context import entered_once, steer_calls
 from attnguide.steering.request import Request
 from attnguide.steering.run import SteerRun
 from attnguide.text.parsing import as_whole, shown
@@ -44,6 +44,7 @@ class SteeredRun(SteerRun):
         return save_run(self, folder)
 
 
+@entered_once
 @contextmanager
 def steer(
     pipeline: Any,

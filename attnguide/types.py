@@ -194,6 +194,8 @@ class Step:
         noise: Factor on unit noise, in [0, 1].
         begins: Whether a denoising step begins here, so that latents may be changed; False in a corrector's evaluation.
         number: Denoising step that the evaluation belongs to, from 0; ``index`` by default.
+        earlier: Evaluations of the same picture by a call before this one (before a refiner's ``denoising_start``).
+        later: Evaluations of the same picture by a call after this one (after ``denoising_end``).
     """
 
     index: int
@@ -203,6 +205,8 @@ class Step:
     noise: float
     begins: bool = True
     number: int = -1
+    earlier: int = 0
+    later: int = 0
 
     def __post_init__(self) -> None:
         if self.number < 0:
@@ -220,9 +224,22 @@ class Step:
         return self.noise / self.signal if self.signal > 0 else math.inf
 
     @property
+    def overall_index(self) -> int:
+        """:attr:`index` with the evaluations of earlier calls."""
+        return self.earlier + self.index
+
+    @property
+    def overall_count(self) -> int:
+        """:attr:`count` with the evaluations of earlier and later calls."""
+        return self.earlier + self.count + self.later
+
+    @property
     def progress(self) -> float:
-        """``index / count``, in [0, 1)."""
-        return self.index / self.count
+        """Share of the picture's evaluations that lie before this one, ``overall_index / overall_count``, in [0, 1).
+
+        A call that begins at a picture (``strength``) begins at 0; calls that share one schedule share its progress.
+        """
+        return self.overall_index / self.overall_count
 
     @property
     def alpha_bar(self) -> float:

@@ -33,7 +33,8 @@ def optimise(reader: Reader, edits: Sequence[Edit] | None, latents: Tensor, step
     """
     batch, guidance = reader.batch, reader.guidance
     point, scheduler = guidance.optimise_at, batch.scheduler
-    if point is None or not step.index <= round(point * step.count) < step.index + scheduler.span(step):
+    index = step.overall_index
+    if point is None or not index <= round(point * step.overall_count) < index + scheduler.span(step):
         return latents
     rows = list(batch.alive)
     inputs = scheduler.scale_model_input(latents, step)[rows]

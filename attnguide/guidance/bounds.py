@@ -77,9 +77,9 @@ class SubjectBounds(Edit):
 
     def _due(self, step: Step) -> bool:
         """Whether masks are refined before this step."""
-        interval = max(1, round(self.every * step.count))
+        interval = max(1, round(self.every * step.overall_count))
         late = step.begins and step.progress >= self.start
-        return late and (not self.masks.refined or step.index % interval == 0)
+        return late and (not self.masks.refined or step.overall_index % interval == 0)
 
     def _hidden_words(self, masks: Tensor, rows: list[int], context: PassContext) -> Tensor:
         """True where a query may not see a token, ``batch query token``."""

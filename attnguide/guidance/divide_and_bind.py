@@ -121,4 +121,5 @@ class DivideAndBind(Guidance):
 
 def _strength(step: Step) -> float:
     """Weight of the binding term: it rises at steps 10 and 20 of 50, where refinements are, too."""
-    return 1.0 if step.index < round(0.2 * step.count) else 5.0 if step.index < round(0.4 * step.count) else 10.0
+    index, count = step.overall_index, step.overall_count
+    return 1.0 if index < round(0.2 * count) else 5.0 if index < round(0.4 * count) else 10.0

@@ -47,7 +47,8 @@ class Refinement:
 
     def applies(self, step: Step, span: int = 1) -> bool:
         """Whether it happens at the denoising step that begins at ``step`` and takes ``span`` evaluations."""
-        return self.at is None or any(step.index <= round(point * step.count) < step.index + span for point in self.at)
+        index, count = step.overall_index, step.overall_count
+        return self.at is None or any(index <= round(point * count) < index + span for point in self.at)
 
 
 Thresholds = Mapping[float, float] | Sequence[Mapping[float, float]]

@@ -114,7 +114,7 @@ class PlugAndPlay(Injection):
 
     def alpha(self, step: Step) -> float:
         """Share of the row's own negative prompt in what guidance leads away from."""
-        return self.negative_alpha * _FADING[self.negative_schedule](step.index / max(step.count - 1, 1))
+        return self.negative_alpha * _FADING[self.negative_schedule](step.overall_index / max(step.overall_count - 1, 1))
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
         return ("negative",) if self.source is not None and self.alpha(step) < 1 else ()
@@ -150,7 +150,7 @@ class _Plug(WindowEdit):
 
     def active(self, context: PassContext) -> bool:
         step = context.step
-        return super().active(context) and step.index < int(self.stop * step.count + 1e-9) + self.more
+        return super().active(context) and step.overall_index < int(self.stop * step.overall_count + 1e-9) + self.more
 
     def qkv(self, query: Tensor, key: Tensor, value: Tensor, site: Site, context: PassContext) -> tuple[Tensor, Tensor, Tensor]:
         share = self.gate(query, context, PLUGGED)

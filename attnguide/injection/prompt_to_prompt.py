@@ -139,8 +139,8 @@ class PromptToPrompt(Injection):
 
     def covers(self, step: Step, start: float, stop: float) -> bool:
         """Whether a word's window of progress includes a step."""
-        rows = step.count + 1 if self.quirks == "reference" else step.count
-        return _within(step.index, rows, start, stop)
+        rows = step.overall_count + 1 if self.quirks == "reference" else step.overall_count
+        return _within(step.overall_index, rows, start, stop)
 
 
 def _window(name: str, given: Sequence[float]) -> tuple[float, float]:
@@ -169,7 +169,7 @@ class _SelfAttention(WindowEdit):
         self.span = method.self_window
 
     def active(self, context: PassContext) -> bool:
-        return super().active(context) and _within(context.step.index, context.step.count, *self.span)
+        return super().active(context) and _within(context.step.overall_index, context.step.overall_count, *self.span)
 
     def probs(self, probs: Tensor, site: Site, context: PassContext) -> Tensor:
         return from_source(probs, self.gate(probs, context), context, CONDITIONAL)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from attnguide.attention.hooks import eager
 from attnguide.steering.errors import SteerError
@@ -14,6 +15,35 @@ from attnguide.steering.methods import check_places, fitting_methods
 from attnguide.steering.pipelines import adapter_of, known_pipeline
 from attnguide.steering.request import Request
 from attnguide.steering.run import SteerRun
+
+_Given = ParamSpec("_Given")
+_Held = TypeVar("_Held")
+
+
+class _Once(AbstractContextManager[_Held]):
+    """A block that can be entered once; ``name`` is what its maker is called."""
+
+    def __init__(self, block: AbstractContextManager[_Held], name: str) -> None:
+        self._block, self._name, self._entered = block, name, False
+
+    def __enter__(self) -> _Held:
+        if self._entered:
+            raise SteerError(f"A block of {self._name}() can be entered once: call {self._name}() anew for each block.")
+        self._entered = True
+        return self._block.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._block.__exit__(*raised)
+
+
+def entered_once(make: Callable[_Given, AbstractContextManager[_Held]]) -> Callable[_Given, AbstractContextManager[_Held]]:
+    """A maker of context managers that say so, as a :class:`SteerError`, when one of them is entered a second time."""
+
+    @functools.wraps(make)
+    def made(*args: _Given.args, **kwargs: _Given.kwargs) -> AbstractContextManager[_Held]:
+        return _Once(make(*args, **kwargs), make.__name__)
+
+    return made
 
 
 @contextmanager

@@ -103,10 +103,23 @@ class Follower:
         """Whether a call is none of the pipeline's own: it is ours, or another thread's."""
         return self._inside or threading.get_ident() != self._owner
 
+    def _same_thread(self, did: str) -> None:
+        """Refuse what another thread has the pipeline do: in that thread nothing is read or changed.
+
+        Raises:
+            SteerError: In that thread.
+        """
+        if threading.get_ident() != self._owner:
+            raise SteerError(
+                f"Another thread than that of the block {did} the {type(self.pipeline).__name__}, where it cannot be steered: "
+                "enter steer() in the thread that calls the pipeline."
+            )
+
     def _encoding(self, before: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(before)
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            self._same_thread("calls")
             if self._away:
                 return before(*args, **kwargs)
             self._begin()
@@ -158,6 +171,7 @@ class Follower:
         signature = inspect.signature(before)
 
         def step(*args: Any, **kwargs: Any) -> Any:
+            self._same_thread("moves the scheduler of")
             if self._away:
                 return before(*args, **kwargs)
             following, bound = self._following, signature.bind(*args, **kwargs)
@@ -252,7 +266,8 @@ class Follower:
         """Everything that is made once for a pipeline's call."""
         run, request, model, pipeline = self.run, self.request, self.model, self.pipeline
         self._ran = True
-        scheduler = live_scheduler(self.scheduler, *call.time, getattr(pipeline, "_num_timesteps", None))
+        goes_on = getattr(pipeline, "denoising_start", None) is not None
+        scheduler = live_scheduler(self.scheduler, *call.time, getattr(pipeline, "_num_timesteps", None), goes_on)
         scheduler.packing = call.packing
         prompts = request.prompts_of(given.prompt)
         if given.second is not None and any(request.regions):

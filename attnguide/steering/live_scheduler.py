@@ -22,6 +22,8 @@ class _Live(NoiseScheduler):
         timestep: Of the first evaluation.
         exact: How far it may be off.
         count: Evaluations that the pipeline will make; those to the end of the schedule when ``None``.
+        goes_on: Whether another call has made the evaluations before the first (``denoising_start``), so that progress is
+            counted with them; else the picture begins here, from noise or from another picture (``strength``).
 
     Attributes:
         begin: The first evaluation's number in the whole schedule.
@@ -33,7 +35,7 @@ class _Live(NoiseScheduler):
 
     packing: Packing | None = None
 
-    def __init__(self, scheduler: Any, timestep: float, exact: float, count: int | None) -> None:
+    def __init__(self, scheduler: Any, timestep: float, exact: float, count: int | None, goes_on: bool = False) -> None:
         try:
             self._check_kind(scheduler)
         except ValueError as error:
@@ -43,12 +45,15 @@ class _Live(NoiseScheduler):
         whole = self._laid_out()
         told = [step.timestep for step in whole]
         self.begin = _beginning(scheduler, told, timestep, exact)
-        count = len(whole) - self.begin if count is None else min(count, len(whole) - self.begin)
+        left = len(whole) - self.begin
+        count = left if count is None else min(count, left)
         chosen = whole[self.begin : self.begin + count]
         first = chosen[0].number
         self._timesteps = self._timesteps[self.begin : self.begin + count]
+        earlier, later = self.begin if goes_on else 0, left - count
         self.steps = tuple(
-            replace(step, index=index, count=count, number=max(step.number - first, 0)) for index, step in enumerate(chosen)
+            replace(step, index=index, count=count, number=max(step.number - first, 0), earlier=earlier, later=later)
+            for index, step in enumerate(chosen)
         )
         self._asked = sum(step.begins for step in chosen)
 
@@ -84,10 +89,12 @@ class LiveFlow(_Live, FlowScheduler):
     """Of a network that predicts the velocity of flow matching."""
 
 
-def live_scheduler(scheduler: Any, timestep: float, exact: float, count: int | None) -> LiveDiscrete | LiveFlow:
+def live_scheduler(
+    scheduler: Any, timestep: float, exact: float, count: int | None, goes_on: bool = False
+) -> LiveDiscrete | LiveFlow:
     """A pipeline's scheduler, whose timesteps are set; see :class:`_Live` for arguments and errors."""
     kind = LiveFlow if is_flow(scheduler) else LiveDiscrete
-    return kind(scheduler, timestep, exact, count)
+    return kind(scheduler, timestep, exact, count, goes_on)
 
 
 def _beginning(scheduler: Any, told: list[float], timestep: float, exact: float) -> int:

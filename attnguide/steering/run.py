@@ -20,6 +20,14 @@ from attnguide.text.parsing import as_whole, shown
 from attnguide.types import Cost, PassContext, Sample, SampleResult
 
 
+class Maps(dict[str, Tensor]):
+    """Maps by phrase; one that is not there is told with those that are, as a ``KeyError``."""
+
+    def __missing__(self, phrase: str) -> Tensor:
+        known = ", ".join(map(repr, self)) or "none, before a call has ended, without regions, or with maps=False"
+        raise KeyError(f"There is no map of {phrase!r}; there are {known}.")
+
+
 @dataclass(eq=False)
 class SteerRun:
     """Filled while the pipeline runs; of its newest call.
@@ -41,7 +49,7 @@ class SteerRun:
     """
 
     seed: int = 0
-    maps: dict[str, Tensor] = field(default_factory=dict)
+    maps: dict[str, Tensor] = field(default_factory=Maps)
     cost: list[Cost] = field(default_factory=list)
     samples: tuple[Sample, ...] = ()
     updates: list[UpdateEvent] = field(default_factory=list)
@@ -112,7 +120,7 @@ class SteerRun:
     def began(self, samples: Sequence[Sample]) -> None:
         """A call begins; what is known of the one before is left."""
         del self.notes[self.standing :]
-        self.samples, self.stopped, self.updates, self.maps, self.step_maps = tuple(samples), {}, [], {}, None
+        self.samples, self.stopped, self.updates, self.maps, self.step_maps = tuple(samples), {}, [], Maps(), None
         self.cost, self.statuses, self._results, self._pictures, self._final = [], [], [], None, None
 
     def ended(
@@ -152,7 +160,7 @@ class MapRecord:
 
     def by_phrase(self, steps: Tensor | None) -> dict[str, Tensor]:
         """For each phrase the mean over evaluations, ``rows height width``."""
-        found: dict[str, Tensor] = {}
+        found = Maps()
         if steps is None:
             return found
         mean = steps.mean(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +117,33 @@ class TestBlocks:
             with pytest.raises(ValueError, match="rows must be a whole number from 1 on; got"):
                 with attnguide.steer(pipeline, **MOVING) as run:
                     run.latents(rows)  # type: ignore[arg-type]
+
+    def test_a_block_that_is_entered_twice(self, pipeline: Any) -> None:
+        block = attnguide.steer(pipeline, **MOVING)
+        with block:
+            call(pipeline)
+        with pytest.raises(attnguide.SteerError, match=r"A block of steer\(\) can be entered once: call steer\(\) anew"), block:
+            pass
+
+    def test_a_map_that_is_not_there(self, pipeline: Any) -> None:
+        with attnguide.steer(pipeline, **{**MOVING, "maps": True}) as run:
+            with pytest.raises(KeyError, match="no map of 'dog'; there are none, before a call has ended"):
+                run.maps["dog"]
+            call(pipeline)
+        with pytest.raises(KeyError, match=r"There is no map of 'dog'; there are 'red cat', 'blue ball'\."):
+            run.maps["dog"]
+        assert "dog" not in run.maps and run.maps.get("dog") is None
+
+    def test_a_call_of_another_thread(self, pipeline: Any) -> None:
+        """It would be plain; what the block's own thread does goes on."""
+        with attnguide.steer(pipeline, **MOVING) as run, ThreadPoolExecutor(1) as pool:
+            call(pipeline)
+            with pytest.raises(
+                attnguide.SteerError, match="Another thread than that of the block calls the StableDiffusionPip"
+            ):
+                pool.submit(call, pipeline).result()
+            call(pipeline)
+        assert run.calls == 2
 
     def test_an_exception_of_the_block_is_not_hidden(self, pipeline: Any) -> None:
         with pytest.raises(ZeroDivisionError), attnguide.steer(pipeline, **MOVING):

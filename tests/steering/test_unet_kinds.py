@@ -1,5 +1,6 @@
 """Pipelines around a UNet that our own loop does not make: plain at strength zero, and guided by guidance."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -121,3 +122,21 @@ def test_the_refiner_goes_on_where_the_base_ended() -> None:
     assert [event.step.index for event in first.updates] == [event.step.index for event in second.updates] == [0, 1]
     assert second.updates[0].step.sigma < first.updates[-1].step.sigma
     assert first.updates[-1].step.count == 2
+    assert [event.step.progress for run in (first, second) for event in run.updates] == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_windows_are_those_of_the_whole_schedule_where_two_calls_share_it() -> None:
+    """And those of the call's own steps where it begins at a picture."""
+    noted: dict[str, list[int]] = {}
+    for name, sample, given in (
+        ("sdxl", pipelines.sample, {"denoising_end": 0.5}),
+        ("sdxl_img2img", pipelines.sample, {"strength": 0.5}),
+        ("refiner", unets.sample, {}),
+    ):
+        pipeline = pipelines.shared(name) if sample is pipelines.sample else unets.pipeline_of(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the window holds none of the refiner's steps
+            with attnguide.steer(pipeline, regions=REGIONS, method="mask_guidance", stop=0.5) as run:
+                sample(name, num_inference_steps=8, **given)
+        noted[name] = [event.step.index for event in run.updates]
+    assert noted == {"sdxl": [0, 1, 2, 3], "refiner": [], "sdxl_img2img": [0, 1]}

@@ -77,8 +77,9 @@ class NoiseScheduler(ABC):
         try:
             self._scheduler.set_timesteps(**settings)
         except (ValueError, IndexError, ZeroDivisionError) as error:
-            wanted = "fewer" if re.search(r"(larger|smaller) than", str(error)) else "more"
-            raise ValueError(f"steps must be {wanted} for {self.name}; got {steps} ({error}).") from error
+            told = re.search(r"(larger|smaller) than", str(error))  # else it speaks of shapes and indices of its arrays
+            wanted, why = ("fewer", f" ({error})") if told else ("more", "")
+            raise ValueError(f"steps must be {wanted} for {self.name}; got {steps}{why}.") from error
 
     @abstractmethod
     def _levels(self) -> Sequence[tuple[float, float, float]]:
