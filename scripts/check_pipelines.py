@@ -231,7 +231,7 @@ def rows_difference(name: str, tried: Mapping[str, str]) -> float | None:
     settings: dict[str, Any] = {"prompt": list(prompts), "generator": generators}  # some write into the list
     if name in pipelines.KINDS and "image" in pipelines.KINDS[name].inputs:
         settings["image"] = [pipelines.inputs(pipelines.family(name))["image"]] * 2  # so that each row draws from its generator
-    if name in ("ip_adapter", "adapter"):
+    if name in ("ip_adapter", "adapter", "adapter_xl"):
         return None
     together = steered(name, methods, **settings)
     alone = [

@@ -380,16 +380,16 @@ class ModelAdapter(Autoencoding, ABC):
         """
         with self.exclusive():
             modules = self._modules() if self._walked is None else self._walked
-            own = [weight for module in modules for weight in module._parameters.values()]
-            weights = [weight for weight in own if weight is not None and weight.requires_grad]
+            places: list[tuple[Any, str]] = [(module._parameters, name) for module in modules for name in module._parameters]
+            places = [(own, name) for own, name in places if own[name] is not None and own[name].requires_grad]
             try:
-                for weight in weights:
-                    weight.requires_grad = False
+                for own, name in places:
+                    own[name].requires_grad = False
                 with weights_on_demand(self.network):
                     yield
             finally:
-                for weight in weights:
-                    weight.requires_grad = True
+                for own, name in places:  # whatever stands there now: offloading puts new weights in the place of the old
+                    own[name].requires_grad = True
 
     def _modules(self) -> list[nn.Module]:
         return [module for network in self.networks.values() if network is not None for module in network.modules()]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tests import tiny
 from tests.models import families
 from tests.models.parts import autoencoder, sharpened
+from tests.steering import ip_adapters
 
 Parts = Callable[[Any], Mapping[str, Any]]
 
@@ -214,6 +215,12 @@ KINDS: dict[str, Kind] = {
         _sd3_masked_control,
     ),
     "sd3_pag": Kind("sd3", "StableDiffusion3PAGPipeline", parts=lambda _: {"pag_applied_layers": ["blocks.1"]}, settings=_PAG),
+    "sd3_ip_adapter": Kind(
+        "sd3",
+        "StableDiffusion3Pipeline",
+        parts=lambda base: {"transformer": ip_adapters.sd3_adapter(base.transformer)},
+        settings={"ip_adapter_image_embeds": ip_adapters.states(2)},
+    ),
     "flux_img2img": Kind("flux_dev", "FluxImg2ImgPipeline", _IMAGE),
     "flux_inpaint": Kind("flux_dev", "FluxInpaintPipeline", _MASK),
     "flux_fill": Kind("flux_dev", "FluxFillPipeline", ("image", "mask_image"), lambda base: _flux_network(base, 48)),
@@ -230,6 +237,15 @@ KINDS: dict[str, Kind] = {
     ),
     "flux_controlnet_inpaint": Kind(
         "flux_dev", "FluxControlNetInpaintPipeline", (*_MASK, "control_image", _CONTROL), _flux_control
+    ),
+    "flux_ip_adapter": Kind(
+        "flux_dev",
+        "FluxPipeline",
+        parts=lambda base: {"transformer": ip_adapters.flux_adapter(base.transformer)},
+        settings={
+            "ip_adapter_image_embeds": [ip_adapters.states(1)],
+            "negative_ip_adapter_image_embeds": [torch.zeros_like(ip_adapters.states(1))],
+        },
     ),
     "flux_kontext": Kind("flux_dev", "FluxKontextPipeline", ("image",), settings={"max_area": 32 * 48, "_auto_resize": False}),
     "flux2_reference": Kind("flux2", "Flux2Pipeline", settings={"image": picture(4, 64, 64)}),

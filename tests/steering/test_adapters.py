@@ -90,6 +90,31 @@ def test_blocks_that_wait_elsewhere(family: str) -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("way", ["weights elsewhere", "layer by layer"])
+@pytest.mark.parametrize("family", ["sd", "flux_dev"])
+def test_networks_that_accelerate_brings_in(family: str, way: str) -> None:
+    """What a pipeline's model and sequential offload put on its parts, with the processor as the device that runs."""
+    from accelerate import cpu_offload, cpu_offload_with_hook
+    from accelerate.hooks import remove_hook_from_module
+
+    whole, pipeline = families.shared(family), families.build(family)
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    cpu = torch.device("cpu")
+    if way == "weights elsewhere":
+        cpu_offload_with_hook(network, cpu)
+    else:
+        cpu_offload(network, cpu)
+        assert {weight.device.type for weight in network.parameters()} == {"meta"}
+    found = []
+    for one in (whole, pipeline):
+        before = parts(one)
+        with attnguide.steer(one, regions=REGIONS, method=[MOVING, EDITING], seed=3) as run:
+            found.append(pipelines.sample(family, num_inference_steps=2, pipeline=one))
+        assert parts(one) == before and len(run.updates) == 2
+    remove_hook_from_module(network, recurse=True)
+    assert torch.equal(*found)
+
+
 def test_compiled_networks_run_as_they_are_written_and_say_so_once() -> None:
     pipeline = families.build("flux_dev")
     settings = {"num_inference_steps": 2, "pipeline": pipeline}

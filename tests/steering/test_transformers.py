@@ -1,5 +1,8 @@
 """Transformer pipelines that are steered from inside: to the bit our own loop's latents where that can make the picture."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from attnguide.models.load import adapt
 from attnguide.sampling.table import sample_batch
 from attnguide.types import MethodConfig, Region, Sample
 from tests import tiny
+from tests.closeness import assert_close
 from tests.models import families
 from tests.steering import pipelines
 from tests.steering.watch import REGIONS, parts
@@ -62,7 +66,45 @@ def test_every_kind_is_steered(name: str) -> None:
     assert rows == 1 and 2 * width == 3 * height
 
 
-@pytest.mark.parametrize("name", ["flux_fill", "flux_kontext", "z_image_controlnet"])
+@pytest.mark.parametrize("name", ["flux_ip_adapter", "sd3_ip_adapter"])
+def test_ip_adapters_take_part_in_guided_passes(name: str) -> None:
+    """Each row's picture goes with it into every pass; two rows are made as one by one."""
+    pipeline, kind = pipelines.shared(name), pipelines.KINDS[name]
+    height, width = pipelines.size(kind.family)
+    adapter = adapt(families.shared(kind.family), kind.family)
+    noise = torch.randn(2, *adapter.latent_shape(height, width), generator=torch.Generator().manual_seed(8))
+    found, losses = [], []
+    for rows in (noise, noise[:1], noise[1:]):
+        packed = pipeline._pack_latents(rows, *rows.shape) if kind.family == "flux_dev" else rows
+        settings = {"latents": packed, "num_images_per_prompt": len(rows), "num_inference_steps": 1}
+        with attnguide.steer(pipeline, regions=REGIONS, method=[MOVING]) as run:
+            found.append(pipelines.sample(name, **settings))
+        losses.append(run.updates[0].losses)
+    assert_close(found[0], torch.cat(found[1:]), 2e-3)
+    before = adapters_off(pipeline)
+    try:
+        with attnguide.steer(pipeline, regions=REGIONS, method=[MOVING]) as run:
+            pipelines.sample(name, **settings)
+    finally:
+        before()
+    assert abs(run.updates[0].losses[0] - losses[2][0]) > 1e-6  # what guidance reads depends on the adapter's picture
+
+
+def adapters_off(pipeline: Any) -> Callable[[], None]:
+    """Set every adapter's scale to 0; what it gives puts them back."""
+    scaled = [one for one in pipeline.transformer.attn_processors.values() if hasattr(one, "scale")]
+    before = [one.scale for one in scaled]
+    for one in scaled:
+        one.scale = [0.0] * len(one.scale) if isinstance(one.scale, list) else 0.0
+
+    def put_back() -> None:
+        for one, scale in zip(scaled, before, strict=True):
+            one.scale = scale
+
+    return put_back
+
+
+@pytest.mark.parametrize("name", ["flux_fill", "flux_kontext", "z_image_controlnet", "flux_ip_adapter", "sd3_ip_adapter"])
 def test_strength_zero_is_the_plain_call(name: str) -> None:
     pipeline = pipelines.shared(name)
     before, plain = parts(pipeline), pipelines.sample(name, num_inference_steps=2)

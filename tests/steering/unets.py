@@ -110,6 +110,14 @@ def _adapter() -> tuple[Any, dict[str, Any]]:
     return pipeline, {"image": picture(1, HEIGHT, WIDTH), **_size()}
 
 
+@_kind("adapter_xl")
+def _adapter_xl() -> tuple[Any, dict[str, Any]]:
+    base = families.shared("sdxl")
+    adapter = diffusers.T2IAdapter(channels=(16, 32), num_res_blocks=1, downscale_factor=4, adapter_type="full_adapter_xl")
+    pipeline = _from(base, "StableDiffusionXLAdapterPipeline", adapter=awake(adapter))
+    return pipeline, {"image": picture(1, HEIGHT, WIDTH), **_size()}
+
+
 @_kind("depth")
 def _depth() -> tuple[Any, dict[str, Any]]:
     base = families.shared("sd")
