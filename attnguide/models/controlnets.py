@@ -138,7 +138,7 @@ def load_controlnets(pipeline: Any, given: Sequence[ControlNetSource], dtype: An
         check_controlnet(one)
         kind = CONTROLNETS.get(type(pipeline).__name__)
         if kind is None:
-            raise ControlNetError(f"{one.source}: {type(pipeline).__name__} takes no ControlNet here; {_families()}")
+            raise ControlNetError(f"{one.source}: {type(pipeline).__name__} takes no ControlNet here{_why_not(pipeline)}")
         if Path(one.source).exists() and class_of(one.source) != kind:
             raise ControlNetError(f"{one.source}: {type(pipeline).__name__} takes a {kind}; got a {class_of(one.source)}")
         import diffusers
@@ -149,15 +149,21 @@ def load_controlnets(pipeline: Any, given: Sequence[ControlNetSource], dtype: An
         except Exception as error:  # a foreign folder may be wrong in many ways, each found elsewhere in the library
             told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ControlNetError(f"{one.source}: could not be loaded: {told}") from error
+        if getattr(loaded, "union", False):
+            raise ControlNetError(
+                f"{one.source}: is a union, which must be told what its pictures are; steer a pipeline with it"
+            )
         _check_widths(one.source, loaded, pipeline)
         found[one.type] = loaded.to(device).eval()
     return found
 
 
-def _families() -> str:
-    from attnguide.models.kinds import CONTROLNETS
+def _why_not(pipeline: Any) -> str:
+    from attnguide.models.kinds import CONTROLNETS, SEEDLESS
 
-    return f"those that do are {', '.join(CONTROLNETS)}"
+    why = SEEDLESS.get(type(pipeline).__name__)
+    told = f" ({why}), but inside attnguide.steer" if why else ""
+    return f"{told}; those that do are {', '.join(CONTROLNETS)}"
 
 
 def _check_widths(source: str, controlnet: Any, pipeline: Any) -> None:

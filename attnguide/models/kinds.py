@@ -19,19 +19,27 @@ PIPELINES: dict[str, dict[Kind, str]] = {
     "StableDiffusionPipeline": _all_of("StableDiffusion"),
     "StableDiffusionXLPipeline": _all_of("StableDiffusionXL"),
     "StableDiffusion3Pipeline": {"img2img": "StableDiffusion3Img2ImgPipeline", "inpaint": "StableDiffusion3InpaintPipeline"},
-    "FluxPipeline": {"img2img": "FluxImg2ImgPipeline", "inpaint": "FluxInpaintPipeline"},
+    "FluxPipeline": _all_of("Flux"),
 }
-"""Supported pipeline -> how a row is made -> the class that makes it of the same parts.
-
-ControlNets of transformers read latents of their pictures that are drawn from no generator, so that no seed gives a picture
-again.
-"""
+"""Supported pipeline -> how a row is made -> the class that makes it of the same parts."""
 
 CONTROLNETS: dict[str, str] = {
     "StableDiffusionPipeline": "ControlNetModel",
     "StableDiffusionXLPipeline": "ControlNetModel",
+    "FluxPipeline": "FluxControlNetModel",
 }
 """Supported pipeline -> class of its ControlNets."""
+
+SEEDLESS: dict[str, str] = {
+    "StableDiffusion3Pipeline": "their pictures' latents are drawn from no generator, so that no seed gives a picture again"
+}
+"""Supported pipeline -> why rows cannot have its ControlNets, which attnguide.steer takes in a pipeline of the user's."""
+
+CENTRED: tuple[str, ...] = ("FluxPipeline",)
+"""Supported pipelines whose ControlNets read pixels in [-1, 1]; those of others read [0, 1]."""
+
+SINGLE: tuple[str, ...] = ("FluxPipeline",)
+"""Supported pipelines whose relatives cannot mix ControlNets in all kinds of rows."""
 
 KEEPING: dict[str, int] = {"StableDiffusionPipeline": 4, "StableDiffusionXLPipeline": 4, "StableDiffusion3Pipeline": 16}
 """Supported pipeline -> latent channels of the networks with which its inpainting keeps what a mask keeps; any if not here."""
@@ -50,6 +58,7 @@ def pipeline_name(pipeline: str, kind: Kind | None) -> str:
         return pipeline
     found = PIPELINES.get(pipeline, {}).get(kind)
     if found is None:
-        able = [name for name, kinds in PIPELINES.items() if kind in kinds]
-        raise ValueError(f"{pipeline} has no pipeline for {kind}; those that have one are {', '.join(able)}.")
+        able = ", ".join(name for name, kinds in PIPELINES.items() if kind in kinds)
+        why = f" for tables ({SEEDLESS[pipeline]})" if pipeline in SEEDLESS else ""
+        raise ValueError(f"{pipeline} has no pipeline for {kind}{why}; those that have one are {able}.")
     return found

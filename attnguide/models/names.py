@@ -69,6 +69,7 @@ _KINDS: dict[str, str] = {
     r"Video|Wan|LTX|CogVideo|Mochi|AnimateDiff|Allegro|SkyReels|Cosmos|Latte|EasyAnimate|Helios|PIA|I2V|T2V": "it makes videos",
     r"Audio|Music|AceStep": "it makes sound",
     r"Modular": "modular pipelines are not read",
+    r"Inpaint": "it draws inside masks alone; a text-to-image checkpoint of its family takes --inpaint-mask",
 }
 """Why pipelines of some kinds are not supported, by what their names say."""
 

@@ -11,7 +11,7 @@ import diffusers
 from attnguide.inputs import Kind
 from attnguide.models.base import ModelAdapter
 from attnguide.models.controlnets import serving
-from attnguide.models.kinds import pipeline_name
+from attnguide.models.kinds import SINGLE, pipeline_name
 
 
 def check_relative(model: ModelAdapter, kind: Kind | None, controls: Sequence[str] = ()) -> None:
@@ -20,8 +20,17 @@ def check_relative(model: ModelAdapter, kind: Kind | None, controls: Sequence[st
     Raises:
         ValueError: Naming the pipeline or the type of control.
     """
-    pipeline_name(type(model.pipeline).__name__, kind)
+    family = type(model.pipeline).__name__
+    pipeline_name(family, kind)
     serving(controls, model.controlnets)
+    if len(controls) > 1 and family in SINGLE:
+        raise ValueError(f"{family} takes one control picture a row; got {', '.join(controls)}.")
+
+
+def reads(model: ModelAdapter, kind: Kind, argument: str) -> bool:
+    """Whether the pipeline that makes rows of a kind has an argument of this name."""
+    chosen = getattr(diffusers, pipeline_name(type(model.pipeline).__name__, kind))
+    return argument in inspect.signature(chosen.__call__).parameters
 
 
 def relative(model: ModelAdapter, kind: Kind | None, scheduler: Any, controls: Sequence[str] = ()) -> Any:

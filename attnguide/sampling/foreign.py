@@ -25,9 +25,9 @@ from attnguide.injection.base import Injection
 from attnguide.methods import method_info
 from attnguide.models.base import ModelAdapter
 from attnguide.models.embeds import prompt_embeds
-from attnguide.models.kinds import ROUNDING_UP
+from attnguide.models.kinds import CENTRED, ROUNDING_UP
 from attnguide.models.pictures import Picture
-from attnguide.models.relatives import check_relative, relative
+from attnguide.models.relatives import check_relative, reads, relative
 from attnguide.prompt.inputs import mask_at, picture_at
 from attnguide.sampling.keeping import Keeping, way_of
 from attnguide.steering.context import steer_calls
@@ -53,6 +53,9 @@ def check_foreign(model: ModelAdapter, sample: Sample) -> None:
     if sample.kind is None:
         return
     check_relative(model, sample.kind, [control.type for control in sample.control])
+    both = model.true_cfg and sample.true_cfg_scale > 1 and sample.negative_prompt is not None
+    if both and not reads(model, sample.kind, "true_cfg_scale"):
+        raise ValueError(f"true_cfg_scale must be 1 in rows of {sample.kind}, whose pipeline computes one half alone.")
     if (name := model.make_scheduler(sample.scheduler, sample.steps).name) in _OWN_NOISE:
         raise ValueError(f"Scheduler {name} draws noise that no row's seed decides where a pipeline of diffusers drives it.")
     with warnings.catch_warnings():  # which come when the row is made
@@ -209,7 +212,8 @@ def _arguments(
         given |= prompt_embeds(pipeline, prompts, negatives)
     known = inspect.signature(pipeline.__call__).parameters
     if first.control:
-        given |= _controls(samples, size, "control_image" if "control_image" in known else "image")
+        centred = type(model.pipeline).__name__ in CENTRED
+        given |= _controls(samples, size, "control_image" if "control_image" in known else "image", centred)
     optional = ("height", "width", "true_cfg_scale", "negative_prompt")  # some take these from the picture, or have none
     return {name: value for name, value in given.items() if name in known or name not in optional}
 
@@ -226,7 +230,8 @@ def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, 
     first, way = samples[0], way_of(model, samples[0]) or ""
     pictures = [picture_at(sample.init_image, size, "init_image") for sample in samples if sample.init_image is not None]
     masks = [mask_at(sample.inpaint_mask, size) for sample in samples if sample.inpaint_mask is not None]
-    given: dict[str, Any] = {"latents": run.noise, "generator": run.sources()}
+    pack = getattr(model, "pack", None)  # the pipeline takes noise as its network reads it
+    given: dict[str, Any] = {"latents": run.noise if pack is None else pack(run.noise), "generator": run.sources()}
     if way.endswith(("img2img", "inpaint")):  # the pipeline draws its noise itself, as for anyone who gives it a seed
         sources = generators([sample.seed for sample in samples])
         given = {"image": pictures, "strength": _strength(model, first), "generator": sources}
@@ -237,12 +242,20 @@ def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, 
     return given
 
 
-def _controls(samples: Sequence[Sample], size: tuple[int, int], name: str) -> dict[str, Any]:
-    """Control pictures of every type ``batch 3 height width`` in [0, 1], and the factors on what ControlNets add."""
+def _controls(samples: Sequence[Sample], size: tuple[int, int], name: str, centred: bool) -> dict[str, Any]:
+    """Control pictures of every type ``batch 3 height width``, and the factors on what ControlNets add.
+
+    Args:
+        samples: Rows of one call.
+        size: Height and width of their pictures in pixels.
+        name: Of the pipeline's argument.
+        centred: Whether pixels lie in [-1, 1] instead of [0, 1].
+    """
     pixels = []
     for number, control in enumerate(samples[0].control):
         pictures = [picture_at(sample.control[number].image, size, f"control {control.type}") for sample in samples]
-        pixels.append(torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255)
+        values = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255
+        pixels.append(2 * values - 1 if centred else values)
     scales = [control.scale for control in samples[0].control]
     single = len(scales) == 1
     return {name: pixels[0] if single else pixels, "controlnet_conditioning_scale": scales[0] if single else scales}

@@ -81,6 +81,18 @@ def test_a_folder_is_loaded_for_its_network(folder: Path) -> None:
     assert not found["canny"].training
 
 
+def test_a_controlnet_of_flux_is_loaded_and_a_union_of_them_is_not(tmp_path: Path) -> None:
+    control, flux = pipelines.shared("flux_controlnet").controlnet, pipelines.shared("flux_dev")
+    control.save_pretrained(tmp_path / "one")
+    union = {**control.config, "num_mode": 3}
+    union.pop("_use_default_values", None)
+    type(control).from_config(union).save_pretrained(tmp_path / "union")
+    found = load_controlnets(flux, read_controlnets([str(tmp_path / "one")]), torch.float32, "cpu")
+    assert all(torch.equal(value, control.state_dict()[name]) for name, value in found[""].state_dict().items())
+    with pytest.raises(ControlNetError, match="is a union, which must be told what its pictures are"):
+        load_controlnets(flux, read_controlnets([str(tmp_path / "union")]), torch.float32, "cpu")
+
+
 def test_what_is_no_controlnet_is_refused(folder: Path, tmp_path: Path) -> None:
     def refused(source: str, said: str) -> None:
         with pytest.raises(ControlNetError, match=said):
@@ -95,5 +107,7 @@ def test_what_is_no_controlnet_is_refused(folder: Path, tmp_path: Path) -> None:
     given = [ControlNetSource(str(folder))]
     with pytest.raises(ControlNetError, match="PixArtSigmaPipeline takes no ControlNet here"):
         load_controlnets(pipelines.shared("pixart_sigma"), given, torch.float32, "cpu")
+    with pytest.raises(ControlNetError, match=r"StableDiffusion3Pipeline takes no ControlNet here .*no seed.*steer"):
+        load_controlnets(pipelines.shared("sd3"), given, torch.float32, "cpu")
     with pytest.raises(ControlNetError, match="is for another network: its"):
         load_controlnets(pipelines.shared("sdxl"), given, torch.float32, "cpu")

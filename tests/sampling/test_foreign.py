@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from attnguide.ablation.cost import expected_cost
+from attnguide.engine.noise import generators, initial_noise
 from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.inputs import Control
 from attnguide.models.base import ModelAdapter
@@ -99,6 +100,61 @@ def test_a_seed_is_the_same_alone_and_in_a_batch(model: ModelAdapter, folder: Pa
     assert not torch.equal(latents(together[0]), latents(together[1]))
     plain = sample_batch(model, [replace(one, methods=()) for one in rows])
     assert all(not torch.equal(latents(a), latents(b)) for a, b in zip(together, plain, strict=True))
+
+
+@pytest.fixture(scope="module")
+def flux() -> ModelAdapter:
+    model = adapt(pipelines.shared("flux_dev"))
+    model.controlnets["canny"] = pipelines.shared("flux_controlnet").controlnet
+    return model
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("controlnet")])
+def test_controlnets_of_flux(flux: ModelAdapter, folder: Path, kind: str) -> None:
+    """The latents of a control picture are drawn by the row's own seed, too."""
+    rows = [row(folder, kind, number, methods=(GUIDANCE,), cfg_scale=3.5) for number in range(2)]
+    together, (alone,) = sample_batch(flux, rows), sample_batch(flux, rows[1:])
+    assert [result.status for result in together] == ["ok", "ok"]
+    assert_close(latents(together[1]), latents(alone))
+    (other,) = sample_batch(flux, [replace(rows[1], control=(replace(rows[1].control[0], scale=0.1),))])
+    assert not torch.equal(latents(other), latents(alone))
+
+
+def test_a_control_picture_of_flux_is_read_as_its_pipeline_reads_it(flux: ModelAdapter, folder: Path) -> None:
+    one = row(folder, "controlnet", cfg_scale=3.5)
+    (found,) = sample_batch(flux, [one])
+    sources = generators([one.seed])
+    noise = initial_noise(sources, flux.latent_shape(*SIZE), torch.float32, torch.device("cpu"))
+    pipe = pipelines.build("flux_controlnet")
+    pipe.register_modules(vae=flux.pipeline.vae)
+    expected = pipe(
+        one.prompt,
+        control_image=Image.open(folder / "2.png"),
+        controlnet_conditioning_scale=0.7,
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        height=SIZE[0],
+        width=SIZE[1],
+        latents=flux.pack(noise),  # type: ignore[attr-defined]
+        generator=sources,
+        output_type="latent",
+    ).images
+    assert_close(latents(found), flux.unpack(expected, noise)[0])  # type: ignore[attr-defined]
+
+
+def test_what_controlnets_of_transformers_cannot_be_given(flux: ModelAdapter, folder: Path) -> None:
+    one = row(folder, "controlnet", cfg_scale=3.5)
+    two = replace(one, control=(*one.control, replace(one.control[0], type="depth")))
+    halves = row(folder, "controlnet_img2img", negative_prompt="a dog", true_cfg_scale=3.0)
+    flux.controlnets["depth"] = flux.controlnets["canny"]
+    several, true_cfg = mark_rows(flux, [two, replace(halves, id="halves")])
+    del flux.controlnets["depth"]
+    assert several.problem is not None and "takes one control picture a row; got canny, depth" in several.problem
+    assert true_cfg.problem is not None and "true_cfg_scale must be 1 in rows of controlnet_img2img" in true_cfg.problem
+    other = adapt(pipelines.shared("sd3"))
+    other.controlnets["canny"] = pipelines.shared("sd3_controlnet").controlnet
+    (bad,) = mark_rows(other, [one])
+    assert bad.problem is not None and "no seed gives a picture again" in bad.problem
 
 
 def test_a_control_of_no_weight_is_no_control(model: ModelAdapter, folder: Path) -> None:
