@@ -8,8 +8,9 @@ Two objects of the embedded world in two boxes, one in each half of the picture:
 * ``inpaint``: the half with the first object is drawn by the renderer and kept; the other half is drawn anew.
 * ``controlnet``: from noise, with the outlines of both objects for a ControlNet (``--controlnet``, see train_controlnet.py).
 
-Each of them plain and under ``--method``. Prints the share of objects that the judge finds in their boxes, with an interval
-over prompts, and the largest difference of pixels that inpainting should keep.
+Each of them plain and under ``--method``, whose options follow as ``--option step_size=300``. Prints the share of objects that
+the judge finds in their boxes, with an interval over prompts, and anywhere in the picture, which bounds it; and the largest
+difference of pixels that inpainting should keep.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from attnguide.benchmark import bootstrap_interval
@@ -129,9 +132,10 @@ def line(kind: str, name: str, results: Sequence[SampleResult]) -> str:
         if result.image is None:
             print(f"{result.sample.id}: {result.status}")
     by_prompt: dict[str, list[float]] = {}
-    for result in results:
-        scores = shapes_scores(result)
-        by_prompt.setdefault(result.sample.prompt, []).append(scores.get(METRIC, 0.0))
+    scores = [shapes_scores(result) for result in results]
+    for result, found in zip(results, scores, strict=True):
+        by_prompt.setdefault(result.sample.prompt, []).append(found.get(METRIC, 0.0))
+    presence = statistics.fmean(found.get("presence", 0.0) for found in scores)
     means = [statistics.fmean(values) for values in by_prompt.values()]
     low, high = bootstrap_interval(means)
     passes = statistics.fmean(result.cost.unet_forwards + result.cost.unet_backwards for result in results)
@@ -141,7 +145,14 @@ def line(kind: str, name: str, results: Sequence[SampleResult]) -> str:
         if kind == "inpaint"
         else ""
     )
-    return f"{told}  {passes:.0f} passes{kept}"
+    return f"{told}  presence {presence:.3f}  {passes:.0f} passes{kept}"
+
+
+def read_options(words: Sequence[str], method: str) -> dict[str, Any]:
+    """Options of a method from ``NAME=VALUE``; ``stable`` makes one attempt, as a pipeline's call can be begun once."""
+    pairs = [word.partition("=") for word in words]
+    given = {name: yaml.safe_load(value) for name, _, value in pairs}
+    return {"attempts": 1, **given} if method == "stable" else given
 
 
 def chosen(number: int) -> list[Layout]:
@@ -179,13 +190,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--strength", type=float, default=0.6)
     parser.add_argument("--method", default="forward_layout")
+    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--controlnet", help="folder of a ControlNet that reads outlines")
     parser.add_argument("--out", type=Path, default=Path("runs/inputs"))
     asked = parser.parse_args()
     model = load_model("shapes", controlnets={"outlines": asked.controlnet} if asked.controlnet else {})
-    options = {"attempts": 1} if asked.method == "stable" else {}
-    method = MethodConfig(asked.method, options)
+    method = MethodConfig(asked.method, read_options(asked.option, asked.method))
     bench = Bench(
         asked.out, model.default_size[0], asked.steps, asked.strength, method, asked.controlnet is not None, tuple(asked.kinds)
     )

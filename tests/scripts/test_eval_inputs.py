@@ -26,6 +26,13 @@ def test_layouts_have_a_half_of_their_own() -> None:
     assert len(chosen) == 16 and all(eval_inputs.half_of(one) for one in chosen)
 
 
+def test_options_of_methods() -> None:
+    given = ["guide=true", "step_size=300", "guide_until=0.8"]
+    expected = {"guide": True, "step_size": 300, "guide_until": 0.8}
+    assert eval_inputs.read_options(given, "stable") == {"attempts": 1, **expected}
+    assert eval_inputs.read_options(given, "mask_guidance") == expected
+
+
 def test_a_controlnet_is_trained_and_used_with_a_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,7 +46,7 @@ def test_a_controlnet_is_trained_and_used_with_a_method(
     bench = eval_inputs.Bench(tmp_path, model.default_size[0], 2, 0.6, MethodConfig("forward_layout"), controls=True)
     told = list(eval_inputs.evaluate(model, bench, eval_inputs.chosen(1), [0]))
     assert [line.split()[0] for line in told] == [kind for kind in eval_inputs.KINDS for _ in "ab"]
-    assert all("1 pictures" in line for line in told) and "kept pixels differ by 0" in told[6]
+    assert all("1 pictures" in line and "presence" in line for line in told) and "kept pixels differ by 0" in told[6]
     row = bench.text(eval_inputs.chosen(1)[0], 0)
     (plain,) = sample_rows(model, [row])
     (controlled,) = sample_rows(model, [bench.rows(eval_inputs.chosen(1)[0], 0, plain)["controlnet"]])
