@@ -1,4 +1,4 @@
-"""Which panels a dashboard has, in which sections, as plain values. Importing this needs no torch and no W&B."""
+"""Layout of a dashboard: its sections and panels, as dataclasses. Importing this needs no torch and no W&B."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from attnguide.dashboard.names import LoggedNames
 Kind = Literal["lines", "bars", "scatter", "pictures", "parallel", "importance", "comparer", "table"]
 
 QUALITIES: tuple[str, ...] = ("region_hit", "count", "presence", "inside")
-"""Metrics that say whether a run did what it was asked to; costs are held against the first that it has."""
+"""Metrics of success, in order; the first that the runs have is plotted against cost."""
 
 COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb")
 
 
 @dataclass(frozen=True)
 class PanelPlan:
-    """One panel.
+    """One panel of a dashboard.
 
     Attributes:
-        kind: What it draws.
-        title: Above it.
-        keys: What it shows; of ``scatter`` the two axes, of ``parallel`` names of the summary.
-        x: Axis of ``lines``.
-        config: Names of the configuration that ``parallel`` shows before its keys.
-        grid: Whether ``pictures`` stand in a grid, a line a run.
+        kind: Type of the panel.
+        title: Heading above it.
+        keys: Logger keys that it shows; for ``scatter`` those of the two axes, for ``parallel`` keys of the summary.
+        x: Key of the abscissa of ``lines``.
+        config: Keys of the configuration that ``parallel`` shows before ``keys``.
+        grid: Whether ``pictures`` are laid out as a grid with a row for each run.
     """
 
     kind: Kind
@@ -53,12 +53,12 @@ class PanelPlan:
 
 @dataclass(frozen=True)
 class SectionPlan:
-    """Panels under a heading.
+    """A section of a dashboard: panels under a heading.
 
     Attributes:
         name: The heading.
-        text: What they answer, for the report.
-        panels: In order; none of them is empty.
+        text: Sentence below the heading, in the report.
+        panels: Panels in order, each with something to show.
         pinned: Whether the section stands first in a workspace.
     """
 
@@ -69,12 +69,12 @@ class SectionPlan:
 
 
 def sections(names: LoggedNames) -> list[SectionPlan]:
-    """The sections of a dashboard, from pictures to the table of all rows.
+    """Sections of a dashboard for what the runs logged, from pictures to the table of all rows.
 
-    Only what was logged gets a panel, so that none is empty.
+    A key gets a panel only if it was logged, and a section without panels is left out.
 
     Args:
-        names: Of what the runs logged.
+        names: Keys that the runs logged.
     """
     told = (_pictures, _comparison, _guidance, _maps, _cost, _ablation, _table)
     found = [section(names) for section in told]
@@ -173,6 +173,6 @@ def _table(names: LoggedNames) -> SectionPlan:
 
 
 def keys_of(plans: Iterable[SectionPlan]) -> set[str]:
-    """Every name that panels show or are drawn over, those of the configuration excepted."""
+    """All logger keys of panels and of their axes, without keys of the configuration."""
     panels = [panel for section in plans for panel in section.panels]
     return {key for panel in panels for key in (*panel.keys, *([panel.x] if panel.x else []))}

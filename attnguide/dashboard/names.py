@@ -1,4 +1,4 @@
-"""What a run has in its loggers, by name: from its folder, or from W&B's server. Importing this needs no torch."""
+"""Keys that runs logged, read from a run folder or from W&B's server. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnguide.run_folder.records import AXIS, is_cell_column, read_records
 
 @dataclass(frozen=True)
 class LoggedNames:
-    """Names of what runs logged.
+    """Logger keys of one or several runs.
 
     Attributes:
         history: Keys of curves, pictures and tables.
@@ -40,10 +40,10 @@ class LoggedNames:
 
 
 def names_of_folder(folder: Path) -> LoggedNames:
-    """Names of what the run in a folder logs.
+    """Keys that the run in a folder logs.
 
     Raises:
-        ValueError: If no row is on record there.
+        ValueError: If the folder has no records.
     """
     records = read_records(folder)
     if not records:
@@ -66,7 +66,7 @@ def _of_ablation(folder: Path) -> set[str]:
 
 
 def _of_comparison(folder: Path) -> set[str]:
-    """Keys of the table and the examples of a comparison; none of a run without one."""
+    """Keys of a comparison's table and sheets of examples; empty for other runs."""
     if not (folder / TABLE_FILE).is_file():
         return set()
     return {keys.EVAL_TABLE, *([keys.EVAL_SHEETS] if any(folder.glob("sheets/*.png")) else [])}
@@ -77,16 +77,16 @@ def _metrics(names: Iterable[str]) -> set[str]:
 
 
 def names_of_project(entity: str, project: str) -> LoggedNames:
-    """Names of what the newest runs of a project on W&B's server logged; it is asked over the network.
+    """Keys that the newest 20 runs of a W&B project logged, fetched from the server.
 
     Raises:
-        ValueError: If there is no such project, or nothing of attnguide's in it.
+        ValueError: If there is no such project, or none of its newest runs is attnguide's.
     """
     import wandb
 
     try:
         runs: list[Any] = list(wandb.Api().runs(f"{entity}/{project}", per_page=20)[:20])
-    except Exception as error:  # of many kinds, some of the network below it
+    except Exception as error:  # W&B raises its own errors and those of the network library below it
         raise ValueError(f"W&B has no answer about {entity}/{project} ({' '.join(str(error).split())[:200]})") from error
     summary = {key for run in runs for key in run.summary.keys()}
     if not any(key.startswith("mean/") for key in summary):

@@ -1,4 +1,4 @@
-"""A dashboard's panels as objects of ``wandb-workspaces``: a workspace, and a report."""
+"""Builds a dashboard's workspace and report with ``wandb-workspaces``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TITLE = "attnguide"
 
 
 def workspace(plans: Sequence[SectionPlan], entity: str, project: str) -> Any:
-    """The workspace; its ``save()`` needs a key."""
+    """The workspace, not saved yet; ``save()`` needs an API key."""
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
@@ -34,7 +34,7 @@ def workspace(plans: Sequence[SectionPlan], entity: str, project: str) -> Any:
 
 
 def report(plans: Sequence[SectionPlan], entity: str, project: str) -> Any:
-    """The report: a heading, a sentence and a grid for each section; its ``save()`` needs a key."""
+    """The report with a heading, a sentence and a panel grid for each section, not saved yet; ``save()`` needs an API key."""
     import wandb_workspaces.reports.v2 as wr
 
     blocks: list[Any] = [wr.TableOfContents()]
@@ -52,7 +52,7 @@ def report(plans: Sequence[SectionPlan], entity: str, project: str) -> Any:
 
 
 def as_json(plans: Sequence[SectionPlan], entity: str, project: str) -> str:
-    """The workspace as W&B's server would get it, and the report's sections, as text for a file; needs no key."""
+    """JSON text of the workspace, as W&B's server would get it, and of the report's sections; needs no API key."""
     view = workspace(plans, entity, project)._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     told = [
         {
@@ -66,11 +66,11 @@ def as_json(plans: Sequence[SectionPlan], entity: str, project: str) -> str:
 
 
 _ACROSS = 24
-"""Units of a grid's width."""
+"""Width of a panel grid in W&B's units."""
 
 
 def _panels(plans: Sequence[PanelPlan]) -> list[Any]:
-    """Panels three to a line; pictures and tables take a line each."""
+    """Panels with their places in a grid, three to a line; pictures and tables take a whole line."""
     import wandb_workspaces.reports.v2 as wr
 
     found, left, top = [], 0, 0

@@ -1,4 +1,4 @@
-"""Arms of a comparison, and the rows that each gets. Importing this needs no torch."""
+"""Arms of a comparison, and the rows of each arm. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from attnguide.types import ExpectedCost, MethodConfig, Sample
 
 PLAIN = "plain"
 BEST = "best_of_"
-"""Begins the name of the arm that keeps the best of some plain pictures."""
+"""Prefix of the arm ``best_of_K``, which keeps the best of K plain pictures."""
 
 ARM, SUBJECT, ATTEMPT = "arm", "subject", "attempt"
-"""Tags of a row: its arm, the row of the benchmark it is of, and which of several tries it is, from 0."""
+"""Tags of a row: its arm, the id of its benchmark row, and the index of the try for best of k, from 0."""
 
 SOURCE = "source_prompt"
-"""Tag of a row, and the option of methods that it is for: the prompt of the picture that is edited."""
+"""Name of a row's tag, and of the option of editing methods that it sets: the prompt of the picture to edit."""
 
 MOST_TRIES = 16
 
 _LONGEST = 60
-"""Characters of a name that becomes part of a file's."""
+"""Most characters of an arm's name within a file name."""
 
 _STRIDE = 1_000_003
-"""Between the seeds of tries, so that rows with neighbouring seeds do not draw the same pictures."""
+"""Offset between the seeds of tries, so that rows with neighbouring seeds do not share pictures."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table.
+    """One arm of a comparison: a set of methods, or plain sampling.
 
     Attributes:
-        name: Of its methods, with the options that tell it from other arms of these.
-        methods: Applied together; none for plain sampling.
+        name: Names of its methods, with options if another arm has the same methods.
+        methods: Methods applied together; empty for plain sampling.
     """
 
     name: str
@@ -51,7 +51,7 @@ def make_arms(given: Sequence[Sequence[Mapping[str, Any]]]) -> list[Arm]:
     """Plain sampling, then one arm for each set of methods.
 
     Args:
-        given: Sets of methods as plain values, ``{"name": ..., option: value}``.
+        given: Sets of methods, each method a mapping ``{"name": ..., option: value}``.
 
     Raises:
         ValueError: If two sets are the same.
@@ -72,10 +72,10 @@ def make_arms(given: Sequence[Sequence[Mapping[str, Any]]]) -> list[Arm]:
 
 
 def tries_for(arm: ExpectedCost, plain: ExpectedCost) -> int:
-    """Plain pictures that cost at least as much as one of an arm: network passes, rounded up.
+    """Number of plain pictures that cost at least as many network passes as one picture of an arm; at most 16.
 
-    A pass is a forward or a backward pass of one branch. Where thresholds decide how many there are, the mean of the least and
-    the most counts.
+    A pass is a forward or a backward pass of one branch. If thresholds decide how many there are, the mean of the least and the
+    most counts.
 
     Example:
         >>> tries_for(ExpectedCost(115, 15, 115, 15), ExpectedCost(60, 0, 60, 0))
@@ -87,17 +87,17 @@ def tries_for(arm: ExpectedCost, plain: ExpectedCost) -> int:
 
 
 def arm_rows(rows: Sequence[Sample], arms: Sequence[Arm], seeds: Sequence[int], tries: int) -> list[Sample]:
-    """Each row of a benchmark under each arm and seed, and further plain tries to choose among.
+    """Each row of a benchmark under each arm and seed, and further plain tries for best of k.
 
-    Arms have the same subjects and seeds, so that differences can be taken pair by pair. A row that a method cannot take keeps
-    the reason as its :attr:`~attnguide.types.Sample.problem`; the other arms are made. A row that asks for nothing possible at
-    all is in every arm with its reason.
+    Arms have the same benchmark rows and seeds, so that paired differences can be taken. A row that an arm's method cannot take
+    has the reason as its :attr:`~attnguide.types.Sample.problem` in that arm; a row that is invalid by itself has it in every
+    arm.
 
     Args:
-        rows: Of the benchmark, without methods.
-        arms: The plain one among them.
-        seeds: One picture for each.
-        tries: Plain pictures for each seed, at least 1.
+        rows: Rows of the benchmark, without methods.
+        arms: Arms of the comparison, plain sampling among them.
+        seeds: Seeds; one picture of each row and arm for each.
+        tries: Plain pictures of each row and seed, at least 1.
 
     Raises:
         ValueError: If there are too many rows.
@@ -123,7 +123,7 @@ def _row(row: Sample, arm: Arm, seed: int) -> Sample:
 
 
 def _with_source(config: MethodConfig, row: Sample) -> MethodConfig:
-    """A method that reads another prompt's picture, with the prompt that the row names for it."""
+    """The method with the row's tag ``source_prompt`` as its option of that name, if it has such an option."""
     if not row.tags.get(SOURCE) or SOURCE not in method_info(config.name).per_row:
         return config
     return MethodConfig(config.name, {**config.options, SOURCE: row.tags[SOURCE]})
@@ -135,6 +135,6 @@ def _try(row: Sample, attempt: int) -> Sample:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name; long ones are cut, and told apart by a number of their own."""
+    """A name as part of a file name; long names are cut and end in a checksum that keeps them distinct."""
     plain = re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("_.") or "arm"
     return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 9]}_{zlib.crc32(name.encode()):08x}"

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: which are chosen, and with what settings. Importing this needs no torch."""
+"""Reads the rows of a benchmark, selects them and applies settings. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def benchmark_rows(settings: Mapping[str, Any]) -> list[Sample]:
     """Rows of a benchmark without methods: those of the chosen categories, evenly spread.
 
     Args:
-        settings: ``rows``, ``categories``, ``limit``, ``box_size`` and ``box_format`` as ``attnguide eval`` has them.
+        settings: Settings ``rows``, ``categories``, ``limit``, ``box_size`` and ``box_format`` of ``attnguide eval``.
 
     Raises:
-        ValueError: If the file cannot be read, a category is not there, or a row says impossibly what it asks for.
+        ValueError: If the file cannot be read, a category does not exist, or a row's tag ``asked`` is invalid.
     """
     return _checked(chosen_rows(_read(str(settings["rows"]), settings), settings["categories"], settings["limit"]))
 
 
 def benchmark_parts(settings: Mapping[str, Any]) -> Parts:
-    """:func:`benchmark_rows` of the part that is reported, and rows to tune on.
+    """Test rows as :func:`benchmark_rows` selects them and, with ``tune``, development rows.
 
     The embedded benchmark has a development file; any other file gives a quarter of its prompts,
     :func:`~attnguide.evaluation.development.split_rows`.
 
     Args:
-        settings: Also ``tune`` and ``tune_limit``.
+        settings: Settings as for :func:`benchmark_rows`, and ``tune`` and ``tune_limit``.
 
     Raises:
         ValueError: As for :func:`benchmark_rows`; also if the file has too few prompts to be split.
@@ -72,10 +72,10 @@ def _read(source: str, settings: Mapping[str, Any]) -> list[Sample]:
 
 
 def _checked(rows: Sequence[Sample]) -> list[Sample]:
-    """The rows without methods of their own, once what they ask for is understood."""
+    """The rows without their own methods, after a check of their tag ``asked``."""
     for row in rows:
         if ASKED_TAG in row.tags:
-            from attnguide.metrics.asked import asked_of  # needs torch, which a plan does without where it can
+            from attnguide.metrics.asked import asked_of  # needs torch, which planning avoids if it can
 
             asked_of(row)
     return [replace(row, methods=()) for row in rows]
@@ -89,7 +89,7 @@ def _boxes(source: str, path: Path, settings: Mapping[str, Any]) -> dict[str, An
 
 
 def chosen_rows(rows: Sequence[Sample], categories: Sequence[str] | None, limit: int | None) -> list[Sample]:
-    """Some rows of each category, evenly spread; all where nothing is said.
+    """Rows of the given categories, at most ``limit`` of each, evenly spread; ``None`` for no restriction.
 
     Raises:
         ValueError: If there is no such category.
@@ -105,6 +105,6 @@ def chosen_rows(rows: Sequence[Sample], categories: Sequence[str] | None, limit:
 
 
 def with_settings(rows: Sequence[Sample], settings: Mapping[str, Any]) -> list[Sample]:
-    """The rows under a run's settings, which hold for all rows alike."""
+    """The rows with the run's sampling settings, the same for all rows."""
     common = {name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
     return [replace(row, **common) for row in rows]

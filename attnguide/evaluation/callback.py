@@ -1,4 +1,4 @@
-"""Writes a comparison's tables and sheets when its rows are done, and shows them in the loggers."""
+"""Writes and logs a comparison's tables and sheets when its rows are done."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from attnguide.types import Sample
 
 
 class EvalLog(SamplingCallback):
-    """Puts tables and sheets into the run folder, also of a run that is stopped.
+    """Writes tables and sheets into the run folder, also for a stopped run.
 
     Loggers get the table as ``eval/table`` and the sheets as ``eval/sheets``.
 
     Args:
         samples: All rows of the comparison.
         tries: For each steered arm the number of plain pictures that cost as much.
-        title: Of the tables.
-        about: What was compared, by name.
-        reference: Folder of real pictures that the arms' pictures are compared with.
-        tuned: What came of tuning, where the arms were tuned.
-        common: Settings of all rows, which go into the tuned configurations.
+        title: Title of the tables.
+        about: Lines below the title: name -> text, as benchmark, model and judges.
+        reference: Folder of real pictures for the kernel distance; no distance when ``None``.
+        tuned: Outcomes of tuning, if the arms were tuned.
+        common: Sampling settings of all rows, for the configurations of tuned arms.
 
     Attributes:
-        found: The comparison, once its files were written by this process.
-        sheets: Files of the sheets.
+        found: The comparison, once this process has written its files.
+        sheets: Paths of the sheets.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class EvalLog(SamplingCallback):
         self.sheets: list[Path] = []
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """All rows are on record: compare, and show the table."""
+        """Compare the arms once all rows are on record, write the files, and log table and sheets."""
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
@@ -66,13 +66,13 @@ class EvalLog(SamplingCallback):
             sink.pictures(EVAL_SHEETS, [Picture(path, path.stem) for path in self.sheets])
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """A run that is stopped still shows what it finished."""
+        """Write the files of a stopped run, from the rows that it finished."""
         with suppress(OSError):
             if trainer.is_global_zero:
                 self.write(run_folder(trainer))
 
     def write(self, folder: Path) -> Comparison:
-        """Write the files of what there is."""
+        """Compare the rows on record, write tables, sheets and tuned configurations, and return the comparison."""
         self.found = compare_folder(folder, self.samples, self.tries, self.reference)
         files = list(write_comparison(folder, self.found, self.title, self.about, self.tuned))
         files += write_tuned(folder, self.tuned, self.common)

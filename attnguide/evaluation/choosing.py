@@ -1,4 +1,4 @@
-"""The choice among settings that were tried on the development part: the most control at bounded quality."""
+"""Chooses a tuned setting by its scores on the development rows: the most control at bounded quality loss."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from attnguide.methods import method_info
 from attnguide.types import MethodConfig
 
 ALLOWANCE = 0.02
-"""How much of plain sampling's quality a setting may lose."""
+"""Largest mean loss of quality against plain sampling that a setting may have."""
 
 PLACES = ("region_hit", "clip_region", "vqa_region", "presence", "vqa", "clip")
-"""What methods that place words are chosen by: the first of these that a judge gives."""
+"""Control metrics of methods that need placed regions; the first that a judge gives is used."""
 
 WORDS = ("presence", "vqa", "clip")
-"""What all other methods are chosen by."""
+"""Control metrics of all other methods."""
 
 QUALITY = ("explained", "clip_iqa", "clip", "vqa", "presence")
-"""What bounds the choice: the first of these that a judge gives and that is not what is chosen by."""
+"""Quality metrics that bound the choice; the first that a judge gives and that is not the control metric is used."""
 
 RULE = (
     f"the most control among settings that lose at most {100 * ALLOWANCE:g} points of quality to plain pictures of the same "
@@ -30,11 +30,11 @@ RULE = (
 
 @dataclass(frozen=True)
 class Score:
-    """What a setting reached, against plain sampling of the same rows and seed.
+    """Scores of a setting, as paired differences to plain sampling of the same rows and seed.
 
     Attributes:
-        control: Mean difference of the metric that settings are chosen by.
-        quality: Of the one that bounds the choice; ``None`` where no judge gives one.
+        control: Mean difference of the control metric.
+        quality: Mean difference of the quality metric; ``None`` if no judge gives one.
     """
 
     control: float
@@ -42,21 +42,21 @@ class Score:
 
     @property
     def holds(self) -> bool:
-        """Whether quality is kept."""
+        """Whether the quality loss is at most :data:`ALLOWANCE`."""
         return self.quality is None or self.quality >= -ALLOWANCE - 1e-9
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of tuning an arm.
+    """Outcome of tuning an arm.
 
     Attributes:
-        arm: With what was chosen, under its own name.
-        changes: What tuning changed; empty where nothing.
-        tried: How many settings.
-        metrics: Names of control and quality; empty where there is none.
-        before: Score of what was given; ``None`` where there was nothing to tune.
-        after: Of what was chosen.
+        arm: The arm with the chosen options, under its own name.
+        changes: Options that tuning changed, as text; empty if none.
+        tried: Number of settings tried.
+        metrics: Names of the control and the quality metric; empty if there is none.
+        before: Score of the user's setting; ``None`` if the arm had nothing to tune.
+        after: Score of the chosen setting.
     """
 
     arm: Arm
@@ -68,7 +68,7 @@ class Tuned:
 
 
 def metrics_for(methods: Sequence[MethodConfig], found: Comparison) -> tuple[str, str]:
-    """Names of control and quality for methods, as the comparison has them; empty where there is none."""
+    """Names of the control and the quality metric for methods, among the comparison's; empty if there is none."""
     placed = any(method_info(config.name).needs_regions == "place" for config in methods)
     control = _first(PLACES if placed else WORDS, found.metrics)
     return control, _first([name for name in QUALITY if name != control.rpartition(".")[2]], found.metrics)
@@ -79,7 +79,7 @@ def _first(wanted: Sequence[str], metrics: Sequence[str]) -> str:
 
 
 def score_of(setting: Arm, metrics: tuple[str, str], found: Comparison) -> Score | None:
-    """What a setting reached; ``None`` where it gave no picture that a judge knew what to say of."""
+    """Score of a setting; ``None`` if none of its pictures has the control metric."""
     control, quality = (found.line(setting.name, metric) for metric in metrics)
     if control is None or control.to_plain is None:
         return None
@@ -88,7 +88,7 @@ def score_of(setting: Arm, metrics: tuple[str, str], found: Comparison) -> Score
 
 
 def choose(settings: Sequence[Arm], metrics: tuple[str, str], found: Comparison) -> Arm:
-    """The setting that :data:`RULE` chooses; what was given is the first."""
+    """The setting that :data:`RULE` chooses; the first in ``settings`` must be the user's."""
     best, most = settings[0], float("-inf")
     for setting in settings:
         score = score_of(setting, metrics, found)

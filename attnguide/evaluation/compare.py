@@ -1,4 +1,4 @@
-"""Arms against each other: means, differences to plain sampling and to the best of k at equal compute, what was not made."""
+"""Compares arms: means, paired differences to plain sampling and to best of k at equal compute, and rows without a picture."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from attnguide.run_folder.records import SAMPLES_FOLDER
 from attnguide.types import Sample
 
 PRECISION, DISTANCE = "ap", "distance"
-"""Average precision, and kernel distance to real pictures: numbers of all pictures of an arm together."""
+"""Metrics over all pictures of an arm together: average precision, and kernel distance to real pictures."""
 
 _FEWEST = 8
-"""Pictures from which on a distance can be told."""
+"""Fewest pictures for a kernel distance."""
 
 _ORDER = (*QUESTIONS, *DETAILS)
 
 Valued = Mapping[str, Sequence[tuple[Entry, float]]]
-"""Pictures of each arm with their value of one metric."""
+"""Arm -> its pictures, each with its value of one metric."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Line:
     """One metric of one arm.
 
     Attributes:
-        arm: Of the comparison.
-        metric: Name of the number.
-        mean: Over pictures, with an interval over prompts.
-        category: Rows of the benchmark that it is over; empty for all of them.
-        to_plain: Difference to plain pictures of the same rows and seeds; its p is corrected for all arms.
-        to_best: Likewise to the best of as many plain pictures as cost as much.
-        best: Name of that arm; empty where there is none.
+        arm: Name of the arm.
+        metric: Name of the metric.
+        mean: Mean over pictures, with an interval over prompts.
+        category: Category of the benchmark; empty for all rows.
+        to_plain: Paired difference to plain pictures of the same rows and seeds; its p is corrected over arms (Holm).
+        to_best: Paired difference to the best of as many plain pictures as cost as much; p corrected alike.
+        best: Name of that best-of-k arm; empty if there is none.
     """
 
     arm: str
@@ -60,14 +60,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of an arm's rows.
+    """Outcomes and cost of an arm's rows.
 
     Attributes:
-        arm: Of the comparison.
-        ended: How many are ``ok``, ``refused``, ``failed``, ``missing``.
-        reasons: Rows that gave no picture, with why.
+        arm: Name of the arm.
+        ended: Number of rows by outcome: ``ok``, ``refused``, ``failed``, ``missing``.
+        reasons: Benchmark row and status of each row that was refused or failed.
         passes: Mean forward and backward passes of a picture.
-        seconds: Mean of a picture.
+        seconds: Mean time of a picture.
     """
 
     arm: str
@@ -79,16 +79,16 @@ class Account:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the tables say.
+    """Result of a comparison, from which the tables are written.
 
     Attributes:
-        arms: Names, plain first.
-        metrics: Names, in the order of columns.
-        lines: Of all rows, and of each category where there are several.
-        accounts: One an arm.
-        totals: Numbers of all pictures of an arm together, ``(arm, name) -> value``: :data:`PRECISION` of each judge that finds
-            objects, :data:`DISTANCE`.
-        entries: Pictures of each arm that were compared.
+        arms: Names of the arms, plain first.
+        metrics: Names of the metrics, in the order of columns.
+        lines: A line for each arm and metric over all rows, then over each category if there are several.
+        accounts: Outcomes and cost of each arm.
+        totals: Metrics over all pictures of an arm together, ``(arm, name) -> value``: :data:`PRECISION` of each judge that
+            finds objects, :data:`DISTANCE`.
+        entries: Arm -> its pictures.
     """
 
     arms: Sequence[str]
@@ -99,7 +99,7 @@ class Comparison:
     entries: Mapping[str, Sequence[Entry]]
 
     def line(self, arm: str, metric: str, category: str = "") -> Line | None:
-        """One of the lines."""
+        """The line of an arm, metric and category; ``None`` if there is none."""
         return self._by_name.get((arm, metric, category))
 
     @cached_property
@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def categories(self) -> list[str]:
-        """In the order of the benchmark; none where it has none or one."""
+        """Categories in the order of the benchmark; empty unless there are at least two."""
         found = list(dict.fromkeys(line.category for line in self.lines if line.category))
         return found if len(found) > 1 else []
 
@@ -119,10 +119,10 @@ def compare_folder(
     """Compare the arms of a run.
 
     Args:
-        folder: The run's, with ``records.csv`` and ``judged.csv``.
+        folder: The run folder, with ``records.csv`` and ``judged.csv``.
         samples: Its rows, as :func:`~attnguide.evaluation.arms.arm_rows` made them.
-        tries: For each steered arm the number of plain pictures that cost as much; arms that are not named have no such rival.
-        reference: Folder of real pictures that the arms' pictures are compared with.
+        tries: Steered arm -> number of plain pictures that cost as much; other arms are not compared at equal compute.
+        reference: Folder of real pictures for the kernel distance; no distance when ``None``.
     """
     entries = entries_of(folder, samples)
     arms: dict[str, list[Entry]] = {}
@@ -138,11 +138,11 @@ def compare_folder(
 
 
 def compare(arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> Comparison:
-    """Compare pictures of arms.
+    """Compare the judged pictures of arms.
 
     Args:
-        arms: Pictures by arm.
-        rivals: For an arm, the one of equal compute.
+        arms: Arm -> its pictures.
+        rivals: Steered arm -> the arm of equal compute that it is compared with.
     """
     metrics = ordered({name: None for own in arms.values() for entry in own for name in entry.numbers})
     valued = {metric: _valued(metric, arms) for metric in metrics}
@@ -156,7 +156,7 @@ def compare(arms: Mapping[str, Sequence[Entry]], rivals: Mapping[str, str]) -> C
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Metrics in the order of this package, each judge's own last; counts of objects are left out."""
+    """Names of metrics: the package's in its own order, then those of other judges; counts of objects are left out."""
     known = {name: place for place, name in enumerate(_ORDER)}
 
     def place(name: str) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def _valued(metric: str, arms: Mapping[str, Sequence[Entry]]) -> Valued:
-    """Pictures to which a metric applies.
+    """Pictures of each arm to which a metric applies, with their values.
 
     A failed picture counts as 0 only where another picture of its row has the metric.
     """
@@ -199,7 +199,7 @@ def _means(metric: str, valued: Valued) -> list[Line]:
 
 
 def _lines(metric: str, valued: Valued, rivals: Mapping[str, str]) -> list[Line]:
-    """A metric of all arms, p-values corrected for the number of arms."""
+    """Lines of one metric for all arms, with p-values corrected for the number of arms."""
     prompts = {entry.key: entry.prompt for own in valued.values() for entry, _ in own}
     values = {arm: {entry.key: value for entry, value in own} for arm, own in valued.items()}
     steered = [arm for arm in valued if arm != PLAIN]
@@ -235,7 +235,7 @@ def _account(arm: str, entries: Sequence[Entry]) -> Account:
 def _precision(
     folder: str | Path, samples: Sequence[Sample], arms: Mapping[str, Sequence[Entry]]
 ) -> dict[tuple[str, str], float]:
-    """Average precision of each arm by each judge that gives detections, where boxes were asked for."""
+    """Average precision of each arm by each judge that gives detections; only for arms whose rows have boxes."""
     found = {}
     judges = seen_by(folder, samples)
     for judge, said in judges.items():

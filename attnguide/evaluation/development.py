@@ -1,4 +1,4 @@
-"""The part of a benchmark that settings are tuned on, never the one that is reported. Importing this needs no torch."""
+"""Splits a benchmark into test rows and development rows for tuning, without common prompts. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnguide.evaluation.entries import CATEGORY
 from attnguide.types import Sample
 
 SHARE = 4
-"""One prompt of so many of each category is tuned on."""
+"""One prompt in four of each category becomes a development prompt."""
 
 DEVELOPMENT, TEST = "development", "test"
 
@@ -20,9 +20,9 @@ class Parts:
     """A benchmark in two parts that share no prompt.
 
     Attributes:
-        test: Rows that are compared.
-        development: Rows that are tuned on; none where nothing is tuned.
-        split: For each row of the file its part; empty where the parts are two files.
+        test: Rows of the comparison.
+        development: Rows for tuning; empty without tuning.
+        split: ``id``, ``prompt`` and ``part`` of each row of the file; empty if the parts are two files.
     """
 
     test: Sequence[Sample]
@@ -31,7 +31,7 @@ class Parts:
 
     @property
     def told(self) -> str:
-        """Where the development rows come from, in words."""
+        """Number and origin of the development rows, in words."""
         rows = f"{len(self.development)} row{'' if len(self.development) == 1 else 's'}"
         if not self.split:
             return f"{rows} of the development file"
@@ -43,8 +43,8 @@ class Parts:
 def split_rows(rows: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Test and development rows of a file that has no development part: a quarter of the prompts of each category.
 
-    Taken are the prompts with the least SHA-256, so that the same file is split alike everywhere and always, in whatever order
-    its rows stand. All rows of a prompt fall on one side, also where several categories have it.
+    The prompts with the least SHA-256 are taken, so that the split depends neither on the machine nor on the order of rows. All
+    rows of a prompt fall on one side, also if several categories have it.
 
     Raises:
         ValueError: If all rows have one prompt.
@@ -65,6 +65,6 @@ def _digest(prompt: str) -> str:
 
 
 def split_lines(test: Sequence[Sample], development: Sequence[Sample]) -> list[dict[str, str]]:
-    """The split, a line a row: ``id``, ``prompt``, ``part``."""
+    """Lines of ``split.csv``, one for each row: ``id``, ``prompt``, ``part``."""
     parts = ((TEST, test), (DEVELOPMENT, development))
     return [{"id": row.id, "prompt": row.prompt, "part": part} for part, rows in parts for row in rows]

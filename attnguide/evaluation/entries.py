@@ -1,4 +1,4 @@
-"""Judged pictures of a comparison: what came of each arm's rows, from the files of a run folder."""
+"""Entries of a comparison: outcome, scores and cost of each arm's rows, from the files of a run folder."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ CATEGORY = "category"
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture that was to be made.
+    """Outcome of one row of a comparison: its status, scores and cost.
 
     Attributes:
-        id: Of its row, which names its file.
-        arm: Of the comparison.
-        subject: Row of the benchmark.
-        seed: Of the subject's pictures; tries of best of k share it.
-        prompt: Of the row; pictures of one prompt are one cluster.
-        category: Of the benchmark's row; empty where it has none.
-        attempt: Which of several tries, from 0.
-        status: As in ``records.csv``; empty if the row was not made yet.
-        numbers: What judges say, by name.
+        id: Id of the row, which names its picture's file.
+        arm: Name of the arm.
+        subject: Id of the benchmark's row.
+        seed: Seed of the pair that is compared; tries of best of k share it.
+        prompt: The row's prompt; pictures of one prompt are one cluster of the bootstrap.
+        category: Category of the benchmark's row; empty if it has none.
+        attempt: Index of the try for best of k, from 0.
+        status: Status in ``records.csv``; empty if the row was not made yet.
+        numbers: Scores of the judges, by name.
         passes: Forward and backward passes.
-        seconds: What it took.
+        seconds: Time of the row.
     """
 
     id: str
@@ -52,24 +52,24 @@ class Entry:
 
     @cached_property
     def key(self) -> tuple[str, int]:
-        """What pictures of different arms have in common that are compared."""
+        """Benchmark row and seed, by which pictures of different arms are paired."""
         return self.subject, self.seed
 
     @cached_property
     def ended(self) -> str:
-        """``ok``, ``refused``, ``failed`` or ``missing``."""
+        """Outcome: ``ok``, ``refused``, ``failed`` or ``missing``."""
         return verdict(self.status) if self.status else "missing"
 
     def value(self, metric: str) -> float | None:
-        """A metric, 0 for a picture that was begun and failed; ``None`` where it does not apply or nothing was made."""
+        """Value of a metric; 0 for a failed row, ``None`` if the metric does not apply or the row was refused or is missing."""
         return 0.0 if self.ended == "failed" else self.numbers.get(metric)
 
 
 def entries_of(folder: str | Path, samples: Sequence[Sample]) -> list[Entry]:
-    """What came of a comparison's rows.
+    """Entries of a comparison's rows, in their order.
 
     Args:
-        folder: The run's, with ``records.csv`` and ``judged.csv``.
+        folder: The run folder, with ``records.csv`` and ``judged.csv``.
         samples: Its rows, as :func:`~attnguide.evaluation.arms.arm_rows` made them.
     """
     records = {record["id"]: record for record in read_records(folder)}
@@ -80,7 +80,7 @@ def entries_of(folder: str | Path, samples: Sequence[Sample]) -> list[Entry]:
 
 
 def judged_lines(folder: str | Path) -> list[dict[str, str]]:
-    """Lines of ``judged.csv``, of each row and judge the last."""
+    """Lines of ``judged.csv``, only the last one of each row and judge."""
     lines = read_table(Path(folder) / JUDGED_FILE)
     return list({(line["id"], line["judge"]): line for line in lines}.values())
 
@@ -98,13 +98,13 @@ def _entry(sample: Sample, record: Mapping[str, str] | None, numbers: Mapping[st
 
 
 def with_best(entries: Sequence[Entry], k: int) -> list[Entry]:
-    """The pictures of the arm that keeps the best of ``k`` plain ones, by the mean of all numbers in [0, 1].
+    """Entries of the arm ``best_of_k``, which keeps the plain picture with the highest mean score of ``k``; costs are summed.
 
-    Its choice is made by the judges that also measure it, so that it is as good as choosing can be.
+    The judges that choose also score it: an oracle, and so an upper bound of choosing among ``k`` pictures.
 
     Args:
-        entries: Of all arms.
-        k: At least 1.
+        entries: Entries of all arms.
+        k: Number of plain pictures to choose from, at least 1.
     """
     tries: dict[tuple[str, int], list[Entry]] = {}
     for entry in entries:
@@ -125,7 +125,7 @@ def _worth(entry: Entry) -> tuple[bool, float]:
 
 
 def seen_by(folder: str | Path, samples: Iterable[Sample]) -> dict[str, list[tuple[str, Seen, Asked]]]:
-    """For each judge that finds objects, what it saw of which row, and what that asks for: ``(row id, seen, asked)``."""
+    """Judge that finds objects -> ``(row id, detections, what the row asks for)`` of each row that it looked at."""
     from attnguide.metrics.asked import asked_of  # metrics need torch, and tables of a comparison are planned without
 
     rows = {sample.id: sample for sample in samples}

@@ -1,4 +1,4 @@
-"""Which settings of an arm are tried in tuning: one declared knob after the other. Importing this needs no torch."""
+"""Settings of an arm that tuning tries: values of one declared knob after the other. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from attnguide.types import MethodConfig
 
 
 def knobs_of(arm: Arm) -> list[tuple[int, Knob]]:
-    """What there is to tune of an arm: the place of a method in it, and one of its declared knobs, in turn.
+    """Knobs of an arm's methods, each with the index of its method, in order.
 
-    Knobs whose option is no number in the method are left out, as are windows that are not counted in progress.
+    Left out are knobs whose option is not a number at present, and ``stop`` if the method's window is not in units of progress.
     """
     return [
         (place, knob)
@@ -33,13 +33,13 @@ def _fits(config: MethodConfig, knob: Knob) -> bool:
 
 
 def candidates(arm: Arm, methods: Sequence[MethodConfig], place: int, knob: Knob) -> list[Arm]:
-    """The arm under each setting of a knob, as it is first; settings that the method refuses are left out.
+    """The arm with the current value of a knob, then with each other value; values that the method refuses are left out.
 
     Args:
-        arm: Of the comparison, as the user gave it.
-        methods: Its methods with what was chosen so far.
-        place: Of the method that is turned.
-        knob: What is turned.
+        arm: The arm as the user gave it.
+        methods: Its methods with the values chosen so far.
+        place: Index of the method that has the knob.
+        knob: The knob.
     """
     config = methods[place]
     now = _now(config, knob)
@@ -61,13 +61,13 @@ def _takes(config: MethodConfig) -> bool:
 
 
 def _named(arm: Arm, methods: Sequence[MethodConfig]) -> Arm:
-    """A setting of an arm, named by what is not as the user gave it."""
+    """A setting of an arm, named by the options that differ from the user's."""
     told = changes(arm, methods)
     return Arm(f"{arm.name} {told}" if told else arm.name, tuple(methods))
 
 
 def changes(arm: Arm, methods: Sequence[MethodConfig]) -> str:
-    """What tuning changed of an arm's options: ``step_size=80.0 stop=0.8``; with the method's name where there are several."""
+    """Options of an arm that tuning changed, as ``step_size=80 stop=0.8``; with the method's name if it has several."""
     return " ".join(
         f"{f'{after.name}.' if len(methods) > 1 else ''}{option}={value:g}"
         for before, after in zip(arm.methods, methods, strict=True)

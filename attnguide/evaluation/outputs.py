@@ -1,4 +1,4 @@
-"""Files of a comparison: tables, and sheets of examples."""
+"""Writes a comparison's files: tables, sheets of examples, configurations of tuned arms."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from attnguide.sheets.sheet import record_picture
 
 SHEETS_FOLDER, TUNED_FOLDER = "sheets", "tuned"
 MOST_SHEETS, MOST_EXAMPLES = 12, 6
-"""Categories with a sheet, and rows of the benchmark on it."""
+"""Most categories that get a sheet, and most rows of the benchmark on a sheet."""
 
 
 def write_comparison(
     folder: Path, found: Comparison, title: str, about: Mapping[str, str], tuned: Sequence[Tuned] = ()
 ) -> Iterator[Path]:
-    """Write ``table.md``, ``table.csv``, ``table.tex`` and a sheet of examples for each category; gives each file.
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and a sheet of examples for each category; yields each path.
 
     Args:
-        folder: The run's.
+        folder: The run folder.
         found: The comparison.
-        title: Of the tables.
-        about: What was compared, by name.
-        tuned: What came of tuning the arms.
+        title: Title of the tables.
+        about: Lines below the title: name -> text.
+        tuned: Outcomes of tuning.
     """
     text, table, tex = (folder / name for name in TABLE_FILES)
     write_atomic(text, markdown(found, title, about, tuned))
@@ -48,12 +48,12 @@ def write_comparison(
 
 
 def write_tuned(folder: Path, tuned: Sequence[Tuned], common: Mapping[str, Any]) -> Iterator[Path]:
-    """Write ``tuned/<arm>.yaml`` for each tuned arm, as ``--method FILE`` and ``--config FILE`` take it; gives each file.
+    """Write ``tuned/<arm>.yaml`` for each tuned arm, as ``--method FILE`` and ``--config FILE`` take it; yields each path.
 
     Args:
-        folder: The run's.
-        tuned: What came of tuning.
-        common: Settings of all rows, that the choice was made under.
+        folder: The run folder.
+        tuned: Outcomes of tuning.
+        common: Sampling settings of all rows, under which the settings were chosen.
     """
     for one in tuned:
         methods = [{"name": config.name, **config.options} for config in one.arm.methods]
@@ -63,7 +63,7 @@ def write_tuned(folder: Path, tuned: Sequence[Tuned], common: Mapping[str, Any])
 
 
 def write_sheets(folder: Path, found: Comparison) -> Iterator[Path]:
-    """Write ``sheets/<category>.png``: rows of the benchmark downwards, arms across, regions drawn; gives each file."""
+    """Write ``sheets/<category>.png``: rows of the benchmark downwards, arms across, regions drawn; yields each path."""
     records = {record["id"]: record for record in read_records(folder)}
     made = {arm: {entry.key: entry for entry in own if entry.ended == "ok"} for arm, own in found.entries.items()}
     kinds: dict[str, dict[tuple[str, int], Entry]] = {}
@@ -85,7 +85,7 @@ def write_sheets(folder: Path, found: Comparison) -> Iterator[Path]:
 
 
 def _examples(keys: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Keys at even distances, of different rows as far as there are enough."""
+    """At most :data:`MOST_EXAMPLES` keys, evenly spaced, of different benchmark rows if there are enough."""
     firsts = list({subject: (subject, seed) for subject, seed in reversed(keys)}.values())[::-1]
     chosen = firsts if len(firsts) >= MOST_EXAMPLES else list(keys)
     count = min(MOST_EXAMPLES, len(chosen))

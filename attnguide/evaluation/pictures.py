@@ -1,4 +1,4 @@
-"""Pictures that exist already, as rows of a comparison."""
+"""Turns existing pictures into rows of a comparison, and judges them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from attnguide.types import Cost, Sample, SampleResult
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 _AT_ONCE = 8
-"""Pictures that are held in memory together."""
+"""Most pictures in memory at once."""
 
 
 def picture_rows(folder: Path, rows: Sequence[Sample]) -> list[tuple[Sample, Path | None]]:
-    """Rows for the pictures of a folder, and for those that lack one.
+    """Rows of a comparison for the pictures of a folder, and for benchmark rows without a picture.
 
-    A picture belongs to the row whose id its name is, or begins with before ``-`` or ``_``; several of one row are numbered in
-    the order of their names, in the place of seeds. Folders inside are arms; where there is none, the folder itself is.
+    A picture belongs to the row whose id is its file name, or the part of it before a ``-`` or ``_``; pictures of one row are
+    numbered in the order of their names, and the number serves as the seed. Each folder with pictures inside ``folder`` is an
+    arm; without any, ``folder`` itself is the only arm.
 
     Args:
-        folder: With pictures, or with a folder of pictures for each arm.
-        rows: Of the benchmark.
+        folder: Folder of pictures, or of a folder of pictures for each arm.
+        rows: Rows of the benchmark.
 
     Returns:
-        Rows as :func:`~attnguide.evaluation.arms.arm_rows` makes them, each with its picture.
+        Rows as :func:`~attnguide.evaluation.arms.arm_rows` makes them, each with its picture's path or ``None``.
 
     Raises:
         ValueError: If no picture belongs to a row.
@@ -52,7 +53,7 @@ def picture_rows(folder: Path, rows: Sequence[Sample]) -> list[tuple[Sample, Pat
                 found.append((replace(row, id=id, seed=number, tags=tags, problem=None), path))
     if not any(path for _, path in found):
         raise ValueError(f"pictures: expected files named by rows, like {rows[0].id}.png; {str(folder)!r} has none")
-    # Plain pictures, if an arm is called that, are what the others are compared with, and come first.
+    # An arm of the name "plain" is the baseline of the comparison and must come first.
     return sorted(found, key=lambda pair: pair[0].tags[ARM] != "plain")
 
 
@@ -75,9 +76,9 @@ def judge_files(folder: Path, found: Sequence[tuple[Sample, Path | None]], judge
     """Judge pictures, and write ``records.csv``, ``judged.csv`` and copies of the pictures as a run does.
 
     Args:
-        folder: Of the run.
-        found: From :func:`picture_rows`.
-        judges: Each of another name.
+        folder: The run folder to write to.
+        found: Rows with their pictures, from :func:`picture_rows`.
+        judges: Judges with distinct names.
     """
     scores = JudgeScores(judges)
     for start in range(0, len(found), _AT_ONCE):

@@ -1,4 +1,4 @@
-"""Means over pictures with intervals over prompts, differences pair by pair, and significance for several arms at once."""
+"""Cluster bootstrap of means, paired differences with sign-flip tests, and Holm's correction for several arms."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 DRAWS = 2000
-"""Of the bootstrap."""
+"""Number of bootstrap draws."""
 
 FLIPS = 1999
-"""Of the permutation test, whose least p is one of these and one."""
+"""Number of random sign flips of the permutation test, whose least p is ``1 / (FLIPS + 1)``."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -23,11 +23,11 @@ class Mean:
     """A mean over pictures.
 
     Attributes:
-        mean: Over all pictures.
+        mean: Mean over all pictures.
         low: Lower end of the 95 % percentile bootstrap interval over clusters.
-        high: Upper end.
-        pictures: How many.
-        clusters: How many prompts they are of.
+        high: Upper end of the interval.
+        pictures: Number of pictures.
+        clusters: Number of clusters (prompts).
     """
 
     mean: float
@@ -39,23 +39,23 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference(Mean):
-    """A mean of differences, pair by pair.
+    """A mean of paired differences.
 
     Attributes:
-        p: Two-sided, of the hypothesis that signs of clusters' differences are a coin's.
+        p: Two-sided p-value of the sign-flip test, whose null is that clusters' differences are symmetric about 0.
     """
 
     p: float
 
 
 def clustered_mean(values: Mapping[Key, Sequence[float]]) -> Mean | None:
-    """Mean over pictures, with an interval over clusters; ``None`` without any value.
+    """Mean over pictures with a cluster bootstrap interval; ``None`` without any value.
 
-    Pictures of one prompt are no independent draws from the world of prompts: clusters are drawn with replacement, each with
-    all of its pictures (Cameron, Gelbach and Miller, 2008).
+    Pictures of one prompt are not independent: clusters (prompts) are drawn with replacement, each with all of its pictures
+    (Cameron, Gelbach and Miller, 2008).
 
     Args:
-        values: Of the pictures of each cluster.
+        values: Cluster -> values of its pictures.
     """
     sums, counts = _totals(values)
     if not counts.sum():
@@ -74,7 +74,7 @@ def paired_difference(
     Args:
         after: Value of each picture.
         before: Value of the picture it is compared with, by the same key.
-        clusters: Of each picture.
+        clusters: Cluster (prompt) of each picture.
     """
     grouped: dict[Hashable, list[float]] = {}
     for key, value in after.items():
@@ -127,13 +127,13 @@ def _sign_flip(sums: np.ndarray) -> float:
 
 @lru_cache(maxsize=8)
 def _draws(clusters: int) -> np.ndarray:
-    """How often each draw of the bootstrap has each cluster, ``draws clusters``; the same for all arms and metrics."""
+    """Count of each cluster in each bootstrap draw, ``draws clusters``; the same for all arms and metrics."""
     shares = np.full(clusters, 1 / clusters)
     return np.random.default_rng(0).multinomial(clusters, shares, size=DRAWS).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
 def _flips(clusters: int) -> np.ndarray:
-    """Signs of each cluster in each permutation, ``flips clusters``."""
+    """Random sign, 1 or -1, of each cluster in each permutation, ``flips clusters``."""
     signs = np.random.default_rng(1).integers(0, 2, size=(FLIPS, clusters), dtype=np.int8)
     return (signs * 2 - 1).astype(np.float32)

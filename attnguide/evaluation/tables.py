@@ -1,4 +1,4 @@
-"""A comparison as Markdown, CSV and LaTeX."""
+"""Tables of a comparison as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = (
     "to_plain", "to_plain_low", "to_plain_high", "to_plain_p",
     "rival", "to_rival", "to_rival_low", "to_rival_high", "to_rival_p",
 )  # fmt: skip
-"""Of ``table.csv``."""
+"""Columns of ``table.csv``."""
 
 _SIGNIFICANT = 0.05
 _MOST_REASONS = 8
@@ -46,13 +46,13 @@ def _numbers(prefix: str, mean: Mean) -> dict[str, float]:
 
 
 def markdown(found: Comparison, title: str, about: Mapping[str, str], tuned: Sequence[Tuned] = ()) -> str:
-    """All tables of a comparison.
+    """All tables of a comparison as Markdown text.
 
     Args:
         found: The comparison.
         title: First line.
-        about: What was compared, by name.
-        tuned: What came of tuning the arms.
+        about: Lines below the title: name -> text.
+        tuned: Outcomes of tuning.
     """
     parts = [f"# {title}", "\n".join(f"* {name}: {value}" for name, value in about.items())]
     if found.metrics:
@@ -140,7 +140,7 @@ def _settings(tuned: Sequence[Tuned]) -> Iterator[str]:
 
 
 def _scores_of(one: Tuned) -> tuple[tuple[float | None, float | None], tuple[float | None, float | None]]:
-    """Of control and of quality, what was given and what was chosen."""
+    """For control and for quality: score of the user's setting, and of the chosen one."""
     before, after = one.before, one.after
     return (
         (before.control if before else None, after.control if after else None),
@@ -200,7 +200,7 @@ _ESCAPES = {"\\": r"\textbackslash{}", **{letter: "\\" + letter for letter in "&
 
 
 def latex(found: Comparison, caption: str) -> str:
-    """The table of scores for a paper that uses ``booktabs``: percent, intervals small, the best of a column bold."""
+    """LaTeX table of scores (package ``booktabs``): percent, intervals in small print, the best of a column bold."""
     columns = list(found.metrics)
     best: dict[str, float] = {}
     for line in found.lines:

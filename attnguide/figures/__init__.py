@@ -1,1 +1,1 @@
-"""What notebooks show: results side by side, maps and losses that were watched, figures for papers, a bar of progress."""
+"""Notebook displays and figures: results side by side, maps and losses of watched rows, figures for papers, a progress bar."""

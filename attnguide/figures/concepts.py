@@ -1,4 +1,4 @@
-"""Where a picture shows chosen concepts, read from transformers while it is made: the maps of ConceptAttention."""
+"""ConceptAttention: maps of where a picture shows chosen concepts, read from a transformer during sampling."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _SIDE = 256
 
 @dataclass(frozen=True, eq=False)
 class ConceptMaps:
-    """What was read of a row.
+    """Concept maps of a row.
 
     Attributes:
-        result: What the row became.
-        maps: By concept, ``height width`` in [0, 1]; over all concepts they sum to 1 at each image token. Empty if the row
-            stopped before anything was read.
-        scores: By concept, the mean inner products that the maps are the softmax of, ``height width``.
+        result: The row's result.
+        maps: Concept -> map ``height width`` in [0, 1]; over all concepts they sum to 1 at each image token. Empty if the row
+            stopped before any block was read.
+        scores: Concept -> mean inner products, ``height width``, of which the maps are the softmax over concepts.
     """
 
     result: SampleResult
@@ -40,7 +40,7 @@ class ConceptMaps:
     scores: Mapping[str, NDArray[np.float32]]
 
     def _repr_html_(self) -> str:
-        """The picture, and each concept's map over it."""
+        """HTML of the picture, and of each concept's map over it."""
         image = self.result.image
         if image is None:
             return self.result._repr_html_()
@@ -78,8 +78,9 @@ class ConceptAttention(FinishedRows[ConceptMaps], Observer):
 
     Args:
         concepts: Single words, at least two: a softmax over one is 1 everywhere.
-        depths: Of the blocks that are read, as shares of all blocks with two streams; a block lies at its middle.
-        steps: The part of the schedule that counts, as progress; its end excluded.
+        depths: Range of depth of the blocks that are read, as shares of all dual-stream blocks; block i of n lies at
+            ``(i + 0.5) / n``.
+        steps: Range of progress that is read, start included, end excluded.
 
     Raises:
         ValueError: If concepts are fewer than two, several words, or the same; if a range is none within [0, 1]; and when a run
@@ -156,7 +157,7 @@ class ConceptAttention(FinishedRows[ConceptMaps], Observer):
 
 
 def checked_concepts(concepts: Sequence[str]) -> tuple[str, ...]:
-    """At least two different single words.
+    """The concepts as a tuple, checked to be at least two different single words.
 
     Raises:
         ValueError: If they are not.
@@ -173,7 +174,7 @@ def checked_concepts(concepts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _encoded(model: ModelAdapter, concepts: Sequence[str]) -> Tensor:
-    """The text encoder's state of each concept's first token, ``concepts channels``."""
+    """Text state of each concept's first token, ``concepts channels``."""
     states = model.encode_prompt(concepts, None).cond
     read = [model.tokenize(concept) for concept in concepts]
     return torch.stack([row[one.first_word(one.segments[-1])] for row, one in zip(states, read, strict=True)])

@@ -1,4 +1,4 @@
-"""Figures of matplotlib that notebooks show without further ado."""
+"""A matplotlib figure that notebooks display without pyplot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _DOTS = 110
-"""Dots per inch in a notebook."""
+"""Resolution in a notebook, in dots per inch."""
 
 
 class ShownFigure(Figure):
@@ -22,7 +22,7 @@ class ShownFigure(Figure):
 
 
 def subplots(rows: int, columns: int, cell: float) -> tuple[ShownFigure, Any]:
-    """A figure with ``rows`` by ``columns`` fields of ``cell`` inches."""
+    """A figure with ``rows`` by ``columns`` subplots of ``cell`` inches, and the array of their axes."""
     figure = ShownFigure(figsize=(columns * cell, rows * cell + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)

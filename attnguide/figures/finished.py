@@ -1,4 +1,4 @@
-"""Rows that an observer has finished, as notebooks show them."""
+"""Base class of observers that keep something of each finished row, for display in notebooks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Row = TypeVar("Row", bound=_Shown)
 
 
 class FinishedRows(Generic[Row]):
-    """What an observer keeps of each row, in the order in which rows ended: ``observer[0]``, ``len(observer)``, a line each.
+    """Sequence of the objects that an observer keeps, one per finished row; notebooks show a line for each.
 
     Attributes:
-        rows: One of each finished row.
+        rows: One object per finished row, in the order in which rows ended.
     """
 
     rows: list[Row]
 
     def __getitem__(self, index: int) -> Row:
-        """A finished row."""
+        """The object of a finished row."""
         return self.rows[index]
 
     def __len__(self) -> int:
-        """How many rows are finished."""
+        """Number of finished rows."""
         return len(self.rows)
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""Figures for papers, drawn by matplotlib: maps over steps, losses, sheets of pictures."""
+"""Matplotlib figures for papers: sheets of pictures, maps over steps, losses."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Kind = Literal["sheet", "maps", "loss"]
 KINDS: tuple[Kind, ...] = ("sheet", "maps", "loss")
 
 _LINES = ("-", "--", ":", "-.")
-"""Of the rows of one method, whose lines have one colour."""
+"""Line styles in turn of the rows of one method, which share a colour."""
 
 _CELL = 1.6
 """Side of a picture in inches."""
 
 _MASK = 128
-"""Cells a side, of places that are no boxes."""
+"""Side in cells at which masks, polygons and blobs are rasterised before they are outlined."""
 
 
 def plot(
@@ -37,21 +37,21 @@ def plot(
     steps: int = 6,
     cell: float = _CELL,
 ) -> Figure:
-    """Draw results, or what was watched of them.
+    """Draw results, or the maps or losses of watched rows.
 
     Args:
         what: Results for a ``sheet``; a :class:`~attnguide.figures.watch.Watch`, or one of its rows, for ``maps`` and ``loss``.
         kind: ``sheet``: pictures, a row a seed and a column a method, regions outlined. ``maps``: the attention of each phrase
             over the picture, a row a phrase and a column a step, one scale for all. ``loss``: every update's loss over the
-            steps, a line a row. ``sheet`` for results and ``maps`` for what was watched when ``None``.
+            steps, a line a row. When ``None``: ``sheet`` for results, ``maps`` for watched rows.
         steps: Columns of ``maps``, evenly spread over the steps.
         cell: Side of a picture in inches.
 
     Returns:
-        A figure of matplotlib, which notebooks show and ``savefig`` writes (``.pdf`` for papers).
+        A matplotlib figure, which notebooks show and ``savefig`` writes (``.pdf`` for papers).
 
     Raises:
-        ValueError: If there is nothing of this kind in ``what``, or matplotlib is not installed.
+        ValueError: If ``what`` has no pictures, maps or losses to draw, or matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401

@@ -1,4 +1,4 @@
-"""A bar over the steps, for calls from Python."""
+"""A progress bar over denoising steps, for calls from Python."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from attnguide.types import SampleResult, Step
 
 
 class StepBar(Observer):
-    """Shows on standard error how far a call is: rows of all, steps of the batch, the newest loss.
+    """Shows a progress bar on standard error: numbers of the batch's rows, its steps, the newest loss.
 
     Args:
-        rows: How many there are; not said when ``None``.
+        rows: Number of rows of the call; left out of the bar when ``None``.
     """
 
     def __init__(self, rows: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Results of a call, which notebooks show as pictures."""
+"""The list of results of a call, displayed as pictures in notebooks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import SupportsIndex, overload
 from attnguide.types import SampleResult
 
 _MOST = 64
-"""Pictures that are shown at once."""
+"""Most pictures shown at once."""
 
 
 class Results(list[SampleResult]):
@@ -21,15 +21,15 @@ class Results(list[SampleResult]):
     def __getitem__(self, index: slice) -> Results: ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> SampleResult | Results:
-        """One result, or some of them."""
+        """One result, or a slice as :class:`Results`."""
         found = super().__getitem__(index)
         return Results(found) if isinstance(found, list) else found
 
     def __add__(self, other: Iterable[SampleResult]) -> Results:  # type: ignore[override]
-        """Both lists as one."""
+        """Concatenation of both lists."""
         return Results([*self, *other])
 
     def _repr_html_(self) -> str:
-        """Pictures side by side."""
+        """HTML of the pictures, side by side."""
         more = f"<p>and {len(self) - _MOST} more</p>" if len(self) > _MOST else ""
         return "".join(result._repr_html_() for result in self[:_MOST]) + more

@@ -1,4 +1,4 @@
-"""Maps and losses of pictures as they were made, kept in memory for notebooks."""
+"""An observer that keeps the maps and losses of every row in memory, for notebooks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SIDE = 256
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """What was seen of a row.
+    """Maps and losses of a finished row.
 
     Attributes:
-        result: What the row became.
-        maps: By phrase (every word of a prompt without regions), attention after injections, ``steps height width``: the mean
-            over heads and over the sites of the model's guidance level.
-        losses: By guidance, step and loss of every update, in order.
+        result: The row's result.
+        maps: Phrase (of a region; each word for a row without regions) -> attention after injections, ``steps height width``:
+            the mean over heads and over the sites of the model's guidance level.
+        losses: Guidance -> step index and loss of every update, in order.
     """
 
     result: SampleResult
@@ -39,7 +39,7 @@ class Watched:
     losses: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        """The picture, and each phrase's mean map over it."""
+        """HTML of the picture, and of each phrase's mean map over it."""
         image = self.result.image
         if image is None:
             return self.result._repr_html_()
@@ -50,7 +50,7 @@ class Watched:
 
 
 class Watch(FinishedRows[Watched], Observer):
-    """Keeps maps and losses of every row, to be shown or plotted when the rows are done.
+    """Observer that keeps maps and losses of every row, to be shown or plotted afterwards.
 
     Example:
         >>> import attnguide

@@ -1,4 +1,4 @@
-"""Judges: who looks at a picture and says what it shows. Metrics compare that with what was asked, whoever looked."""
+"""Judges: models or rules that say what a picture shows. Metrics compare their detections with what was asked."""
 
 from attnguide.judges.base import Asked, AskedObject, Detection, Judge, Seen
 from attnguide.judges.names import JUDGES, open_judge, open_judges

@@ -1,4 +1,4 @@
-"""Attributes of asked objects, and what else an object could have been: a colour is judged against the other colours."""
+"""Search phrases for the objects of a row, with rival attributes: a colour is judged against all other colours."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from attnguide.judges.base import Asked, AskedObject
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
-"""Of GenEval (https://arxiv.org/abs/2310.11513), and gray."""
+"""The colours of GenEval (https://arxiv.org/abs/2310.11513), and gray."""
 
 _SPELT = {"grey": "gray"}
 
 
 @dataclass(frozen=True)
 class Query:
-    """What a picture is searched for.
+    """One phrase that a detector searches a picture for.
 
     Attributes:
-        label: As a detector is asked.
-        noun: The object without its attribute; empty where nothing tells them apart.
-        attribute: Its colour, material, ...
+        label: Text given to the detector.
+        noun: The object without its attribute; empty if noun and attribute are not known apart.
+        attribute: Its colour, material or the like.
     """
 
     label: str
@@ -28,7 +28,7 @@ class Query:
 
 
 def color_words(label: str) -> dict[str, str]:
-    """``noun`` and ``attribute`` of a label that begins with a colour; nothing for any other.
+    """``noun`` and ``attribute`` of a label that begins with a colour; empty for any other label.
 
     Example:
         >>> color_words("red sports car"), color_words("orange")
@@ -39,13 +39,14 @@ def color_words(label: str) -> dict[str, str]:
 
 
 def queries_of(asked: Asked, rivals: bool = True) -> tuple[Query, ...]:
-    """The labels of a row, and behind them the same nouns under other attributes, among which each thing takes the best.
+    """Queries for the labels of a row, followed by rivals: the same nouns with other attributes.
 
-    The rivals of a colour are all other colours; those of another attribute the attributes of the row's other objects.
+    A detection takes the query that fits it best, so that a blue car is not found as a red one. Rivals of a colour are all
+    other colours; rivals of another attribute are the attributes of the row's other objects.
 
     Args:
         asked: What one picture was asked to show.
-        rivals: Whether to give them.
+        rivals: Whether to add rivals.
     """
     found = [Query(one.label, one.noun, one.attribute) for one in asked.objects]
     taken = {query.label.lower() for query in found}

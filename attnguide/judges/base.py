@@ -1,4 +1,4 @@
-"""The contract of a judge: pictures and what was asked for go in, what each picture shows comes out."""
+"""The contract of a judge: from pictures and what they were asked to show, to what each picture shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
-"""What can be asked of two objects' centres."""
+"""Spatial relations between two objects' centres."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class AskedObject:
     """One kind of object that a picture is asked to show.
 
     Attributes:
-        label: What a detection of it is called: ``"red circle"``, ``"dog"``.
-        count: How many of it, at least 1.
-        boxes: Where they belong, ``(x0, y0, x1, y1)`` as fractions; empty where no place is asked for.
-        noun: The object without its attribute; empty where nothing tells them apart.
-        attribute: Its colour, material, ...; empty where there is none.
+        label: Label of its detections: ``"red circle"``, ``"dog"``.
+        count: Number of instances, at least 1.
+        boxes: Boxes of the instances, ``(x0, y0, x1, y1)`` as fractions; empty if no place is asked for.
+        noun: The object without its attribute; empty if noun and attribute are not known apart.
+        attribute: Its colour, material or the like; empty if there is none.
 
     Raises:
         ValueError: If the label is empty or the count below 1.
@@ -51,11 +51,11 @@ class Asked:
     """What one picture is asked to show.
 
     Attributes:
-        prompt: The row's.
-        objects: Distinct labels, in the order of the prompt.
+        prompt: The row's prompt.
+        objects: Objects with distinct labels, in the order of the prompt.
         relations: ``(first, relation, second)``: the first object stands ``left of`` (:data:`RELATIONS`) the second, both as
-            positions in ``objects``.
-        background: Name of a plain background, where the prompt says one.
+            indices into ``objects``.
+        background: Name of the plain background, if the prompt names one.
 
     Raises:
         ValueError: If two objects share a label, or a relation is unknown or of an object that is not there.
@@ -78,7 +78,7 @@ class Asked:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the objects."""
+        """Labels of the objects."""
         return tuple(one.label for one in self.objects)
 
 
@@ -87,13 +87,13 @@ class Detection:
     """One object that a judge found.
 
     Attributes:
-        label: Its name, spelt as in :attr:`Asked.labels` where it is one of those.
+        label: Its name, spelt as in :attr:`Asked.labels` if it is one of those.
         box: Its bounds ``(x0, y0, x1, y1)``, as fractions of width and height.
-        score: How sure the judge is, in [0, 1].
-        mask: Its pixels, bool ``height width``, where the judge knows them.
-        centroid: Its centre of mass ``(x, y)`` as fractions; the middle of the box where ``None``.
-        noun: The object without its attribute; empty where the judge does not tell them apart.
-        attribute: Its colour, material, ...
+        score: Confidence of the judge, in [0, 1].
+        mask: Its pixels, bool ``height width``; ``None`` if the judge gives boxes only.
+        centroid: Its centre of mass ``(x, y)`` as fractions; the middle of the box counts when ``None``.
+        noun: The object without its attribute; empty if the judge does not tell them apart.
+        attribute: Its colour, material or the like.
     """
 
     label: str
@@ -106,21 +106,21 @@ class Detection:
 
     @property
     def center(self) -> tuple[float, float]:
-        """``(x, y)`` as fractions."""
+        """Centre ``(x, y)`` as fractions: the centroid, or the middle of the box."""
         x0, y0, x1, y1 = self.box
         return self.centroid or ((x0 + x1) / 2, (y0 + y1) / 2)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a judge says of one picture.
+    """What a judge finds in one picture.
 
     Attributes:
-        detections: What it found; ``None`` from a judge that gives numbers alone.
-        scores: Numbers in [0, 1] by name, 1 is best.
-        background: Name of the plain background; ``None`` where there is none, or the judge does not know backgrounds.
-        knows_background: Whether the judge does.
-        explained: Share of the foreground that lies in detections, in [0, 1]; ``None`` where the judge does not know.
+        detections: Objects found; ``None`` from a judge that gives scores only.
+        scores: Scores in [0, 1] by name, 1 is best.
+        background: Name of the plain background; ``None`` if there is none, or the judge does not recognise backgrounds.
+        knows_background: Whether the judge recognises backgrounds.
+        explained: Share of the foreground that lies in detections, in [0, 1]; ``None`` if the judge does not measure it.
     """
 
     detections: tuple[Detection, ...] | None = None
@@ -131,7 +131,7 @@ class Seen:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the detections."""
+        """Labels of the detections."""
         return tuple(detection.label for detection in self.detections or ())
 
 
@@ -147,7 +147,7 @@ class Judge(ABC):
                 return [Seen(scores={"brightness": np.asarray(one.convert("L")).mean() / 255}) for one in pictures]
 
     Attributes:
-        name: Begins the names of its numbers where several judges find objects.
+        name: Name of the judge; prefix of its metrics' names if several judges find objects.
         finds_objects: Whether it gives detections.
     """
 
@@ -156,11 +156,11 @@ class Judge(ABC):
 
     @abstractmethod
     def look(self, pictures: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Seen | None]:
-        """What each picture shows; ``None`` where this judge does not know the world that it is of.
+        """What each picture shows; ``None`` for a picture that this judge cannot judge.
 
         Args:
-            pictures: Of any sizes.
-            asked: What each was asked to show.
+            pictures: Pictures of any sizes.
+            asked: What each picture was asked to show.
         """
 
     def to(self, device: torch.device | str) -> None:  # noqa: B027 judges without networks have nothing to move
@@ -168,7 +168,7 @@ class Judge(ABC):
 
 
 def check_equally_many(pictures: Sequence[object], asked: Sequence[object]) -> None:
-    """Refuse pictures without their questions.
+    """Check that there is one ``asked`` per picture.
 
     Raises:
         ValueError: If the numbers differ.

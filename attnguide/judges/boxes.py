@@ -32,12 +32,12 @@ def clipped(box: Sequence[float]) -> Box:
 
 
 def suppressed(boxes: Sequence[Box], scores: Sequence[float], iou_threshold: float) -> list[int]:
-    """Greedy non-maximum suppression: positions of the boxes that stay, surest first.
+    """Greedy non-maximum suppression: indices of the boxes that are kept, highest score first.
 
     Args:
-        boxes: Of one label.
-        scores: How sure the detector is of each.
-        iou_threshold: A box goes if it overlaps a surer one by more than this.
+        boxes: Boxes of detections that may be the same object.
+        scores: Score of each box.
+        iou_threshold: A box is dropped if its IoU with a kept box of higher score is above this.
     """
     kept: list[int] = []
     for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):

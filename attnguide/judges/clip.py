@@ -1,4 +1,4 @@
-"""CLIP or SigLIP as judge: how well a text fits a picture."""
+"""CLIP or SigLIP as judge: similarity of texts and pictures, and picture quality."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from attnguide.judges.hub import opened
 from attnguide.types import Box
 
 _ANTONYMS = ("Good photo.", "Bad photo.")
-"""Of CLIP-IQA (https://arxiv.org/abs/2207.12396)."""
+"""Pair of prompts of CLIP-IQA (https://arxiv.org/abs/2207.12396)."""
 
 _SMALLEST = 0.03
-"""Least side of a box, as a fraction, whose contents can be told."""
+"""Least side of a box, as a fraction, whose crop is scored."""
 
 
 class ClipJudge(Judge):
     """Cosine similarity of texts and pictures under a dual encoder, and picture quality as CLIP-IQA has it.
 
     * ``clip``: prompt against picture, ``max(cos, 0)``: CLIPScore (https://arxiv.org/abs/2104.08718) without its factor.
-    * ``clip_region``: each label against the part of the picture in its box, mean over boxes.
+    * ``clip_region``: each label against the crop of the picture to its box, ``max(cos, 0)``, mean over boxes.
     * ``clip_iqa``: share of "Good photo." against "Bad photo." for the picture, a softmax over the two at temperature 0.01.
 
     Args:
@@ -87,7 +87,7 @@ def _can_be_told(box: Box) -> bool:
 
 
 def _unit(features: Any) -> Tensor:
-    """Features of length 1; newer versions of the library hand them over inside an output."""
+    """Features normalised to length 1; newer versions of transformers return them inside an output object."""
     tensor: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return F.normalize(tensor.float(), dim=-1)
 

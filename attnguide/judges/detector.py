@@ -1,4 +1,4 @@
-"""A zero-shot object detector as judge: OWL-ViT, OWLv2, Grounding DINO and what else transformers opens as one."""
+"""A zero-shot object detector as judge: OWL-ViT, OWLv2, Grounding DINO and others that transformers opens as one."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from attnguide.judges.boxes import box_area, clipped, suppressed
 from attnguide.judges.hub import opened
 
 _GROUNDING = ("grounding-dino", "mm-grounding-dino")
-"""Models that read all phrases as one text and give each box a score for every token of it."""
+"""Model types that read all labels as one text and give each box a score for every token of it."""
 
 
 class DetectorJudge(Judge):
-    """Asks a detector for every label of a row; what it finds becomes detections.
+    """Searches each picture for every label of its row with a zero-shot detector.
 
     The networks are those of ``AutoModelForZeroShotObjectDetection``: OWL-ViT (https://arxiv.org/abs/2205.06230), OWLv2
     (https://arxiv.org/abs/2306.09683), Grounding DINO (https://arxiv.org/abs/2303.05499). A box gets the one label that it
     scores best for. Boxes are scaled back to the picture's own proportions, also where the network's processor pads it to a
     square.
 
-    Colours are judged by what fits best: a row that asks for a red car is searched for cars of every other colour, too
-    (:func:`~attnguide.judges.attributes.queries_of`), and a blue one is found as such: it is no red car, and counts as a car of
-    the wrong colour in :class:`~attnguide.metrics.AttributeBinding`. Overlapping boxes of one noun are one object.
+    Colours are judged by the best match: if a row asks for a red car, the picture is also searched for cars of every other
+    colour (:func:`~attnguide.judges.attributes.queries_of`). A blue car is then found as such: it is no red car, and counts as
+    a car of the wrong colour in :class:`~attnguide.metrics.AttributeBinding`. Overlapping boxes of one noun are one object.
 
     Args:
         model: Folder or hub id.
         threshold: Least score of a detection, in (0, 1).
-        nms: Boxes of one label that overlap a surer one by a larger intersection over union are dropped; 1 keeps all.
+        nms: IoU above which a box is dropped in favour of one with a higher score and the same noun (the same label if it has
+            no noun), in (0, 1]; 1 keeps all.
         batch_size: Most pictures in one pass.
-        rivals: Whether to search for other colours, too. Where they do not fit into the text that a model reads, they are left
-            out.
+        rivals: Whether to search for other attributes too; left out if they exceed the text length of the model.
 
     Raises:
         ValueError: If a number is out of range, or the model cannot be opened.
@@ -86,7 +86,7 @@ class DetectorJudge(Judge):
     def _detect(self, pictures: Sequence[Image.Image], asked: Sequence[tuple[Query, ...]]) -> list[tuple[Detection, ...]]:
         pictures = [picture.convert("RGB") for picture in pictures]
         labels = [tuple(query.label for query in own) for own in asked]
-        most = max(map(len, labels))  # a row's last label stands in for further ones that rows beside it have
+        most = max(map(len, labels))  # rows with fewer labels are padded with their last one
         queries = [[*own, *(own[-1:] * (most - len(own)))] for own in labels]
         inputs = self._inputs(pictures, labels if self._grounded else queries).to(self.network.device)
         outputs = self.network(**inputs)
@@ -117,10 +117,10 @@ class DetectorJudge(Judge):
         return found
 
     def _best_labels(self, outputs: Any, ids: torch.Tensor, labels: Sequence[tuple[str, ...]]) -> list[list[tuple[Any, ...]]]:
-        """Scores, labels and boxes ``(x0, y0, x1, y1)`` as fractions, which stand for a picture of side 1.
+        """Score, label and box ``(x0, y0, x1, y1)`` as fractions of each detection of Grounding DINO.
 
-        The score of a label is the mean over its tokens, as in the authors' evaluation on COCO; the processor's own labels are
-        whatever tokens pass a threshold, which need not be a label at all.
+        The score of a label is the mean over its tokens, as in the authors' evaluation on COCO. The processor's own labels are
+        not used: they are all tokens above a threshold, which need not form a label.
         """
         found = []
         for logits, boxes, row, own in zip(outputs.logits.sigmoid(), outputs.pred_boxes, ids.tolist(), labels, strict=True):
@@ -140,7 +140,7 @@ class DetectorJudge(Judge):
     def _detections(
         self, found: Sequence[tuple[Any, ...]], queries: Sequence[Query], size: tuple[int, int]
     ) -> tuple[Detection, ...]:
-        """What a network found in one picture, overlapping boxes of one noun or label left out."""
+        """Detections of one picture, after non-maximum suppression among boxes of one noun or label."""
         height, width = (1, 1) if self._grounded else size
         named = {query.label: query for query in queries}
         groups: dict[str, list[Detection]] = {}
@@ -165,7 +165,7 @@ def _load(name: str) -> tuple[Any, Any]:
 
 
 def _spelt(label: str) -> str:
-    """A label as Grounding DINO reads it: in small letters, without the full stop that divides labels."""
+    """A label as Grounding DINO reads it: in lower case, without full stops, which divide labels."""
     return " ".join(label.lower().replace(".", " ").split())
 
 
@@ -174,10 +174,10 @@ def _one_text(labels: Sequence[str]) -> str:
 
 
 def _spans(ids: Sequence[int], parts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Where each part stands in a text's tokens, one after the other.
+    """Start and stop of each part in a text's token ids, in order.
 
     Raises:
-        ValueError: If a part is not there, because the text was cut.
+        ValueError: If a part is missing, because the text was truncated.
     """
     spans, start = [], 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Networks of judges, from a folder or a hub id."""
+"""Opens the networks of judges from a folder or a hub id."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 def opened(judge: str, name: str, load: Callable[[str], T]) -> T:
-    """What ``load`` makes of a folder or a hub id, in evaluation mode as the library leaves it.
+    """Call ``load`` with a folder or a hub id, and turn its failures into one-sentence errors.
 
     Args:
-        judge: For the message.
-        name: Folder or hub id; a hub id is taken from the local cache where the hub is out of reach.
-        load: Opens it.
+        judge: Name of the judge, for errors.
+        name: Folder or hub id; a hub id is read from the local cache if the hub is out of reach.
+        load: Opens the model.
 
     Raises:
-        ValueError: In one sentence, if it cannot be had or opened.
+        ValueError: If the model does not exist or cannot be opened.
     """
     quiet_libraries()
     if not name or (name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir()):
@@ -30,7 +30,7 @@ def opened(judge: str, name: str, load: Callable[[str], T]) -> T:
         return load(str(Path(name).expanduser()) if name.startswith("~") else name)
     except ImportError as error:
         raise ValueError(f"{judge}: {shown(name)} needs a package that is not installed: {_first_line(error)}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # of many kinds
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # foreign files fail in many ways
         raise ValueError(
             f"{judge}: {shown(name)} cannot be opened here ({_first_line(error)}); give a folder with the model, or a hub id "
             "that is in the local cache or can be downloaded."

@@ -1,4 +1,4 @@
-"""Judges by name: what ``--judge`` takes, and how it becomes an object. Importing this needs no torch."""
+"""Judges by name: parses values of ``--judge`` and opens the judges. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ JUDGES: dict[str, str] = {
     "clip": "attnguide.judges.clip:ClipJudge",
     "vqa": "attnguide.judges.vqa:VqaJudge",
 }
-"""Every judge of this package by its name, and where it is."""
+"""Name of a judge of this package -> its class as ``module:Class``."""
 
 ASKED_TAG, RELATION_TAG = "asked", "relation"
-"""Tags of a row that say what it asks for: everything, or what holds of its first object relative to its second."""
+"""Tags of a row: all objects and relations that it asks for, or only the relation of its first object to its second."""
 
 COUNT_FOUND = "count_found"
-"""A number of objects; all other numbers of judges lie in [0, 1]."""
+"""Name of the number of objects found; all other numbers of judges lie in [0, 1]."""
 
 NONE = "none"
-"""Stands for no judge at all."""
+"""Value of ``--judge`` for no judge at all."""
 
 GROUP = "attnguide.judges"
-"""Entry points under which other packages offer judges."""
+"""Entry point group in which other packages register judges."""
 
 NEEDS_MODEL = ("detector", "clip", "vqa")
 
 
 def judge_config(value: Any) -> dict[str, Any]:
-    """A judge as plain values: ``{"name": ..., "model": ..., option: value, ...}``.
+    """Parse a judge into a mapping ``{"name": ..., "model": ..., option: value, ...}``.
 
     Args:
         value: ``shapes``, ``detector=MODEL``, ``module:Class``, the name of an entry point; or a mapping with ``name``.
@@ -64,10 +64,10 @@ def judge_config(value: Any) -> dict[str, Any]:
 
 
 def judge_configs(value: Any) -> list[dict[str, Any]]:
-    """Several judges as plain values, each once; none for ``none``.
+    """Parse several judges, each as :func:`judge_config`; an empty list for ``none``.
 
     Raises:
-        ValueError: As for :func:`judge_config`, or if one stands twice.
+        ValueError: As for :func:`judge_config`, or if a judge is given twice.
     """
     items: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     if any(item == NONE or (isinstance(item, Mapping) and item.get("name") == NONE) for item in items):
@@ -82,7 +82,7 @@ def judge_configs(value: Any) -> list[dict[str, Any]]:
 
 
 def open_judge(config: Mapping[str, Any] | str) -> Judge:
-    """The judge that plain values name, its networks loaded.
+    """Open a judge from its configuration, with its networks loaded.
 
     Raises:
         ValueError: If the judge does not exist, an option is unknown or out of range, or its model cannot be opened.
@@ -98,7 +98,7 @@ def open_judge(config: Mapping[str, Any] | str) -> Judge:
 
 
 def open_judges(configs: Sequence[Mapping[str, Any] | str]) -> list[Judge]:
-    """:func:`open_judge` of each."""
+    """Open each judge; see :func:`open_judge`."""
     return [open_judge(config) for config in configs]
 
 

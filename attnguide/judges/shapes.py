@@ -14,7 +14,7 @@ from attnguide.shapes.layouts import Layout
 
 
 class ShapesJudge(Judge):
-    """Says exactly what pictures of coloured shapes show; silent where the prompt is no caption of that world.
+    """Recognises coloured shapes by rules; gives ``None`` for prompts that are no captions of the shapes world.
 
     See :func:`attnguide.shapes.judge.judge`. Pictures with a side below 16 pixels are not judged.
     """
@@ -31,7 +31,7 @@ class ShapesJudge(Judge):
 
 
 def seen_shapes(picture: Image.Image) -> Seen:
-    """The verdict of :func:`attnguide.shapes.judge.judge` as detections."""
+    """The verdict of :func:`attnguide.shapes.judge.judge` on a picture, as :class:`~attnguide.judges.base.Seen`."""
     verdict = judge(picture)
     detections = tuple(
         Detection(one.name, one.box, one.confidence, one.mask, one.center, noun=one.shape, attribute=one.color)
@@ -41,7 +41,7 @@ def seen_shapes(picture: Image.Image) -> Seen:
 
 
 def asked_shapes(expected: Expectation, prompt: str = "") -> Asked:
-    """An expectation of the shapes world as what is asked of any judge."""
+    """An expectation of the shapes world as :class:`~attnguide.judges.base.Asked`, which any judge takes."""
     boxes = expected.boxes or ((),) * len(expected.objects)
     objects = tuple(
         AskedObject(name, count, own, noun=shape, attribute=color)

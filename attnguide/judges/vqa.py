@@ -1,4 +1,4 @@
-"""A model that answers questions about pictures as judge: is it there, yes or no."""
+"""A visual question answering model as judge, by yes-or-no questions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ANSWERS = ("yes", "no")
 
 
 class VqaJudge(Judge):
-    """Probability that an image-text-to-text model answers yes, of yes and no, at the first token of its answer.
+    """Probability of yes against no at the first token of an image-text-to-text model's answer.
 
-    * ``vqa``: mean over what is asked: each object in the picture, and each relation, as TIFA
-      (https://arxiv.org/abs/2303.11897) asks and Soft-TIFA scores.
-    * ``vqa_all``: their geometric mean, which one missing object brings down.
-    * ``vqa_region``: each object in the part of the picture in its box, as LayoutSAM-Eval (https://arxiv.org/abs/2412.03859)
-      asks.
+    * ``vqa``: mean over questions, one for each object and each relation, as TIFA (https://arxiv.org/abs/2303.11897) asks and
+      Soft-TIFA scores; for a row without objects, one question about its whole prompt.
+    * ``vqa_all``: geometric mean over the same questions, which one missing object brings down.
+    * ``vqa_region``: mean over boxes of a question for the object about the crop of the picture to its box, as LayoutSAM-Eval
+      (https://arxiv.org/abs/2412.03859) asks.
 
     Args:
         model: Folder or hub id of a model that ``AutoModelForImageTextToText`` opens.
@@ -41,7 +41,7 @@ class VqaJudge(Judge):
         self._answers = [self._first_tokens(word) for word in _ANSWERS]
 
     def _first_tokens(self, word: str) -> list[int]:
-        """First tokens of a word as an answer may begin with it: capitals and a space before it make other tokens."""
+        """First token ids of a word in all spellings: capitalised or not, with a space before it or not."""
         spellings = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
         read = self.processor.tokenizer
         return sorted({read(spelling, add_special_tokens=False)["input_ids"][0] for spelling in spellings})
@@ -73,7 +73,7 @@ class VqaJudge(Judge):
 
     @torch.no_grad()
     def yes(self, picture: Image.Image, question: str) -> float:
-        """Probability of yes among yes and no."""
+        """Probability of yes against no as the answer to a question about a picture."""
         inputs = self._inputs(picture, question).to(self.network.device)
         logits = self.network(**inputs).logits[0, -1].float()
         yes, no = (logits[tokens].logsumexp(0) for tokens in self._answers)

@@ -1,1 +1,1 @@
-"""Layout benchmarks as other projects write them, read as rows of a table. Importing this needs no torch."""
+"""Readers of other projects' layout benchmarks, which turn them into rows of a table. Importing this needs no torch."""

@@ -1,4 +1,4 @@
-"""How a file writes boxes, and boxes as fractions of the picture. Importing this needs no torch."""
+"""Box formats of files, and their conversion to fractions of the picture. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ORDERS: tuple[Order, ...] = ("xyxy", "xywh")
 UNITS: tuple[Unit, ...] = ("fractions", "pixels", "permille")
 
 _OVERSHOOT = 0.01
-"""How far a box may leave the picture, in fractions, as rounding and annotators' hands let it; it is cut there."""
+"""Most that a box may leave the picture, in fractions, by rounding or careless annotation; it is then clipped."""
 
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How a file writes boxes.
+    """Format in which a file writes boxes.
 
     Attributes:
         order: ``xyxy``: two corners ``x0, y0, x1, y1``; ``xywh``: the upper left corner, width and height.
-        unit: ``fractions`` of width and height, ``pixels``, ``permille`` of width and height; ``auto``: fractions where no
-            number is above 1, else pixels.
-        size: ``(height, width)`` in pixels of the picture that pixels are of; ``None`` where it is not known.
+        unit: ``fractions`` of width and height, ``pixels``, or ``permille`` of width and height; ``auto``: pixels if ``size``
+            is given or a number is above 1, else fractions.
+        size: ``(height, width)`` of the picture in pixels; ``None`` if it is not known.
     """
 
     order: Order = "xyxy"
@@ -34,15 +34,15 @@ class BoxFormat:
     size: tuple[int, int] | None = None
 
     def of_size(self, height: int, width: int) -> BoxFormat:
-        """The same for pictures of a known size, unless one was given."""
+        """The format with this picture size, unless it has one already."""
         return self if self.size is not None else replace(self, size=(height, width))
 
     def fractions(self, key: str, numbers: Any) -> tuple[float, float, float, float]:
         """A box as ``(x0, y0, x1, y1)`` in fractions.
 
         Args:
-            key: Where it stands, for messages.
-            numbers: Four of them, or text with four, divided by commas.
+            key: Name of the entry, for errors.
+            numbers: Four numbers, or a text of four numbers divided by commas.
 
         Raises:
             ValueError: If these are not four numbers, or pixels of a picture whose size is not known.
@@ -58,7 +58,7 @@ class BoxFormat:
         return "x,y,width,height" if self.order == "xywh" else "x0,y0,x1,y1"
 
     def _scale(self, key: str, found: Sequence[float], given: Any) -> tuple[float, float]:
-        """What heights and widths are divided by."""
+        """Divisors of vertical and horizontal coordinates that give fractions."""
         if self.unit == "permille":
             return 1000.0, 1000.0
         # A picture's size says that the numbers are pixels, as --box-size did before there were other units.
@@ -74,7 +74,7 @@ class BoxFormat:
 
 
 def box_format(text: str, default: BoxFormat = BoxFormat()) -> BoxFormat:
-    """A format from its name: ``xywh``, ``permille``, or both with a hyphen; what is not said is the default's.
+    """A format from its name: an order, a unit, or both with a hyphen (``xywh-pixels``); the rest is the default's.
 
     Raises:
         ValueError: If a part is unknown.
@@ -99,6 +99,6 @@ def _four(numbers: Any) -> list[float] | None:
 
 
 def _within(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The box, cut at the picture's edge where it leaves it by little."""
+    """The box, clipped to the picture if it exceeds it by at most :data:`_OVERSHOOT`."""
     x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) if -_OVERSHOOT <= edge <= 1 + _OVERSHOOT else edge for edge in box)
     return x0, y0, x1, y1

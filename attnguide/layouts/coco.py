@@ -13,14 +13,13 @@ DEFAULT = BoxFormat("xywh", "pixels")
 
 
 def coco_rows(content: Mapping[str, Any], boxes: BoxFormat) -> Iterator[dict[str, Any]]:
-    """One row for each picture that has instances: ``two dogs and a ball``, a region for each.
+    """One row for each picture that has instances, with a prompt such as ``two dogs and a ball`` and a region per instance.
 
-    Crowds are left out. Where the file also has captions (``caption`` in its annotations), the first of a picture is its prompt
-    as far as it names the classes; instances then keep their class as phrase, and a row whose caption lacks one says so.
+    Crowds are left out. Annotations without a box, such as captions, are ignored.
 
     Args:
-        content: With ``images``, ``annotations`` and ``categories``.
-        boxes: How boxes are written; the size of each picture is its own.
+        content: Parsed file with ``images``, ``annotations`` and ``categories``.
+        boxes: Format of the boxes; the size is taken from each picture unless given.
 
     Raises:
         ValueError: If an entry is malformed.

@@ -1,4 +1,4 @@
-"""Rows of other projects' layout files, known by their keys, as rows of a table. Importing this needs no torch."""
+"""Converts rows of other projects' layout files, known by their keys, to rows of a table. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from attnguide.text.parsing import shown
 
 
 class Boxes:
-    """How the user says that a file's boxes are written; what is not said is the format's.
+    """Box format that the user gave for a file, if any; the rest is the file format's default.
 
     Args:
         format: Name of a :func:`~attnguide.layouts.boxes.box_format`.
-        size: ``(height, width)`` in pixels of the pictures that boxes are of.
+        size: ``(height, width)`` in pixels of the pictures that boxes refer to.
 
     Attributes:
-        read: Whether a box was read by it.
+        read: Whether a reader used it, that is, whether the file has boxes.
     """
 
     def __init__(self, format: str | None = None, size: tuple[int, int] | None = None) -> None:
@@ -28,17 +28,17 @@ class Boxes:
         self.read = False
 
     def over(self, default: BoxFormat) -> BoxFormat:
-        """The format of a file whose format is ``default`` where nothing else is said."""
+        """The user's format, completed by the file format's ``default``."""
         self.read = True
         found = box_format(self.format, default) if self.format else default
         return replace(found, size=self.size) if self.size is not None else found
 
 
 def foreign_row(values: Mapping[str, Any], boxes: Boxes) -> dict[str, Any] | None:
-    """A row of another project's file as a row of a table; ``None`` if it is none that is known.
+    """Convert a row of another project's file to a row of a table; ``None`` if its keys are those of no known project.
 
     Raises:
-        ValueError: If it is malformed.
+        ValueError: If the row is malformed.
     """
     for keys, read in _READERS.items():
         if all(key in values for key in keys):
@@ -53,14 +53,14 @@ def _geneval(values: Mapping[str, Any], boxes: Boxes) -> dict[str, Any]:
 
 
 def _gligen(values: Mapping[str, Any], boxes: Boxes) -> dict[str, Any]:
-    """``phrases`` with ``locations``, corners in fractions (https://arxiv.org/abs/2301.07093)."""
+    """Row of GLIGEN (https://arxiv.org/abs/2301.07093): ``phrases`` with ``locations``, corners in fractions."""
     phrases, places = _lists(values, "phrases", "locations")
     prompt = _text(values, "prompt", "caption")
     return _row(prompt, phrases, places, boxes.over(BoxFormat("xyxy", "auto")), "locations")
 
 
 def _llm_grounded(values: Mapping[str, Any], boxes: Boxes) -> dict[str, Any]:
-    """``gen_boxes``: names with corner, width and height, in pixels of 512x512 (https://arxiv.org/abs/2305.13655)."""
+    """Row of LLM-grounded diffusion (https://arxiv.org/abs/2305.13655): ``gen_boxes`` as corner, width, height of 512x512."""
     key = "gen_boxes" if "gen_boxes" in values else "bounding boxes"
     entries = values[key]
     if not isinstance(entries, list):
@@ -80,7 +80,7 @@ def _named_box(key: str, entry: Any) -> tuple[str, Any]:
 
 
 def _layout_sam(values: Mapping[str, Any], boxes: Boxes) -> dict[str, Any]:
-    """LayoutSAM's captions of the picture and of its regions (https://arxiv.org/abs/2412.03859)."""
+    """Row of LayoutSAM (https://arxiv.org/abs/2412.03859): captions of the picture and of its boxes."""
     captions, places = _lists(values, "region_captions", "bbox_list")
     prompt = _text(values, "global_caption")
     format = boxes.over(BoxFormat("xyxy", "auto"))
@@ -102,7 +102,7 @@ _READERS: dict[tuple[str, ...], Callable[[Mapping[str, Any], Boxes], dict[str, A
     ("bounding boxes",): _llm_grounded,
     ("global_caption", "bbox_list", "region_captions"): _layout_sam,
 }
-"""By the keys that a row must have."""
+"""Keys that a row must have -> its reader."""
 
 
 def _row(prompt: str, names: Sequence[str], places: Sequence[Any], format: BoxFormat, key: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _row(prompt: str, names: Sequence[str], places: Sequence[Any], format: BoxFo
 
 
 def _asked(names: Sequence[str], phrases: Sequence[str]) -> list[dict[str, Any]]:
-    """One object for each phrase, as often as it stands; judged under the name that was given to the first."""
+    """One asked object for each phrase, counted as often as it occurs; its label is the name of the first occurrence."""
     found: dict[str, dict[str, Any]] = {}
     for name, phrase in zip(names, phrases, strict=True):
         if phrase in found:

@@ -17,17 +17,17 @@ _SIDES = {
     "above": ((0.15, 0.0, 0.85, 0.5), (0.15, 0.5, 0.85, 1.0)),
     "below": ((0.15, 0.5, 0.85, 1.0), (0.15, 0.0, 0.85, 0.5)),
 }
-"""Cells of an object and of the one that it stands in a relation to."""
+"""Relation -> cells of its first and its second object."""
 
 MOST_COUNT = 16
 
 
 def geneval_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of GenEval as a row of a table, with a box for each object by rule.
+    """Convert a row of GenEval to a row of a table, with a box for each instance by rule.
 
-    One object gets the middle of the picture, ``(0.2, 0.2, 0.8, 0.8)``. Two objects in a relation get the halves that fulfil
-    it. Else the picture is divided into a grid of as many columns as rows or one more, wide enough for all instances, which are
-    dealt out in the order of the prompt. Boxes keep 0.05 from the edges of their cells.
+    A single instance gets the middle of the picture, ``(0.2, 0.2, 0.8, 0.8)``. Two objects in a relation get the halves that
+    fulfil it. Otherwise the picture is divided into a grid with as many columns as rows or one more, just large enough, whose
+    cells the instances take in the order of the prompt. Boxes keep 0.05 from the edges of their cells.
 
     Raises:
         ValueError: If the row is malformed.
@@ -67,11 +67,11 @@ def boxes_by_rule(counts: Sequence[int], relations: Sequence[tuple[int, str, int
     """Boxes for each object's instances; see :func:`geneval_row`.
 
     Args:
-        counts: How many of each object.
+        counts: Number of instances of each object.
         relations: ``(object, relation, other object)``.
 
     Raises:
-        ValueError: If a relation is of an object that is not there.
+        ValueError: If a relation names an object that does not exist.
     """
     for first, _, second in relations:
         if not 0 <= second < len(counts) or first == second:

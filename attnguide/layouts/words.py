@@ -1,4 +1,4 @@
-"""Phrases of prompts for the names that layouts give to objects. Importing this needs no torch."""
+"""Finds the phrase of a prompt for an object's name in a layout, and words prompts. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ARTICLE = re.compile(r"^(?:an?|the|one|some)\s+", re.IGNORECASE)
 
 
 def plural(name: str) -> str:
-    """``"wine glass"`` to ``"wine glasses"``."""
+    """Plural of a name: ``"wine glass"`` to ``"wine glasses"``."""
     head, space, noun = name.rpartition(" ")
     if noun in _IRREGULAR:
         return head + space + _IRREGULAR[noun]
@@ -23,14 +23,14 @@ def plural(name: str) -> str:
 
 
 def amount(name: str, count: int) -> str:
-    """``"a dog"``, ``"two dogs"``."""
+    """A name with its number: ``"a dog"``, ``"two dogs"``."""
     if count == 1:
         return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
     return f"{_NUMBERS.get(count, str(count))} {plural(name)}"
 
 
 def listed(parts: Sequence[str]) -> str:
-    """``"a dog, two cats and a ball"``."""
+    """Parts joined as an enumeration: ``"a dog, two cats and a ball"``."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -40,9 +40,9 @@ def bare_name(name: str) -> str:
 
 
 def phrase_of(prompt: str, name: str) -> str:
-    """The words of a prompt that name an object: its name, its plural, or the longest part of it that the prompt has.
+    """The phrase of a prompt that names an object: its name, its plural, or the longest part of the name that occurs.
 
-    The name itself where the prompt has nothing of it, so that its row can say so.
+    If no part occurs, the name itself, so that the row's check reports it.
 
     Example:
         >>> phrase_of("a photo of two sandwichs", "sandwich"), phrase_of("A dog runs on grass", "a brown dog that runs")
@@ -59,15 +59,15 @@ def phrase_of(prompt: str, name: str) -> str:
 
 
 def _says_something(words: Sequence[str]) -> bool:
-    """Whether words hold one that is not a little one; the first and the last are not little ones."""
+    """Whether words can name an object: first and last have three letters or more; the first is not the, and, with."""
     return min(len(words[0]), len(words[-1])) > 2 and words[0].lower() not in ("the", "and", "with")
 
 
 def placed_regions(prompt: str, placed: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """Regions of phrases and their boxes; a phrase that stands twice takes its next occurrence in the prompt, or the last.
+    """Regions for phrases with boxes; a phrase given twice takes its next occurrence in the prompt, or the last.
 
     Args:
-        prompt: The row's.
+        prompt: The row's prompt.
         placed: Phrases with boxes as fractions, or ``None`` for no place.
     """
     regions: list[dict[str, Any]] = []
@@ -81,5 +81,5 @@ def placed_regions(prompt: str, placed: Sequence[tuple[str, Any]]) -> list[dict[
 
 
 def asked_tag(objects: Sequence[Mapping[str, Any]], relations: Sequence[Sequence[Any]] = ()) -> dict[str, Any]:
-    """The tag that says what a picture is judged by; see :func:`attnguide.metrics.asked.asked_of`."""
+    """The tag ``asked`` of a row, which holds what its picture is judged by; see :func:`attnguide.metrics.asked.asked_of`."""
     return {"objects": [dict(one) for one in objects], **({"relations": [list(one) for one in relations]} if relations else {})}

@@ -25,12 +25,12 @@ LOGGERS: tuple[str, ...] = ("wandb", "csv", "tensorboard", "trackio", "none")
 """Names that :func:`make_loggers` knows."""
 
 WANDB_LOGGER, TRACKIO_LOGGER = "WandbLogger", "TrackioLogger"
-"""Classes of loggers that are told apart by name, so that nobody has to import them."""
+"""Class names of loggers, by which they are recognised without importing their packages."""
 
 _NEEDS = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
 _WANDB_SERVER = "https://api.wandb.ai"
 _ANSWER, _PATIENCE = 3, 7
-"""Seconds in which W&B's server must answer at all, and begin a run."""
+"""Timeouts in seconds of a request to W&B's server, and of the start of a run."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """Refuse loggers that do not exist or are not installed.
 
     Raises:
-        ValueError: Naming what exists, or the extra to install.
+        ValueError: With the known loggers, or the extra to install.
     """
     for name in names:
         if name not in LOGGERS:
@@ -59,19 +59,19 @@ def make_loggers(
     tags: Sequence[str] = (),
     job_type: str = "sample",
 ) -> list[Logger]:
-    """Loggers that write below a run folder; trackio writes to a folder of its own, where its dashboard looks.
+    """Make loggers that write below a run folder; trackio writes to a folder of its own, where its dashboard looks.
 
-    Weights & Biases runs offline where there is no key or its server does not answer; a warning of this module's logger says
+    Weights & Biases runs offline if there is no API key or its server does not answer; a warning of this module's logger says
     why, and :func:`sync_hint` how to upload later. Its staged tables are kept in the run folder too.
 
     Args:
-        names: Of :data:`LOGGERS`; ``none`` adds nothing.
-        run_folder: Where files go.
-        project: W&B's and trackio's project.
-        name: Of the run there; the run folder's own name when ``None``.
-        group: Group of runs there.
-        tags: W&B tags.
-        job_type: W&B's kind of run: the command.
+        names: Names among :data:`LOGGERS`; ``none`` adds no logger.
+        run_folder: The run folder.
+        project: Project at W&B and trackio.
+        name: Name of the run at W&B and trackio; the run folder's name when ``None``.
+        group: Group of the run at W&B and trackio.
+        tags: Tags at W&B.
+        job_type: Job type at W&B: the command.
 
     Raises:
         ValueError: If a name is unknown, or its package is not installed.
@@ -119,7 +119,7 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
     """End runs of W&B and trackio, so that their files are complete and the next run of this process gets one of its own.
 
     Args:
-        loggers: Any; other loggers have been closed by the trainer.
+        loggers: Any loggers; those other than W&B's and trackio's are left alone, since the trainer has closed them.
     """
     for logger in loggers:
         if _is(logger, TRACKIO_LOGGER):
@@ -127,7 +127,7 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
         if _is(logger, WANDB_LOGGER) and getattr(logger, "_experiment", None) is not None:
             try:
                 logger.experiment.finish()  # type: ignore[attr-defined]
-            except Exception as error:  # of many kinds; what the run has written is whole without it
+            except Exception as error:  # W&B raises many types; the run's own files are complete without it
                 _log.warning("W&B could not end its run (%s).", " ".join(str(error).split())[:200])
 
 
@@ -157,7 +157,7 @@ def _wandb(folder: Path, options: dict[str, Any]) -> WandbLogger:
     options = {**options, "save_dir": folder.resolve()}
     logger = _wandb_logger(options, offline)
     if offline and _settings_problem() is None:
-        return logger  # begins when it is first written to
+        return logger  # its run begins with the first write
     if not offline:
         try:
             logger.experiment  # noqa: B018 begins the run
@@ -183,7 +183,7 @@ def _wandb_logger(options: dict[str, Any], offline: bool) -> WandbLogger:
 
 @contextmanager
 def _harmless_settings() -> Iterator[None]:
-    """Take settings from the environment that the library would refuse, also offline, out of it for a while."""
+    """Remove environment variables that W&B refuses even offline for the duration of the block."""
     before = {name: os.environ.pop(name, None) for name in ("WANDB_MODE", "WANDB_BASE_URL")}
     os.environ["WANDB_MODE"] = "offline"
     try:
@@ -194,7 +194,7 @@ def _harmless_settings() -> Iterator[None]:
 
 
 def wandb_offline() -> bool:
-    """Whether W&B has to run offline: told so by ``WANDB_MODE``, or nothing that it is told leads to a server that answers."""
+    """Whether W&B has to run offline: ``WANDB_MODE`` asks for it, there is no API key, or its server does not answer."""
     mode = os.environ.get("WANDB_MODE")
     if mode in ("offline", "dryrun", "disabled"):
         return mode != "disabled"
@@ -215,7 +215,7 @@ def _server() -> str:
 
 
 def _settings_problem() -> str | None:
-    """What the library would refuse of the environment, also offline."""
+    """A sentence on an environment variable that W&B refuses even offline; ``None`` if all are valid."""
     import wandb
 
     for name, setting in (("WANDB_MODE", "mode"), ("WANDB_BASE_URL", "base_url")):
@@ -241,7 +241,7 @@ def _has_key() -> bool:
 
 
 def _silence() -> str | None:
-    """Why the server gives no answer to a request as a run makes it; asked through a proxy where one is set."""
+    """Why W&B's server does not answer a request (through the proxy, if one is set); ``None`` if it does."""
     said: list[str | None] = []
 
     def ask() -> None:
@@ -254,7 +254,7 @@ def _silence() -> str | None:
         except (OSError, HTTPException, ValueError) as error:
             said.append(str(getattr(error, "reason", None) or error))
 
-    asking = threading.Thread(target=ask, daemon=True)  # looking up a name knows no time limit of ours
+    asking = threading.Thread(target=ask, daemon=True)  # urlopen's timeout does not cover the lookup of the host name
     asking.start()
     asking.join(_ANSWER + 1)
     if said and said[0] is None:

@@ -1,4 +1,4 @@
-"""A run's files as W&B artifacts."""
+"""Logs a run's files as W&B artifacts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "results": ("config.yaml", "*.csv", "*.html", "sheet.png", "sheets/*.png", "plots/*.png", "value_invariance.txt"),
     "maps": ("maps/*/*", "targets/*/*"),
 }
-"""Kind of artifact -> which files of a run folder it holds."""
+"""Kind of artifact -> patterns of the run folder's files that it holds."""
 
 _MOST_FILES = 10_000
 
@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 def keep_files(loggers: Iterable[Logger], folder: Path) -> None:
-    """Add the artifacts ``<run>-results`` and ``<run>-maps`` to W&B's run.
+    """Log the artifacts ``<run>-results`` and ``<run>-maps`` to the W&B run.
 
-    The files stay where they are; offline W&B notes them, and ``wandb sync`` uploads them.
+    Files are not copied. Offline, W&B records their paths, and ``wandb sync`` uploads them.
 
     Args:
-        loggers: Of the run; only W&B's keeps files, and only if its run has begun.
-        folder: Of the run.
+        loggers: Loggers of the run; only W&B's keeps artifacts, and only if its run has begun.
+        folder: The run folder.
     """
     for logger in loggers:
         run = getattr(logger, "_experiment", None)
@@ -55,5 +55,5 @@ def _add(run: Any, name: str, kind: str, folder: Path, files: Sequence[Path]) ->
         for path in files:
             artifact.add_file(str(path.resolve()), name=str(path.relative_to(folder)), policy="immutable", skip_cache=True)
         run.log_artifact(artifact)
-    except Exception as error:  # of many kinds; the run has all else without it
+    except Exception as error:  # W&B raises many types; the run is complete without its artifacts
         _log.warning("W&B took no artifact %s (%s).", name, " ".join(str(error).split())[:200])

@@ -1,4 +1,4 @@
-"""trackio as one of Lightning's loggers: a local dashboard without an account."""
+"""trackio as a Lightning logger: a local dashboard without an account."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class TrackioLogger(Logger):
     """Writes to trackio's own folder (``TRACKIO_DIR``), where its dashboard finds the runs of a project side by side.
 
     Args:
-        project: Shown by ``trackio show --project <project>``.
-        name: Of the run.
-        group: Runs that belong together.
+        project: Project, which ``trackio show --project <project>`` shows.
+        name: Name of the run.
+        group: Group of the run.
     """
 
     def __init__(self, project: str, name: str, group: str | None = None) -> None:
@@ -30,7 +30,7 @@ class TrackioLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Of the project."""
+        """Name of the project."""
         return self._project
 
     @property
@@ -40,11 +40,11 @@ class TrackioLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """Trackio's run, which begins when it is first asked for."""
+        """Trackio's run; it begins on first access."""
         if self._run is None:
             import trackio
 
-            with contextlib.redirect_stdout(io.StringIO()):  # it says where it writes; so does attnguide
+            with contextlib.redirect_stdout(io.StringIO()):  # trackio prints its folder, which attnguide prints as well
                 self._run = trackio.init(
                     self._project,
                     self._name,
@@ -65,7 +65,7 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers."""
+        """Log metrics at a step."""
         self.experiment.log(dict(metrics), step=step)
 
     @rank_zero_only
@@ -84,7 +84,7 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def close(self) -> None:
-        """End the run and write what is waiting."""
+        """Write pending data and end the run."""
         if self._run is not None:
             import trackio
 

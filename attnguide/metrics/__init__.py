@@ -1,4 +1,4 @@
-"""Metrics: what a picture shows against what was asked for, and whether it still looks like a picture of its world."""
+"""Metrics: agreement of a picture with what was asked for, and distance of pictures to real ones."""
 
 from attnguide.metrics.distance import FixedFeatures, PictureDistance
 from attnguide.metrics.functional import score

@@ -1,4 +1,4 @@
-"""What a row asks its picture to show: read from its caption, its regions, or what its table says."""
+"""Derives what a row asks its picture to show, from its tag ``asked``, its caption or its regions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from attnguide.text.parsing import as_whole, shown
 from attnguide.types import Box, Region, Sample
 
 _CELLS = 64
-"""Side of the grid on which a map's bounds are found."""
+"""Side of the grid on which the bounds of a source's map are found."""
 
 _ARTICLE = re.compile(r"^(a|an|the|one)\s+", re.IGNORECASE)
 _WORDS = {
@@ -34,15 +34,16 @@ _STATED = re.compile("|".join(rf"(?P<r{place}> (?:{words}) )" for place, words i
 
 
 def asked_of(sample: Sample) -> Asked:
-    """What a row asks for.
+    """What a row asks its picture to show: objects with counts and boxes, and relations.
 
-    In this order: the tag ``asked``, ``{"objects": [{"label": "dog", "count": 2, "noun": ..., "attribute": ..., "phrase": ...},
-    ...], "relations": [[0, "left of", 1]]}``; a caption of the shapes world; else one object for each phrase of the regions, as
-    many of it as regions have it, with relations that the prompt states between two phrases. Boxes are those of the regions
-    whose phrase names the object. A label that begins with a colour has that as its attribute.
+    The first of these that the row has: the tag ``asked``, ``{"objects": [{"label": "dog", "count": 2, "noun": ...,
+    "attribute": ..., "phrase": ...}, ...], "relations": [[0, "left of", 1]]}``; a prompt that is a caption of the shapes world;
+    its regions, one object for each phrase, counted as often as regions have it, with the relations that the prompt states
+    between two phrases. Boxes are those of the regions whose phrase names the object. A colour at the start of a label is its
+    attribute.
 
     Raises:
-        ValueError: If the tag says something impossible.
+        ValueError: If the tag ``asked`` is invalid.
     """
     told = sample.tags.get(ASKED_TAG)
     if told:
@@ -69,7 +70,7 @@ def _from_regions(sample: Sample) -> Asked:
 
 
 def label_of(phrase: str) -> str:
-    """A phrase without its article: what a detector is asked for."""
+    """A phrase without its article, as the label that a detector searches for."""
     return _ARTICLE.sub("", " ".join(phrase.split())) or phrase
 
 
@@ -77,8 +78,8 @@ def stated_relations(prompt: str, labels: Sequence[str]) -> list[tuple[int, str,
     """Relations that a prompt states word for word: ``a cat to the left of the dog``.
 
     Args:
-        prompt: The row's.
-        labels: Of its objects.
+        prompt: The row's prompt.
+        labels: Labels of its objects.
 
     Example:
         >>> stated_relations("A fox under a table and an owl near it", ["fox", "table", "owl"])
@@ -96,7 +97,7 @@ def stated_relations(prompt: str, labels: Sequence[str]) -> list[tuple[int, str,
 
 
 def _longest(labels: Sequence[str], pattern: str, text: str) -> int | None:
-    """Position of the longest label that text in small letters has where the pattern says."""
+    """Index of the longest label that matches the pattern in a lower-case text; ``None`` if none does."""
     spelt = [" ".join(label.lower().split()) for label in labels]
     fitting = [i for i, label in enumerate(spelt) if label in text and re.match(pattern.format(re.escape(label)), text)]
     return max(fitting, key=lambda index: len(spelt[index]), default=None)
@@ -125,7 +126,7 @@ def _object(told: Mapping[str, Any], regions: Sequence[Region]) -> AskedObject:
 
 
 def _boxes(label: str, regions: Sequence[Region]) -> tuple[Box, ...]:
-    """Boxes of the regions that name an object: ``red circle`` is also ``a red circle`` and ``red circles``."""
+    """Boxes of the regions whose phrase contains a label: ``red circle`` also in ``a red circle`` and ``red circles``."""
     pattern = re.compile(rf"\b{re.escape(label)}(e?s)?\b", re.IGNORECASE)
     return _boxes_of([region for region in regions if pattern.search(region.phrase)])
 
@@ -135,7 +136,7 @@ def _boxes_of(regions: Sequence[Region]) -> tuple[Box, ...]:
 
 
 def _box(region: Region) -> Box | None:
-    """A region's box; for a map taken from another picture, the bounds of its largest connected part above one half."""
+    """A region's box; for a region with a source, the bounds of the largest connected part of its map at 0.5 or above."""
     if region.source is None or region.mask is None:
         return region.box
     parts, count = ndimage.label(rasterise(region, _CELLS, _CELLS).numpy() >= 0.5)

@@ -1,4 +1,4 @@
-"""How far generated pictures are from real ones as a distribution, without any downloaded network."""
+"""Kernel distance between the distributions of generated and real pictures, without any downloaded network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDE = 128
 
 
 class FixedFeatures(nn.Module):
-    """Features of a picture that nobody trained: random convolutions from a fixed seed, and colour statistics.
+    """Untrained features of a picture: random convolutions from a fixed seed, and colour statistics.
 
     Three strided 3x3 convolutions with random weights see edges, corners and textures at three sizes; each gives the mean and
     the spread of its channels. Beside them stand the colours: a histogram of 4x4x4 soft bins, and mean and spread of each
@@ -24,7 +24,7 @@ class FixedFeatures(nn.Module):
 
     Args:
         channels: Width of the three convolutions.
-        seed: Of the weights.
+        seed: Seed of the weights.
     """
 
     num_features: int
@@ -46,7 +46,7 @@ class FixedFeatures(nn.Module):
         """Features of ``batch 3 height width``: uint8, or floats in [0, 1].
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If the pictures have another shape.
         """
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"pictures must be batch 3 height width; got shape {tuple(pictures.shape)}.")
@@ -83,7 +83,7 @@ class PictureDistance(KernelInceptionDistance):
     Args:
         subsets: Random subsets to average over.
         subset_size: Pictures in each, at most the number of real and of generated ones.
-        **kwargs: For ``KernelInceptionDistance``.
+        **kwargs: Arguments of ``KernelInceptionDistance``.
     """
 
     higher_is_better = False

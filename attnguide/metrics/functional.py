@@ -1,4 +1,4 @@
-"""How well one picture shows what was asked for: right things among asked things, from any judge's detections."""
+"""Scores of one picture: right things among asked things, from any judge's detections."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attnguide.types import Box
 
 
 class Tally(NamedTuple):
-    """How many of the things that were asked for are right.
+    """Number of right things among those asked for.
 
     Attributes:
-        right: At most ``asked``.
-        asked: 0 where the question does not apply to the picture.
+        right: Right things; at most ``asked``.
+        asked: Things asked for; 0 if the question does not apply to the picture.
     """
 
     right: float
@@ -28,7 +28,7 @@ class Tally(NamedTuple):
 
 
 def presence(seen: Seen, asked: Asked) -> Tally:
-    """Objects that were found under their label, of those asked for; a group counts as one object."""
+    """Asked labels that were detected at least once, of all asked labels; counts do not matter."""
     return Tally(sum(label in seen.labels for label in asked.labels), len(asked.labels))
 
 
@@ -38,10 +38,10 @@ def all_present(seen: Seen, asked: Asked) -> Tally:
 
 
 def attribute_binding(seen: Seen, asked: Asked) -> Tally:
-    """Instances with the right attribute, of those whose noun was found; only where labels carry attributes.
+    """Instances with the right attribute, of those whose noun was found; objects without noun and attribute do not count.
 
-    Noun by noun: of the asked and the found instances, the smaller number can be compared at all; those are right whose
-    attribute is asked for as often.
+    For each noun, the smaller of the numbers of asked and found instances is comparable; right is the overlap of the multisets
+    of asked and found attributes.
     """
     wanted: dict[str, Counter[str]] = {}
     for one in asked.objects:
@@ -67,10 +67,10 @@ def count_found(seen: Seen, asked: Asked) -> int:
 
 
 def matched_pairs(worth: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of a box and a detection, one to one, of the largest total worth.
+    """One-to-one pairs of boxes and detections with the largest total worth (linear assignment).
 
     Args:
-        worth: ``boxes detections``, at least 0.
+        worth: Worth of each pair, ``boxes detections``, at least 0.
     """
     if not worth.size:
         return []
@@ -88,7 +88,7 @@ def _center_inside(box: Box, detection: Detection) -> bool:
 
 
 def region_hit(seen: Seen, asked: Asked, iou_threshold: float | None = None) -> Tally:
-    """Boxes that hold an object of the asked label; no object serves two boxes.
+    """Boxes matched by a detection of their label, of all asked boxes; a detection matches at most one box.
 
     Args:
         seen: What the picture shows.
@@ -111,7 +111,7 @@ def region_hit(seen: Seen, asked: Asked, iou_threshold: float | None = None) -> 
 
 
 def check_iou_threshold(iou_threshold: float | None) -> None:
-    """Refuse a threshold that no overlap is compared with.
+    """Check an IoU threshold: a number in (0, 1], or ``None``.
 
     Raises:
         ValueError: If it is out of range.
@@ -125,7 +125,7 @@ def _boxes(asked: Asked) -> int:
 
 
 def region_overlap(seen: Seen, asked: Asked) -> Tally:
-    """Sum over boxes of the intersection over union with an object of the asked label; no object serves two boxes."""
+    """Sum over boxes of the IoU with the detection of their label that is assigned to them, of the number of boxes."""
     total = 0.0
     for one in asked.objects:
         worth = np.array([[box_iou(box, found.box) for found in _of_label(seen, one.label)] for box in one.boxes])
@@ -134,9 +134,9 @@ def region_overlap(seen: Seen, asked: Asked) -> Tally:
 
 
 def inside_share(seen: Seen, asked: Asked) -> Tally:
-    """Share of each found object's box that lies inside a box of its label: the one of those that holds most of it.
+    """Sum over detections of the largest share of their box inside one asked box of their label, of the number of detections.
 
-    Objects of labels without boxes do not count; nothing found, nothing asked.
+    Detections of labels without boxes do not count; without detections the score does not apply.
     """
     shares = [
         max(common_area(found.box, box) for box in one.boxes) / area
@@ -148,9 +148,9 @@ def inside_share(seen: Seen, asked: Asked) -> Tally:
 
 
 def relation(seen: Seen, asked: Asked) -> Tally:
-    """Relations that hold between centres, of those asked for; one of an object that is missing does not hold.
+    """Relations that hold between centres of detections, of those asked for; false if an object is missing.
 
-    Where a label was found more than once, its surest detection counts.
+    If a label has several detections, the one with the highest score counts.
     """
     right = 0
     for first, named, second in asked.relations:
@@ -162,14 +162,14 @@ def relation(seen: Seen, asked: Asked) -> Tally:
 
 
 def background(seen: Seen, asked: Asked) -> Tally:
-    """Whether the background is the one that was asked for; wrong where there is no plain one."""
+    """Whether the background is the asked one; false if the picture has no plain background."""
     if asked.background is None or not seen.knows_background:
         return Tally(0, 0)
     return Tally(float(seen.background == asked.background), 1)
 
 
 def explained(seen: Seen, asked: Asked | None = None) -> Tally:
-    """Share of the foreground that lies in recognised objects, whichever they are: low where a picture is ruined."""
+    """Share of the foreground that lies in recognised objects, asked for or not; low for ruined pictures."""
     return Tally(0, 0) if seen.explained is None else Tally(seen.explained, 1)
 
 
@@ -186,10 +186,10 @@ QUESTIONS: dict[str, Question] = {
     "background": background,
     "explained": explained,
 }
-"""What :func:`score` asks of a picture."""
+"""Name -> scores that :func:`score` computes by default."""
 
 DETAILS: dict[str, Question] = {"iou": region_overlap, "object_inside": inside_share}
-"""Numbers of how well objects fit their boxes, beside :data:`QUESTIONS`."""
+"""Name -> scores of how well objects fit their boxes, which :func:`score` computes on request."""
 
 
 def score(seen: Seen, asked: Asked, questions: Sequence[str] = tuple(QUESTIONS)) -> dict[str, float]:

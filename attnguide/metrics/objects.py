@@ -1,4 +1,4 @@
-"""Scores over many pictures, as torchmetrics; from any judge's detections."""
+"""Scores over many pictures as torchmetrics classes, from any judge's detections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnguide.metrics.functional import Tally
 
 
 def check_pairs(seen: Sequence[Seen], asked: Sequence[Asked]) -> None:
-    """Refuse pictures without their questions.
+    """Check that there is one ``asked`` per ``seen``.
 
     Raises:
         ValueError: If the lengths differ.
@@ -26,9 +26,9 @@ def check_pairs(seen: Sequence[Seen], asked: Sequence[Asked]) -> None:
 
 
 class ObjectMetric(Metric):
-    """Share of right things among those asked for, over all pictures, in [0, 1], 1 is best; NaN where nothing was asked.
+    """Share of right things among those asked for, over all pictures, in [0, 1], 1 is best; NaN if nothing was asked.
 
-    Subclasses say what is asked of one picture.
+    Subclasses define :meth:`tally`, the right and asked things of one picture.
 
     Example:
         >>> from attnguide.judges.shapes import asked_from_caption, seen_shapes
@@ -128,7 +128,7 @@ class RegionHit(ObjectMetric):
 
 
 class RegionOverlap(ObjectMetric):
-    """Mean intersection over union of boxes with the object of the asked label that each got; 0 for a box without one."""
+    """Mean IoU of boxes with the detection of their label that is assigned to them; 0 for a box without one."""
 
     def tally(self, seen: Seen, asked: Asked) -> Tally:
         return functional.region_overlap(seen, asked)
@@ -149,21 +149,21 @@ class RelationAccuracy(ObjectMetric):
 
 
 class BackgroundAccuracy(ObjectMetric):
-    """Share of pictures with the asked background, among those asked for one: what steering objects must not cost."""
+    """Share of pictures with the asked background, among those asked for one."""
 
     def tally(self, seen: Seen, asked: Asked) -> Tally:
         return functional.background(seen, asked)
 
 
 class ExplainedForeground(ObjectMetric):
-    """Mean share of the foreground that lies in recognised objects: the guard against winning by ruining pictures."""
+    """Mean share of the foreground that lies in recognised objects; low for ruined pictures."""
 
     def tally(self, seen: Seen, asked: Asked) -> Tally:
         return functional.explained(seen, asked)
 
 
 def object_metrics() -> MetricCollection:
-    """All numbers of :data:`attnguide.metrics.functional.QUESTIONS` and ``DETAILS`` under the same names."""
+    """Metrics for all of :data:`attnguide.metrics.functional.QUESTIONS` and ``DETAILS``, under the same names."""
     return MetricCollection(
         {
             "presence": Presence(),

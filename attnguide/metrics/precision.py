@@ -1,4 +1,4 @@
-"""Average precision of detections over thresholds of overlap, as COCO has it."""
+"""COCO's average precision of detections over IoU thresholds."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from attnguide.metrics.objects import check_pairs
 from attnguide.types import Box
 
 THRESHOLDS: tuple[float, ...] = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Of COCO: 0.5, 0.55, ..., 0.95."""
+"""IoU thresholds of COCO: 0.5, 0.55, ..., 0.95."""
 
 _RECALLS = np.linspace(0, 1, 101)
 
 
 def hits(boxes: Sequence[Box], found: Sequence[Box], scores: Sequence[float], thresholds: Sequence[float]) -> np.ndarray:
-    """Which detections of one label are right: surest first, each takes the free box that it overlaps most.
+    """True positives among the detections of one label: by descending score, each takes the free box with the highest IoU.
 
     Args:
-        boxes: That were asked for.
+        boxes: Asked boxes.
         found: Boxes of the detections.
-        scores: How sure the judge is of each.
-        thresholds: Least intersection over union.
+        scores: Scores of the detections.
+        thresholds: IoU thresholds.
 
     Returns:
         Bool, ``detections thresholds``.
@@ -50,12 +50,12 @@ def hits(boxes: Sequence[Box], found: Sequence[Box], scores: Sequence[float], th
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray, asked: float) -> float:
-    """Area under precision over recall, at 101 recalls, precision made monotone.
+    """Area under the precision-recall curve: mean of the monotone precision at 101 recalls; NaN if no box was asked for.
 
     Args:
-        scores: Of detections of all pictures.
-        right: Bool, which of them are right.
-        asked: Boxes that were asked for.
+        scores: Scores of the detections of all pictures.
+        right: Bool, true for detections that are true positives.
+        asked: Number of asked boxes.
     """
     if not asked:
         return float("nan")
@@ -69,16 +69,16 @@ def average_precision(scores: np.ndarray, right: np.ndarray, asked: float) -> fl
 
 
 class AveragePrecision(Metric):
-    """Average precision of asked boxes, mean over thresholds of overlap: ``AP@[.5:.95]``, 1 is best.
+    """Average precision of asked boxes, mean over IoU thresholds: ``AP@[.5:.95]``, 1 is best.
 
-    NaN where no box was asked for.
+    NaN if no box was asked for.
 
     Detections of all pictures and labels are ranked together by score, since labels are phrases of which each picture has its
     own; a detection is right if it overlaps a free box of its label in its picture. Labels without a box are left out.
 
     Args:
-        thresholds: Of intersection over union.
-        **kwargs: For ``torchmetrics.Metric``.
+        thresholds: IoU thresholds, in (0, 1].
+        **kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better = True
@@ -123,7 +123,7 @@ class AveragePrecision(Metric):
                     scores += own
                     right.append(hits(one.boxes, [detection.box for detection in found], own, self.thresholds))
         self.asked += boxes
-        # Also without any detection, so that every process has something to gather.
+        # Append even without detections, so that every process has a tensor to gather.
         found_right = np.concatenate([np.zeros((0, len(self.thresholds)), dtype=bool), *right])
         self.scores.append(torch.tensor(scores, dtype=torch.float32, device=self.device))
         self.right.append(torch.from_numpy(found_right.astype(np.float32)).to(self.device))

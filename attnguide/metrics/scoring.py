@@ -1,4 +1,4 @@
-"""Numbers about finished rows: what judges see of them against what the rows ask for."""
+"""Scores of finished rows: judges' detections against what the rows ask for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnguide.types import SampleResult
 def shapes_scores(result: SampleResult) -> dict[str, float]:
     """Scores of a finished row by the judge of the shapes world, each in [0, 1], 1 is best.
 
-    None if its prompt is no caption of that world, or the picture too small to be judged.
+    Empty if the row has no picture, its prompt is no caption of that world, or the picture is too small to be judged.
     """
     if result.image is None:
         return {}
@@ -26,12 +26,12 @@ def shapes_scores(result: SampleResult) -> dict[str, float]:
 
 
 def row_numbers(seen: Seen, asked: Asked, prefix: str = "") -> dict[str, float]:
-    """What a judge says of one picture, as numbers by name.
+    """Scores of one picture by one judge: those of its detections, if it gives any, and the judge's own.
 
     Args:
-        seen: What it says.
+        seen: What the judge found.
         asked: What was asked for.
-        prefix: Of the names of numbers about objects.
+        prefix: Prefix of the names of scores of detections.
     """
     numbers: dict[str, float] = {}
     if seen.detections is not None and asked.objects:
@@ -43,13 +43,13 @@ def row_numbers(seen: Seen, asked: Asked, prefix: str = "") -> dict[str, float]:
 class JudgeScores:
     """Scores finished rows by several judges.
 
-    Numbers about objects bear no prefix where one judge gives them, else that of the judge: ``detector.presence``.
+    Scores of detections have the judge's name as prefix (``detector.presence``) if several judges find objects.
 
     Args:
-        judges: Each of another name.
+        judges: Judges with distinct names.
 
     Raises:
-        ValueError: If two share a name.
+        ValueError: If two judges share a name.
     """
 
     def __init__(self, judges: Sequence[Judge]) -> None:
@@ -60,12 +60,12 @@ class JudgeScores:
         self.several = len([judge for judge in judges if judge.finds_objects]) > 1
 
     def to(self, device: Any) -> None:
-        """Move the judges' networks."""
+        """Move the judges' networks to a device."""
         for judge in self.judges:
             judge.to(device)
 
     def look(self, results: Sequence[SampleResult]) -> list[tuple[dict[str, float], dict[str, tuple[Seen, dict[str, float]]]]]:
-        """Numbers of each row, and by each judge's name what it saw and its own numbers; nothing of rows without a picture."""
+        """For each row its scores, and judge -> what it found and its scores; both empty for a row without a picture."""
         drawn = [(index, result.image, asked_of(result.sample)) for index, result in enumerate(results) if result.image]
         said = [judge.look([picture for _, picture, _ in drawn], [one for _, _, one in drawn]) for judge in self.judges]
         found: list[tuple[dict[str, float], dict[str, tuple[Seen, dict[str, float]]]]] = [({}, {}) for _ in results]
@@ -80,5 +80,5 @@ class JudgeScores:
         return found
 
     def __call__(self, result: SampleResult) -> Mapping[str, float]:
-        """Numbers of one row."""
+        """Scores of one row."""
         return self.look([result])[0][0]
