@@ -1,1 +1,1 @@
-"""A run folder as one page of HTML that needs no other file."""
+"""Writes a run folder as one self-contained HTML page."""

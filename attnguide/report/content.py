@@ -1,4 +1,4 @@
-"""What a run folder's page says, as plain values."""
+"""Content of a run folder's page, as dataclasses read from its files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from attnguide.text.html import region_colors
 from attnguide.types import verdict
 
 _MOST_SHEETS = 12
-"""Of an ablation or a comparison; the others are named."""
+"""Most sheets of an ablation or a comparison on the page; the number of further ones is stated."""
 
 _LEADING, _LEADING_COSTS = 9, 2
-"""Metrics in the first table, and how many of them are costs: as many as fit a screen."""
+"""Most metrics in the first table, and most costs among them, so that it fits a screen."""
 
 TABLE_FILE = "table.md"
-"""Tables that ``attnguide eval`` wrote."""
+"""File of the tables that ``attnguide eval`` wrote."""
 
 _VARIANT = ("method", "options", *SETTINGS)
 _SUBJECT = ("prompt", "seed", "regions")
@@ -32,17 +32,17 @@ _SUBJECT = ("prompt", "seed", "regions")
 
 @dataclass(frozen=True)
 class Row:
-    """One picture.
+    """One row of the run on the page.
 
     Attributes:
-        id: Of the row.
-        label: What sets it apart from the other rows of its prompt and seed: the ablation's cell, or the method and options.
-        picture: Its file; ``None`` if there is none.
+        id: Id of the row.
+        label: Its difference to the other rows of its prompt and seed: the ablation's cell, or the method and options.
+        picture: File of its picture; ``None`` if it has none.
         record: Its line of ``records.csv``.
-        maps: Pictures of its words' attention, by phrase.
-        numbers: Its scores and costs as text, by metric.
-        failed: Why it stopped; empty if it did not.
-        color: Its method's.
+        maps: Phrase -> file of its heat map.
+        numbers: Metric -> score or cost, as text.
+        failed: Its status if that is not ``ok``; otherwise empty.
+        color: CSS colour of its method.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Subject:
-    """Rows of one prompt, seed and places, in the order of the run."""
+    """Rows of one prompt, seed and set of regions, in the order of the run."""
 
     prompt: str
     seed: str
@@ -69,10 +69,10 @@ class Means:
     """One line of the table of means.
 
     Attributes:
-        place: What it is of, a text for each head: values of an ablation's axes, or method and options.
-        color: Its method's.
-        count: Rows, failed ones among them.
-        estimates: By metric; ``None`` where no row has it.
+        place: Cells below the heads: values of an ablation's axes, or method and options.
+        color: CSS colour of its method.
+        count: Number of rows, failed ones included.
+        estimates: Metric -> mean and interval; ``None`` if no row has the metric.
     """
 
     place: Sequence[str]
@@ -83,13 +83,13 @@ class Means:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a comparison.
+    """A table of a comparison, from ``table.md``.
 
     Attributes:
-        title: The heading that it stands below.
-        note: What is said between.
-        heads: Of its columns.
-        rows: Its cells.
+        title: Heading above it.
+        note: Text between heading and table.
+        heads: Heads of its columns.
+        rows: Cells, row by row.
     """
 
     title: str
@@ -103,23 +103,23 @@ class Content:
     """Everything on the page.
 
     Attributes:
-        name: Of the folder.
-        rows: How many rows there are on record.
-        failed: How many of them stopped.
+        name: Name of the run folder.
+        rows: Number of rows on record.
+        failed: Number of rows whose status is not ``ok``.
         common: Settings that all rows share.
-        heads: Heads of the table of means before its numbers: an ablation's axes, or ``method``.
-        metrics: Heads of all its numbers.
-        leading: The metrics that tell most, few enough for a screen.
-        same: Metrics that are the same in all rows, with that number.
-        means: Its lines; none where there are tables of a comparison.
-        sheets: Pictures side by side.
-        plots: Curves.
-        more_sheets: Sheets beyond those.
-        subjects: The rows, up to the limit.
-        hidden: Rows beyond it.
+        heads: Heads of the first columns of the table of means: an ablation's axes, or ``method``.
+        metrics: Names of all metrics.
+        leading: Metrics of the first table, few enough for a screen.
+        same: Metrics with the same value in all rows -> that value.
+        means: Lines of the table of means; empty if there are tables of a comparison.
+        sheets: Files of contact sheets.
+        plots: Files of plots.
+        more_sheets: Number of sheets that are not shown.
+        subjects: The rows by prompt, seed and regions, up to the limit.
+        hidden: Number of rows beyond the limit.
         config: The run's configuration as YAML; empty if there is none.
-        tables: Of a comparison, see :func:`read_tables`.
-        problems: Cells of the records that could not be read, and are left out.
+        tables: Tables of a comparison, see :func:`read_tables`.
+        problems: Errors on cells of the records that could not be read and are left out.
     """
 
     name: str
@@ -145,8 +145,8 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
     """Read a run folder.
 
     Args:
-        folder: With ``records.csv`` and ``samples/``.
-        limit: Most rows whose pictures are shown; means are over all.
+        folder: The run folder, with ``records.csv`` and ``samples/``.
+        limit: Most rows whose pictures are shown; means are over all rows.
 
     Raises:
         ValueError: If the folder holds no run, or the limit is negative.
@@ -173,7 +173,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
         metrics=metrics,
         leading=_leading([name for name in metrics if name not in same]),
         same=same,
-        means=[] if tables else _means(records, axes, label, metrics),  # tables of a comparison have them, by prompt
+        means=[] if tables else _means(records, axes, label, metrics),  # a comparison's tables have intervals over prompts
         sheets=sheets[: _MOST_SHEETS + 1],
         plots=sorted(folder.glob("plots/*.png"), key=lambda path: ("-against-" not in path.name, "-and-" in path.name, path)),
         more_sheets=max(0, len(sheets) - _MOST_SHEETS - 1),
@@ -191,7 +191,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
 def _means(
     records: Sequence[Record], axes: Sequence[str], label: Callable[[Record], str], metrics: Sequence[str]
 ) -> list[Means]:
-    """A line for each cell, or for each method with its options."""
+    """A line of means for each cell of an ablation, or for each method with its options."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(_place(record, axes) or (label(record),), []).append(record)
@@ -202,7 +202,7 @@ def _means(
 
 
 def _place(record: Record, axes: Sequence[str]) -> tuple[str, ...]:
-    """A record's values of an ablation's axes; a plain one has none of some and says so in the first."""
+    """A record's values of the axes, empty without axes; a plain row, which lacks the first axis, has ``plain`` there."""
     values = [record.get(AXIS + name, "") for name in axes]
     if axes and not values[0]:
         values[0] = record.get(CELL, "").split(", ")[0]
@@ -215,7 +215,7 @@ def _color(records: Sequence[Record]) -> str:
 
 
 def _same(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, str]:
-    """Metrics of which all rows that are judged have one number; none of a run of one row."""
+    """Metrics with one value in all rows whose status is ok -> that value as text; empty for fewer than two such rows."""
     judged = [record for record in records if verdict(record["status"]) == "ok"]
     if len(judged) < 2:
         return {}
@@ -224,13 +224,13 @@ def _same(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, str]:
 
 
 def _leading(metrics: Sequence[str]) -> list[str]:
-    """Scores in their order, and the first costs."""
+    """The first scores and the first costs, at most :data:`_LEADING` in all."""
     costs = [name for name in metrics if name in COSTS][:_LEADING_COSTS]
     return [*[name for name in metrics if name not in COSTS][: _LEADING - len(costs)], *costs]
 
 
 def _unreadable(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
-    """The row, the column and what is wrong, of cells that are no numbers or no regions."""
+    """Row id, column and error of each cell that should hold a number or regions and does not."""
     metrics = metrics_of(records)
     for record in records:
         for name in metrics:
@@ -254,7 +254,7 @@ def _without(record: Record, names: Set[str]) -> dict[str, str]:
 
 
 def _labeller(records: Sequence[Record]) -> Callable[[Record], str]:
-    """A record's label among all others of the run."""
+    """A function from a record to its label, which depends on all records of the run."""
     labels = {id(record): label for record, label in zip(records, variant_labels(records, method=True), strict=True)}
     return lambda record: labels[id(record)]
 
@@ -272,7 +272,7 @@ def _row(folder: Path, record: Record, label: str, metrics: Sequence[str]) -> Ro
 
 
 def _word_maps(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Mean maps over the picture; the strips over the steps and the overview beside them are too wide for a card."""
+    """Phrase and file of each mean map over the picture, without the strips over steps and the overview."""
     for path in sorted(folder.glob("*.png")):
         if not path.stem.endswith("-steps") and not path.name.startswith("_"):
             yield path.stem.replace("_", " "), path
@@ -283,14 +283,14 @@ def _number(text: str) -> str:
 
 
 def inked_places(record: Record) -> list[tuple[str, str]]:
-    """A row's regions in words, each with the colour in which pictures show it."""
+    """CSS colour and text of each region of a row."""
     found = json.loads(record["regions"]) if record.get("regions") else []
     colors = region_colors([region["phrase"] for region in found])
     return [(css(color), f"{region['phrase']}{_box(region)}") for color, region in zip(colors, found, strict=True)]
 
 
 def places(record: Record) -> str:
-    """A row's regions in words: phrases, with boxes as fractions of the picture."""
+    """Text of a row's regions: phrases, with boxes as fractions of the picture."""
     found = json.loads(record["regions"]) if record.get("regions") else []
     return "; ".join(f"{region['phrase']}{_box(region)}" for region in found)
 
@@ -301,7 +301,7 @@ def _box(region: Mapping[str, object]) -> str:
 
 
 def read_tables(path: Path) -> list[Table]:
-    """Tables of a Markdown file of sections with one table each; none where there is no such file."""
+    """Tables of a Markdown file with one table per section; empty if the file does not exist."""
     if not path.is_file():
         return []
     found = []

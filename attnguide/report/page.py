@@ -1,4 +1,4 @@
-"""The page itself: pictures embedded, nothing fetched."""
+"""Renders a run folder's content as an HTML page with embedded pictures."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from attnguide.run_folder.files import write_atomic
 from attnguide.sheets.sheet import record_picture
 
 _LARGE = 200_000
-"""Bytes from which on a figure is embedded as JPEG."""
+"""Size in bytes above which a figure is embedded as JPEG."""
 
 _TOLD = 5
-"""Warnings of what could not be read; all of it stands on the page."""
+"""Most warnings about files that could not be read; the page lists all of them."""
 
 
 def write_report(folder: str | Path, path: str | Path | None = None, *, limit: int = 200) -> Path:
     """Write a run folder's page: means with intervals, sheets and curves, every picture with its numbers, the configuration.
 
     Args:
-        folder: Of a run, finished or not.
-        path: The page; ``report.html`` in the folder when ``None``.
+        folder: Folder of a run, finished or not.
+        path: File of the page; ``report.html`` in the folder when ``None``.
         limit: Most rows whose pictures are shown.
 
     Returns:
-        Where it was written.
+        The path that was written.
 
     Raises:
-        ValueError: If the folder holds no run, or something else than an earlier page lies at ``path``.
+        ValueError: If the folder holds no run, or ``path`` is taken by a file that is no such page.
 
-    What cannot be read is named on the page, and in a warning each.
+    Files and cells that cannot be read are named on the page, and the first of them in warnings.
     """
     path = Path(folder) / REPORT_FILE if path is None else Path(path)
     check_target(path)
@@ -49,7 +49,7 @@ def write_report(folder: str | Path, path: str | Path | None = None, *, limit: i
 
 
 def report_page(folder: str | Path, *, limit: int = 200) -> str:
-    """The page as text; see :func:`write_report`."""
+    """HTML of the page; see :func:`write_report`."""
     folder = Path(folder)
     content = read_content(folder, limit=limit)
     pictures = _Pictures(folder, content.problems)
@@ -75,16 +75,16 @@ def _template() -> Template:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may be broken behind ``_`` and dots, so that tables stay narrow."""
+    """A name with break opportunities after ``_`` and dots, so that tables stay narrow."""
     return Markup(re.sub(r"([_.])", r"\1<wbr>", str(escape(name))))
 
 
 class _Pictures:
-    """A run folder's pictures as data addresses; ``None`` for those that cannot be read, which are noted.
+    """Encodes a run folder's pictures as data URLs; an unreadable file gives ``None`` and a problem.
 
     Args:
-        folder: The run's.
-        problems: What else could not be read.
+        folder: The run folder.
+        problems: Errors found before, to which those of pictures are added.
     """
 
     def __init__(self, folder: Path, problems: Sequence[str]) -> None:
@@ -92,15 +92,15 @@ class _Pictures:
         self.problems = list(problems)
 
     def figure(self, path: Path) -> str | None:
-        """A sheet or plot."""
+        """Data URL of a sheet or plot."""
         return self._read(path, lambda: _figure(path))
 
     def word_map(self, path: Path) -> str | None:
-        """A word's attention over the picture."""
+        """Data URL of a word's heat map."""
         return self._read(path, lambda: _jpeg(path))
 
     def picture(self, row: Row) -> str | None:
-        """A row's picture with its regions drawn."""
+        """Data URL of a row's picture with its regions drawn."""
         return None if row.picture is None else self._read(row.picture, lambda: _picture(self.folder, row))
 
     def _read(self, path: Path, read: Callable[[], str | None]) -> str | None:
@@ -112,7 +112,7 @@ class _Pictures:
 
 
 def _figure(path: Path) -> str:
-    """A file as a data address; large ones as JPEG."""
+    """Data URL of a PNG file; large ones are converted to JPEG."""
     if path.stat().st_size <= _LARGE:
         with Image.open(path) as file:
             file.verify()
@@ -127,7 +127,7 @@ def _picture(folder: Path, row: Row) -> str | None:
 
 
 def _jpeg(path: Path) -> str:
-    """A picture's file, smaller: a page has hundreds of them."""
+    """Data URL of a picture's file as JPEG, since a page has hundreds of them."""
     with Image.open(path) as file:
         return _encoded(file.convert("RGB"))
 

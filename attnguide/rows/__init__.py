@@ -1,1 +1,1 @@
-"""Rows of a table: read from files, checked early, written as plain values. Importing this needs no torch."""
+"""Rows of a table: reads them from files, checks them early, writes them as plain values. Importing this needs no torch."""

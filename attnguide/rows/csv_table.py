@@ -1,4 +1,4 @@
-"""Rows of CSV tables as plain values. Importing this needs no torch."""
+"""Reads rows of CSV tables as plain values. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from attnguide.text.parsing import parse_json, read_text, real_number, shown, wh
 from attnguide.types import MethodConfig
 
 MOST_COLUMNS = 1000
-"""Of a table."""
+"""Most columns of a table."""
 
 _BOX_COLUMN = re.compile(r"(obj|bbox)(\d{1,4})")
 _KNOWN = (*ROW_KEYS, "method", "options")
 
 
 def csv_rows(path: Path, boxes: BoxFormat) -> Iterator[tuple[int, dict[str, Any]]]:
-    """For each row its line, and its values by the keys of a row.
+    """Line number and values of each row, by the keys of a row.
 
     Args:
         path: The table.
-        boxes: How boxes are written.
+        boxes: Format of the boxes in ``bboxN`` columns.
 
     Raises:
         ValueError: With file and line, if the table is malformed.
@@ -45,7 +45,7 @@ def csv_rows(path: Path, boxes: BoxFormat) -> Iterator[tuple[int, dict[str, Any]
 
 
 def further_columns(path: Path) -> list[str]:
-    """Columns that say nothing of a row and become tags."""
+    """Columns that are no keys of a row and become tags."""
     reader = csv.reader(io.StringIO(read_text(path, f"Table {shown(str(path))}"), newline=""))
     return [column for column in next(reader, []) if column not in _KNOWN and not _BOX_COLUMN.fullmatch(column)]
 
@@ -133,7 +133,7 @@ def _with_options(names: Sequence[str], options: Mapping[str, Any]) -> list[Meth
 
 
 def _boxed_regions(given: Mapping[str, str], boxes: BoxFormat) -> list[dict[str, Any]]:
-    """Regions of a layout benchmark's ``objN`` and ``bboxN`` columns; a phrase that stands twice takes its next occurrence."""
+    """Regions of a layout benchmark's ``objN`` and ``bboxN`` columns; a repeated phrase takes its next occurrence."""
     placed: list[tuple[str, Any]] = []
     for key in sorted(given, key=lambda name: (len(name), name)):
         found = _BOX_COLUMN.fullmatch(key)

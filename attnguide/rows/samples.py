@@ -1,4 +1,4 @@
-"""Rows of the table as plain values, and what can be found wrong with them early. Importing this needs no torch."""
+"""Converts rows from and to plain values, and checks them before a model is loaded. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from attnguide.types import MethodConfig, PlaceError, Sample
 from attnguide.weighted import Prompt, require_compel, written
 
 MOST_ROWS = 100_000
-"""Of a table."""
+"""Most rows of a table."""
 
 _UNSAID: dict[str, Any] = {
     **dict.fromkeys(("height", "width", "steps", "cfg_scale", "scheduler", "init_image", "strength", "inpaint_mask")),
     "true_cfg_scale": 1,
     "prompt_syntax": "plain",
 }
-"""Settings of a row, and the value with which they are not written down."""
+"""Setting of a row -> default value, with which it is not written."""
 
 
 @dataclass
 class Checked:
-    """What was found of rows before, which rows share.
+    """Cache of check results that rows share.
 
     Attributes:
-        words: By prompt and the identities of regions and groups: what is wrong with them, and a row that keeps them alive.
-        sizes: Of input pictures that can be read.
+        words: Prompt and ``id()`` of regions and groups -> the error in them, if any, and a row that keeps them alive.
+        sizes: Sizes of input pictures.
     """
 
     words: dict[tuple[Prompt, int, int], tuple[str | None, Sample]] = field(default_factory=dict)
@@ -45,10 +45,10 @@ class Checked:
 
 
 class RowError(ValueError):
-    """A row's value cannot be used.
+    """A value of a row is invalid.
 
     Attributes:
-        key: The key at fault, if one is.
+        key: Key of the invalid value, if it is known.
     """
 
     def __init__(self, message: str, key: str | None = None) -> None:
@@ -57,14 +57,14 @@ class RowError(ValueError):
 
 
 def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
-    """A row from plain values, as :func:`sample_to_dict` writes them.
+    """Make a row from plain values, as :func:`sample_to_dict` writes them.
 
     Args:
         values: Keys of :data:`ROW_KEYS`. Regions are a mapping from phrases to places
             (:func:`~attnguide.prompt.notation.regions_from_places`), or a list; in it a region is a mapping or text as on the
             command line (``cat=0,0,0.5,1``). A group is a list of words or text, the noun last (``red circle``); a method is a
             name, or a mapping with ``name`` and ``options``.
-        id: For a row that has none.
+        id: Id of a row that has none.
 
     Raises:
         ValueError: If a key is unknown or missing, or a value has the wrong type or range.
@@ -91,14 +91,14 @@ def sample_from_dict(values: Mapping[str, Any], *, id: str | None = None) -> Sam
 
 
 def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
-    """A row of a table from plain values, as :func:`sample_from_dict` reads them.
+    """Make a row of a table from plain values, as :func:`sample_from_dict` does, but keep a row with invalid regions.
 
-    A region whose box has no area, or whose phrase the prompt lacks or gives to another region, does not refuse the table: it
-    becomes the row's :attr:`~attnguide.types.Sample.problem`.
+    A region whose box has no area, or whose phrase the prompt lacks or gives to another region, becomes the row's
+    :attr:`~attnguide.types.Sample.problem` instead of refusing the table.
 
     Args:
         values: Keys of :data:`ROW_KEYS`.
-        id: For a row that has none.
+        id: Id of a row that has none.
 
     Raises:
         ValueError: As for :func:`sample_from_dict`.
@@ -108,7 +108,7 @@ def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
     except RowError as error:
         if not isinstance(error.__cause__, PlaceError):
             raise
-        # The places of a row that ends before it is drawn are of no use.
+        # A row with a problem is never sampled, so that its regions can be dropped.
         rest = {key: value for key, value in values.items() if key != "regions"}
         return sample_from_dict({**rest, "problem": values.get("problem") or str(error)}, id=id)
     if sample.problem is not None:
@@ -121,10 +121,10 @@ def table_row(values: Mapping[str, Any], *, id: str | None = None) -> Sample:
 
 
 def sample_to_dict(sample: Sample) -> dict[str, Any]:
-    """A row as plain values for YAML or JSON; :func:`sample_from_dict` undoes it.
+    """A row as plain values for YAML or JSON, the inverse of :func:`sample_from_dict`.
 
     Raises:
-        ValueError: If a value cannot be written down: a mask tensor, or an option that is not a plain value.
+        ValueError: If a value cannot be written to a file: a mask tensor, or an option that is not a plain value.
     """
     plain: dict[str, Any] = {"id": sample.id, "prompt": sample.prompt, "seed": sample.seed}
     if sample.negative_prompt is not None:
@@ -146,12 +146,12 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
 
 
 def check_ids(samples: Sequence[Sample]) -> None:
-    """Refuse ids that cannot name files, and ids that two rows share.
+    """Check that ids can name files and are unique.
 
-    Capitals make no difference: not every disk tells them apart.
+    Ids that differ only in case count as equal, since not every file system tells them apart.
 
     Raises:
-        ValueError: Naming the id.
+        ValueError: With the id.
     """
     seen: set[str] = set()
     for sample in samples:
@@ -162,7 +162,7 @@ def check_ids(samples: Sequence[Sample]) -> None:
 
 
 def check_samples(samples: Sequence[Sample]) -> None:
-    """Refuse rows if anything is wrong with any of them; see :func:`checked_samples`.
+    """Raise if any row has a problem; see :func:`checked_samples`.
 
     Raises:
         ValueError: With the row's id where there are several.
@@ -171,21 +171,21 @@ def check_samples(samples: Sequence[Sample]) -> None:
 
 
 def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[Sample]:
-    """Find what is wrong with rows before any model is loaded: ids, phrases, places, mask files, methods and their options.
+    """Check rows before any model is loaded: ids, phrases, places, mask files, methods and their options.
 
-    What one row says impossibly of itself becomes its :attr:`~attnguide.types.Sample.problem`, with which it will end alone.
-    Ids, names of methods and options are mistakes in the table as a whole. Options are judged by the methods themselves, last
-    and once each, since that loads torch.
+    An error within one row becomes its :attr:`~attnguide.types.Sample.problem`; that row is then refused and the others are
+    made. Errors in ids, names of methods and options refuse the whole table. Options are checked last, once for each set of
+    methods, by building the methods, which imports torch.
 
     Args:
         samples: The rows.
-        strict: Refuse all rows on account of one row's problem.
+        strict: Raise if any row has a problem.
 
     Returns:
-        The same rows.
+        The rows in the same order, with problems filled in.
 
     Raises:
-        ValueError: With the row's id where there are several; also if no row is without a problem.
+        ValueError: With the row's id if there are several rows; also if every row has a problem.
     """
     if len(samples) > MOST_ROWS:
         raise ValueError(f"A run must have at most {MOST_ROWS:,} rows; got {len(samples):,}.")
@@ -213,11 +213,11 @@ def checked_samples(samples: Sequence[Sample], *, strict: bool = False) -> list[
 
 
 def checked_row(sample: Sample, known: Checked) -> Sample:
-    """One row of :func:`checked_samples`, its methods' options not judged yet.
+    """Check one row as :func:`checked_samples` does, without the options of its methods.
 
     Args:
         sample: The row.
-        known: What came of rows before; filled in here.
+        known: Cache of the results of earlier rows; filled in here.
 
     Raises:
         ValueError: If a method does not exist, or several baselines are named.

@@ -1,4 +1,4 @@
-"""Tables of rows in files: YAML, JSON, JSON lines, CSV. Importing this needs no torch."""
+"""Reads tables of rows from YAML, JSON, JSON lines, CSV and text files. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnguide.types import Sample
 
 _LineOf = Callable[[str | None], int]
 _Rows = Iterator[tuple[_LineOf, Mapping[str, Any]]]
-"""For each row, the line of one of its keys, and its values."""
+"""For each row, a function from a key to its line in the file, and the row's values."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Table:
 
     Attributes:
         samples: Its rows.
-        named: Ids of the rows that say their methods themselves, ``plain`` included.
-        tags: Columns of a CSV file that became tags, because they are nothing else.
+        named: Ids of the rows that name their methods, ``plain`` included.
+        tags: Columns of a CSV file that are no keys of a row and became tags.
     """
 
     samples: tuple[Sample, ...]
@@ -72,15 +72,15 @@ def read_table(
     (``phrases``, ``locations``), LLM-grounded diffusion's (``gen_boxes``) or LayoutSAM's (``region_captions``, ``bbox_list``),
     and a ``.json`` file may hold COCO's instances (:func:`~attnguide.layouts.coco.coco_rows`).
 
-    A row whose box has no area, or whose phrase its prompt lacks, is read with that as its
-    :attr:`~attnguide.types.Sample.problem`: it ends alone, the other rows are made.
+    A row whose box has no area, or whose phrase its prompt lacks, gets that as its :attr:`~attnguide.types.Sample.problem`: it
+    is refused, and the other rows are made.
 
     Args:
         path: The table. Relative paths of masks in it are relative to its folder.
-        size: ``(height, width)`` in pixels of the pictures that boxes in pixels are of.
-        box_format: How boxes are written, where that is not as the format has it: ``xyxy`` or ``xywh``, ``fractions``,
-            ``pixels`` or ``permille``, or both as ``xywh-pixels``. Regions of rows of our own are always corners in fractions.
-        defaults: Values of a row's keys that neither the row nor the file gives.
+        size: ``(height, width)`` in pixels of the pictures that boxes in pixels refer to.
+        box_format: Format of the boxes if it is not the file's usual one: ``xyxy`` or ``xywh``, ``fractions``, ``pixels`` or
+            ``permille``, or both as ``xywh-pixels``. Regions of attnguide's own rows are always corners in fractions.
+        defaults: Values of keys that neither the row nor the file gives.
 
     Raises:
         ValueError: If the file is missing or malformed, with file, line and key; if it has more than
@@ -126,7 +126,7 @@ def read_table(
 
 
 def _beside(sample: Sample, folder: Path) -> Sample:
-    """Relative paths of masks and pictures, seen from the table's folder."""
+    """The row with paths of masks and pictures made absolute, relative ones from the table's folder."""
     return absolute_row(sample, folder)
 
 
@@ -143,11 +143,11 @@ def _read_json(path: Path, boxes: Boxes) -> _Rows:
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return _read_coco(path, content, boxes)
     if isinstance(content, dict) and "samples" not in content and foreign_row(content, boxes) is not None:
-        content = [content]  # a file for each picture
+        content = [content]  # a file that holds a single row
         return _listed(path, None, content, boxes)
     try:
-        root = parse_yaml(text)[0]  # which knows lines
-    except YamlError:  # JSON writes some letters as YAML does not
+        root = parse_yaml(text)[0]  # the YAML node has line numbers, which JSON's parser does not give
+    except YamlError:  # valid JSON with characters that YAML refuses
         root = None
     return _listed(path, root, content, boxes)
 
@@ -161,7 +161,7 @@ def _read_coco(path: Path, content: Mapping[str, Any], boxes: Boxes) -> _Rows:
 
 
 def _read_lines(path: Path) -> _Rows:
-    """A prompt a line."""
+    """Rows of a text file with one prompt a line."""
     for number, line in enumerate(read_text(path, f"Table {shown(str(path))}").split("\n"), 1):
         if line.strip():
             yield _always(number), {"prompt": line.strip()}
@@ -187,7 +187,7 @@ def _listed(path: Path, root: Any, content: Any, boxes: Boxes | None = None) -> 
 
 
 def _own_row(place: str, values: Mapping[str, Any], boxes: Boxes | None) -> Mapping[str, Any]:
-    """A row with our keys, whoever wrote it."""
+    """A row under attnguide's keys, converted if it has another project's."""
     try:
         found = None if boxes is None else foreign_row(values, boxes)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A row's values one by one: read from plain values, and written as plain values. Importing this needs no torch."""
+"""Readers and writers of a row's single values, from and to plain values. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROW_KEYS: tuple[str, ...] = (
     "tags",
     "problem",
 )
-"""What a row may say; the fields of :class:`~attnguide.types.Sample`."""
+"""Keys of a row: the fields of :class:`~attnguide.types.Sample`."""
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
 
@@ -51,7 +51,7 @@ def _read_prompt(key: str, value: Any) -> str:
 
 
 def read_id(key: str, value: Any) -> str:
-    """A row's id, which names files, or a ValueError."""
+    """Read a row's id; ValueError if it cannot name files."""
     text = str(value) if type(value) is int else _read_text(key, value)
     if _SAFE_ID.fullmatch(text):
         return text
@@ -71,7 +71,7 @@ def _read_number(key: str, value: Any) -> float:
 
 
 def read_mapping(key: str, value: Any) -> dict[str, Any]:
-    """A mapping from names, or a ValueError."""
+    """Read a mapping with text as keys; ValueError for anything else."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{key} must be a mapping from names to values; got {shown(value)}.")
     try:
@@ -133,7 +133,7 @@ def _read_method(value: Any) -> MethodConfig:
 
 
 def method_names(text: str) -> list[str]:
-    """Names of ``a+b``; none for ``plain`` and the empty text."""
+    """Names of methods in ``a+b``; empty for ``plain`` and the empty text."""
     names = [name.strip() for name in text.split("+")]
     return [] if names in ([""], ["plain"]) else names
 
@@ -160,11 +160,11 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "tags": read_mapping,
     "problem": _read_text,
 }
-"""How each key of a row is read: from the key, for messages, and a plain value."""
+"""Key of a row -> its reader, which takes the key (for errors) and a plain value."""
 
 
 def method_to_plain(config: MethodConfig) -> str | dict[str, Any]:
-    """A method's name, or its name and options.
+    """A method as its name, or as a mapping of name and options.
 
     Raises:
         ValueError: If an option is no plain value.
@@ -175,7 +175,16 @@ def method_to_plain(config: MethodConfig) -> str | dict[str, Any]:
 
 
 def plain_value(value: Any, what: str, depth: int = 0) -> Any:
-    """Only what YAML and JSON know."""
+    """A value in types of YAML and JSON: numbers of numpy and torch become Python's, tuples lists, paths text.
+
+    Args:
+        value: The value.
+        what: Name of the value, for errors.
+        depth: Nesting depth of the value.
+
+    Raises:
+        ValueError: If it has another type, is nested too deeply, or holds text that is not valid Unicode.
+    """
     if depth > MOST_DEPTH:
         raise ValueError(f"{what} cannot be written to a file: it is nested more than {MOST_DEPTH} deep.")
     if isinstance(value, str) and not is_unicode(value):
@@ -202,7 +211,7 @@ def _key(key: Any, what: str) -> str:
 
 
 def nearest(key: str, known: Collection[str] = ROW_KEYS) -> str:
-    """`` (did you mean 'seed'?)`` if a known key is close, else nothing."""
+    """Hint `` (did you mean 'seed'?)`` if a known key is close, else empty text."""
     foreign = FOREIGN_NAMES.get(key.lower().replace("-", "_"))
     near = [foreign] if foreign in known else difflib.get_close_matches(key[:100], known, 1, cutoff=0.7)
     return f" (did you mean {near[0]!r}?)" if near else ""

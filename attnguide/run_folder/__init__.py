@@ -1,1 +1,1 @@
-"""The files of a run: its lock, its settings, its records, and how they are written. Importing this needs no torch."""
+"""The run folder: its lock, configuration, records, and atomic writing of its files. Importing this needs no torch."""

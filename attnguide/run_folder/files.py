@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and on the disk before anybody is told of them. Importing this needs no torch."""
+"""Atomic and durable file writing: a file appears whole or not at all, and is synced to disk. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _TEMPORARY = re.compile(r"\..{0,60}-[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
-"""What file systems answer that cannot sync a folder."""
+"""Error numbers of file systems that cannot sync a folder."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block ends well it takes that place, else it vanishes.
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on an exception it is removed.
 
-    Parent folders are made. The file and its name are on the disk when this returns.
+    Parent folders are made. File and folder entry are synced to disk before the block is left.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -40,7 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file atomically."""
     with replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -50,14 +50,14 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def write_picture(path: str | Path, picture: Image) -> None:
-    """Write a picture as PNG, so that nobody ever sees half of it."""
+    """Write a picture as PNG, atomically."""
     content = io.BytesIO()
     picture.save(content, format="PNG")
     write_atomic(path, content.getvalue())
 
 
 def whole_size(path: str | Path) -> tuple[int, int] | None:
-    """``(width, height)`` of a PNG whose every part is there and agrees with its checksum; ``None`` otherwise."""
+    """``(width, height)`` of a PNG file that is complete and whose checksums agree; ``None`` otherwise."""
     from PIL import Image
 
     path = Path(path)
@@ -69,12 +69,12 @@ def whole_size(path: str | Path) -> tuple[int, int] | None:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.verify()
             return picture.size
-    except (OSError, SyntaxError, ValueError):  # missing, empty, cut off, of other bytes
+    except (OSError, SyntaxError, ValueError):  # missing, empty, truncated or no PNG
         return None
 
 
 def append(path: str | Path, content: bytes) -> None:
-    """Add to a file; if that fails (a full disk), the file is cut back to what it held before."""
+    """Append to a file and sync it; on failure (a full disk) the file is truncated to its former length."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
         length = os.fstat(descriptor).st_size
@@ -89,7 +89,7 @@ def append(path: str | Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make a folder and its parents; those that were made, outermost first."""
+    """Make a folder and its parents; returns those that are new, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
@@ -98,7 +98,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def sweep_temporary(folder: Path) -> list[Path]:
-    """Remove what a killed process left of :func:`replacing`, in a folder and below it; links are not followed."""
+    """Remove temporary files that a killed process left of :func:`replacing`, in a folder and below; returns their paths."""
     left = [Path(parent) / name for parent, _, names in os.walk(folder) for name in sorted(names) if _TEMPORARY.fullmatch(name)]
     for path in left:
         path.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def sweep_temporary(folder: Path) -> list[Path]:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    """Everything, or an error: one call may write less, say on a disk that is nearly full."""
+    """Write all bytes or raise; a single ``os.write`` may write fewer, for instance on a nearly full disk."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -121,7 +121,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put names on the disk; Windows has no such thing."""
+    """Sync a folder's entries to disk; does nothing on Windows, which has no such call."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A run's folder: held by one run at a time, refused where it is of another, tidied before a run goes on.
+"""Locks a run folder, checks that a run may use it, and tidies it before a run is resumed.
 
 Importing this needs no torch.
 """
@@ -24,7 +24,7 @@ from attnguide.text.yaml12 import dump_yaml, yaml_value
 from attnguide.types import Sample
 
 LOCK_FILE = ".run.lock"
-"""Locked while a run is written, and says by whom; the lock of a process that was killed is free."""
+"""Lock file of a run folder; holds process id and host of its owner, and is free once that process ends."""
 
 # ------------------------------------------------------------------------------------------------------------- the lock
 
@@ -33,7 +33,7 @@ class RunLock:
     """The lock of a run folder, which this process holds.
 
     Args:
-        folder: Of the run.
+        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,10 +41,10 @@ class RunLock:
         self._identity = self._found()
 
     def check(self) -> None:
-        """Refuse to write into a folder that is no longer the one that was locked.
+        """Check that the folder is still the one that was locked.
 
         Raises:
-            FileNotFoundError: If it was removed or replaced.
+            FileNotFoundError: If the folder was removed or replaced.
         """
         if self._identity is None or self._found() != self._identity:
             raise FileNotFoundError(f"Folder {str(self._path.parent)!r} was removed while the run was writing to it")
@@ -59,12 +59,12 @@ class RunLock:
 
 @contextmanager
 def locked_run(folder: str | Path) -> Iterator[RunLock]:
-    """Hold a run folder while a run is written to it. One process of a run does so, for all of them.
+    """Lock a run folder for the block. One process of a run does so on behalf of all.
 
-    The folder is made. Where the block writes nothing, nothing of this is left.
+    The folder is made; if the block writes nothing, folder and lock file are removed again.
 
     Raises:
-        ValueError: If another process holds it, or it cannot be made or written to.
+        ValueError: If another process holds the lock, or the folder cannot be made or written to.
     """
     folder = Path(folder)
     path = folder / LOCK_FILE
@@ -81,7 +81,7 @@ def locked_run(folder: str | Path) -> Iterator[RunLock]:
     except OSError as error:
         raise ValueError(f"Folder {str(folder)!r} cannot be written to: {error.strerror or error}.") from error
     try:
-        with suppress(OSError):  # the lock holds without it
+        with suppress(OSError):  # the text is for error messages only
             path.write_text(f"{os.getpid()} {socket.gethostname()}\n")
         yield RunLock(folder)
     finally:
@@ -93,7 +93,7 @@ def locked_run(folder: str | Path) -> Iterator[RunLock]:
 
 
 def _holder(path: Path) -> str:
-    """Who wrote into a lock file, as far as it says."""
+    """Process and host in a lock file, in words; ``another process`` if it has none."""
     try:
         pid, host = path.read_text(encoding="utf-8").split()
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ def _holder(path: Path) -> str:
 
 
 def _leave_nothing(folder: Path, before: set[str], made: Sequence[Path]) -> None:
-    """Remove a new lock, and the folders that were made for it, from a folder to which nothing was added."""
+    """Remove a new lock file and the folders made for it, if nothing else was added to the folder."""
     with suppress(OSError):
         if set(os.listdir(folder)) - {LOCK_FILE} == before:
             (folder / LOCK_FILE).unlink()
@@ -111,7 +111,7 @@ def _leave_nothing(folder: Path, before: set[str], made: Sequence[Path]) -> None
 
 
 def tidy(folder: str | Path) -> set[str]:
-    """Make a stopped run's folder ready to go on: no temporary files, no lines of unfinished rows, none twice.
+    """Clean a stopped run's folder for resuming: drops temporary files, lines of unfinished rows and duplicate lines.
 
     Call it with the folder locked.
 
@@ -136,12 +136,12 @@ def config_text(config: Mapping[str, Any]) -> str:
 
 
 def config_of(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The configuration of a run that was described by its rows alone; a table file that :mod:`attnguide.rows.tables` reads."""
+    """Configuration of a run that is given by its rows only, in the form of a table that :mod:`attnguide.rows.tables` reads."""
     rows = []
     for sample in samples:
         try:
-            rows.append({"methods": [], **sample_to_dict(sample)})  # a plain row says so, as it must in a table
-        except ValueError:  # mask tensors and the like: the record still says what it was
+            rows.append({"methods": [], **sample_to_dict(sample)})  # explicit, since a table's default may be another method
+        except ValueError:  # mask tensors and the like cannot be written: keep the settings of the record
             rows.append({key: value for key, value in settings_of(sample).items() if value not in (None, "")})
     return {"samples": rows}
 
@@ -154,14 +154,14 @@ def check_run_folder(
     ignore: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse a folder that a run cannot use; writes nothing.
+    """Check that a run can use a folder; writes nothing.
 
     Args:
-        folder: May be missing.
-        config: Of the new run; compared with the folder's own when resuming.
+        folder: The run folder; may be missing.
+        config: Configuration of the new run; compared with the folder's own when resuming.
         resume: Whether a run in the folder is to be continued.
-        ignore: Keys of ``config`` that may differ (``resume`` itself, loggers, devices).
-        defaults: What keys stand for that the folder's configuration lacks, as one of an earlier version does.
+        ignore: Keys of ``config`` that may differ (loggers, devices).
+        defaults: Values of keys that the folder's configuration lacks because an earlier version wrote it.
 
     Raises:
         ValueError: If the folder is a file or not writable, holds another run, or was made with another configuration.
@@ -185,10 +185,10 @@ def check_run_folder(
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration that a run folder keeps.
+    """The configuration in ``config.yaml`` of a run folder.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If the file is no YAML mapping.
     """
     path = Path(folder) / CONFIG_FILE
     try:
@@ -201,7 +201,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first place inside two values where they differ, and what stands there."""
+    """Path of the first difference inside two values, with both values there."""
     if isinstance(before, dict) and isinstance(now, dict):
         inner = next(name for name in {**before, **now} if before.get(name) != now.get(name))
         return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))

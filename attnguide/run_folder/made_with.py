@@ -1,7 +1,7 @@
-"""What decides a run's pictures beside its settings: versions, the model, defaults of methods. Importing this needs no torch.
+"""``made_with``: versions, model and method defaults, which decide a run's pictures beside its settings. Needs no torch.
 
-``config.yaml`` keeps it under :data:`MADE_WITH`, so that another version is noticed, and an option whose default has changed
-since keeps the value it had.
+``config.yaml`` keeps it under :data:`MADE_WITH`. A resumed or repeated run is warned of other versions, and an option whose
+default has changed since keeps its former value.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # imported from a folder
+        except metadata.PackageNotFoundError:  # not installed, but imported from a checkout
             found[name] = "unknown"
     return found
 
 
 def made_with(samples: Iterable[Sample], kept: Options | None = None, **further: Any) -> dict[str, Any]:
-    """Versions, and every option of the methods that rows name, with the value it has where a row says nothing.
+    """Versions, further entries, and the default of every option of the methods that rows use.
 
     Args:
         samples: The rows.
-        kept: Values that another run's configuration gave to options instead of their defaults.
-        further: Added to the end.
+        kept: Defaults of an earlier run, which replace the present ones.
+        further: Further entries, such as ``model`` and ``batch_size``.
     """
     names = dict.fromkeys(config.name for sample in samples for config in sample.methods)
     options = {name: _plain({**method_options(name), **_known(name, kept or {})}) for name in names}
@@ -50,10 +50,10 @@ def made_with(samples: Iterable[Sample], kept: Options | None = None, **further:
 
 
 def other_versions(before: Mapping[str, Any]) -> str | None:
-    """A sentence on versions that differ from those of an earlier run; ``None`` where none does.
+    """A sentence on versions that differ from those of an earlier run; ``None`` if none differs.
 
     Args:
-        before: What :func:`made_with` gave then.
+        before: Result of :func:`made_with` in the earlier run.
     """
     kept = before.get("versions")
     told, now = (kept if isinstance(kept, dict) else {}), versions()
@@ -62,7 +62,7 @@ def other_versions(before: Mapping[str, Any]) -> str | None:
 
 
 def with_kept_options(samples: Sequence[Sample], kept: Options) -> list[Sample]:
-    """Rows with an option of its own where its default is no longer what it was in an earlier run."""
+    """Rows that set options explicitly to an earlier run's defaults, if these have changed since."""
     changed = {
         name: {option: value for option, value in _known(name, kept).items() if value != _plain(method_options(name))[option]}
         for name in kept
@@ -77,12 +77,12 @@ def with_kept_options(samples: Sequence[Sample], kept: Options) -> list[Sample]:
 
 
 def full_options(sample: Sample, given: Options | None = None, kept: Options | None = None) -> dict[str, dict[str, Any]]:
-    """Every option of a row's methods with its value.
+    """Value of every option of a row's methods, by method and option.
 
     Args:
         sample: The row.
-        given: What the row says of them; its own options when ``None``.
-        kept: Values of those of which it says nothing; the defaults when ``None``.
+        given: Options that are set; the row's own when ``None``.
+        kept: Defaults of an earlier run for options that are not set; the present defaults when ``None``.
     """
     own: Options = {config.name: config.options for config in sample.methods} if given is None else given
     return {
@@ -92,7 +92,7 @@ def full_options(sample: Sample, given: Options | None = None, kept: Options | N
 
 
 def read_made_with(folder: str | Path) -> dict[str, Any]:
-    """What a run folder's configuration says; nothing where there is none."""
+    """``made_with`` of a run folder's ``config.yaml``; empty if there is none."""
     try:
         content = yaml_value((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -102,7 +102,7 @@ def read_made_with(folder: str | Path) -> dict[str, Any]:
 
 
 def kept_options(kept: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options in what :func:`read_made_with` gave."""
+    """The method options in a result of :func:`read_made_with`."""
     found = kept.get("method_options")
     return {name: value for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
 
@@ -113,6 +113,6 @@ def _known(name: str, kept: Options) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As YAML and JSON give them back."""
+    """The values after a round trip through JSON (tuples become lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain

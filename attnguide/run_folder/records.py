@@ -1,4 +1,4 @@
-"""What a run folder says of its rows, a line a row. Importing this needs no torch."""
+"""Records: the lines of ``records.csv``, one for each row of a run. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -39,22 +39,21 @@ SETTINGS: tuple[str, ...] = (
     "groups",
     "tags",
 )
-"""First columns of ``records.csv``: what made the picture.
+"""First columns of ``records.csv``: the settings of a row.
 
-``control``, ``options``, ``regions`` and ``tags`` are JSON; ``groups`` says which words a method took for nouns and their
-modifiers.
+``control``, ``options``, ``regions`` and ``tags`` are JSON; ``groups`` lists the nouns and modifiers that a method binds.
 """
 
 _BEFORE = {"prompt_syntax": "plain"}
-"""Columns that records of older runs lack, and what held then."""
+"""Column that records of older runs lack -> its value in those runs."""
 
 COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb", "status")
-"""Last columns of ``records.csv``; metrics stand between."""
+"""Last columns of ``records.csv``, after the metrics."""
 
 RECORD_COLUMNS: tuple[str, ...] = SETTINGS + COSTS
 
 CELL, AXIS = "cell", "axis."
-"""Tags that are columns too, after the settings: the name of an ablation's cell, and ``axis.<name>`` for each of its values."""
+"""Tags that become columns after the settings: the name of an ablation's cell, and ``axis.<name>``, its value on each axis."""
 
 RECORDS_FILE, SAMPLES_FOLDER = "records.csv", "samples"
 NORMS_FILE, TRACE_FILE, VALUES_FILE = "map_norms.csv", "loss_trace.csv", "value_invariance.csv"
@@ -66,17 +65,17 @@ ROW_TABLES: dict[str, tuple[str, ...]] = {
     VALUES_FILE: ("id", "site"),
     JUDGED_FILE: ("id", "judge"),
 }
-"""A run's tables with lines of rows, and the columns that tell the lines apart (all, where none are named)."""
+"""File name of a run's table -> the columns that identify a line (all columns if empty)."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model makes of settings that a row leaves to it; ``None`` where that is not known.
+    """A model's values for settings that a row leaves open; ``None`` if not known.
 
     Attributes:
-        height: Of the pictures in pixels.
-        width: Of the pictures in pixels.
-        scheduler: Class of the model's own noise scheduler.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
+        scheduler: Class name of the model's own noise scheduler.
     """
 
     height: int | None = None
@@ -85,11 +84,11 @@ class Defaults:
 
 
 def model_defaults(model: ModelAdapter, steps: int) -> Defaults:
-    """What a model makes of settings that a row leaves to it.
+    """A model's values for settings that a row leaves open.
 
     Args:
-        model: The adapter.
-        steps: Of any row: some schedulers cannot make few.
+        model: The model adapter.
+        steps: Number of steps of any row; some schedulers cannot be set up for very few.
     """
     height, width = model.default_size
     return Defaults(height, width, model.make_scheduler(None, steps).name)
@@ -100,7 +99,7 @@ def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, An
 
     Args:
         sample: The row.
-        defaults: Of the model, where the row leaves a setting to it.
+        defaults: The model's values for settings that the row leaves open.
     """
     options = {config.name: dict(config.options) for config in sample.methods if config.options}
     return {
@@ -128,7 +127,7 @@ def settings_of(sample: Sample, defaults: Defaults = Defaults()) -> dict[str, An
 
 
 def is_cell_column(name: str) -> bool:
-    """Whether a column or tag says where in an ablation a row stands."""
+    """Whether a column or tag holds the name of an ablation's cell or a value of one of its axes."""
     return name == CELL or name.startswith(AXIS)
 
 
@@ -141,8 +140,11 @@ def record_of(
 
     Args:
         result: The finished row.
-        metrics: Its numbers; names must not be those of other columns.
-        defaults: Of the model, where the row leaves a setting to it.
+        metrics: Its metrics, under names that no other column has.
+        defaults: The model's values for settings that the row leaves open.
+
+    Raises:
+        ValueError: If a metric has the name of another column.
     """
     metrics = dict(metrics or {})
     taken = [name for name in metrics if name in RECORD_COLUMNS]
@@ -162,7 +164,7 @@ def record_of(
 
 
 def read_records(folder: str | Path) -> list[dict[str, str]]:
-    """Lines of a run folder's ``records.csv``, one a row: the last, where two runs wrote one each; none if there is no file.
+    """Lines of a run folder's ``records.csv``, only the last one of each row; empty if there is no file.
 
     Raises:
         ValueError: If the file is no table of records.
@@ -175,9 +177,9 @@ def read_records(folder: str | Path) -> list[dict[str, str]]:
 
 
 def finished_ids(folder: str | Path) -> set[str]:
-    """Rows of a run folder whose record says ``ok``, with a remark or without, and whose picture is there.
+    """Ids of the rows of a run folder whose status is ``ok``, with a note or without, and whose picture is complete.
 
-    It must be whole, and of the recorded size.
+    The picture must be a whole PNG of the recorded size.
     """
     records = [record for record in read_records(folder) if verdict(record["status"]) == "ok"]
     return {record["id"] for record in records if _has_picture(folder, record)}
@@ -190,12 +192,12 @@ def _has_picture(folder: str | Path, record: Mapping[str, str]) -> bool:
 
 
 def complete_ids(folder: str | Path, samples: Sequence[Sample], defaults: Defaults = Defaults()) -> set[str]:
-    """Rows of a run that :func:`finished_ids` holds already.
+    """Ids of a run's rows that are finished already (:func:`finished_ids`) with the same settings.
 
     Args:
         folder: The run folder.
         samples: The rows of the run.
-        defaults: Of the model, where a row leaves a setting to it; what is not known is not compared.
+        defaults: The model's values for settings that a row leaves open; unknown ones are not compared.
 
     Raises:
         ValueError: If a finished row was made with other settings than the row of the same id.
@@ -252,7 +254,7 @@ def _groups(sample: Sample) -> str:
 
 
 def _floats(value: Any) -> Any:
-    """0 and 0.0 are one place, and must read alike in a record."""
+    """Numbers as floats, since 0 and 0.0 are the same place and must read alike in a record."""
     return [_floats(item) for item in value] if isinstance(value, list | tuple) else float(value)
 
 

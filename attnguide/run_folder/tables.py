@@ -1,4 +1,4 @@
-"""CSV files of a run, to which several processes add lines. Importing this needs no torch."""
+"""Reads and appends to CSV files of a run, which several processes may write. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TABLES_LOCK = ".lock"
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Several processes of one run write to the same tables."""
+    """Hold the lock of a folder's tables, which several processes of one run write."""
     make_folder(folder)
     with FileLock(folder / TABLES_LOCK):
         yield
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """Lines of a CSV file with a header; none if the file is missing. A last line that was cut off is left out.
+    """Lines of a CSV file with a header, as mappings; empty if the file is missing. A truncated last line is left out.
 
     Raises:
-        ValueError: If the file is no text or no CSV.
+        ValueError: If the file is not UTF-8 text or not CSV.
     """
     path = Path(path)
     if not path.exists():
@@ -42,11 +42,11 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
 
 
 def table_lines(path: str | Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """Some columns of a CSV file, line by line, so that a table of any length can be read; nothing if the file is missing.
+    """Selected columns of a CSV file, streamed line by line, so that memory stays small; nothing if the file is missing.
 
     Args:
         path: The file.
-        columns: Whose values each line has, in this order; empty where the file lacks one.
+        columns: Columns in the order of each yielded line; a column that the file lacks gives empty text.
     """
     path = Path(path)
     if not path.exists():
@@ -63,7 +63,7 @@ def table_lines(path: str | Path, columns: Sequence[str]) -> Iterator[list[str]]
 
 @contextmanager
 def _fields_of_any_length() -> Iterator[None]:
-    """The library refuses fields of more than 131072 characters, which prompts and polygons may have."""
+    """Lift the csv module's limit of 131072 characters a field, which prompts and polygons may exceed."""
     before = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -76,11 +76,11 @@ def append_table(path: str | Path, columns: Sequence[str], rows: Iterable[Mappin
 
     Args:
         path: The file; its folder is made.
-        columns: Its header. New columns may join an existing file, where earlier lines are then empty.
-        rows: Values by column.
+        columns: Columns of the lines. New columns are inserted into an existing file, with empty cells in earlier lines.
+        rows: Column -> value of each line.
 
     Raises:
-        ValueError: If the file has columns that are not in ``columns``' family: not even its first column agrees.
+        ValueError: If the first column of the file is not the first of ``columns``.
     """
     path, columns = Path(path), list(columns)
     with _locked(path.parent):
@@ -98,12 +98,12 @@ def append_table(path: str | Path, columns: Sequence[str], rows: Iterable[Mappin
 
 
 def keep_rows(path: str | Path, ids: Collection[str], key: Sequence[str] = ()) -> None:
-    """Drop every line of a CSV file whose ``id`` is not among ``ids``; files without such a column are left alone.
+    """Drop duplicate lines of a CSV file and those whose ``id`` is not among ``ids``; leave files without such a column alone.
 
     Args:
         path: The file; may be missing.
-        ids: Of the rows to keep.
-        key: Columns that no two lines share: of lines that do, the last stays. All columns where none are named.
+        ids: Ids of the rows to keep.
+        key: Columns that identify a line, all columns if empty; of lines that agree in them, the last is kept.
     """
     path = Path(path)
     with _locked(path.parent):
@@ -115,12 +115,12 @@ def keep_rows(path: str | Path, ids: Collection[str], key: Sequence[str] = ()) -
 
 
 def without_doubles(rows: Iterable[dict[str, str]], key: Sequence[str]) -> list[dict[str, str]]:
-    """Lines in their order; of several that agree in the columns of ``key`` the last, in the place of the first."""
+    """Lines without duplicates: of those that agree in ``key``, the last one, in the place of the first."""
     return list({tuple(row.get(column, "") for column in key): row for row in rows}.values())
 
 
 def cell_text(value: Any) -> str:
-    """A value as a cell of a CSV file."""
+    """A value as the text of a CSV cell: empty for ``None``, floats with six digits."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -140,14 +140,14 @@ def _ends_whole(path: Path) -> bool:
 
 
 def _rewrite(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the whole file, unless that would leave it as it is."""
+    """Write the whole file atomically, unless its content would not change."""
     text = _csv_text([columns, *([cell_text(row.get(column)) for column in columns] for row in rows)]).encode()
     if path.read_bytes() != text:
         write_atomic(path, text)
 
 
 def _merge(header: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """``header`` with what is new in ``columns``, each after its predecessor there."""
+    """``header`` with the new ones of ``columns`` inserted, each after its predecessor in ``columns``."""
     merged = list(header)
     for index, column in enumerate(columns):
         if column not in merged:
