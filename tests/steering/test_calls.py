@@ -53,6 +53,9 @@ def _fused(pipeline: Any) -> Iterator[None]:
     pipeline.fuse_qkv_projections()
     yield
     pipeline.unfuse_qkv_projections()
+    for module in pipeline.unet.modules():  # which leaves the joined weights behind, in the pipeline that all tests share
+        for name in {"to_qkv", "to_kv"} & module._modules.keys():
+            delattr(module, name)
 
 
 @contextmanager
