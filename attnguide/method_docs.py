@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 
+from attnguide.docstrings import arguments, docstring
 from attnguide.methods import method_info
-from attnguide.outside import find_source
 
 _SHARE, _POSITIVE, _ANY_COUNT, _COUNT = "from 0 to 1", "above 0", "0 or more", "1 or more"
 
@@ -27,6 +24,31 @@ RANGES: dict[str, str] = {
 }
 """Ranges by option name, where a method's constructor refuses all other values."""
 
+OWN_RANGES: dict[str, dict[str, str]] = {
+    "a_star": {"threshold": "0 or more, below 1"},
+    "attend_and_excite": {"max_refinements": _COUNT},
+    "bounded_attention": {"iterations": _COUNT, "refine_every": _COUNT},
+    "box_diff": {"max_refinements": _COUNT},
+    "count_guidance": {"max_refinements": _COUNT},
+    "cross_attention_control": dict.fromkeys(("tokens_start", "tokens_stop", "spatial_start", "spatial_stop"), _ANY_COUNT),
+    "divide_and_bind": {"max_refinements": _COUNT},
+    "forward_layout": {"scale": _SHARE},
+    "groundit_global": {"iterations": _COUNT, "sharpness": _ANY_COUNT},
+    "initno": {"iterations": _ANY_COUNT, "max_refinements": _ANY_COUNT, "learning_rate": _POSITIVE},
+    "layout_guidance": {"iterations": _COUNT},
+    "masactrl": {"source_iterations": _ANY_COUNT, "threshold": "above 0, below 1"},
+    "mask_guidance": {"iterations": _ANY_COUNT},
+    "plug_and_play": {"source_iterations": _ANY_COUNT},
+    "prompt_to_prompt": {"source_iterations": _ANY_COUNT},
+    "r_and_b": {"iterations": _COUNT, "sharpness": _ANY_COUNT},
+    "regional_prompts": {"scale": _SHARE},
+    "saga": {"iterations": _ANY_COUNT, "learning_rate": _ANY_COUNT},
+    "self_cross": {"iterations": _ANY_COUNT, "max_refinements": _ANY_COUNT},
+    "self_guidance": {"sharpness": _POSITIVE},
+    "stable": {"scale": _SHARE, "fade": _ANY_COUNT, "inject_until": _ANY_COUNT},
+}
+"""What an option of a single method may be, where others take something else by that name."""
+
 _TIMED = (*(f"inject{number}" for number in range(1, 9)), "map_injection")
 """Methods whose ``start`` and ``stop`` are not shares of the steps, but of the scheduler's time."""
 
@@ -39,8 +61,8 @@ def option_range(method: str, option: str) -> str:
         'above 0, at most 1'
     """
     if method in _TIMED and option in ("start", "stop"):
-        return ""
-    return RANGES.get(option, "")
+        return _ANY_COUNT
+    return OWN_RANGES.get(method, {}).get(option) or RANGES.get(option, "")
 
 
 def option_meanings(method: str) -> Mapping[str, str]:
@@ -53,7 +75,7 @@ def option_meanings(method: str) -> Mapping[str, str]:
         >>> option_meanings("mask_guidance")["scale"]
         'Factor on the step size, one number or one per row.'
     """
-    return _meanings(method_info(method).target)
+    return arguments(method_info(method).target)
 
 
 def method_meaning(method: str) -> str:
@@ -62,39 +84,5 @@ def method_meaning(method: str) -> str:
     Raises:
         ValueError: If the method is unknown.
     """
-    text = _docstring(method_info(method).target)
+    text = docstring(method_info(method).target)
     return text.partition("\nArgs:")[0].strip()
-
-
-def _docstring(target: str) -> str:
-    node = _class(target)
-    return (ast.get_docstring(node) if node is not None else None) or ""
-
-
-@cache
-def _class(target: str) -> ast.ClassDef | None:
-    module, name = target.split(":")
-    source = find_source(module)
-    if source is None:
-        return None
-    tree = ast.parse(Path(source).read_text(encoding="utf-8"))
-    return next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
-
-
-@cache
-def _meanings(target: str) -> Mapping[str, str]:
-    """Entries of the docstring's ``Args``, lines joined."""
-    found: dict[str, list[str]] = {}
-    name, inside = "", False
-    for line in _docstring(target).splitlines():
-        indent = len(line) - len(line.lstrip())
-        if line.rstrip() == "Args:":
-            inside = True
-        elif inside and line.strip() and indent == 0:
-            break
-        elif inside and indent == 4 and ":" in line:
-            name, _, rest = line.strip().partition(":")
-            found[name] = [rest.strip()]
-        elif inside and name and line.strip():
-            found[name].append(line.strip())
-    return {key: " ".join(lines).replace("``", "") for key, lines in found.items()}

@@ -9,6 +9,7 @@ from functools import cache
 from html import escape
 from typing import Any, Literal
 
+from attnguide.docstrings import arguments
 from attnguide.outside import load_target
 from attnguide.text.html import table
 
@@ -88,11 +89,14 @@ class MethodInfo:
     knobs: tuple[Knob, ...] = (_STEP, _STOP)
 
     def _repr_html_(self) -> str:
-        """Family, summary, needs, and options with their defaults, for notebooks."""
+        """Family, summary, needs, and options with their defaults and meanings, for notebooks."""
         needs = {"place": "a region with a place", "phrase": "a region's phrase", None: "no region"}[self.needs_regions]
         options = {**defaults(class_at(self.target)), **self.preset}
         said = f"<p>{escape(self.family)}: {escape(self.summary)}; needs {needs}</p>"
-        return said + table(("option", "default"), options.items())
+        meanings = arguments(self.target)
+        return said + table(
+            ("option", "default", "meaning"), ((name, value, meanings.get(name, "")) for name, value in options.items())
+        )
 
 
 _WINDOW = (Knob("start", (0.95, 0.9, 0.8)), _SCALE)

@@ -21,7 +21,7 @@ from attnguide.sheets.overlays import heat_map
 from attnguide.text.html import figure
 from attnguide.types import PassContext, SampleResult
 
-_SIDE = 256
+_SIDE = 192
 
 
 @dataclass(frozen=True, eq=False)

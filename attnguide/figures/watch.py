@@ -20,7 +20,7 @@ from attnguide.sheets.overlays import heat_map
 from attnguide.text.html import figure
 from attnguide.types import PassContext, Sample, SampleResult, Step
 
-_SIDE = 256
+_SIDE = 192
 
 
 @dataclass(frozen=True, eq=False)

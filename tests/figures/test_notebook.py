@@ -15,7 +15,7 @@ from PIL import Image
 
 import attnguide
 from attnguide.figures.results import Results
-from attnguide.method_docs import method_meaning, option_meanings, option_range
+from attnguide.method_docs import OWN_RANGES, method_meaning, option_meanings, option_range
 from attnguide.methods import METHODS, method_class, method_options
 from attnguide.text.html import figure, table
 from attnguide.types import Cost, Region, Sample, SampleResult
@@ -46,7 +46,12 @@ def test_the_notebook_runs_and_shows_pictures_without_the_libraries_advice(tmp_p
     assert _kinds(fresh) == _kinds(kept), "the outputs that are kept are those of this code"
     assert sum("image/png" in kinds for kinds in _kinds(fresh)) == 3
     pages = [o.data["text/html"] for c in fresh.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
-    assert pages[0].count("<img") == 4 and pages[1].count("<img") == 3 and "step_size" in pages[2]
+    assert (
+        pages[0].count("<img") == 4
+        and pages[1].count("<img") == 3
+        and "step_size" in pages[2]
+        and "Updates a step." in pages[2]
+    )
 
 
 def _result(**settings: object) -> SampleResult:
@@ -92,6 +97,7 @@ _PROBES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "0 or more": ((0, 1, 2), (-1,)),
     "1 or more": ((1, 2), (0,)),
     "0 or more, below 1": ((0,), (-0.1, 1, 1.5)),
+    "above 0, below 1": ((0.5,), (0, 1)),
 }
 """Numbers that are taken and numbers that are refused."""
 
@@ -111,6 +117,15 @@ def test_the_ranges_that_are_told_are_those_that_a_method_takes(name: str) -> No
         if told and isinstance(default, int | float):
             assert [value for value in taken if not _takes(name, option, value)] == [], option
             assert [value for value in refused if _takes(name, option, value)] == [], option
+
+
+def test_ranges_are_told_of_options_that_exist_and_of_all_that_refuse_what_is_below_0() -> None:
+    for name, told in OWN_RANGES.items():
+        assert set(told) <= set(method_options(name)), name
+    for name in METHODS:
+        numbers = {option: default for option, default in method_options(name).items() if type(default) in (int, float)}
+        untold = [option for option in numbers if not option_range(name, option)]
+        assert [option for option in untold if not _takes(name, option, -1)] == [], name
 
 
 def test_a_watch_keeps_maps_and_losses_of_each_row() -> None:
