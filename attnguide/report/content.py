@@ -161,7 +161,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
     records = [_without(record, {name for at, name, _ in problems if at == record["id"]}) for record in records]
     metrics = metrics_of(records)
     same = _same(records, metrics)
-    label, axes = _labeller(records), list(varied_axes(records))
+    label, axes = _labeller(records), varied_axes(records)
     sheets = [*folder.glob("sheet.png"), *sorted(folder.glob("sheets/*.png"))]
     config, tables = folder / CONFIG_FILE, read_tables(folder / TABLE_FILE)
     return Content(
@@ -169,7 +169,7 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
         rows=len(records),
         failed=sum(verdict(record["status"]) != "ok" for record in records),
         common={name: records[0][name] for name in (*_SUBJECT, *_VARIANT) if _shared(records, name) and records[0].get(name)},
-        heads=axes or ["method"],
+        heads=list(axes) or ["method"],
         metrics=metrics,
         leading=_leading([name for name in metrics if name not in same]),
         same=same,
@@ -189,23 +189,30 @@ def read_content(folder: str | Path, *, limit: int = 200) -> Content:
 
 
 def _means(
-    records: Sequence[Record], axes: Sequence[str], label: Callable[[Record], str], metrics: Sequence[str]
+    records: Sequence[Record], axes: Mapping[str, Sequence[str]], label: Callable[[Record], str], metrics: Sequence[str]
 ) -> list[Means]:
     """A line of means for each cell of an ablation, or for each method with its options."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(_place(record, axes) or (label(record),), []).append(record)
+        groups.setdefault(_place(record, list(axes)) or (label(record),), []).append(record)
+    if axes:
+        groups = {place: groups[place] for place in sorted(groups, key=lambda place: _order(place, axes))}
     return [
         Means(place, _color(rows), len(rows), {metric: estimate(rows, metric) for metric in metrics})
         for place, rows in groups.items()
     ]
 
 
+def _order(place: Sequence[str], axes: Mapping[str, Sequence[str]]) -> list[int]:
+    """Sort key of a line of means: the index of its value on each axis, plain rows first."""
+    return [values.index(value) if value in values else -1 for value, values in zip(place, axes.values(), strict=True)]
+
+
 def _place(record: Record, axes: Sequence[str]) -> tuple[str, ...]:
-    """A record's values of the axes, empty without axes; a plain row, which lacks the first axis, has ``plain`` there."""
+    """A record's values of the axes, empty without axes; a plain row has ``plain`` on the first axis that it lacks."""
     values = [record.get(AXIS + name, "") for name in axes]
-    if axes and not values[0]:
-        values[0] = record.get(CELL, "").split(", ")[0]
+    if "" in values:
+        values[values.index("")] = record.get(CELL, "").split(", ")[0]
     return tuple(values)
 
 

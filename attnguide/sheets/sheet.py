@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,16 +108,18 @@ def _by_axes(records: Sequence[Record], axes: Mapping[str, Sequence[str]], limit
         if all(record.get(AXIS + name) for name in axes):
             tables.setdefault(tuple(record[AXIS + name] for name in down), []).append(record)
     plain = [record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN]
+    prompts = list(dict.fromkeys(record["prompt"] for record in records))
     most = max(1, limit // max(1, len(tables)))
     found = []
-    for key, members in tables.items():
+    for key in sorted(tables, key=lambda key: [axes[name].index(value) for name, value in zip(down, key, strict=True)]):
         here = dict(zip(down, key, strict=True))
         beside = [record for record in plain if _fits(record, here)]
-        columns = [beside, *([one for one in members if one[AXIS + across] == value] for value in axes[across])]
-        lines = _lines(columns)
+        along = {value: [one for one in tables[key] if one[AXIS + across] == value] for value in axes[across]}
+        shown = [value for value, members in along.items() if members]
+        lines = _lines([beside, *(along[value] for value in shown)], prompts)
         title = ", ".join(f"{name} = {value}" for name, value in here.items())
-        cut = f"the first {most} of {len(lines)} seeds" if len(lines) > most else ""
-        labels = [PLAIN, *(f"{across} = {value}" for value in axes[across])]
+        cut = f"the first {most} of {len(lines)} lines" if len(lines) > most else ""
+        labels = [PLAIN, *(f"{across} = {value}" for value in shown)]
         if not beside:
             labels, lines = labels[1:], [line[1:] for line in lines]
         found.append(_Table("; ".join(filter(None, [title, cut])), labels, lines[:most], 1 if beside else 0))
@@ -127,19 +131,35 @@ def _fits(record: Record, here: Mapping[str, str]) -> bool:
     return all(record.get(AXIS + name, "") in ("", value) for name, value in here.items())
 
 
-def _lines(columns: Sequence[Sequence[Record]]) -> list[list[Record | None]]:
-    """Records of columns in lines of one seed each; those of one seed and column in the order in which they were made."""
-    found: dict[tuple[str, int], list[Record | None]] = {}
+def _lines(columns: Sequence[Sequence[Record]], prompts: Sequence[str]) -> list[list[Record | None]]:
+    """Records of columns in lines of one prompt, places and seed each, by prompt and seed.
+
+    Where each column has prompts or places of its own, lines are of one seed, its records in the order in which they were made.
+
+    Args:
+        columns: Plain ones first.
+        prompts: Of the run, in order.
+    """
+    steered = [{_subject(record) for record in members} for members in columns[1:]]
+    shared = len(steered) < 2 or any(one & other for one, other in itertools.combinations(steered, 2))
+    found: dict[tuple[_Key, int], list[Record | None]] = {}
     for column, members in enumerate(columns):
-        count: dict[str, int] = {}
+        count: Counter[_Key] = Counter()
         for record in members:
-            seed = record["seed"]
-            line = found.setdefault((seed, count.get(seed, 0)), [None] * len(columns))
+            key = _subject(record) if shared else (record["seed"],)
+            line = found.setdefault((key, count[key]), [None] * len(columns))
             line[column] = record
-            count[seed] = count.get(seed, 0) + 1
-    steered = [key for key, line in found.items() if len(line) < 2 or any(line[1:])]
-    order = list(dict.fromkeys(seed for seed, _ in steered))
-    return [found[key] for key in sorted(steered, key=lambda key: (order.index(key[0]), key[1]))]
+            count[key] += 1
+    kept = [line for line in found.values() if len(line) < 2 or any(line[1:])]
+    return sorted(kept, key=lambda line: (prompts.index(_first(line)["prompt"]) if shared else 0, int(_first(line)["seed"])))
+
+
+def _subject(record: Record) -> _Key:
+    return tuple(record.get(name, "") for name in _SUBJECT)
+
+
+def _first(line: Sequence[Record | None]) -> Record:
+    return next(record for record in line if record is not None)
 
 
 def _line_label(line: Sequence[Record | None], with_prompt: bool) -> str:

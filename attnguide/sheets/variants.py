@@ -21,18 +21,19 @@ Record = Mapping[str, str]
 
 
 def varied_axes(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Axes of an ablation with more than one value among its rows, each with its values in the order of the rows.
+    """Axes of an ablation with more than one value among its rows, each with its values: numbers rising, others as rows come.
 
     Example:
-        >>> varied_axes([{"axis.scale": "1", "axis.start": "0"}, {"axis.scale": "2", "axis.start": "0"}, {"axis.scale": ""}])
-        {'scale': ['1', '2']}
+        >>> varied_axes([{"axis.scale": "10", "axis.start": "0"}, {"axis.scale": "2", "axis.start": "0"}, {"axis.scale": ""}])
+        {'scale': ['2', '10']}
     """
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for name, value in record.items():
             if name.startswith(AXIS) and value:
                 found.setdefault(name.removeprefix(AXIS), {})[value] = None
-    return {name: list(values) for name, values in found.items() if len(values) > 1}
+    varied = {name: list(values) for name, values in found.items() if len(values) > 1}
+    return {name: sorted(values, key=float) if all(map(_is_number, values)) else values for name, values in varied.items()}
 
 
 def across_axis(axes: Mapping[str, Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,28 @@ def test_the_run_s_sheet_has_scales_across_and_seeds_down_for_each_method(read: 
     pictures = [line for line in shades if line[0] == 250 and line[1] in SHADES.values()]
     once = [line for index, line in enumerate(pictures) if index % 256 == 0]
     assert once == [[250, 10, 60], [250, 10, 60], [250, 110, 160], [250, 110, 160]], "two methods of two seeds"
+
+
+def test_a_line_of_the_sheet_is_of_one_prompt_and_scales_rise_however_rows_ended(tmp_path: Path) -> None:
+    shades = {(prompt, scale): 10 + 40 * index for index, (prompt, scale) in enumerate(itertools.product("pq", ("9", "10")))}
+    ended = [("q", "10"), ("p", "10"), ("p", "9"), ("q", "9")]
+    rows = [
+        {"id": f"{prompt}{scale}", "prompt": prompt, "seed": "0", "axis.way": "a", "axis.scale": scale, "cell": f"a, {scale}"}
+        for prompt, scale in ended
+    ] + [{"id": "b", "prompt": "p", "seed": "0", "axis.way": "b", "axis.scale": "10", "cell": "b, 10"}]
+    (tmp_path / "samples").mkdir()
+    for row in rows:
+        line = {**dict.fromkeys(RECORD_COLUMNS, ""), **row, "method": "x", "status": "ok"}
+        append_table(tmp_path / "records.csv", tuple(line), [line])
+        shade = shades.get((row["prompt"], row["axis.scale"]), 0) if row["axis.way"] == "a" else 210
+        Image.new("L", (8, 8), shade).save(tmp_path / "samples" / f"{row['id']}.png")
+    sheet = run_sheet(tmp_path)
+    assert sheet is not None
+    pixels = np.asarray(sheet.convert("L")).astype(int)
+    left = pixels.shape[1] - 2 * 262
+    found = list(dict.fromkeys((int(line[left + 128]), int(line[left + 262 + 128])) for line in pixels))
+    lines = [line for line in found if line[0] in {*shades.values(), 210}]
+    assert lines[:2] == [(90, 130), (10, 50)] and lines[2][0] == 210 and lines[2][1] == 255, "b has one column"
 
 
 def test_a_metric_that_never_changes_is_not_drawn(read: Read, tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def test_an_ablation_is_labelled_by_its_cells(tmp_path: Path) -> None:
     assert "presence" in content.metrics and not any(name.startswith(("axis", "cell")) for name in content.metrics)
 
 
+def test_lines_of_an_ablation_stand_in_the_order_of_their_axes_however_rows_ended(tmp_path: Path) -> None:
+    cells = [("2, 10", "2", "10"), ("2, 9", "2", "9"), ("plain, 2", "2", ""), ("1, 9", "1", "9"), ("plain, 1", "1", "")]
+    names = ("cell", "axis.blobs", "axis.scale")
+    rows = [{**BASE, "id": str(index), **dict(zip(names, cell, strict=True))} for index, cell in enumerate(cells)]
+    append_table(tmp_path / "records.csv", tuple(rows[0]), rows)
+    places = [line.place for line in read_content(tmp_path).means]
+    assert places == [("1", "plain"), ("1", "9"), ("2", "plain"), ("2", "9"), ("2", "10")]
+
+
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -172,7 +172,10 @@ def _report(folder: Path, count: int) -> Path:
     (folder / "samples").mkdir()
     for row in rows[:8]:
         Image.new("RGB", (64, 64), "red").save(folder / "samples" / f"{row['id']}.png")
-    Image.new("RGB", (1600, 400), "blue").save(folder / "sheet.png")
+    (folder / "plots").mkdir()
+    for path in (folder / "sheet.png", folder / "plots" / "inside-over-scale.png"):
+        Image.new("RGB", (1600, 400), "blue").save(path)
+    (folder / "config.yaml").write_text("steps: 30\n")  # so that the page has every heading and link
     return write_report(folder)
 
 
