@@ -4,6 +4,7 @@ project = "attnguide"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "attnguide"
+html_show_copyright = False
 exclude_patterns = ["_build", "site"]
 
 myst_enable_extensions = ["colon_fence"]

@@ -20,6 +20,9 @@ _BAR = 4
 _WIDEST, _SMALLEST = 1200, 128
 """Width in pixels that a sheet's pictures keep within, as long as they are not smaller than this: a page shows it unshrunk."""
 
+_LETTERS = 75
+"""Font sizes across a sheet: its labels can still be read where a page shows it half as large."""
+
 _INK, _SOFT, _PAPER, _ABSENT = (30, 30, 30), (110, 110, 110), (255, 255, 255), (238, 238, 238)
 
 Pictures = Sequence[Sequence[Image.Image | None]]
@@ -150,14 +153,14 @@ def _drawn(grids: Sequence[Grid], title: str, cell: int) -> Image.Image:
         raise ValueError("contact_sheet needs at least one picture; got none.")
     largest = max(pictures, key=lambda picture: picture.width * picture.height)
     scale = cell / max(largest.size)
-    font = _font(max(13, cell // 16))
+    widest = max(len(row) for grid in grids for row in grid.pictures)
+    font = _font(max(13, cell // 16, widest * (cell + _GAP) // _LETTERS))
     labels = [label for grid in grids for label in grid.rows]
     longest = max((font.getlength(label) for label in labels), default=0)
     whole = max((font.getlength(word) for label in labels for word in _words(label)), default=0)
-    left = round(min(longest, max(cell * 0.6, 96, min(whole, cell * 1.5)))) + 2 * _GAP if labels else 0
+    left = round(min(longest, max(cell * 0.6, 96, min(whole, cell * 2)))) + 2 * _GAP if labels else 0
     line = round(font.getbbox("Ag")[3]) + 3
     sizes = _Measures(round(largest.width * scale), round(largest.height * scale), left, font, line)
-    widest = max(len(row) for grid in grids for row in grid.pictures)
     parts = [_part(grid, sizes, sizes.column(widest)) for grid in grids]
     top = _GAP + line + _GAP if title else 0
     sheet = Image.new("RGB", (sizes.column(widest), top + sum(part.height for part in parts)), _PAPER)
