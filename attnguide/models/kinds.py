@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnguide.inputs import Kind
+from attnguide.models.names import FAMILIES, no_adapter
 
 
 def _all_of(name: str) -> dict[Kind, str]:
@@ -57,6 +58,8 @@ def pipeline_name(pipeline: str, kind: Kind | None) -> str:
     if kind is None:
         return pipeline
     found = PIPELINES.get(pipeline, {}).get(kind)
+    if found is None and pipeline not in FAMILIES:
+        raise ValueError(no_adapter(pipeline))
     if found is None:
         able = ", ".join(name for name, kinds in PIPELINES.items() if kind in kinds)
         why = f" for tables ({SEEDLESS[pipeline]})" if pipeline in SEEDLESS else ""

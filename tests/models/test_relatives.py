@@ -36,6 +36,8 @@ def test_the_tables_name_what_diffusers_has() -> None:
         assert all(hasattr(diffusers, name) for name in [*kinds.values(), *filter(None, [CONTROLNETS.get(family)])])
     with pytest.raises(ValueError, match="PixArtAlphaPipeline has no pipeline for inpaint; those that have one are Stable"):
         pipeline_name("PixArtAlphaPipeline", "inpaint")
+    with pytest.raises(ValueError, match=r"No adapter for StableDiffusionInpaintPipeline \(it draws inside masks alone; a"):
+        pipeline_name("StableDiffusionInpaintPipeline", "inpaint")
 
 
 @pytest.mark.parametrize("kind", ["img2img", "inpaint", "controlnet", "controlnet_img2img", "controlnet_inpaint"])
