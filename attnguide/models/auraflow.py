@@ -23,7 +23,7 @@ LONGEST = 256
 class AuraFlow(TransformerAdapter):
     """Adapter for ``AuraFlowPipeline`` (https://huggingface.co/fal/AuraFlow-v0.3).
 
-    Register tokens stand before the text in attention and are no part of a map; the states of padding are zero and take part.
+    Register tokens precede the text in attention and are left out of maps; padding has states of zero and is attended to.
     """
 
     kinds = ("AuraFlowTransformer2DModel",)

@@ -29,7 +29,7 @@ def halves(sample: Sample, *, distilled: bool = False) -> tuple[Branch, ...]:
     The only place that decides it.
 
     Args:
-        sample: The row; with a ``cfg_scale`` of 1 or below its unconditional half is not computed.
+        sample: The row; at a ``cfg_scale`` of 1 or below it has no unconditional half.
         distilled: Whether the network reads ``cfg_scale`` as a condition instead: both halves then only with a
             ``true_cfg_scale`` above 1 and a negative prompt.
     """
@@ -41,12 +41,12 @@ def halves(sample: Sample, *, distilled: bool = False) -> tuple[Branch, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the network reads besides latents, for every row and both halves.
+    """Inputs of the network besides latents and timestep, for every row and both CFG halves.
 
     Attributes:
         cond: Text states of the prompts, ``batch tokens channels``.
         uncond: Text states of the negative prompts, or ``None`` when no row uses classifier-free guidance.
-        extra: Further inputs of a family (pooled states, sizes), each a pair like the two above.
+        extra: Further inputs of a family (pooled states, masks) by name, each a pair ``(cond, uncond)``.
     """
 
     cond: Tensor
@@ -55,14 +55,14 @@ class Conditioning:
 
     @property
     def length(self) -> int:
-        """Tokens of the longer half."""
+        """Number of tokens of the longer half."""
         return max(half.shape[1] for half in (self.cond, self.uncond) if half is not None)
 
     def padded(self, length: int) -> Conditioning:
-        """The same with this many tokens: states of zeros, and False in masks, which are ``extra`` of bools, at the end.
+        """Text states padded with zeros to ``length`` tokens; masks (bool tensors in ``extra``) are padded with False.
 
         Raises:
-            ValueError: If a half that is shorter has no mask, so that the network would attend to the padding.
+            ValueError: If padding is needed and there is no mask, so that the network would attend to it.
         """
         masks = {name: pair for name, pair in self.extra.items() if pair[0].dtype == torch.bool}
         halves = [half for half in (self.cond, self.uncond) if half is not None]
@@ -72,7 +72,7 @@ class Conditioning:
         return Conditioning(*_longer_pair((self.cond, self.uncond), length), {**self.extra, **pairs})
 
     def half(self, *, uncond: bool) -> Conditioning:
-        """One half's states for every row, in ``cond``.
+        """Text states of one half for every row, held in ``cond``.
 
         Raises:
             ValueError: If the unconditional half is asked for and no negative prompt was encoded.
@@ -84,7 +84,7 @@ class Conditioning:
         return Conditioning(self.uncond if uncond and self.uncond is not None else self.cond, None, extra)
 
     def for_pass(self, context: PassContext) -> Conditioning:
-        """The states of one pass, element by element as ``context`` lays the batch out, all in ``cond``."""
+        """Text states of one pass, one for each batch element of ``context``, all held in ``cond``."""
 
         def pick(cond: Tensor, uncond: Tensor | None) -> Tensor:
             parts = []
@@ -100,7 +100,7 @@ class Conditioning:
 
 
 def _longer_pair(pair: tuple[Tensor, Tensor | None], length: int) -> tuple[Tensor, Tensor | None]:
-    """Both halves with this many tokens, the second axis, zeros at the end."""
+    """Both halves padded with zeros to ``length`` on axis 1."""
     first, second = pair
     return _longer(first, length), None if second is None else _longer(second, length)
 
@@ -111,17 +111,17 @@ def _longer(half: Tensor, length: int) -> Tensor:
 
 
 class ModelAdapter(Autoencoding, ABC):
-    """One family of text-to-image models behind one face.
+    """Common interface to one family of text-to-image models.
 
     Attributes:
-        kinds: Classes of diffusers that a pipeline's ``transformer`` may be of.
-        reads: Which text encoders' states the network reads, by its setting that holds their channels.
-        packs: Latent cells that are the channels of one token before a transformer sees them.
-        name: For people: the folder, hub id or class it came from.
+        kinds: Class names in diffusers that a pipeline's ``transformer`` may have.
+        reads: Text encoders by the network's config entry that holds the channels of their states.
+        packs: Latent cells packed into the channels of one token before the transformer reads them.
+        name: Display name: the folder, hub id or class that the model came from.
         one_length: Whether the network's positions depend on the text's length, so that texts of different lengths are read in
             forwards of their own.
-        controlnets: By the type of control picture that each reads; none unless the model was loaded with some.
-        repacks_text: Whether the network drops a text's padding, so that no further text can stand behind it.
+        controlnets: Loaded ControlNets by type of control picture; empty by default.
+        repacks_text: Whether the network drops a text's padding, so that no further text can be appended to it.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -137,22 +137,22 @@ class ModelAdapter(Autoencoding, ABC):
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
-        """What of a pipeline's parts is not supported; each problem supposes that there is no earlier one."""
+        """Reasons why a pipeline's parts are not supported; each check assumes that the earlier ones passed."""
         yield from ()
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the network runs."""
+        """Device that the network runs on."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Precision of the network's weights."""
+        """Dtype of the network's weights."""
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """Precision of latents between evaluations, in which noise is drawn: the network's in most families."""
+        """Dtype of latents between evaluations and of the noise drawn for them: the network's in most families."""
         return self.dtype
 
     @property
@@ -163,7 +163,7 @@ class ModelAdapter(Autoencoding, ABC):
     @property
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
-        """Its torch modules by name, for a runner that registers or moves them."""
+        """Torch modules of the pipeline by name, for a runner that registers or moves them."""
 
     @property
     def network(self) -> nn.Module:
@@ -184,7 +184,7 @@ class ModelAdapter(Autoencoding, ABC):
 
     @property
     def guidance_distilled(self) -> bool:
-        """Whether the network reads the guidance weight as a condition and needs no unconditional half."""
+        """Whether guidance is distilled into the network: no unconditional half; most read the weight as a condition."""
         return False
 
     @property
@@ -197,7 +197,7 @@ class ModelAdapter(Autoencoding, ABC):
         return halves(sample, distilled=self.guidance_distilled)
 
     def combining_scale(self, sample: Sample) -> float:
-        """The weight with which the two halves of a row are combined; what is distilled into the network is not in it."""
+        """Classifier-free guidance weight that combines a row's halves; distilled guidance is not part of it."""
         if "uncond" not in self.halves(sample):
             return 1.0
         return sample.true_cfg_scale if self.guidance_distilled else sample.cfg_scale
@@ -224,7 +224,7 @@ class ModelAdapter(Autoencoding, ABC):
             self._check_second_half(sample)
 
     def _check_second_half(self, sample: Sample) -> None:
-        """Refuse a row without an unconditional half that says something of one."""
+        """Refuse a row that has no unconditional half but sets ``true_cfg_scale`` or a negative prompt."""
         if sample.true_cfg_scale > 1:
             raise ValueError(
                 f"true_cfg_scale above 1 needs a negative_prompt, which may be empty, for {self.name} to run an unconditional "
@@ -237,7 +237,7 @@ class ModelAdapter(Autoencoding, ABC):
             )
 
     def remarks(self, sample: Sample) -> Iterator[str]:
-        """What the model reads otherwise than a row may mean, the same words for all such rows."""
+        """Warnings where the model treats a setting otherwise than the row may mean; the same text for all such rows."""
         yield from ()
 
     def check_gradients(self) -> None:
@@ -288,18 +288,18 @@ class ModelAdapter(Autoencoding, ABC):
         """Run the network.
 
         Args:
-            latents: As the network reads them (scaled), ``batch channels height width``.
-            step: Where in the schedule.
-            conditioning: States for exactly these batch elements (:meth:`Conditioning.for_pass`).
-            until: Compute no further than the last of these sites, and return ``None``.
+            latents: Scaled network input, ``batch channels height width``.
+            step: Evaluation of the schedule.
+            conditioning: Inputs of exactly these batch elements (:meth:`Conditioning.for_pass`).
+            until: Stop after the last of these sites and return ``None``.
         """
 
     def after_cfg(self, combined: Tensor, cond: Tensor) -> Tensor:
-        """What the family's pipeline makes of the combined halves, ``batch channels height width``; nothing in most.
+        """The family's correction of the combined prediction, ``batch channels height width``; none in most families.
 
         Args:
-            combined: As classifier-free guidance has it; ``cond`` itself in rows without.
-            cond: The conditional answer.
+            combined: Prediction after classifier-free guidance; ``cond`` itself in rows without an unconditional half.
+            cond: Prediction of the conditional half.
         """
         return combined
 
@@ -308,10 +308,10 @@ class ModelAdapter(Autoencoding, ABC):
         """A fresh noise scheduler, set to a number of steps.
 
         Args:
-            name: Of the scheduler; the model's own when ``None``.
+            name: Scheduler name; the model's own scheduler when ``None``.
             steps: Denoising steps.
-            latent_shape: ``(channels, height, width)`` of the latents, on which some schedules depend; of a picture of the
-                default size when ``None``.
+            latent_shape: ``(channels, height, width)`` of the latents, on which some schedules depend; that of a picture of
+                the default size when ``None``.
         """
 
     @property
@@ -325,7 +325,7 @@ class ModelAdapter(Autoencoding, ABC):
 
     @property
     def guidance_level(self) -> int:
-        """Level of the maps that guidance reads when it is not told, counted as a selector's ``levels`` are.
+        """Default level of the maps that guidance reads, counted as :attr:`SiteSelector.levels`.
 
         This is 16x16 for Stable Diffusion 1.x, 24x24 for 2.x at 768 pixels, and the coarsest maps where all are larger.
         """
@@ -336,10 +336,9 @@ class ModelAdapter(Autoencoding, ABC):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """This thread alone runs on the networks, and on the tokenizer, which is no safer; others wait here for their turn.
+        """Lock the networks and the tokenizer (neither is thread-safe) for this thread; other threads wait.
 
-        Tensors are made on the CPU meanwhile unless their device is named, whatever ``torch.set_default_device`` says: noise
-        is drawn there, and belongs to its seed.
+        Meanwhile torch's default device is the CPU, whatever the user set, so that a seed gives the same noise.
         """
         elsewhere = torch.get_default_device().type != "cpu"
         with exclusive(network for network in self.networks.values() if network is not None):
@@ -348,7 +347,7 @@ class ModelAdapter(Autoencoding, ABC):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """All modules in evaluation mode and for this thread alone, each restored afterwards."""
+        """Put all modules in evaluation mode, locked for this thread; each module's mode is restored afterwards."""
         with self.exclusive():
             before, self._walked = self._walked, self._modules()
             training = [module for module in self._walked if module.training]
@@ -362,10 +361,10 @@ class ModelAdapter(Autoencoding, ABC):
                     module.training = True
 
     def enable_checkpointing(self) -> None:
-        """Have the network compute its activations anew in the backward pass instead of keeping them.
+        """Switch on the network's gradient checkpointing.
 
         Raises:
-            ValueError: If its class cannot.
+            ValueError: If the network's class does not support it.
         """
         if not getattr(self.network, "_supports_gradient_checkpointing", False):
             raise ValueError(f"checkpointing: {type(self.network).__name__} cannot compute its activations anew.")
@@ -373,10 +372,10 @@ class ModelAdapter(Autoencoding, ABC):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """All weights without gradient and for this thread alone, each restored afterwards.
+        """Set ``requires_grad`` of all weights to False, locked for this thread; each is restored afterwards.
 
-        For passes with gradients only: torch folds some matrix products differently for weights that require none, so freezing
-        more than that would change the last bits of a plain picture.
+        Use it for passes with gradients only: torch folds some matrix products differently for weights that require none, so
+        freezing in other passes would change the last bits of a plain picture.
         """
         with self.exclusive():
             modules = self._modules() if self._walked is None else self._walked
@@ -395,4 +394,4 @@ class ModelAdapter(Autoencoding, ABC):
         return [module for network in self.networks.values() if network is not None for module in network.modules()]
 
     _walked: list[nn.Module] | None = None
-    """All modules while a run lasts, which is what finding them anew at every guided step would take too long for."""
+    """Cache of all modules during a run, as walking the networks at every guided step would take too long."""

@@ -1,4 +1,4 @@
-"""Chroma pipelines: FLUX.1's blocks without a distilled guidance, and with T5's padding weighed down."""
+"""Chroma pipelines: FLUX.1's blocks without distilled guidance, with attention to T5's padding lowered."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from attnguide.types import Step
 class Chroma(PackedTransformer):
     """Adapter for ``ChromaPipeline`` (https://huggingface.co/lodestones/Chroma1-HD).
 
-    Diffusers adds its mask to the scores as a number, 1 between positions of words, of the first padding token and of the
-    picture, else 0, so that padding is attended to less, not never; the same is done here.
+    Diffusers adds its mask to the scores as a float (1 between words, the first padding token and the picture, else 0), so
+    padding is attended to less instead of never; the same is done here.
     """
 
     kinds = ("ChromaTransformer2DModel",)

@@ -1,4 +1,4 @@
-"""CLIP's text encoders on prompts with weights, in chunks of what they read at once; embedded by compel."""
+"""CLIP text encoders on weighted prompts, in chunks of the encoder's length; embedded by compel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attnguide.prompt.tokens import Segment, TokenizedPrompt
 from attnguide.weighted import Fragment, WeightedPrompt, require_compel
 
 _Token = tuple[int, tuple[int, int]]
-"""A number of the tokenizer's, and the characters of the words alone that it stands for."""
+"""A token id, and its characters in :attr:`WeightedPrompt.text`."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A fragment as the text encoder reads it: names of embeddings expanded, its weight, and its tokens."""
+    """A fragment for the text encoder: text with textual-inversion names expanded, weight, and tokens."""
 
     text: str
     weight: float
@@ -29,12 +29,12 @@ class _Piece:
 
 
 _NOTHING = _Piece("", 1.0, ())
-"""What a part without words is made of."""
+"""The only piece of a part without words."""
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A text encoder as compel calls it, on the device where it computes, wherever its weights wait."""
+    """A text encoder for compel that reports the device it computes on, even if its weights are offloaded."""
 
     module: Any
     device: torch.device
@@ -50,19 +50,19 @@ class _Encoder:
 
 @dataclass(frozen=True)
 class ChunkedClip:
-    """One text encoder of CLIP's kind, with its tokenizer.
+    """One CLIP text encoder with its tokenizer.
 
     A token's state ``z`` of weight ``w`` becomes ``e + w (z - e)``, ``e`` the state of the empty text at its position; for
     weights below 1, it moves towards its state where the fragment is masked, ``tan((1 - w) pi / 2)`` parts to one. A chunk ends
-    behind its last sentence, else its last comma, else its last word. All this is compel's
-    (https://github.com/damian0815/compel), whose embeddings of the same fragments are equal.
+    behind its last sentence, else its last comma, else its last word. All of this is done by compel
+    (https://github.com/damian0815/compel).
 
     Attributes:
-        tokenizer: The pipeline's.
-        reader: The same, or a copy that knows offsets.
+        tokenizer: The pipeline's tokenizer.
+        reader: The tokenizer, or a fast copy that returns offsets.
         encoder: The pipeline's text encoder.
-        device: Where it computes.
-        expand: How the pipeline writes names of embeddings with several vectors.
+        device: Device that the encoder computes on.
+        expand: Expands textual-inversion names with several vectors, as the pipeline does.
         penultimate: Whether the network reads the states before the last layer, without its norm, as in SDXL.
     """
 
@@ -75,7 +75,7 @@ class ChunkedClip:
 
     @property
     def length(self) -> int:
-        """Positions of a chunk."""
+        """Number of token positions of a chunk."""
         return int(self.tokenizer.model_max_length)
 
     @cached_property
@@ -96,7 +96,7 @@ class ChunkedClip:
         )
 
     def read(self, prompt: WeightedPrompt) -> TokenizedPrompt:
-        """Tokens, every chunk a segment.
+        """Tokens of a prompt, one segment per chunk.
 
         Raises:
             ValueError: If the tokenizer cannot tell which tokens stand for which words, or compel is not installed.
@@ -126,7 +126,7 @@ class ChunkedClip:
         return TokenizedPrompt(prompt.text, tokens, tuple(offsets), tuple(ids), "", tuple(segments), None, prompt)
 
     def states(self, prompts: Sequence[WeightedPrompt]) -> Tensor:
-        """States of prompts, ``batch positions channels``; shorter ones end in chunks of the empty text."""
+        """Text states of prompts, ``batch tokens channels``; shorter prompts are filled up with chunks of the empty text."""
         rows = [torch.cat([self._states(pieces) for pieces in self._parts(prompt)], 1) for prompt in prompts]
         longest = max(*(row.shape[1] for row in rows), *(self.length * prompt.chunks for prompt in prompts))
         empty = self._provider.empty_z.to(rows[0])
@@ -134,7 +134,7 @@ class ChunkedClip:
         return torch.cat(filled)
 
     def pooled(self, prompts: Sequence[WeightedPrompt]) -> Tensor:
-        """One state for each text's words up to the end of a first chunk, without weights, ``batch channels``."""
+        """Pooled state of each text's first chunk, without weights, ``batch channels``."""
         found = [self._provider.get_pooled_embeddings([self.expand(one.text)], device=self.device) for one in prompts]
         return torch.cat(found)
 
@@ -145,7 +145,7 @@ class ChunkedClip:
         return found
 
     def _laid_out(self, pieces: Sequence[_Piece]) -> list[int]:
-        """Numbers of the tokens of a part, chunk by chunk."""
+        """Token ids of a part, chunk by chunk."""
         ids, _, _ = self._provider.get_token_ids_and_expand_weights(
             [piece.text for piece in pieces], [piece.weight for piece in pieces], device="cpu"
         )
@@ -153,7 +153,7 @@ class ChunkedClip:
         return found
 
     def _parts(self, prompt: WeightedPrompt) -> list[list[_Piece]]:
-        """Pieces of every part, those without a token left out."""
+        """Pieces of every part, without pieces that have no token."""
         parts = [[self._piece(prompt.text, fragment) for fragment in part] for part in prompt.parts]
         return [[piece for piece in part if piece.tokens] or [_NOTHING] for part in parts] or [[_NOTHING]]
 
@@ -168,7 +168,7 @@ class ChunkedClip:
 
 
 def _spans(chunk: Sequence[int], waiting: deque[_Token]) -> list[tuple[int, int] | None]:
-    """What the first positions of a chunk stand for: nothing, then the tokens that wait, as far as the chunk has them."""
+    """Characters of a chunk's first positions: ``None`` (start token), then those of the waiting tokens that it holds."""
     spans: list[tuple[int, int] | None] = [None]
     while waiting and chunk[len(spans)] == waiting[0][0]:
         spans.append(waiting.popleft()[1])

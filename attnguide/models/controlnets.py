@@ -1,4 +1,4 @@
-"""ControlNets of a run: how they are named, checked and loaded. Importing this needs no torch."""
+"""ControlNets of a run: parsing, checking and loading. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from attnguide.text.parsing import shown
 
 ANY = ""
-"""Type of the ControlNet that reads the control pictures of every type without one of its own."""
+"""Type of the fallback ControlNet, for control pictures whose type has no ControlNet of its own."""
 
 _WIDTHS = ("block_out_channels", "cross_attention_dim", "joint_attention_dim", "num_attention_heads", "attention_head_dim")
-"""Settings that a ControlNet shares with its network, in one family or another."""
+"""Config entries in which a ControlNet and its network must agree."""
 
 _NAMED = re.compile(r"([A-Za-z0-9_-]{1,60})=(.+)", re.DOTALL)
 
@@ -26,11 +26,11 @@ class ControlNetError(ValueError):
 
 @dataclass(frozen=True)
 class ControlNetSource:
-    """Where a ControlNet comes from, and which control pictures it reads.
+    """Source of a ControlNet and the type of control pictures that it reads.
 
     Attributes:
         source: A folder in diffusers format, or a hub id.
-        type: Of the control pictures; :data:`ANY` for all that no other one reads.
+        type: Type of control pictures; :data:`ANY` for all types without a ControlNet of their own.
     """
 
     source: str
@@ -44,7 +44,7 @@ def read_controlnets(value: Any) -> list[ControlNetSource]:
     """ControlNets from ``[TYPE=]PATH``, a list of these, or a mapping from type to path; local paths are made absolute.
 
     Raises:
-        ValueError: If one is none of these, or two read the same type.
+        ValueError: If a value has another form, or two ControlNets read the same type.
     """
     if isinstance(value, Mapping):
         given = [ControlNetSource(str(source), str(kind)) for kind, source in value.items()]
@@ -89,10 +89,10 @@ def check_controlnet(one: ControlNetSource) -> None:
 
 
 def class_of(source: str) -> str:
-    """The class of diffusers that a local folder's ControlNet is of.
+    """Class name in diffusers of a local folder's ControlNet.
 
     Raises:
-        ControlNetError: If the folder holds none.
+        ControlNetError: If the folder holds no ControlNet.
     """
     try:
         name = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))["_class_name"]
@@ -106,14 +106,14 @@ def class_of(source: str) -> str:
 
 
 def serving(types: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """For each type of control pictures the type of the ControlNet that reads it.
+    """Type of the ControlNet that reads each type of control pictures.
 
     Args:
-        types: Of control pictures.
-        known: Of ControlNets.
+        types: Types of control pictures.
+        known: Types of the loaded ControlNets.
 
     Raises:
-        ValueError: If there is none for one of them.
+        ValueError: If a type has no ControlNet.
     """
     there = set(known)
     found = {kind: kind if kind in there else ANY for kind in types}
@@ -125,7 +125,7 @@ def serving(types: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def load_controlnets(pipeline: Any, given: Sequence[ControlNetSource], dtype: Any, device: Any) -> dict[str, Any]:
-    """ControlNets of a pipeline's family, by type of control.
+    """Load the ControlNets of a run for a pipeline's family, by type of control.
 
     Raises:
         ControlNetError: If one cannot be loaded, or is of another family or for another network.
@@ -167,7 +167,7 @@ def _why_not(pipeline: Any) -> str:
 
 
 def _check_widths(source: str, controlnet: Any, pipeline: Any) -> None:
-    """A ControlNet adds its states to the network's: both must have the same widths and read the same text."""
+    """Refuse a ControlNet whose widths differ from the network's, to which its residuals are added."""
     network = getattr(pipeline, "unet", None) or pipeline.transformer
     for name in _WIDTHS:
         own, other = controlnet.config.get(name), network.config.get(name)

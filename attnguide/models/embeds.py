@@ -1,4 +1,4 @@
-"""A prompt's states as diffusers' own calls take them, for pipelines that run outside of this package's loop."""
+"""Text states as arguments of diffusers' pipeline calls, for pipelines that run outside of this package's loop."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from attnguide.weighted import WeightedPrompt, read_weights, unweighted
 
 
 def prompt_embeds(pipeline: Any, prompt: str | list[str], negative_prompt: str | list[str] | None = None) -> dict[str, Tensor]:
-    """States of prompts with weights under the names by which a pipeline takes them: ``pipeline(**prompt_embeds(...))``.
+    """Text states of weighted prompts as keyword arguments of a pipeline: ``pipeline(**prompt_embeds(...))``.
 
-    Prompts are read as ``prompt_syntax="weights"`` reads them: ``(word:1.3)``, ``[word]``, ``BREAK``, any length. All have as
-    many chunks as the longest, the negative prompts too. The states are those of a row of the same prompts.
+    Prompts are read as ``prompt_syntax="weights"`` reads them: ``(word:1.3)``, ``[word]``, ``BREAK``, any length. All prompts
+    and negative prompts get as many chunks as the longest. A row with the same prompts has the same states.
 
     Args:
-        pipeline: Of diffusers, with a UNet and the text encoders of Stable Diffusion 1, 2 or XL; whatever else it can.
-        prompt: One, or one a picture.
-        negative_prompt: Likewise, one for all or as many; nothing when ``None``, which SDXL tells from the empty text.
+        pipeline: A diffusers pipeline with a UNet and the text encoders of Stable Diffusion 1, 2 or XL.
+        prompt: One prompt, or one per picture.
+        negative_prompt: One for all prompts, or one per prompt; ``None`` for none, which SDXL treats otherwise than ``""``.
 
     Returns:
-        ``prompt_embeds`` and ``negative_prompt_embeds``, ``batch positions channels``; for SDXL also ``pooled_prompt_embeds``
+        ``prompt_embeds`` and ``negative_prompt_embeds``, ``batch tokens channels``; for SDXL also ``pooled_prompt_embeds``
         and ``negative_pooled_prompt_embeds``, ``batch channels``.
 
     Raises:

@@ -17,13 +17,13 @@ from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.names import FAMILIES
 
 Reads = Mapping[str, tuple[str, ...]]
-"""By a setting of the network, the text encoders whose states lie side by side in so many channels."""
+"""Text encoders whose states are concatenated along channels, by the network's config entry with their total width."""
 
 _SMALL = "AutoencoderTiny"
-"""A small autoencoder that stands for any ``AutoencoderKL``."""
+"""A small autoencoder that may replace any ``AutoencoderKL``."""
 
 _LEGACY = "Transformer2DModel"
-"""What the transformers of PixArt were called; diffusers loads it as what it is."""
+"""Former class name of PixArt's transformers; diffusers loads the right class for it."""
 
 _SCALES = {
     0.18215: "Stable Diffusion 1 and 2, and PixArt-alpha",
@@ -31,7 +31,7 @@ _SCALES = {
     1.5305: "Stable Diffusion 3",
     0.3611: "FLUX.1, Chroma, Lumina 2 and Z-Image",
 }
-"""Scaling factors of published autoencoders, and whose they are: each has as many channels as another one has."""
+"""Scaling factors of published autoencoders and the families that use them; the number of channels tells them not apart."""
 
 _OF = {
     "StableDiffusionPipeline": 0.18215,
@@ -46,12 +46,12 @@ _OF = {
     "Lumina2Pipeline": 0.3611,
     "ZImagePipeline": 0.3611,
 }
-"""The factor of each pipeline's published autoencoder."""
+"""Scaling factor of each pipeline's published autoencoder."""
 
 
 @cache
 def wanted_classes(kind: str) -> Mapping[str, type[nn.Module]]:
-    """The networks that a pipeline of diffusers takes, by part, as its constructor says."""
+    """Class of each network of a diffusers pipeline by part, from its constructor's annotations."""
     try:
         hints = typing.get_type_hints(getattr(diffusers, kind).__init__)
     except (AttributeError, NameError):  # of a version that does not know it, or does not say
@@ -62,9 +62,9 @@ def wanted_classes(kind: str) -> Mapping[str, type[nn.Module]]:
 
 
 def stands_for(found: type, wanted: type) -> bool:
-    """Whether a network of one class may stand where another is wanted.
+    """Whether a network of class ``found`` may take the place of one of class ``wanted``.
 
-    A text encoder that is a language model may be that model alone, without its part for pictures.
+    A language model may lack the vision part of a wanted vision-language model.
     """
     if issubclass(found, wanted) or (found.__name__ == _SMALL and wanted.__name__ == "AutoencoderKL"):
         return True
@@ -73,7 +73,7 @@ def stands_for(found: type, wanted: type) -> bool:
 
 
 def _kind(network: type) -> str:
-    """What kind of language model a class of transformers is; empty for others."""
+    """The ``model_type`` of a class of transformers; empty for other classes."""
     return str(getattr(getattr(network, "config_class", None), "model_type", ""))
 
 
@@ -84,8 +84,8 @@ def check_index(index: Mapping[str, Any], folder: Path | None = None) -> None:
     """Refuse a pipeline's configuration whose parts are of classes that the pipeline does not take.
 
     Args:
-        index: Of a supported pipeline.
-        folder: That the parts' own configurations are in, which must say the same.
+        index: ``model_index.json`` of a supported pipeline.
+        folder: Folder with the parts' own configurations, which must name the same classes.
 
     Raises:
         UnsupportedModelError: Naming part and class.
@@ -116,7 +116,7 @@ def _said(path: Path) -> dict[str, Any] | None:
 
 
 def _same(found: type, said: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of the class; a configuration of text and pictures holds one of its text encoder."""
+    """Whether a configuration belongs to the class; one of a vision-language model contains that of its text encoder."""
     if "_class_name" in said:
         return bool(said["_class_name"] in (found.__name__, _LEGACY))
     own, kind = _kind(found), str(said.get("model_type") or "")
@@ -127,7 +127,7 @@ def _same(found: type, said: Mapping[str, Any]) -> bool:
 
 
 def class_problems(pipeline: Any, kind: str) -> Iterator[str]:
-    """Text encoders must be of the classes that the pipeline takes; networks and autoencoders are checked by the adapters."""
+    """Problems of text encoders of another class than the pipeline takes; adapters check networks and autoencoders."""
     for part, wanted in wanted_classes(kind).items():
         encoder = _plain(getattr(pipeline, part, None)) if part.startswith("text_") else None
         if isinstance(encoder, nn.Module) and not stands_for(type(encoder), wanted):
@@ -135,7 +135,7 @@ def class_problems(pipeline: Any, kind: str) -> Iterator[str]:
 
 
 def width_problems(pipeline: Any, network: str, reads: Reads) -> Iterator[str]:
-    """The channels of text states that a network reads must be those that the text encoders give."""
+    """Problems where the channels of text states that the network reads are not the sum of the text encoders' channels."""
     config = _plain(getattr(pipeline, network)).config
     for setting, parts in reads.items():
         encoders = [_plain(getattr(pipeline, part, None)) for part in parts]
@@ -152,11 +152,11 @@ def text_width(encoder: Any) -> int:
 
 
 def channel_problems(pipeline: Any, packs: int) -> Iterator[str]:
-    """A transformer must read the autoencoder's channels.
+    """Problems where a transformer does not read the autoencoder's latent channels.
 
     Args:
-        pipeline: With both.
-        packs: Latent cells that are the channels of one token before the network sees them.
+        pipeline: Pipeline with a transformer and an autoencoder.
+        packs: Latent cells packed into the channels of one token before the network reads them.
     """
     config = _plain(pipeline.vae).config
     channels = config.get("latent_channels") or config.get("z_dim")
@@ -167,7 +167,7 @@ def channel_problems(pipeline: Any, packs: int) -> Iterator[str]:
 
 
 def doubtful_scale(pipeline: Any, kind: str) -> str | None:
-    """That an autoencoder seems to be of another family, which has equally many channels; ``None`` where nothing says so."""
+    """Warning if the autoencoder's scaling factor is that of another family; ``None`` otherwise."""
     factor = _plain(pipeline.vae).config.get("scaling_factor")
     if kind not in _OF or factor not in _SCALES or factor == _OF[kind]:
         return None

@@ -1,4 +1,4 @@
-"""FLUX.1 pipelines: joint attention of the picture with the text of T5; latents are packed into tokens of 2x2 cells."""
+"""FLUX.1 pipelines: joint attention of image and T5 text; latents are packed into tokens of 2x2 cells."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LONGEST = 512
 
 
 class PackedTransformer(TransformerAdapter):
-    """Base of the adapters of transformers of FLUX's kind: first blocks with two streams, then blocks with one.
+    """Base of the adapters of FLUX-like transformers: double-stream blocks, then single-stream blocks.
 
-    The loop's latents are ``batch channels height width``; the network reads ``batch tokens channels`` with 2x2 cells a token.
+    The loop's latents are ``batch channels height width``; the network reads ``batch tokens channels``, 2x2 cells a token.
     """
 
     patch = 2
@@ -34,7 +34,7 @@ class PackedTransformer(TransformerAdapter):
     @property
     def channels(self) -> int:
         config = self.transformer.config
-        return int(config.out_channels or config.in_channels) // 4  # it may read more: a mask, a further picture
+        return int(config.out_channels or config.in_channels) // 4  # in_channels may include a mask or a further picture
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class PackedTransformer(TransformerAdapter):
         return F.pixel_unshuffle(latents, self.patch).flatten(2).transpose(1, 2).contiguous()
 
     def unpack(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """What :meth:`pack` made of latents of the shape of ``like``, as latents."""
+        """Inverse of :meth:`pack`: tokens as latents of the shape of ``like``."""
         rows, columns = (side // self.patch for side in like.shape[-2:])
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
 
@@ -73,7 +73,7 @@ class PackedTransformer(TransformerAdapter):
 class Flux(PackedTransformer):
     """Adapter for ``FluxPipeline``: FLUX.1-dev and schnell (https://arxiv.org/abs/2506.15742).
 
-    The network attends to the 512 positions of T5, padding included; of CLIP it reads the pooled states alone. Guidance is
+    The network attends to all 512 positions of T5, padding included, and reads only the pooled state of CLIP. Guidance is
     distilled into it: dev reads ``cfg_scale`` as a condition, schnell reads none. Both halves of true classifier-free guidance
     run with ``true_cfg_scale`` above 1 and a negative prompt.
     """
@@ -129,7 +129,7 @@ class Flux(PackedTransformer):
         return Conditioning(cond, uncond, {"pooled": (pooled, other), "guidance": (scales, scales)})
 
     def _states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """States of T5, ``batch tokens channels``, and pooled ones of CLIP, ``batch channels``."""
+        """Text states of T5, ``batch tokens channels``, and pooled states of CLIP, ``batch channels``."""
         states, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), prompt_2=None, device=self.device, max_sequence_length=self._longest
         )

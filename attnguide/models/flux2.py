@@ -1,4 +1,4 @@
-"""FLUX.2 pipelines: joint attention with the states of a language model that reads the prompt inside a conversation."""
+"""FLUX.2 pipelines: joint attention of image and the states of a language model, which reads the prompt in a chat template."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _PLACE = "\u0001"
 class Flux2(PackedTransformer):
     """Adapter for ``Flux2Pipeline``, FLUX.2-dev (https://github.com/black-forest-labs/flux2).
 
-    Latents are the autoencoder's 2x2 cells as channels of one, normalised; noise is drawn in that shape, as the pipeline does.
-    The network attends to all positions of the text encoder, of which those before the words belong to the template. Guidance
-    is distilled into it: ``cfg_scale`` is a condition. Pictures that the pipeline can read beside the prompt are not read.
+    Latents are normalised, with 2x2 cells of the autoencoder packed into channels; noise is drawn in that shape, as the
+    pipeline does. The network attends to all positions of the text encoder; those before the prompt belong to the template.
+    Guidance is distilled into it: ``cfg_scale`` is a condition. Reference pictures are not supported.
     """
 
     kinds = ("Flux2Transformer2DModel",)
     reads: ClassVar[Reads] = {"joint_attention_dim": ("text_encoder",) * 3}  # states of three layers
     patch = 1
     language: ClassVar[str] = "mistral"
-    """How the text encoder's kind begins; each has a template of its own."""
+    """Prefix of the text encoder's ``model_type``; each has its own template."""
 
     @classmethod
     def problems(cls, pipeline: Any) -> Iterator[str]:
@@ -124,7 +124,7 @@ class Flux2(PackedTransformer):
         return (packed - mean) / std
 
     def _normaliser(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the latents' channels in training, ``1 channels 1 1`` each."""
+        """Mean and standard deviation of the latents' channels in training, ``1 channels 1 1`` each."""
         norm = self.vae.bn
         std = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + self.vae.config.batch_norm_eps)
         return norm.running_mean.view(1, -1, 1, 1).to(like), std.to(like)

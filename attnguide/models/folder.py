@@ -1,4 +1,4 @@
-"""What a folder in diffusers format holds, read before anything is loaded. Importing this needs no torch."""
+"""Inspection of a folder in diffusers format, before anything is loaded. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<late>[\w-]+))?"
     r"\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?"
 )
-"""Files of weights, whole or in shards; a variant stands before or behind the shard's number."""
+"""Names of weight files, whole or sharded; a variant stands before or after the shard number."""
 
 _SENTENCE_PIECES = ("spiece.model", "tokenizer.model")
-"""Vocabularies of T5's kind."""
+"""SentencePiece vocabularies, as of T5."""
 
 _NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -25,14 +25,14 @@ _PICKLED = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 class UnsupportedModelError(TypeError):
-    """A model of a kind that there is no adapter for."""
+    """A model or a part of it is not supported."""
 
 
 def check_class(index: Any) -> None:
-    """Refuse the configuration of a pipeline that is not supported.
+    """Refuse the ``model_index.json`` of an unsupported pipeline.
 
     Raises:
-        ValueError: If it is no pipeline's configuration.
+        ValueError: If it names no pipeline class.
         UnsupportedModelError: Naming the pipeline's class.
     """
     name = index.get("_class_name") if isinstance(index, dict) else None
@@ -43,7 +43,7 @@ def check_class(index: Any) -> None:
 
 
 def is_distilled(name: str) -> bool:
-    """Whether the network of a local folder reads the guidance weight as a condition; False where it cannot be told yet."""
+    """Whether a local folder's network reads the guidance weight as a condition; False where there is no such folder."""
     for network, setting in (("unet", "time_cond_proj_dim"), ("transformer", "guidance_embeds")):
         try:
             return bool(_read_json(Path(name, network, "config.json")).get(setting))
@@ -53,7 +53,7 @@ def is_distilled(name: str) -> bool:
 
 
 def pipeline_class(name: str) -> str | None:
-    """The pipeline's class of a model in a local folder, or of a hub id in the cache; ``None`` where it cannot be told yet."""
+    """Pipeline class of a model in a local folder, or of a cached hub id; ``None`` where there is no ``model_index.json``."""
     folder = Path(name)
     try:
         index = _read_json((folder if folder.is_dir() else cached_folder(name) or folder) / "model_index.json")
@@ -63,13 +63,13 @@ def pipeline_class(name: str) -> str | None:
 
 
 def usual_half(name: str) -> str:
-    """The 16-bit precision in which the model of a local folder, or of a hub id in the cache, works."""
+    """Half-precision dtype (``fp16`` or ``bf16``) for the model of a local folder or of a cached hub id."""
     family = FAMILIES.get(pipeline_class(name) or "")
     return "fp16" if family is None else family.half
 
 
 def cached_folder(name: str) -> Path | None:
-    """The snapshot of a hub id in the cache, named by its commit; ``None`` if there is none."""
+    """Snapshot folder of a hub id in the cache, named by its commit; ``None`` if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -81,17 +81,17 @@ def cached_folder(name: str) -> Path | None:
 
 
 def check_folder(folder: Path, variant: str | None) -> str | None:
-    """Find what is missing in a model's folder, and which of its weights to load.
+    """Check that a model's folder is complete, and choose the variant of its weights.
 
     Args:
-        folder: In diffusers format.
-        variant: Of the weights, such as ``fp16``, as the user asked for.
+        folder: Folder in diffusers format.
+        variant: Variant of the weights that the user asked for, such as ``fp16``.
 
     Returns:
-        The variant to load: the one that was asked for, else the only one of a part that has no weights without.
+        The variant to load: the one that was asked for, else the only one that parts without plain weights have.
 
     Raises:
-        ValueError: Naming the part, and what would work.
+        ValueError: Naming the missing part, and what would work.
         UnsupportedModelError: If the pipeline's class is not supported.
     """
     index = _read_json(folder / "model_index.json")
@@ -114,12 +114,12 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
 
 
 def _is_part(entry: object) -> bool:
-    """Whether an entry of ``model_index.json`` names a part, as library and class; other lists are settings of the pipeline."""
+    """Whether an entry of ``model_index.json`` names a part, as ``[library, class]``; other lists are settings."""
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
 
 
 def _check_configurations(folder: Path, parts: Iterable[str]) -> None:
-    """Every part's settings must be there and say something."""
+    """Refuse a part whose configuration is missing or empty."""
     for part in parts:
         if part == "scheduler":
             _read_json(folder / part / "scheduler_config.json")
@@ -151,7 +151,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> set[str | None] | None:
-    """Variants of a part's weights, ``None`` for those without a name; ``None`` instead of a set where the part has none.
+    """Variants of a part's weights, with ``None`` for plain weights; ``None`` instead of a set where the part has no weights.
 
     Raises:
         ValueError: If a file is empty, or all are pickled.

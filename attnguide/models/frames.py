@@ -1,4 +1,4 @@
-"""Autoencoders that read and give pictures as videos of one frame: Qwen-Image's and its kin."""
+"""Autoencoders that read and return pictures as videos of one frame: Qwen-Image and relatives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnguide.models.pictures import Autoencoding
 
 
 class FrameAutoencoding(Autoencoding):
-    """Latents are scaled by mean and spread of every channel alone; the autoencoder's tensors have a time axis of length 1."""
+    """Latents are normalised per channel by mean and standard deviation; the autoencoder's tensors have a time axis of 1."""
 
     def _pixels(self, vae: Any, latents: Tensor) -> Tensor:
         frames = self._unscaled(latents).to(vae.dtype).unsqueeze(2)
@@ -32,7 +32,7 @@ class FrameAutoencoding(Autoencoding):
         return (latents - mean) / spread
 
     def _channels(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the channels, each ``1 channels 1 1``."""
+        """Mean and standard deviation of the channels, each ``1 channels 1 1``."""
         config = self.vae.config
         first, second = (
             torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
@@ -42,6 +42,6 @@ class FrameAutoencoding(Autoencoding):
 
 
 def frame_problems(vae: Any, kind: str) -> Iterator[str]:
-    """The autoencoder must be of the class named."""
+    """Problem where the autoencoder is not of class ``kind``."""
     if type(vae).__name__ != kind:
         yield f"vae must be {kind}; got {type(vae).__name__}."

@@ -6,11 +6,11 @@ from torch import nn
 
 
 def check_weights(name: str, network: nn.Module | None) -> None:
-    """Refuse weights that autograd cannot pass through.
+    """Refuse inference-mode weights, which autograd cannot pass through.
 
     Args:
-        name: Of the part.
-        network: The part; ``None`` is none.
+        name: Name of the part.
+        network: The part; nothing is checked when ``None``.
 
     Raises:
         ValueError: Naming the part, and what would work.
@@ -23,7 +23,7 @@ def check_weights(name: str, network: nn.Module | None) -> None:
 
 
 def check_quantiser(network: nn.Module) -> None:
-    """Refuse quantised weights whose products have no gradient.
+    """Refuse quantised weights without a backward pass.
 
     Raises:
         ValueError: Naming the quantiser, and what would work.

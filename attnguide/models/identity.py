@@ -1,4 +1,4 @@
-"""Which model a name meant: changed weights under the same path are another model. Importing this needs no torch."""
+"""Fingerprints of model files: changed weights under the same path are another model. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from attnguide.models.names import DEFAULT_MODEL
 
 _READ = (".json", ".safetensors", ".txt", ".model")
 _PIECES, _PIECE = 64, 4096
-"""How much of a large file is read: so many bytes at so many places, evenly spread."""
+"""A large file is sampled at 64 evenly spread places, 4096 bytes each."""
 
 
 def model_fingerprint(name: str, config: str | None = None) -> str | None:
-    """A short text that differs where a model's files differ: a digest, or the revision of a hub id.
+    """Fingerprint of a model's files: a digest, or the commit of a hub id.
 
     Args:
-        name: What :func:`~attnguide.models.load.load_model` takes.
-        config: The folder of its configuration, for a single file.
+        name: Model name as :func:`~attnguide.models.load.load_model` takes it.
+        config: Folder with the configuration of a single-file checkpoint.
 
     Returns:
-        ``None`` if there are no such files, say because a hub id has not been loaded yet.
+        The fingerprint; ``None`` if there are no files, such as of a hub id that has not been loaded yet.
     """
     from attnguide.models.load import shapes_folder
 
@@ -41,17 +41,17 @@ def model_fingerprint(name: str, config: str | None = None) -> str | None:
 
 
 def lora_fingerprints(loras: Iterable[str]) -> dict[str, str | None]:
-    """LoRAs as ``PATH:WEIGHT``, each with the fingerprint of its files; ``None`` for one of the hub."""
+    """Fingerprints of LoRAs by ``PATH:WEIGHT``; ``None`` for a hub id that is not cached."""
     return {text: model_fingerprint(read_lora(text).source) for text in loras}
 
 
 def controlnet_fingerprints(controlnets: Iterable[str]) -> dict[str, str | None]:
-    """ControlNets as ``TYPE=PATH``, each with the fingerprint of its files; ``None`` for one of the hub."""
+    """Fingerprints of ControlNets by ``TYPE=PATH``; ``None`` for a hub id that is not cached."""
     return {str(one): model_fingerprint(one.source) for one in read_controlnets(list(controlnets))}
 
 
 def _sampled(file: Path) -> bytes:
-    """A small file, or pieces of a large one: weights of several gigabytes would take longer to read than a picture to make."""
+    """Bytes of a small file, or sampled pieces of a large one: reading gigabytes would take longer than making a picture."""
     size = file.stat().st_size
     if size <= _PIECES * _PIECE:
         return file.read_bytes()

@@ -1,4 +1,4 @@
-"""Which pipelines of diffusers make rows with input pictures, family by family. Importing this needs no torch."""
+"""Diffusers' pipeline classes for rows with input pictures, by family. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIPELINES: dict[str, dict[Kind, str]] = {
     "StableDiffusion3Pipeline": {"img2img": "StableDiffusion3Img2ImgPipeline", "inpaint": "StableDiffusion3InpaintPipeline"},
     "FluxPipeline": _all_of("Flux"),
 }
-"""Supported pipeline -> how a row is made -> the class that makes it of the same parts."""
+"""Supported pipeline -> pipeline kind -> pipeline class built from the same parts."""
 
 CONTROLNETS: dict[str, str] = {
     "StableDiffusionPipeline": "ControlNetModel",
@@ -34,7 +34,7 @@ CONTROLNETS: dict[str, str] = {
 SEEDLESS: dict[str, str] = {
     "StableDiffusion3Pipeline": "their pictures' latents are drawn from no generator, so that no seed gives a picture again"
 }
-"""Supported pipeline -> why rows cannot have its ControlNets, which attnguide.steer takes in a pipeline of the user's."""
+"""Supported pipeline -> why rows cannot use its ControlNets (``attnguide.steer`` can, in the user's pipeline)."""
 
 CENTRED: tuple[str, ...] = ("FluxPipeline",)
 """Supported pipelines whose ControlNets read pixels in [-1, 1]; those of others read [0, 1]."""
@@ -43,17 +43,17 @@ SINGLE: tuple[str, ...] = ("FluxPipeline",)
 """Supported pipelines whose relatives cannot mix ControlNets in all kinds of rows."""
 
 KEEPING: dict[str, int] = {"StableDiffusionPipeline": 4, "StableDiffusionXLPipeline": 4, "StableDiffusion3Pipeline": 16}
-"""Supported pipeline -> latent channels of the networks with which its inpainting keeps what a mask keeps; any if not here."""
+"""Supported pipeline -> latent channels for which its inpainting restores the kept area; all, if it is not listed."""
 
 ROUNDING_UP: tuple[str, ...] = ("StableDiffusion3Pipeline", "FluxPipeline")
-"""Supported pipelines whose relatives make a step for a part of one: ``strength`` .6 of 4 steps is 3, and else 2."""
+"""Supported pipelines whose relatives round ``strength * steps`` up: strength 0.6 of 4 steps makes 3 steps, elsewhere 2."""
 
 
 def pipeline_name(pipeline: str, kind: Kind | None) -> str:
-    """The class of diffusers that makes rows of a kind with the parts of a supported pipeline; its own for text to image.
+    """Diffusers class that makes rows of a kind with a supported pipeline's parts; that pipeline itself for text to image.
 
     Raises:
-        ValueError: If the family has none.
+        ValueError: If the family has no pipeline of this kind.
     """
     if kind is None:
         return pipeline

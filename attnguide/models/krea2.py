@@ -1,4 +1,4 @@
-"""Krea 2 pipelines: one stream of text and picture, the text being several layers of a language model's states."""
+"""Krea 2 pipelines: a single-stream transformer on image and text, the text being states of several language-model layers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ LONGEST = 512
 """Positions of the text, as the pipeline has it by default."""
 
 _DISTILLED_SHIFT = 1.15
-"""Shift of the schedule of the few-step model, whatever the picture's size."""
+"""Schedule shift ``mu`` of the distilled few-step model, for every picture size."""
 
 _SIZES = {"max_image_seq_len": 6400}
-"""What the pipeline takes where the scheduler does not say."""
+"""The pipeline's defaults for entries that the scheduler's config lacks."""
 
 
 class Krea2(FrameAutoencoding, LanguageModelAdapter):
     """Adapter for ``Krea2Pipeline``.
 
-    The text has 512 positions: the prompt without its template's first part, padding that is masked, and the template's end.
-    The pipeline's ``guidance_scale`` counts what is added to the conditional answer: it is ``cfg_scale - 1`` here.
+    The text has 512 positions: the prompt without the template's prefix, masked padding, and the template's suffix. The
+    pipeline's ``guidance_scale`` is the weight of ``cond - uncond`` added to ``cond``, which is ``cfg_scale - 1`` here.
     """
 
     kinds = ("Krea2Transformer2DModel",)

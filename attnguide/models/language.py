@@ -1,4 +1,4 @@
-"""What the adapters share whose text is the states of a language model: as many positions as a prompt has tokens."""
+"""Common part of adapters with a language model as text encoder, whose text has as many positions as the prompt has tokens."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from attnguide.models.transformer import TransformerAdapter
 from attnguide.types import Step
 
 MASK = "text_mask"
-"""Name of the mask of a conditioning, bool, ``batch tokens``: True at a row's own tokens."""
+"""Key of the text mask in :attr:`Conditioning.extra`, bool ``batch tokens``: True at a row's own tokens."""
 
 
 class LanguageModelAdapter(TransformerAdapter):
     """Base of adapters of pipelines whose prompts differ in length; shorter rows of a batch are padded under a mask.
 
-    A prompt is encoded by itself, since padding would move what the text encoder makes of the words.
+    Each prompt is encoded by itself, since padding would change the text encoder's states of the words.
 
     Attributes:
-        cuts_states: Whether the forwards of :attr:`one_length` are handed the texts without padding.
+        cuts_states: Whether the per-length forwards of :attr:`one_length` get text states without padding.
     """
 
     cuts_states: ClassVar[bool] = True
 
     @abstractmethod
     def states(self, prompt: str, *, negative: bool) -> tuple[Tensor, Tensor | None]:
-        """States of one prompt ``1 tokens channels``, and a mask of its tokens where the network does not attend to all."""
+        """Text states of one prompt, ``1 tokens channels``, and its mask where the network does not attend to all tokens."""
 
     def predict(
         self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
@@ -66,7 +66,7 @@ class LanguageModelAdapter(TransformerAdapter):
         return both.padded(both.length)
 
     def _stacked(self, prompts: Sequence[str], *, negative: bool) -> Conditioning:
-        """The states of prompts, padded to the longest."""
+        """Text states of prompts, padded to the longest."""
         known = {prompt: self._encoded_text(prompt, negative=negative) for prompt in dict.fromkeys(prompts)}
         length = max(one.length for one in known.values())
         rows = [known[prompt].padded(length) for prompt in prompts]
@@ -83,25 +83,25 @@ class LanguageModelAdapter(TransformerAdapter):
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Elements of a pass whose texts are equally long, one list for every length."""
+    """Batch elements grouped by text length."""
     return [[at for at, other in enumerate(lengths) if other == length] for length in dict.fromkeys(lengths)]
 
 
 def _some(conditioning: Conditioning, elements: Sequence[int], length: int | None) -> Conditioning:
-    """Some elements, with so many positions of their texts."""
+    """Conditioning of some batch elements, with their text states cut to ``length`` tokens."""
     at = list(elements)
     extra = {name: (pair[0][at, :length] if name == MASK else pair[0][at], None) for name, pair in conditioning.extra.items()}
     return Conditioning(conditioning.cond[at, :length], None, extra)
 
 
 def text_mask(conditioning: Conditioning) -> Tensor | None:
-    """The mask of a pass; ``None`` where every token of every row is its own."""
+    """The text mask of a pass; ``None`` where no row has padding."""
     mask = conditioning.extra[MASK][0]
     return None if bool(mask.all()) else mask
 
 
 def language_problems(tokenizer: object, encoder: object) -> Iterator[str]:
-    """A tokenizer's numbers must be its text encoder's; how long a text may be is the pipeline's to say."""
+    """Problems of tokenizer and text encoder, except for text length, which the pipeline limits."""
     yield from (problem for problem in text_problems(tokenizer, encoder) if "model_max_length" not in problem)
 
 
@@ -113,7 +113,7 @@ def packed(latents: Tensor, patch: int = 2) -> Tensor:
 
 
 def unpacked(cells: Tensor, like: Tensor, patch: int = 2) -> Tensor:
-    """Image tokens as latents of the shape of ``like``."""
+    """Inverse of :func:`packed`: image tokens as latents of the shape of ``like``."""
     batch, channels, height, width = like.shape
     parts = cells.view(batch, height // patch, width // patch, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
     return parts.reshape(batch, channels, height, width)

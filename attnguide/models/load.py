@@ -29,15 +29,15 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, 
 
 
 WEIGHTS: tuple[str, ...] = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-"""What files of weights are called; only the first of these is read, since the others are pickled and may run code."""
+"""Suffixes of weight files; only the first is read, since the others are pickled and may run code."""
 
 _LONGEST = 250
-"""Characters of a name that file systems may refuse to look for."""
+"""Longest model name; file systems may refuse to look up longer ones."""
 
 _TRANSFORMER = re.compile(
     r"(^|\.)(joint_blocks|double_(blocks|layers)|single_blocks|noise_refiner|blocks\.\d+\.(attn|cross_attn)\.)"
 )
-"""Names of weights that no UNet has."""
+"""Names of weights that only transformers have, no UNet."""
 
 _CONFIGURATION = ("*.json", "*.txt", "*.model")
 
@@ -52,8 +52,8 @@ def shapes_folder() -> Path:
 
 
 def quiet_libraries() -> None:
-    """Switch off advice and loading bars of the libraries that models come from; their errors are still told."""
-    # Read when the libraries are imported; the calls serve those that have been.
+    """Switch off warnings and progress bars of diffusers and transformers; errors are still shown."""
+    # The variables are read at import; the calls below serve libraries that are imported already.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     import diffusers
@@ -81,7 +81,7 @@ def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
 
 
 def resolve_dtype(name: str | torch.dtype | None, device: torch.device, half: str = "fp16") -> torch.dtype:
-    """Precision by name; by default ``half`` on a GPU (:func:`~attnguide.models.folder.usual_half`) and fp32 elsewhere."""
+    """Dtype by name; by default ``half`` on a GPU (:func:`~attnguide.models.folder.usual_half`) and fp32 elsewhere."""
     if name is None:
         return DTYPES[half] if device.type == "cuda" else torch.float32
     return DTYPES[check_dtype(str(name))]
@@ -122,17 +122,16 @@ def load_model(
         name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or
             a hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's; the best available by default.
-        dtype: ``fp32``, ``fp16`` or ``bf16``, by any of torch's names too; by default fp16 (some
-            families: bf16) on a GPU and fp32 elsewhere.
-        config: For a single checkpoint, which holds weights alone: a folder in diffusers format with the configuration of such
-            a model and its tokenizer; weights in it are not read. From the hub's cache or the hub when ``None``.
-        variant: Of the weights of a folder or on the hub, such as ``fp16``; found by itself where there is only one.
-        offload: What waits in the CPU's memory while it is not needed: ``none``; ``model``, the networks that do not run;
-            ``group``, all blocks of a network but the one that runs; ``sequential``, all modules but one.
-        checkpointing: Compute the network's activations anew in the backward pass instead of keeping them: guided steps take
-            less memory, and one forward more.
-        loras: Low-rank additions to its weights, each ``PATH[:WEIGHT]`` or a pair of both: a ``.safetensors`` file, a folder
-            with one, or a hub id. They need the package peft.
+        dtype: ``fp32``, ``fp16`` or ``bf16``, or one of torch's; by default fp16 (some families: bf16) on a GPU and fp32
+            elsewhere.
+        config: For a single-file checkpoint, which holds weights alone: a folder in diffusers format with the model's
+            configuration and tokenizer; weights in it are not read. From the hub or its cache when ``None``.
+        variant: Variant of the weights of a folder or on the hub, such as ``fp16``; found by itself if there is only one.
+        offload: What is kept in CPU memory while it does not run: ``none``; ``model``, whole networks; ``group``, all blocks
+            of a network but the running one; ``sequential``, all modules but the running one.
+        checkpointing: Gradient checkpointing: guided steps need less memory, and one forward more.
+        loras: LoRAs, each ``PATH[:WEIGHT]`` or a pair of both: a ``.safetensors`` file, a folder with one, or a hub id. They
+            need the package peft.
         controlnets: Folders or hub ids of ControlNets, by the type of control picture that each reads:
             ``{"canny": PATH}``, or ``["canny=PATH"]``; one without a type reads all types.
 
@@ -141,8 +140,8 @@ def load_model(
         LoraError: If a LoRA cannot be read, or has weights for layers that the model lacks.
         ModelNotFoundError: If there is no such folder or file, it is incomplete or broken, or the hub cannot be reached.
         UnsupportedModelError: If the pipeline's family is not supported.
-        ValueError: If device, dtype or offload is unknown or of no use here, or ``config`` or ``variant`` is given for what it
-            is not for.
+        ValueError: If device, dtype or offload is unknown or cannot be used here, or ``config`` or ``variant`` does not apply
+            to this kind of model.
 
     Weights are read from safetensors only.
     """
@@ -184,7 +183,7 @@ def _pipeline(name: str, where: Placement, config: str | None, variant: str | No
 
 @contextmanager
 def _old_names() -> Iterator[None]:
-    """Silence about ``torch_dtype``, which every supported version of the library takes and the newest calls ``dtype``."""
+    """Silence deprecation warnings of ``torch_dtype``, which every supported version takes; the newest call it ``dtype``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch_dtype.*")
         yield
@@ -215,7 +214,7 @@ def _from_file(path: Path, where: Placement, config: str | None) -> Any:
 
 
 def _check_family(path: Path) -> None:
-    """Refuse a single checkpoint of a transformer, which lacks the text encoders.
+    """Refuse a single-file checkpoint of a transformer, which lacks the text encoders.
 
     Raises:
         UnsupportedModelError: Naming what would work.
@@ -229,14 +228,14 @@ def _check_family(path: Path) -> None:
 
 
 def _has_second_encoder(path: Path) -> bool:
-    """Whether a single checkpoint is one of Stable Diffusion XL, which holds two text encoders under ``conditioner``."""
+    """Whether a single-file checkpoint is of Stable Diffusion XL, which holds two text encoders under ``conditioner``."""
     with safe_open(path, framework="pt") as weights:
         return any(name.startswith("conditioner.embedders.1.") for name in weights.keys())
 
 
 @contextmanager
 def _configuration(config: str | None) -> Iterator[str | None]:
-    """A copy of a configuration without weights: the library would take from it what the checkpoint lacks, pickled or not."""
+    """A copy of a configuration without weights: diffusers would load parts missing in the checkpoint from it, even pickled."""
     if config is None:
         yield None
         return
@@ -295,7 +294,7 @@ def _from_pretrained(source: str, where: Placement, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
     index = DiffusionPipeline.load_config(source)
-    # The library takes a pipeline without a part for an incomplete one, unless it is told.
+    # Diffusers refuses a pipeline without an optional part unless the part is passed as None.
     absent = {part: None for part in FAMILIES[index["_class_name"]].optional if not any(index.get(part) or ())}
     with _old_names():
         loaded = DiffusionPipeline.from_pretrained(

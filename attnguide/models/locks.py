@@ -1,4 +1,4 @@
-"""Networks that one thread at a time may run on."""
+"""Locks on networks: one thread at a time may run on each."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-"""One lock per network, for as long as the network lives; as its attribute a lock would hinder copying and saving it."""
+"""One lock per living network; as an attribute of the network it would prevent copying and pickling."""
 
 _looking_up = threading.Lock()
 
 
 @contextmanager
 def exclusive(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Hold networks; other threads that ask for one of them wait, and the holder may ask again.
+    """Lock networks for this thread (reentrant); other threads that ask for one of them wait.
 
     Args:
-        networks: All that are needed. They are locked in one order, so that threads never wait for each other in a circle.
+        networks: All networks that are needed; locked in one global order, so that threads cannot deadlock.
     """
     with _looking_up:
         locks = [_locks.setdefault(network, threading.RLock()) for network in sorted(set(networks), key=id)]

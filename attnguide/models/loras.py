@@ -1,4 +1,4 @@
-"""Low-rank additions (LoRA) to a model's weights: how they are named, checked and loaded. Importing this needs no torch."""
+"""LoRAs (low-rank additions to a model's weights): parsing, checking and loading. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from attnguide.text.parsing import as_real, real_number, shown
 
 _FILE = ".safetensors"
 _USUAL = "pytorch_lora_weights.safetensors"
-"""How diffusers calls the file of a folder or of a hub id."""
+"""Diffusers' file name in a folder or hub repository."""
 
 _WEIGHTS = re.compile(r"lora|lokr_")
-"""Part of the name of every tensor of a LoRA."""
+"""Pattern in the name of every tensor of a LoRA file."""
 
 _FIRST_FACTOR = re.compile(r"\.(?:processor\.)?(\w*?)[._]?lora(?:_A|[._]down|_linear_layer\.down)\b.*$")
-"""The end of the name of a layer's first factor, one for each layer; an old format has a part of the layer's name in it."""
+"""Suffix of a layer's first (down) factor, one for each layer; an old format has part of the layer's name in it."""
 
 
 class LoraError(ValueError):
@@ -36,10 +36,10 @@ class Lora:
     Attributes:
         source: A ``.safetensors`` file, a folder with one, a hub id (``owner/name``), or a file of a hub id
             (``owner/name/file.safetensors``).
-        weight: Factor on what it adds to each layer's output; may be negative.
+        weight: Factor on the LoRA's term in each layer's output; may be negative.
 
     Raises:
-        ValueError: If the source is no text or the weight is not finite.
+        ValueError: If the source is empty or no string, or the weight is not finite.
     """
 
     source: str
@@ -58,15 +58,15 @@ class Lora:
 
     @property
     def path(self) -> Path:
-        """The source as a path, whether there is something or not."""
+        """The source as a path, which need not exist."""
         return Path(self.source).expanduser()
 
 
 def read_lora(value: Any) -> Lora:
-    """A LoRA from ``PATH[:WEIGHT]``, a pair of path and weight, or itself; the path of something local is made absolute.
+    """A LoRA from ``PATH[:WEIGHT]``, a pair of path and weight, or a :class:`Lora`; local paths are made absolute.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If the value has another form.
     """
     if isinstance(value, Lora):
         lora = value
@@ -82,11 +82,11 @@ def read_lora(value: Any) -> Lora:
 
 
 def checked_loras(values: Sequence[Any]) -> list[Lora]:
-    """LoRAs as :func:`read_lora` takes them, each looked into.
+    """Parse LoRAs with :func:`read_lora` and check each with :func:`check_lora`.
 
     Raises:
-        ValueError: If one names none.
-        LoraError: If one cannot be used.
+        ValueError: If a value is no LoRA's name.
+        LoraError: If a LoRA cannot be used.
     """
     found = [read_lora(value) for value in values]
     for lora in found:
@@ -95,7 +95,7 @@ def checked_loras(values: Sequence[Any]) -> list[Lora]:
 
 
 def check_lora(lora: Lora) -> None:
-    """Find what is wrong with a LoRA before any model is loaded: package, file, format.
+    """Check a LoRA before any model is loaded: package, file, format.
 
     Raises:
         LoraError: Naming the source.
@@ -111,7 +111,7 @@ def check_lora(lora: Lora) -> None:
 
 
 def _local_file(lora: Lora) -> Path:
-    """The file that holds the weights."""
+    """The LoRA's weight file on disk."""
     if lora.path.is_file():
         return lora.path
     found = sorted(lora.path.glob(f"*{_FILE}"))
@@ -141,7 +141,7 @@ def load_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     """Load LoRAs into a pipeline of diffusers and set their weights.
 
     Raises:
-        LoraError: If the pipeline takes none, one cannot be loaded, or has weights for layers that the networks lack.
+        LoraError: If the pipeline takes no LoRAs, or one cannot be loaded or has weights for layers that the networks lack.
     """
     if not loras:
         return
@@ -178,7 +178,7 @@ def _load(pipeline: Any, lora: Lora, name: str) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on the screen: what goes wrong is raised, and layers without weights are found afterwards."""
+    """Silence the libraries: errors are raised, and unmatched layers are found afterwards."""
     from diffusers.utils import logging as library
 
     from attnguide.models.quiet import quietly
@@ -190,7 +190,7 @@ def _silence() -> Iterator[None]:
 
 
 def _place(lora: Lora) -> tuple[str, dict[str, Any]]:
-    """Folder or hub id, and the arguments that name the file in it."""
+    """Folder or hub id, and the loading arguments that name the file in it."""
     if lora.path.exists():
         file = _local_file(lora)
         return str(file.parent), {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
@@ -199,7 +199,7 @@ def _place(lora: Lora) -> tuple[str, dict[str, Any]]:
 
 
 def _wrapped_layers(pipeline: Any, name: str) -> Iterator[str]:
-    """Paths of the layers that an adapter was added to, in all networks."""
+    """Module paths of the layers that the LoRA ``name`` was added to, in all networks."""
     for network in pipeline.components.values():
         if not hasattr(network, "named_modules"):
             continue
@@ -209,7 +209,7 @@ def _wrapped_layers(pipeline: Any, name: str) -> Iterator[str]:
 
 
 def _unknown_layers(state: Mapping[str, Any], wrapped: Collection[str]) -> tuple[int, str] | None:
-    """How many layers of a LoRA were not found in the networks, and one of them; ``None`` where all were."""
+    """Number of a LoRA's layers that the networks lack, and one of them; ``None`` where all were found."""
     wanted = [layer for key in state if (layer := _layer_of(key)) is not None]
     if len(wanted) <= len(wrapped) and (wrapped or not state):
         return None
@@ -219,7 +219,7 @@ def _unknown_layers(state: Mapping[str, Any], wrapped: Collection[str]) -> tuple
 
 
 def _layer_of(key: str) -> str | None:
-    """The layer that a first factor belongs to; ``None`` for other tensors."""
+    """Layer name of a first-factor tensor; ``None`` for other tensors."""
     found = _FIRST_FACTOR.search(key)
     if found is None:
         return None

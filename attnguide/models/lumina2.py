@@ -1,4 +1,4 @@
-"""Lumina-Image 2 pipelines: one stream of text and picture, in which the picture follows right behind the words."""
+"""Lumina-Image 2 pipelines: a single-stream transformer in which image tokens follow right behind the text tokens."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LONGEST = 256
 class Lumina2(LanguageModelAdapter):
     """Adapter for ``Lumina2Pipeline`` (https://arxiv.org/abs/2503.21758).
 
-    The pipeline's system prompt stands before a prompt, not before a negative one. The combined halves are brought back to the
-    length of the conditional answer, pixel row by pixel row of the latents, as the pipeline does by default.
+    The pipeline's system prompt is put before a prompt, not before a negative prompt. The combined prediction is rescaled to
+    the norm of the conditional one, for each row of latent cells, as the pipeline does by default.
     """
 
     one_length = repacks_text = True
-    cuts_states = False  # masked padding goes through the first blocks of the text, as in the pipeline
+    cuts_states = False  # masked padding passes through the text refiner blocks, as in the pipeline
 
     kinds = ("Lumina2Transformer2DModel",)
     reads: ClassVar[Reads] = {"cap_feat_dim": ("text_encoder",)}

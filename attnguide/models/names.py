@@ -11,7 +11,7 @@ from typing import Any
 DEFAULT_MODEL = "shapes"
 
 OFFLOADS = ("none", "model", "group", "sequential")
-"""What of a model waits in the CPU's memory: nothing, the networks that do not run, all blocks but one, all modules but one."""
+"""What is kept in CPU memory: nothing, networks that do not run, all blocks but one, all modules but one."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Family:
         adapter: ``module:Class`` under ``attnguide.models``.
         parts: Parts that it must have.
         optional: Further networks and tokenizers that it may do without.
-        half: The 16-bit precision in which its weights work, and which a GPU takes where none is asked for.
+        half: Half-precision dtype in which its weights work, the default on a GPU.
     """
 
     adapter: str
@@ -58,9 +58,9 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": Family("flux2:Flux2", _TRANSFORMER, half="bf16"),
     "Flux2KleinPipeline": Family("flux2:Flux2Klein", _TRANSFORMER, half="bf16"),
 }
-"""Pipelines of diffusers that are supported, by the name of their class.
+"""Supported pipelines of diffusers by class name.
 
-Exactly these, since what a derived class adds would be dropped silently.
+Derived classes are refused, since whatever they add would be dropped silently.
 """
 
 _KINDS: dict[str, str] = {
@@ -71,17 +71,17 @@ _KINDS: dict[str, str] = {
     r"Modular": "modular pipelines are not read",
     r"Inpaint": "it draws inside masks alone; a text-to-image checkpoint of its family takes --inpaint-mask",
 }
-"""Why pipelines of some kinds are not supported, by what their names say."""
+"""Why some kinds of pipelines are not supported, by a pattern in their names."""
 
 
 def supported_pipelines() -> str:
-    """Names of the supported pipelines as a sentence's part."""
+    """Names of the supported pipelines, as a list in a sentence."""
     *first, last = FAMILIES
     return f"{', '.join(first)} and {last}"
 
 
 def no_adapter(name: str) -> str:
-    """That a pipeline of this class is not supported, why if it is known, and which are."""
+    """Error message for an unsupported pipeline class: the reason if known, and the supported classes."""
     why = next((f" ({reason})" for pattern, reason in _KINDS.items() if re.search(pattern, name)), "")
     return f"No adapter for {name}{why}; supported are {supported_pipelines()}."
 
@@ -125,7 +125,7 @@ SPACINGS: dict[str, str] = {
     "beta": "use_beta_sigmas",
     "trailing": "timestep_spacing",
 }
-"""Endings of a scheduler's name that choose its noise levels, and the option of the diffusers class that each one sets."""
+"""Suffixes of scheduler names that choose the noise levels, and the option of the diffusers class that each sets."""
 
 NEEDS: dict[str, str] = {"DPMSolverSDEScheduler": "torchsde"}
 """Scheduler classes that diffusers offers only where a further package is installed, and that package."""
@@ -142,7 +142,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "deis": {"algorithm_type": "deis", "solver_type": "logrho"},
     "sa_solver": {"algorithm_type": "data_prediction"},
 }
-"""What a name means beyond its class, whatever the model's own scheduler was set to."""
+"""Options of the diffusers class that a name sets, whatever the model's own scheduler has."""
 
 _FIXED_LEVELS = ("ddim", "ddpm", "pndm", "plms", "euler_ancestral", "lcm", "tcd")
 """Schedulers whose noise levels are those of training timesteps."""
@@ -170,7 +170,7 @@ _ALIASES: dict[str, str] = {
     "uni_pc": "unipc",
     "sasolver": "sa_solver",
 }
-"""What web UIs and other tools call the schedulers, written as :func:`_plain` writes names."""
+"""Scheduler names of web UIs and other tools, normalised by :func:`_plain`."""
 
 _UNFIT: dict[str, str] = {
     "ipndm": "its noise levels are those of another kind of model (Dance Diffusion); use 'pndm' or 'deis'",
@@ -185,7 +185,7 @@ _UNFIT: dict[str, str] = {
     "dpm_adaptive": "its number of steps is not known in advance; the nearest is 'dpmpp_3m'",
     "restart": "diffusers has no such scheduler; the nearest is 'heun'",
 }
-"""Schedulers that people know and that cannot be used here, with the reason."""
+"""Known schedulers that cannot be used here, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ class SchedulerChoice:
     """A scheduler by name.
 
     Attributes:
-        name: As this package spells it.
-        class_name: Of diffusers.
-        options: Of that class, where they differ from the model's own.
+        name: Name in this package's spelling.
+        class_name: Class name in diffusers.
+        options: Options of that class that override the model's own scheduler config.
     """
 
     name: str
@@ -207,7 +207,7 @@ def _with_spacings(base: str) -> dict[str, SchedulerChoice]:
     """A scheduler and its variants with other noise levels, by name."""
     own = _OPTIONS.get(base, {})
     fits = [ending for ending in SPACINGS if base not in (_OWN_SPACING if ending == "trailing" else _FIXED_LEVELS)]
-    # A model's own scheduler may have chosen other noise levels, which the plain name must not take over.
+    # The model's own scheduler config may choose other noise levels; the plain name must reset them.
     levels = {SPACINGS[ending]: False for ending in fits if ending != "trailing"}
     found = {base: SchedulerChoice(base, SCHEDULERS[base], {**levels, **own})}
     for ending in fits:
@@ -220,7 +220,7 @@ def _with_spacings(base: str) -> dict[str, SchedulerChoice]:
 SCHEDULER_CHOICES: dict[str, SchedulerChoice] = {
     name: choice for base in SCHEDULERS for name, choice in _with_spacings(base).items()
 }
-"""Every scheduler by its full name."""
+"""Every scheduler by its full name, suffix included."""
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -230,13 +230,13 @@ def nearest(word: str, known: Collection[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A scheduler's name in lower case with underscores: ``DPM++ 2M Karras`` is ``dpmpp_2m_karras``."""
+    """Normalise a scheduler's name: ``DPM++ 2M Karras`` is ``dpmpp_2m_karras``."""
     spelt = re.sub(r"[\s\-]+", "_", name.strip().lower().replace("++", "pp"))
     return re.sub(r"_(k|sgm_uniform|simple)$", lambda found: "_karras" if found[1] == "k" else "_trailing", spelt)
 
 
 def scheduler_choice(name: str) -> SchedulerChoice:
-    """The scheduler that a name means, also as web UIs and diffusers' classes are spelt: ``DPM++ 2M Karras``, ``Euler a``.
+    """The scheduler of a name, also in the spelling of web UIs (``DPM++ 2M Karras``, ``Euler a``) or as a diffusers class.
 
     Raises:
         ValueError: If it is unknown, or no scheduler for these models; the message lists what exists.
@@ -274,18 +274,18 @@ _FLOW: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "dpm_single": ("DPMSolverSinglestepScheduler", (), _OPTIONS["dpm_single"]),
     "unipc": ("UniPCMultistepScheduler", (), {}),
 }
-"""What a scheduler's name means for a flow-matching model: class, endings that exist, options."""
+"""Schedulers for flow-matching models by name: class, suffixes that exist, options."""
 
 _ENDING_IN_NOISE = {"deis": "DEISMultistepScheduler", "sa_solver": "SASolverScheduler"}
-"""Schedulers whose last noise level of flow matching diffusers repeats instead of going on to 0: the picture stays noisy."""
+"""Schedulers whose last flow-matching noise level diffusers repeats instead of going to 0, so the picture stays noisy."""
 
 FLOW_NAMES: tuple[str, ...] = tuple(_FLOW)
 FLOW_CLASSES = frozenset({class_name for class_name, _, _ in _FLOW.values()} | set(_ENDING_IN_NOISE.values()))
-"""Classes of diffusers that drive a flow-matching model; a held pipeline may have any of them."""
+"""Scheduler classes of diffusers for flow-matching models; a user's pipeline may have any of them."""
 
 
 def flow_choice(name: str) -> SchedulerChoice:
-    """The scheduler that a name means for a network trained by flow matching.
+    """The scheduler of a name for a network trained by flow matching.
 
     Raises:
         ValueError: If it is unknown, or there is no such scheduler for these networks; the message lists what exists.
@@ -314,10 +314,10 @@ def check_scheduler(name: str) -> str:
 
 
 def check_offload(name: str) -> str:
-    """One of :data:`OFFLOADS`.
+    """Check that a name is one of :data:`OFFLOADS`, and return it.
 
     Raises:
-        ValueError: If it is another word.
+        ValueError: If it is not.
     """
     if name not in OFFLOADS:
         raise ValueError(f"offload must be one of {', '.join(OFFLOADS)}; got {name!r}.")
@@ -337,10 +337,10 @@ def check_dtype(name: str) -> str:
 
 
 def check_device(name: str) -> str:
-    """The name itself; whether this machine has the device is not asked.
+    """Check the form of a device name and return it; whether this machine has the device is not checked.
 
     Raises:
-        ValueError: If it is no device's name.
+        ValueError: If it is no device name.
     """
     if re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         return name

@@ -1,4 +1,4 @@
-"""Where a pipeline's networks compute, and where their weights wait."""
+"""Placement of a pipeline's networks: compute device, dtype and offloading."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _OFFLOADING = frozenset(
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a pipeline's networks compute, and where their weights wait.
+    """Placement of a pipeline's networks.
 
     Attributes:
-        device: Where the networks compute.
-        dtype: Of the weights.
-        offload: ``none`` keeps all networks there. ``model`` keeps one network at a time there, ``group`` one block of a
-            network, ``sequential`` one module; the rest waits in the CPU's memory.
+        device: Device that the networks compute on.
+        dtype: Dtype of the weights.
+        offload: ``none`` keeps all networks on the device; ``model`` one network at a time, ``group`` one block of a
+            network, ``sequential`` one module, with the rest in CPU memory.
 
     Raises:
         ValueError: If ``offload`` is unknown, or there is no device to offload from.
@@ -43,12 +43,12 @@ class Placement:
             )
 
     def put(self, pipeline: Any) -> Any:
-        """Place a pipeline of diffusers that is on the CPU.
+        """Move a diffusers pipeline from the CPU to its place, or install offloading hooks.
 
         Raises:
-            ValueError: If a package is missing.
+            ValueError: If offloading needs a package that is missing.
         """
-        # A UNet's parts are all of one precision; of T5's weights some stay in float32, as it needs them.
+        # UNet pipelines have one dtype throughout; others may have a T5, which keeps some weights in float32.
         pipeline = pipeline.to(self.dtype) if hasattr(pipeline, "unet") else pipeline
         if self.offload == "none":
             return pipeline.to(self.device)
@@ -65,19 +65,19 @@ class Placement:
 
 
 def offload_blocks(pipeline: Any, device: torch.device) -> None:
-    """All weights of a pipeline in the CPU's memory, but for the block that computes on ``device``."""
-    # Without a stream: what is fetched ahead follows the order of the first pass, and guide passes end early.
+    """Keep all weights of a pipeline in CPU memory except the block that runs on ``device``."""
+    # Without a stream: prefetching follows the order of the first pass, and guide passes end early.
     pipeline.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
 
 
 def is_offloaded(networks: Iterable[nn.Module | None]) -> bool:
-    """Whether hooks of diffusers or accelerate bring weights in when they are needed, so that nobody else may move them."""
+    """Whether offloading hooks of diffusers or accelerate manage the networks' weights, so that nobody else may move them."""
     found = [hook for network in networks if network is not None for hook in foreign_hooks({"": network})]
     return bool(_OFFLOADING & set(found))
 
 
 def computing_device(pipeline: Any, network: nn.Module) -> torch.device:
-    """Where a network computes, wherever its weights are at the moment."""
+    """Device that a network computes on, even while its weights are offloaded."""
     modules = {"": network, **dict(network.named_children())}
     device: torch.device = next(network.parameters()).device
     if foreign_hooks(modules):

@@ -1,4 +1,4 @@
-"""Latents to pictures and back, in float32 once more where half precision overflows."""
+"""Decoding and encoding of pictures, repeated in float32 where half precision overflows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from attnguide.models.support import plain_module
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What latents were decoded to.
+    """A decoded picture.
 
     Attributes:
-        image: The picture, or ``None`` if there is none to show.
-        status: ``"ok"``, or why there is none.
+        image: The picture, or ``None`` if it cannot be shown.
+        status: ``"ok"``, or why there is no picture.
     """
 
     image: Image.Image | None
@@ -29,22 +29,22 @@ class Picture:
 
 
 class Autoencoding:
-    """The autoencoder's side of a model adapter: of every family, with hooks for what differs.
+    """The autoencoder part of a model adapter; families override single steps.
 
     Attributes:
-        pipeline: A pipeline of diffusers with a ``vae`` and an ``image_processor``.
+        pipeline: A diffusers pipeline with a ``vae`` and an ``image_processor``.
     """
 
     pipeline: Any
 
     @property
     def vae(self) -> Any:
-        """The autoencoder, not compiled."""
+        """The autoencoder, without ``torch.compile``'s wrapper."""
         return plain_module(self.pipeline.vae)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Picture]:
-        """Latents ``batch channels height width`` to pictures; those that are not finite are decoded in float32 again."""
+        """Decode latents ``batch channels height width``; rows whose pixels are not finite are decoded again in float32."""
         shown = self._finite_pictures(range(len(latents)), self._pixels(self.vae, latents))
         if again := [row for row in range(len(latents)) if row not in shown]:
             shown |= self._finite_pictures(again, self._pixels(self._wide_vae(), latents[again]))
@@ -53,7 +53,7 @@ class Autoencoding:
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures of one size to latents ``batch channels height width`` (the posterior's mean).
+        """Encode pictures of one size to latents ``batch channels height width`` (the posterior's mean).
 
         Raises:
             ValueError: If the latents are not finite.
@@ -92,7 +92,7 @@ class Autoencoding:
         return self._scaled(latents)
 
     def _unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the autoencoder decodes them: by scaling factor and shift, or mean and spread of every channel."""
+        """Latents in the autoencoder's scale: by scaling factor and shift, or mean and standard deviation per channel."""
         mean, std = self._statistics(latents)
         if std is not None:
             latents = latents * std
@@ -100,7 +100,7 @@ class Autoencoding:
         return latents if mean is None else latents + mean
 
     def _scaled(self, latents: Tensor) -> Tensor:
-        """The autoencoder's latents as the network reads them."""
+        """The autoencoder's latents in the network's scale; inverse of :meth:`_unscaled`."""
         mean, std = self._statistics(latents)
         if mean is not None:
             latents = latents - mean
@@ -108,7 +108,7 @@ class Autoencoding:
         return latents if std is None else latents / std
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor | float | None, Tensor | None]:
-        """Mean and spread of the latents' channels, each ``1 channels 1 1`` or ``None``; the mean may be one shift for all."""
+        """Mean and standard deviation per channel, ``1 channels 1 1``; without these, ``shift_factor`` and ``None``."""
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:

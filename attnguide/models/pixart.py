@@ -1,4 +1,4 @@
-"""PixArt pipelines: a transformer with cross-attention to the states of T5, whose padding is masked."""
+"""PixArt pipelines: a transformer with cross-attention to T5's states, whose padding is masked."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from attnguide.types import Step
 class PixArtAlpha(TransformerAdapter):
     """Adapter for ``PixArtAlphaPipeline`` (https://arxiv.org/abs/2310.00426).
 
-    Prompts are read in lower case, as the pipeline does, up to 120 tokens; what it may clean away besides (links, quotation
-    marks, with the packages bs4 and ftfy) stays. Pictures have the size that was asked for, as with
-    ``use_resolution_binning=False``: the pipeline's default draws another size that was trained and cuts it. The 1024-pixel
-    network is told size and aspect ratio.
+    Prompts are lower-cased, as the pipeline does, and read up to 120 tokens; its optional caption cleaning (links, quotation
+    marks, with the packages bs4 and ftfy) is not done. Pictures have the size that was asked for, as with
+    ``use_resolution_binning=False``; the pipeline's default samples at the nearest trained size and crops. The 1024-pixel
+    network reads size and aspect ratio as conditions.
 
     Attributes:
-        longest: Positions of T5.
+        longest: Number of T5 positions.
     """
 
     kinds = ("PixArtTransformer2DModel",)
@@ -80,10 +80,10 @@ class PixArtAlpha(TransformerAdapter):
             added_cond_kwargs=self._sizes(latents),
             return_dict=False,
         )[0]
-        return answer[:, : self.channels]  # behind them the variance, which no scheduler reads
+        return answer[:, : self.channels]  # further channels hold the variance, which no scheduler reads
 
     def _sizes(self, latents: Tensor) -> dict[str, Tensor | None]:
-        """What the 1024-pixel network of alpha is told of the picture."""
+        """Size conditions of the 1024-pixel alpha network; ``None`` for networks without them."""
         if not self.transformer.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (side * self.factor for side in latents.shape[-2:])

@@ -1,4 +1,4 @@
-"""Loading without the libraries' advice and bars, which fill a notebook before its first picture."""
+"""Loading without the libraries' warnings and progress bars, which fill a notebook before its first picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hold back advice and loading bars of the libraries that models come from; their errors are still told.
+    """Hold back warnings and progress bars of diffusers and transformers; errors are still shown.
 
-    What the user set is as before afterwards.
+    The user's verbosity settings are restored afterwards.
     """
     unset = [name for name in _VERBOSITY if name not in os.environ]
     os.environ.update(dict.fromkeys(unset, "error"))  # read when the libraries are imported, which may be now

@@ -1,4 +1,4 @@
-"""Qwen-Image pipelines: joint attention of the picture with the states of a language model."""
+"""Qwen-Image pipelines: joint attention of image and the states of a language model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class QwenImage(FrameAutoencoding, LanguageModelAdapter):
     """Adapter for ``QwenImagePipeline`` (https://arxiv.org/abs/2508.02324).
 
     A prompt is read inside a template, whose first 34 tokens are cut off. ``cfg_scale`` is the pipeline's ``true_cfg_scale``;
-    what classifier-free guidance combines is brought back to the length of the conditional answer, image token by image token,
-    as the pipeline does. A row without a negative prompt is guided away from an empty one.
+    the combined prediction is rescaled to the norm of the conditional one for each image token, as the pipeline does. A row
+    without a negative prompt has an empty one.
     """
 
     kinds = ("QwenImageTransformer2DModel",)

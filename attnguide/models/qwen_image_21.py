@@ -1,4 +1,4 @@
-"""Qwen-Image 2.1 pipelines: one stream in which text attends to itself, and the picture to text and picture."""
+"""Qwen-Image 2.1 pipelines: a single-stream transformer in which text attends to text, and the image to text and image."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ LONGEST = 8192
 """Positions that the network's rotary embedding knows."""
 
 _SLOT = 4
-"""Image tokens for which the network counts one position of the text encoder."""
+"""Image tokens per position of ``img_mask`` (groups of 2x2)."""
 
 
 class QwenImage21(FrameAutoencoding, LanguageModelAdapter):
     """Adapter for ``QwenImage21Pipeline``, text to image.
 
-    A module makes two attention calls, of the text and of the picture; the sites are blocks of the second. The pipeline keeps
-    keys and values of the text from the first step on, which are the same at every step; here they are computed anew.
-    ``cfg_scale`` is the pipeline's ``true_cfg_scale``; a row without a negative prompt is guided away from an empty one.
+    A module makes two attention calls, with text queries and with image queries; the sites are blocks of the second. The
+    pipeline caches the text's keys and values, which are the same at every step; here they are recomputed. ``cfg_scale`` is
+    the pipeline's ``true_cfg_scale``; a row without a negative prompt has an empty one.
     """
 
     one_length = repacks_text = True

@@ -1,4 +1,4 @@
-"""How text encoders other than CLIP read a prompt: tokens with offsets, through templates, cuts and padding."""
+"""Tokenization for text encoders of transformers: tokens with offsets, through templates, cuts and padding."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ _Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class TextReader:
-    """One text encoder's way from a prompt to the positions of its states that the network attends to.
+    """Tokenizes a prompt into the text positions that a transformer attends to.
 
     Attributes:
-        tokenizer: Of transformers, with a fast form.
+        tokenizer: A tokenizer of transformers that is fast or has a fast form.
         limit: Most tokens of the encoder, template included.
-        padded: Whether the network attends to padding up to ``limit``; otherwise a prompt has as many positions as tokens.
-        before: The template's text before the prompt.
-        after: The template's text behind the prompt.
-        dropped: First positions of the states that the pipeline cuts off, a template's as a rule.
-        special: Whether the tokenizer adds its own start and end tokens; templates as a rule hold them already.
-        expand: How the pipeline writes names of embeddings with several vectors (:func:`~attnguide.prompt.expansion.follow`).
-        spelt: What the pipeline makes of a character before it tokenizes, lower case for one; white space at both ends is
-            stripped if ``stripped``.
-        stripped: See above.
+        padded: Whether the text is padded up to ``limit``; otherwise a prompt has as many positions as tokens.
+        before: Template text before the prompt.
+        after: Template text after the prompt.
+        dropped: Number of first positions that the pipeline cuts off, usually the template's.
+        special: Whether the tokenizer adds its start and end tokens; templates usually contain them.
+        expand: Expands textual-inversion names with several vectors (:func:`~attnguide.prompt.expansion.follow`).
+        spelt: The pipeline's change of a character before tokenization, such as ``str.lower``.
+        stripped: Whether white space at both ends of the prompt is stripped.
     """
 
     tokenizer: Any
@@ -46,7 +45,7 @@ class TextReader:
     stripped: bool = False
 
     def read(self, prompt: str) -> TokenizedPrompt:
-        """The prompt with one segment, whose sink is the first token unless that is a word, else the first end token.
+        """The tokenized prompt with one segment, whose sink is the first token unless it is a word, else the first end token.
 
         Raises:
             ValueError: If the tokenizer cannot tell which tokens stand for which words.
@@ -83,7 +82,7 @@ class TextReader:
         )
 
     def _pieces(self, prompt: str) -> list[tuple[str, _Span]]:
-        """What is tokenized for each character of the expanded prompt, with the prompt's characters that it comes from."""
+        """Text to tokenize for each character of the expanded prompt, with the span of the prompt that it comes from."""
         read = self.expand(prompt)
         spans = follow(prompt, read, self.tokenizer.added_tokens_encoder)
         first = len(read) - len(read.lstrip()) if self.stripped else 0
@@ -91,12 +90,12 @@ class TextReader:
         return [(self.spelt(read[place]), spans[place]) for place in range(first, stop)]
 
     def _span(self, origin: list[_Span], span: _Span) -> _Span | None:
-        """The prompt's characters behind characters of the text; ``None`` for a template's alone, or none."""
+        """Span of the prompt for a span of the tokenized text; ``None`` if it is empty or lies in the template."""
         first, stop = max(span[0] - len(self.before), 0), min(span[1] - len(self.before), len(origin))
         return spread(origin, (first, stop)) if first < stop else None
 
     def _before_words(self, encoded: Any) -> int:
-        """Tokens before the place of the words, of a prompt without any."""
+        """Number of tokens before the position of the words, for a prompt without words."""
         count = 0
         for number, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             closing = span[0] == span[1] and number == self.tokenizer.eos_token_id
@@ -107,27 +106,27 @@ class TextReader:
 
 
 def expansion(pipeline: Any, tokenizer: Any) -> Callable[[str], str]:
-    """How a pipeline writes names of embeddings with several vectors; as they are where it loads none."""
+    """The pipeline's expansion of textual-inversion names with several vectors; ``str`` where it supports none."""
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     return str if convert is None else lambda text: str(convert(text, tokenizer))
 
 
 def texts_of(sample: Sample, halves: Sequence[Branch]) -> list[str]:
-    """What a row's plain passes read."""
+    """Texts of a row's plain passes: the prompt, and the negative prompt where there is an unconditional half."""
     return [sample.prompt, *([sample.negative_prompt or ""] if "uncond" in halves else [])]
 
 
 def beyond(pipeline: Any, texts: Sequence[str]) -> bool:
-    """Whether any text is longer than the first text encoder of a pipeline reads, which is CLIP beside T5."""
+    """Whether any text is longer than a pipeline's CLIP encoder reads (beside T5, which reads more)."""
     reader = TextReader(pipeline.tokenizer, pipeline.tokenizer_max_length)
     return any(reader.read(text).truncated for text in texts)
 
 
 def with_offsets(tokenizer: Any) -> Any:
-    """A tokenizer that knows which characters its tokens stand for: the same, or its fast form.
+    """The tokenizer, or its fast form, which returns the characters (offsets) of each token.
 
     Raises:
-        ValueError: If it has no fast form.
+        ValueError: If the tokenizer has no fast form.
     """
     if tokenizer.is_fast:
         return tokenizer

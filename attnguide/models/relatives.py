@@ -1,4 +1,4 @@
-"""Another pipeline of diffusers with the parts of a model: image to image, inpainting, ControlNet."""
+"""Img2img, inpainting and ControlNet pipelines of diffusers, built from a model's parts."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def reads(model: ModelAdapter, kind: Kind, argument: str) -> bool:
 
 
 def relative(model: ModelAdapter, kind: Kind | None, scheduler: Any, controls: Sequence[str] = ()) -> Any:
-    """The pipeline that makes rows of a kind, of the model's own parts.
+    """Build the diffusers pipeline for rows of a kind from the model's own parts.
 
-    ``from_pipe`` would cast all parts to one precision; here they stay as they are.
+    ``from_pipe`` would cast all parts to one dtype; here they keep theirs.
 
     Args:
         model: The adapter.
-        kind: Of the rows; ``None`` for text to image.
-        scheduler: Of diffusers; taken over.
+        kind: Pipeline kind of the rows; ``None`` for text to image.
+        scheduler: Scheduler of diffusers for the new pipeline.
         controls: Types of the rows' control pictures, in order.
 
     Raises:

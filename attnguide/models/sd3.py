@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 pipelines: joint attention of the picture with the texts of CLIP and T5."""
+"""Stable Diffusion 3 and 3.5 pipelines: joint attention of image, CLIP text and T5 text."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LONGEST = 256
 class StableDiffusion3(TransformerAdapter):
     """Adapter for ``StableDiffusion3Pipeline`` (https://arxiv.org/abs/2403.03206), also without T5.
 
-    The network reads the states of both CLIP encoders side by side in the channels of 77 positions, and those of T5 in 256
-    more behind them; all positions take part in attention, padding too. A pipeline without T5 has zeros there. The first blocks
-    of 3.5 medium also let the picture look at itself alone, which are further sites of self-attention (``attn2``).
+    The states of both CLIP encoders are concatenated along channels at 77 positions, followed by 256 positions of T5; all
+    positions are attended to, padding too. A pipeline without T5 has zeros there. The first blocks of 3.5 medium have a
+    further image self-attention (``attn2``), which is a site of kind ``self``.
 
-    Skip-layer guidance is a choice of the pipeline's call, not of the model, and is not made.
+    Skip-layer guidance, an option of the pipeline's call, is not supported.
     """
 
     kinds = ("SD3Transformer2DModel",)
@@ -53,10 +53,10 @@ class StableDiffusion3(TransformerAdapter):
         return most
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
-        """Tokens of CLIP, and behind them those of T5 where the pipeline has it.
+        """Tokens of CLIP, followed by those of T5 where the pipeline has it.
 
         Raises:
-            ValueError: If the second tokenizer of CLIP cuts the prompt elsewhere, so that a word has no position of its own.
+            ValueError: If CLIP's two tokenizers split the prompt differently, so that a word has no common position.
         """
         length = self.pipeline.tokenizer_max_length
         tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
@@ -112,7 +112,7 @@ class StableDiffusion3(TransformerAdapter):
 
 
 def _pooled_problems(pipeline: Any) -> Iterator[str]:
-    """Both encoders of CLIP give a part of the pooled text, the narrower one the first."""
+    """Problems where the pooled states of both CLIP encoders do not fit the network, or the encoders are swapped."""
     first, second = (getattr(pipeline, part).config for part in ("text_encoder", "text_encoder_2"))
     reads = pipeline.transformer.config.pooled_projection_dim
     if first.projection_dim + second.projection_dim != reads:

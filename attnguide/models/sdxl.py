@@ -1,4 +1,4 @@
-"""Stable Diffusion XL pipelines: a UNet with cross-attention to the states of two text encoders, and added conditions."""
+"""Stable Diffusion XL pipelines: a UNet with cross-attention to two text encoders' states, and added conditions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from attnguide.weighted import WeightedPrompt
 class StableDiffusionXL(StableDiffusion):
     """Adapter for ``StableDiffusionXLPipeline`` (https://arxiv.org/abs/2307.01952).
 
-    Both text encoders read the same prompt; their states lie side by side in the channels of one token, so that a word has one
-    position. The UNet is told the picture's size as original and as target size, without a crop, as diffusers does.
+    Both text encoders read the same prompt; their states are concatenated along channels, so that a word has one position.
+    The UNet reads the picture's size as original and as target size, without a crop, as diffusers does by default.
 
-    Where the pipeline's ``force_zeros_for_empty_prompt`` is set, the states of a negative prompt that was not given are zero;
-    the empty text is encoded.
+    Where the pipeline's ``force_zeros_for_empty_prompt`` is set, a negative prompt of ``None`` has states of zero; ``""`` is
+    encoded.
 
     Args:
         pipeline: The user's pipeline; it is read and run, never changed.
@@ -46,7 +46,7 @@ class StableDiffusionXL(StableDiffusion):
         """Tokens of the first tokenizer; of the second where it is the only one, as in the refiner.
 
         Raises:
-            ValueError: If the second tokenizer cuts the prompt elsewhere, so that a word has no position of its own.
+            ValueError: If the two tokenizers split the prompt differently, so that a word has no common position.
         """
         if self.pipeline.tokenizer is None:
             return self._tokenized(prompt, "tokenizer_2")
@@ -57,7 +57,7 @@ class StableDiffusionXL(StableDiffusion):
         return self._same(found[0], found[-1])
 
     def _same(self, first: TokenizedPrompt, second: TokenizedPrompt) -> TokenizedPrompt:
-        """What the first tokenizer reads, if the second reads the same words at the same positions."""
+        """The first tokenizer's prompt, if the second has the same offsets; else a ValueError."""
         if first.offsets != second.offsets:
             pairs = zip(first.offsets, second.offsets, strict=False)
             place = next((one or other for one, other in pairs if one != other), None)
@@ -66,7 +66,7 @@ class StableDiffusionXL(StableDiffusion):
         return first
 
     def _clips(self) -> list[ChunkedClip]:
-        """The pipeline's text encoders, the second last; a refiner has no first."""
+        """The pipeline's text encoders in order; a refiner has only the second."""
         parts = ("_2",) if self.pipeline.tokenizer is None else ("", "_2")
         return [self._clip(part, penultimate=True) for part in parts]
 
@@ -113,7 +113,7 @@ class StableDiffusionXL(StableDiffusion):
         negative_prompts: Sequence[object],
         extra: Mapping[str, tuple[Tensor, Tensor | None]],
     ) -> Conditioning:
-        """Both halves, each the conditional first; zeros where no negative prompt was given and the pipeline says so."""
+        """Conditioning from ``(cond, uncond)`` pairs; zeros for negative prompts of ``None`` if the pipeline forces them."""
         uncond, other = states[1], pooled[1]
         if self.pipeline.config.force_zeros_for_empty_prompt:
             given = torch.tensor([text is not None for text in negative_prompts], device=self.device)

@@ -1,4 +1,4 @@
-"""Which pipelines of diffusers are supported: everything that would be dropped or misread is refused by name."""
+"""Checks that a diffusers pipeline is supported: whatever would be dropped or misread is refused by name."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def check_pipeline(pipeline: Any) -> None:
         UnsupportedModelError: Naming the pipeline's class or part, and what would work.
     """
     name = type(pipeline).__name__
-    # An older diffusers does not know all of them; a derived class adds something that would be dropped.
+    # An older diffusers lacks some of these classes; what a derived class adds would be dropped.
     if name not in FAMILIES or type(pipeline) is not getattr(diffusers, name, None):
         raise UnsupportedModelError(f"{no_adapter(name)}{_way(pipeline)}")
     check_parts(pipeline)
 
 
 def check_parts(pipeline: Any) -> None:
-    """Refuse parts of a pipeline that are missing, or that do not fit each other or this package.
+    """Refuse a pipeline with parts that are missing, unsupported, or do not fit each other.
 
     Raises:
         UnsupportedModelError: Naming the part.
@@ -56,7 +56,7 @@ def check_parts(pipeline: Any) -> None:
 
 
 def _way(pipeline: Any) -> str:
-    """How plain text-to-image works with the parts of an unsupported pipeline, if it does."""
+    """Advice on plain text-to-image with the parts of an unsupported pipeline; empty where no supported pipeline fits."""
     kinds = (kind for kind in reversed(FAMILIES) if kind != "LatentConsistencyModelPipeline" and hasattr(diffusers, kind))
     found = next((kind for kind in kinds if next(_problems(pipeline, kind), None) is None), None)
     if found is None:
@@ -68,7 +68,7 @@ def _way(pipeline: Any) -> str:
 
 
 def _problems(pipeline: Any, kind: str) -> Iterator[str]:
-    """What is not supported of a pipeline of this kind; each problem supposes that there is no earlier one."""
+    """Problems of a pipeline checked as class ``kind``; each check assumes that the earlier ones passed."""
     family = FAMILIES[kind]
     missing = [part for part in family.parts if getattr(pipeline, part, None) is None]
     if missing:
@@ -89,7 +89,7 @@ def _problems(pipeline: Any, kind: str) -> Iterator[str]:
 
 
 def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
-    """Weights on the device ``meta`` hold nothing, unless hooks of accelerate bring them in when they are needed."""
+    """Problems of weights on the device ``meta``, which hold nothing unless accelerate's hooks load them on demand."""
     for part in parts:
         network = plain_module(getattr(pipeline, part))
         modules = list(network.modules()) if hasattr(network, "modules") else []
@@ -99,20 +99,20 @@ def _weight_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
 
 
 def _cache_problems(pipeline: Any, parts: Iterable[str]) -> Iterator[str]:
-    """A cache answers with what other passes computed, and guided and plain passes are none of each other's."""
+    """Problems of active caches, which would reuse activations across guided and plain passes."""
     for part in parts:
         if getattr(plain_module(getattr(pipeline, part)), "is_cache_enabled", False):
             yield f"{part} has an active cache of diffusers, which skips attention. Call pipeline.{part}.disable_cache() first."
 
 
 def decoder_problems(vae: Any) -> Iterator[str]:
-    """The autoencoder must be of a kind whose latents are scaled as they are here."""
+    """Problem where the autoencoder's class is not one whose latents this package can scale."""
     if type(vae) not in _DECODERS:
         yield f"vae must be {' or '.join(kind.__name__ for kind in _DECODERS)}; got {type(vae).__name__}."
 
 
 def text_problems(tokenizer: Any, encoder: Any) -> Iterator[str]:
-    """The tokenizer's numbers and lengths must be the text encoder's."""
+    """Problems where a tokenizer's vocabulary or length does not fit its text encoder."""
     words = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
         yield f"tokenizer has {len(tokenizer)} tokens, but the text encoder knows {words}."

@@ -1,4 +1,4 @@
-"""What a model is asked to read: plain prompts by its adapter's own methods, those with weights where its family knows them."""
+"""Tokenizing and encoding of prompts: plain ones by the adapter's own methods, weighted ones where the family supports them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from attnguide.weighted import Prompt, WeightedPrompt, unweighted
 
 
 class ReadsWeights(ABC):
-    """What an adapter is besides whose text encoders read weighted prompts, in chunks."""
+    """Mixin of adapters whose text encoders read weighted prompts, in chunks."""
 
     @abstractmethod
     def tokenize_weighted(self, prompt: WeightedPrompt) -> TokenizedPrompt:
-        """Tokens chunk by chunk, each a segment, as many chunks as the prompt wants at least."""
+        """Tokens of a prompt, one segment per chunk, with at least :attr:`WeightedPrompt.chunks` chunks."""
 
     @abstractmethod
     def encode_weighted(
@@ -30,14 +30,14 @@ class ReadsWeights(ABC):
 
     @abstractmethod
     def call_arguments(self, conditioning: Conditioning) -> Mapping[str, Tensor]:
-        """Text states under the names by which the pipeline's own call takes them."""
+        """Text states as keyword arguments of the pipeline's own call."""
 
 
 def read_prompt(model: ModelAdapter, prompt: Prompt) -> TokenizedPrompt:
     """Tokens of a prompt.
 
     Raises:
-        ValueError: If it has weights, and the model cannot read them.
+        ValueError: If the prompt has weights, and the model's family does not support them.
     """
     return model.tokenize(prompt) if isinstance(prompt, str) else weights_reader(model).tokenize_weighted(prompt)
 
@@ -52,7 +52,7 @@ def encode_prompts(
 
     Args:
         model: The adapter.
-        prompts: One per row. If any text has weights, all are read as if they had.
+        prompts: One per row. If any text has weights, all are encoded in chunks.
         negative_prompts: One per row, ``None`` where the row says none; ``None`` when no row has an unconditional half.
         cfg_scales: One per row; 1 each when ``None``.
 
@@ -69,10 +69,10 @@ def encode_prompts(
 
 
 def weights_reader(model: object) -> ReadsWeights:
-    """The model as one that reads weights.
+    """The model as a :class:`ReadsWeights`.
 
     Raises:
-        ValueError: If its family does not.
+        ValueError: If its family does not support weighted prompts.
     """
     if isinstance(model, ReadsWeights):
         return model

@@ -1,4 +1,4 @@
-"""What the adapters of transformer pipelines share: sites of their blocks, schedules by size, how the time is told."""
+"""Common part of transformer adapters: sites of attention blocks, schedule shifts by size, timesteps."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from attnguide.models.support import decoder_problems, plain_module
 from attnguide.types import Step
 
 Blocks = Mapping[SiteKind, tuple[Span | None, Span | None]]
-"""The blocks of one attention call by kind: query rows, key columns."""
+"""Blocks of one attention call by site kind, each a pair of query rows and key columns."""
 
 CROSS: Blocks = {"cross": (None, None)}
-"""All of a call in which the picture looks at the text alone."""
+"""A whole call of cross-attention: image queries, text keys."""
 
 SELF: Blocks = {"self": (None, None)}
-"""All of a call in which the picture looks at itself alone."""
+"""A whole call of image self-attention."""
 
 
 def text_first(cells: int, skip: int = 0) -> Blocks:
@@ -33,7 +33,7 @@ def text_first(cells: int, skip: int = 0) -> Blocks:
 
     Args:
         cells: Image positions.
-        skip: Positions before the text that stand for no word (registers).
+        skip: Positions before the text that are no text (register tokens).
     """
     image: Span = (-cells, None)
     return {"cross": (image, (skip, -cells)), "self": (image, image), "joint": (None, None)}
@@ -44,7 +44,7 @@ def image_first(cells: int, text: int | None = None) -> Blocks:
 
     Args:
         cells: Image positions.
-        text: Where the text begins, for pictures that are padded; right behind the image when ``None``.
+        text: First text position, where the image is padded; right behind the image when ``None``.
     """
     image: Span = (0, cells)
     return {"cross": (image, (cells if text is None else text, None)), "self": (image, image), "joint": (None, None)}
@@ -100,17 +100,17 @@ class TransformerAdapter(ModelAdapter):
 
     @property
     def factor(self) -> int:
-        """Pixels along the side of a latent cell."""
+        """Pixels along one side of a latent cell."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def patch(self) -> int:
-        """Latent cells along the side of an image token."""
+        """Latent cells along one side of an image token."""
         return int(self.transformer.config.patch_size)
 
     @property
     def widest(self) -> int | None:
-        """Image tokens along a side for which the network has positions; ``None`` where there is no end."""
+        """Most image tokens along one side that the network has position encodings for; ``None`` for no limit."""
         return None
 
     @property
@@ -141,7 +141,7 @@ class TransformerAdapter(ModelAdapter):
 
     @abstractmethod
     def attentions(self, cells: int) -> Iterator[tuple[str, Blocks]]:
-        """Module paths of attention, in the order in which they run, with the blocks of a call over ``cells`` image tokens."""
+        """Module paths of attention in execution order, with the blocks of a call over ``cells`` image tokens."""
 
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
         rows, columns = self.grid(height, width)
@@ -158,7 +158,7 @@ class TransformerAdapter(ModelAdapter):
 
     @abstractmethod
     def forward(self, latents: Tensor, step: Step, conditioning: Conditioning) -> Tensor:
-        """One pass of the network; its answer in the latents' shape."""
+        """Run the network once; returns its prediction, ``batch channels height width``."""
 
     def predict(
         self, latents: Tensor, step: Step, conditioning: Conditioning, *, until: Collection[Site] | None = None
@@ -183,21 +183,21 @@ class TransformerAdapter(ModelAdapter):
         return make_flow(own, name, steps, self.device, sigmas=self.sigmas(steps), mu=mu)
 
     def sigmas(self, steps: int) -> Sequence[float] | None:
-        """Noise shares before the schedule's shift, where the family's pipeline gives them to the scheduler."""
+        """Sigmas before the schedule's shift, where the family's pipeline passes them to the scheduler; else ``None``."""
         return None
 
     def size_shift(self, steps: int, latent_shape: tuple[int, int, int]) -> float:
-        """The schedule's shift ``mu`` for latents of this shape, where it has one."""
+        """Shift ``mu`` of a schedule with dynamic shifting, for latents of this shape."""
         _, rows, columns = latent_shape
         return size_shift((rows // self.patch) * (columns // self.patch), self.pipeline.scheduler.config)
 
     def timesteps(self, latents: Tensor, step: Step, scale: float = 1.0) -> Tensor:
-        """What the network is told of the time, ``batch``, in float32: the step's timestep divided by ``scale``."""
+        """The step's timestep divided by ``scale``, one per batch element, float32."""
         return (torch.tensor(step.timestep, device=latents.device, dtype=torch.float32) / scale).expand(len(latents))
 
 
 def joint_processor() -> Any:
-    """The library's own joint attention of Stable Diffusion 3 without additions."""
+    """Diffusers' default joint attention processor of Stable Diffusion 3."""
     from diffusers.models.attention_processor import JointAttnProcessor2_0
 
     return JointAttnProcessor2_0()

@@ -30,7 +30,7 @@ from attnguide.types import Step
 from attnguide.weighted import WeightedPrompt, unweighted
 
 _RUNNING = ("down", "mid", "up")
-"""The parts of a UNet, by the beginnings of their names, in the order in which they run."""
+"""Prefixes of a UNet's parts in execution order."""
 
 
 class StableDiffusion(ModelAdapter, ReadsWeights):
@@ -105,12 +105,12 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
             spread(origin, span) if 0 < position < end else None for position, span in enumerate(encoded["offset_mapping"])
         )
         whole = reader(read, return_offsets_mapping=True)["offset_mapping"]
-        # The last place is the end token's, so that what stood there is the first piece that is lost.
+        # The end token takes the last position, so the token that stood there is the first to be cut off.
         lost = prompt[spread(origin, whole[length - 1])[0] :].strip() if len(whole) > length else ""
         return TokenizedPrompt(prompt, tuple(tokenizer.convert_ids_to_tokens(ids)), offsets, tuple(ids), lost)
 
     def _reader(self, part: str) -> Any:
-        """A tokenizer of the pipeline; where it is one of transformers 4 in plain Python, a copy that knows offsets."""
+        """A tokenizer of the pipeline; a slow (pure Python) one is replaced by a fast copy, which returns offsets."""
         tokenizer, fast = getattr(self.pipeline, part), self._fast.get(part)
         if tokenizer.is_fast:
             return tokenizer
@@ -123,7 +123,7 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
         return fast
 
     def _as_read(self, prompt: str, tokenizer: Any) -> str:
-        """The prompt that the pipeline tokenizes: the name of an embedding with several vectors becomes one name for each."""
+        """The prompt as the pipeline tokenizes it: a textual-inversion name with several vectors becomes one name for each."""
         expand = getattr(self.pipeline, "maybe_convert_prompt", None)
         return prompt if expand is None else str(expand(prompt, tokenizer))
 
@@ -172,11 +172,11 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
         return Conditioning(cond.to(self.dtype), None if negative is None else uncond.to(self.dtype), extra)
 
     def _guidance_states(self, rows: int, cfg_scales: Sequence[float] | None) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """What a guidance-distilled UNet reads of the rows' CFG scales; nothing for another UNet."""
+        """Embeddings of the rows' CFG scales for a guidance-distilled UNet; empty for another UNet."""
         if not self.guidance_distilled:
             return {}
         weights = torch.tensor([1.0] * rows if cfg_scales is None else list(cfg_scales))
-        # As the papers count: no guidance is a weight of 0.
+        # In the papers' convention a weight of 0 is no guidance.
         states = self.pipeline.get_guidance_scale_embedding(weights - 1, self._unet.config.time_cond_proj_dim)
         return {"timestep_cond": (states.to(self.device, self.dtype), None)}
 
@@ -189,7 +189,7 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
 
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
         modules: dict[Site, nn.Module] = {}
-        # GLIGEN's own attention, over the picture and its boxes, is no map of the picture.
+        # GLIGEN's gated attention, over image and box tokens, has no map of the image alone.
         every = [(name, module) for name, module in self._unet.named_modules() if ".fuser." not in name]
         found = [(name, module) for name, module in every if isinstance(module, Attention)]
         running = sorted((name for name, _ in found), key=lambda name: _RUNNING.index(name.partition("_")[0]))
@@ -201,12 +201,12 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
         return modules
 
     def feature_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
-        """Last convolutions of the residual blocks: what a block adds to its input."""
+        """Last convolution of each residual block, whose output is the block's residual."""
         blocks = [(name, module) for name, module in self._unet.named_modules() if isinstance(module, ResnetBlock2D)]
         return {self._site(f"{name}.conv2", "feature", 0, height, width): block.conv2 for name, block in blocks}
 
     def _site(self, name: str, kind: SiteKind, heads: int, height: int, width: int) -> Site:
-        """The site of a module of a picture of this size in pixels."""
+        """The site of a module, for a picture of this size in pixels."""
         _, rows, columns = self.latent_shape(height, width)
         depth = len(self._unet.config.down_block_types)
         parts = name.split(".")
@@ -243,7 +243,7 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
         return [refused if blocked else Picture(image) for image, blocked in zip(images, unsafe, strict=True)]
 
     def _postprocessed(self, pixels: Tensor) -> list[Image.Image]:
-        # As the library does, whatever the processor's own setting says, which is for pictures that are read.
+        # Denormalise always, as diffusers does: the processor's own setting is for pictures that are read.
         shift = [True] * len(pixels)
         images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, "pil", shift)
         return images
@@ -252,16 +252,16 @@ class StableDiffusion(ModelAdapter, ReadsWeights):
         checker = getattr(self.pipeline, "safety_checker", None)
         if checker is None:
             return [False] * len(pixels)
-        # It blackens what it is handed.
+        # The checker blackens pictures in place.
         _, found = self.pipeline.run_safety_checker(pixels.clone(), self.device, getattr(checker, "dtype", self.dtype))
         return [bool(flag) for flag in found] if isinstance(found, Sequence) else [bool(found)] * len(pixels)
 
 
 def plain_processor() -> Any:
-    """The library's own attention without additions."""
+    """Diffusers' default attention processor."""
     return AttnProcessor2_0()
 
 
 def said(prompts: Sequence[WeightedPrompt | None] | None) -> list[WeightedPrompt]:
-    """The texts of an unconditional half; the empty one where a row says none."""
+    """Texts of the unconditional half; the empty text for rows without a negative prompt."""
     return [unweighted("") if prompt is None else prompt for prompt in prompts or ()]

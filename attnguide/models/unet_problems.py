@@ -1,4 +1,4 @@
-"""Which UNets and text encoders this package would run differently from diffusers: each is refused by name."""
+"""Problems of UNet pipelines: UNets and text encoders that this package would run differently from diffusers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHANNELS = {
     8: "a picture as well (instruct-pix2pix)",
     9: "a mask and a masked picture as well (inpainting)",
 }
-"""What a UNet reads beside latents, by its input channels."""
+"""Further inputs of a UNet beside latents, by its number of input channels."""
 
 _CONDITIONS = {
     "class_embed_type": "class labels",
@@ -28,16 +28,16 @@ _CONDITIONS = {
     "encoder_hid_dim_type": "image prompts (IP-Adapter)",
     "addition_time_embed_dim": "added conditions (sizes)",
 }
-"""Settings of a UNet that asks for more than latents, a timestep and text."""
+"""Config entries of a UNet with further conditions beside latents, timestep and text."""
 
 _UNLOAD = " Call pipeline.unload_ip_adapter() first."
 
 
 def unet_problems(pipeline: Any, second_encoder: Any = None) -> Iterator[str]:
-    """What is not supported of a pipeline around a UNet; each problem supposes that there is no earlier one.
+    """Problems of a UNet pipeline; each check assumes that the earlier ones passed.
 
     Args:
-        pipeline: Whose parts are all there.
+        pipeline: Pipeline with all its parts.
         second_encoder: The second text encoder, of a pipeline with two.
     """
     unet, vae = plain_module(pipeline.unet), plain_module(pipeline.vae)
@@ -69,7 +69,7 @@ def _channel_problems(config: Any, channels: int) -> Iterator[str]:
 
 
 def _condition_problems(config: Any, second_encoder: Any) -> Iterator[str]:
-    """What a UNet reads beside latents, a timestep and text; that of SDXL are six sizes and the pooled text."""
+    """Problems of further conditions of a UNet; SDXL's must be six sizes and the pooled text."""
     sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": config.get("addition_time_embed_dim")}
     known = {} if second_encoder is None else sizes
     for setting, what in _CONDITIONS.items():

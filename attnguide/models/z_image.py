@@ -1,4 +1,4 @@
-"""Z-Image pipelines: one stream of picture and text, each padded to whole groups of tokens."""
+"""Z-Image pipelines: a single-stream transformer on image and text, each padded to a multiple of 32 tokens."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LONGEST = 512
 """Tokens of a prompt with its template, as the pipeline has it by default."""
 
 GROUP = 32
-"""Tokens to whose multiples the network pads picture and text."""
+"""The network pads image and text to multiples of this many tokens."""
 
 
 class ZImage(LanguageModelAdapter):
     """Adapter for ``ZImagePipeline`` (https://arxiv.org/abs/2511.22699).
 
-    The pipeline's ``guidance_scale`` counts what is added to the conditional answer: it is ``cfg_scale - 1`` here, where 1 is
-    no guidance in every family. Its ``cfg_normalization`` and ``cfg_truncation``, off by default, are not made.
+    The pipeline's ``guidance_scale`` is the weight of ``cond - uncond`` added to ``cond``, which is ``cfg_scale - 1`` here.
+    Its ``cfg_normalization`` and ``cfg_truncation``, off by default, are not supported.
     """
 
     kinds = ("ZImageTransformer2DModel",)
@@ -65,7 +65,7 @@ class ZImage(LanguageModelAdapter):
         return TextReader(self.pipeline.tokenizer, LONGEST, before=before, after=after).read(prompt)
 
     def _template(self) -> tuple[str, str]:
-        """The chat template's text before and behind a prompt, wherever it stands."""
+        """Chat template text before and after the prompt."""
         written = self.pipeline.tokenizer.apply_chat_template(
             [{"role": "user", "content": "\0"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
