@@ -1,1 +1,1 @@
-"""One batch on one network: its rows, its methods, and what these do around each evaluation of the network; knows no loop."""
+"""One batch on one network: rows, methods, and their action around each evaluation of the network; knows no loop."""

@@ -1,4 +1,4 @@
-"""The rows that are sampled together: what is known of them before the first step, and which of them still run."""
+"""The rows that are sampled together: their inputs before the first step, and which of them still run."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from attnguide.types import PassContext, Sample, Step
 
 @dataclass(eq=False)
 class Batch:
-    """Rows on one network, with the tensors and counters that belong to them.
+    """Rows on one network, with their tensors and counters.
 
     Latents are ``batch channels height width`` in the scheduler's scale; where sources have trajectories of their own, the
-    sources' latents follow behind the rows'.
+    batch axis is ``[rows; sources]``.
 
     Attributes:
         model: The adapter.
         samples: One per row.
         targets: Words and places of the rows.
         branches: Text states of both halves of classifier-free guidance and of further branches.
-        scheduler: Of all rows.
-        generators: One CPU generator per entry of ``latents``.
-        latents: Before the first step.
+        scheduler: Noise scheduler of all rows.
+        generators: One CPU generator per batch element of ``latents``.
+        latents: Initial latents.
         modules: Attention and feature modules by site.
         ledger: Counts network passes.
-        observer: Told of rows that stop and of guidance updates.
-        effects: What each method did to each row.
-        replay: Inverted pictures that stand for the sources; ``None`` where there are none.
+        observer: Notified of rows that stop and of guidance updates.
+        effects: Whether each method changed each row.
+        replay: Inverted trajectories of source pictures; ``None`` where there are none.
         alive: Rows that still run.
-        stopped: Reason of each row that does not.
+        stopped: Reason for each row that was stopped.
     """
 
     model: ModelAdapter
@@ -74,22 +74,22 @@ class Batch:
 
     @property
     def info(self) -> BatchInfo:
-        """What observers are told."""
+        """Description of the batch for observers."""
         sites = tuple(site for site in self.modules if site.kind != "feature")
         return BatchInfo(tuple(self.samples), self.targets, sites, self.scheduler.steps, self.model)
 
     @property
     def cfg_scales(self) -> list[float]:
-        """Weight with which the halves of every row are combined."""
+        """Classifier-free guidance weight of every row."""
         return [self.model.combining_scale(sample) for sample in self.samples]
 
     def attach(self, probes: Sequence[Probe] = (), edits: Sequence[Edit] = ()) -> AbstractContextManager[Attention]:
-        """Probes and edits on the network."""
+        """Attach probes and edits to the network."""
         return attach(self.modules, probes, edits, self.model.network, self.columns, self.targets.owned)
 
     @property
     def columns(self) -> tuple[int, ...] | None:
-        """Positions of the text that methods are shown: of the rows' prompts alone where further texts stand behind these."""
+        """Text positions that methods see, without further texts appended to the rows' prompts; ``None`` for all."""
         read, own = self.branches.states["cond"].cond.shape[1], len(self.targets.tokenized[0].tokens)
         return tuple(range(own)) if self.targets.columns is None and read > own else self.targets.columns
 
@@ -97,8 +97,8 @@ class Batch:
         """The network's prediction in one whole pass, counted: ``batch channels height width``.
 
         Args:
-            inputs: Latents in the scale that the network reads, one for each element of the context.
-            context: What the pass is for.
+            inputs: Scaled network input, one for each element of the context.
+            context: Step, kind, rows and branches of the pass.
         """
         answer = self.model.predict(inputs, context.step, self.branches.for_pass(context))
         assert answer is not None
@@ -106,13 +106,13 @@ class Batch:
         return answer
 
     def stop(self, row: int, reason: str) -> None:
-        """Give a row up; the others go on."""
+        """Stop a row for this reason; the others go on."""
         self.alive.remove(row)
         self.stopped[row] = reason
         self.observer.on_row_stopped(row, reason)
 
     def stop_broken(self, rows: Sequence[int], fine: Tensor, reason: str) -> None:
-        """Give up those of ``rows`` that are False in ``fine``, a bool tensor of the same length."""
+        """Stop those of ``rows`` that are False in ``fine``, a bool tensor of the same length."""
         for row, good in zip(rows, fine.tolist(), strict=True):
             if not good and row in self.alive:
                 self.stop(row, reason)
@@ -126,19 +126,19 @@ class Batch:
         return self.own(values).detach().clone()
 
     def moved(self, latents: Tensor, change: Tensor, step: Step) -> Tensor:
-        """``latents + change``, with the scheduler told, which may compare a step's start with the end of the one before."""
+        """``latents + change``; the scheduler is notified, as multistep solvers compare with the previous step's latents."""
         self.scheduler.latents_moved(change, step)
         return latents + change
 
     def replayed(self, latents: Tensor, index: int) -> Tensor:
-        """Latents before evaluation ``index``; the sources' part replaced by the inverted pictures' trajectory, if any."""
+        """Latents ``[rows; sources]`` with the sources' part replaced by the inverted trajectory at ``index``, if any."""
         if self.replay is None:
             return latents
         rows = len(self.samples)
         return torch.cat([latents[:rows], self.replay.source(latents[rows:], index)])
 
     def without_broken(self, latents: Tensor, step: Step) -> Tensor:
-        """Give up rows whose latents, or whose source's, are not finite; their latents become 0, which no pass chokes on."""
+        """Stop rows whose latents, or whose source's, are not finite; their latents are set to 0 so that passes stay finite."""
         rows = len(self.samples)
         finite = torch.isfinite(latents).flatten(1).all(1).view(-1, rows).all(0)
         for row in [row for row in self.alive if not finite[row]]:
@@ -159,14 +159,14 @@ def make_batch(
     observer: Observer,
     initial_latents: Tensor | None = None,
 ) -> Batch:
-    """Read, encode and draw all that rows need before the first step.
+    """Tokenize, encode and draw noise for rows, before the first step.
 
     Args:
         model: The adapter.
         samples: Rows of one picture size, scheduler and number of steps.
-        guidances: Methods that need gradients; they are asked whether they need places or a source.
+        guidances: Methods that need gradients; they may need places or a source.
         injections: Methods that edit attention; they may change text states and the initial noise.
-        observer: Told while the batch runs.
+        observer: Notified while the batch runs.
         initial_latents: Unit noise ``batch channels height width`` instead of the noise of the rows' seeds.
 
     Raises:
@@ -194,7 +194,7 @@ def make_batch(
         ledger.forward(replay.rows * replay.path.forwards)
     start = _Start(shape, model.latents_dtype, model.device, initial_latents, replay)
     noise, sources = start.draw(samples, targets, injections, effects)
-    if branches.own_source:  # the same noise at the start, and wherever the scheduler adds some
+    if branches.own_source:  # sources get the rows' initial noise, and generators that add the same noise later
         twin, twin_sources = start.draw(samples, targets, injections, effects)
         noise, sources = torch.cat([noise, twin]), sources + twin_sources
     modules = {**model.attention_modules(*size), **model.feature_modules(*size)}
@@ -214,7 +214,7 @@ def _check_alike(samples: Sequence[Sample]) -> None:
 
 
 def _targets(model: ModelAdapter, samples: Sequence[Sample], methods: Sequence[Guidance | Injection]) -> Targets:
-    """Words and places of the rows, and the tokens of the prompts that methods read beside the rows' own."""
+    """Words and places of the rows, with the tokenized source prompts of methods that read a source."""
     others = source_prompts(common_source(methods), samples)
     tokenized, read = read_rows(model, samples, others)
     targets = Targets.build(samples, tokenized, model.device, read, cuts_padding=model.cuts_padding)
@@ -228,14 +228,14 @@ def _targets(model: ModelAdapter, samples: Sequence[Sample], methods: Sequence[G
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Where the rows' unit noise comes from: given, inverted from a picture, or drawn from their seeds.
+    """Origin of the rows' unit noise: given, inverted from a picture, or drawn from their seeds.
 
     Attributes:
         shape: ``channels height width`` of a row's latents.
-        dtype: Of the noise.
-        device: Of the noise.
-        given: Noise of all rows that replaces theirs.
-        replay: Inverted pictures, whose noise replaces that of their rows.
+        dtype: Dtype of the noise.
+        device: Device of the noise.
+        given: Noise of all rows that replaces the seeds' noise.
+        replay: Inverted pictures, whose noise replaces their rows' noise.
     """
 
     shape: tuple[int, int, int]
@@ -247,7 +247,7 @@ class _Start:
     def draw(
         self, samples: Sequence[Sample], targets: Targets, injections: Sequence[Injection], effects: Effects
     ) -> tuple[Tensor, list[torch.Generator]]:
-        """Unit noise ``batch channels height width`` as the injections change it, and the generators it was drawn from."""
+        """Unit noise ``batch channels height width`` after the injections' changes, and the generators it was drawn from."""
         sources = generators([sample.seed for sample in samples])
         noise = initial_noise(sources, self.shape, self.dtype, self.device)
         if self.given is not None:
@@ -261,10 +261,10 @@ class _Start:
 
 
 def _like(noise: Tensor, given: Any) -> Tensor:
-    """Initial latents in the precision and on the device of the noise that they replace.
+    """Given initial latents, cast to dtype and device of the noise that they replace.
 
     Raises:
-        ValueError: If they are no finite numbers of its shape.
+        ValueError: If they are not a finite real tensor of the noise's shape.
     """
     if not isinstance(given, Tensor) or given.is_complex():
         raise ValueError(f"initial_latents must be a tensor of real numbers; got {shown(given)}.")

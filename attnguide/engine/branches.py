@@ -1,4 +1,4 @@
-"""The branches of a denoising pass: which text states and which latents each of them reads."""
+"""The branches of a denoising pass, with the text states and latents that each reads."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from attnguide.weighted import Prompt, in_chunks, written
 class Branches:
     """All branches that the passes of one batch may have.
 
-    Latents are those of the rows; where the source has a trajectory of its own, its latents follow behind them.
+    The batch axis of latents is ``[rows]``, or ``[rows; sources]`` where the source has a trajectory of its own.
 
     Attributes:
-        rows: Rows of the batch.
+        rows: Number of rows in the batch.
         states: Text states of every branch, for all rows.
         own_source: Whether the source has latents of its own.
     """
@@ -45,17 +45,17 @@ class Branches:
         source_states: Conditioning | None,
         negative: Conditioning | None = None,
     ) -> Branches:
-        """Lay out what was encoded.
+        """Assign encoded text states to branches.
 
         Args:
-            rows: Rows of the batch.
-            conditioning: Of the rows' own prompts.
-            source: What the methods read, if anything.
-            source_states: Of its prompts.
-            negative: Of a method's own negative prompts; left out where no row uses classifier-free guidance.
+            rows: Number of rows in the batch.
+            conditioning: Text states of the rows' prompts and negative prompts.
+            source: The source that the methods read, if any.
+            source_states: Text states of the source prompts.
+            negative: Text states of a method's own negative prompts; dropped where no row uses classifier-free guidance.
         """
         given = [one for one in (conditioning, source_states, negative) if one is not None]
-        longest = max(one.length for one in given)  # a pass may hold any of them, and columns count from the start
+        longest = max(one.length for one in given)  # one pass may hold any of them, at one length
         conditioning = conditioning.padded(longest)
         source_states = None if source_states is None else source_states.padded(longest)
         negative = None if negative is None else negative.padded(longest)
@@ -74,7 +74,7 @@ class Branches:
         return cls(rows, states, source.trajectory == "own")
 
     def at(self, step: Step, injections: Sequence[Injection]) -> tuple[Branch, ...]:
-        """The branches of one step's pass, in the order they are laid out."""
+        """The branches of one step's pass, in batch order."""
         wanted: set[Branch] = {"uncond", "cond"}
         if self.own_source:
             wanted |= {"source_uncond", "source"}
@@ -83,11 +83,11 @@ class Branches:
         return tuple(branch for branch in ORDER if branch in wanted and branch in self.states)
 
     def latents(self, branch: Branch, latents: Tensor) -> Tensor:
-        """The part of all latents that a branch reads, ``batch channels height width``."""
+        """The rows' or the sources' part of the latents, whichever a branch reads, ``batch channels height width``."""
         return latents[self.rows :] if self.own_source and branch in ("source", "source_uncond") else latents[: self.rows]
 
     def for_pass(self, context: PassContext) -> Conditioning:
-        """Text states of one pass, element by element as the context lays the batch out, all in ``cond``."""
+        """Text states of one pass, one for each batch element of ``context``, all held in ``cond``."""
         elements = [(self.states[branch], row) for branch, row in zip(context.branches, context.rows, strict=True)]
         names = elements[0][0].extra
         extra = {name: (torch.stack([states.extra[name][0][row] for states, row in elements]), None) for name in names}
@@ -112,10 +112,10 @@ def encode_branches(
     Args:
         model: The adapter.
         samples: The rows.
-        targets: Of the rows; their source prompts are encoded as well.
-        injections: May change the rows' text states and ask for negative prompts of their own.
-        source: What the methods read, if anything.
-        effects: Told of changed text states.
+        targets: Words and places of the rows; their source prompts are encoded as well.
+        injections: Injections, which may change text states and have negative prompts of their own.
+        source: The source that the methods read, if any.
+        effects: Records changes of text states.
     """
     scales = [sample.cfg_scale for sample in samples]
     uses_cfg = any("uncond" in model.halves(sample) for sample in samples)
@@ -137,10 +137,10 @@ ORDER: tuple[Branch, ...] = ("uncond", "cond", "perturbed", "negative", "source_
 
 
 def common_source(methods: Sequence[Guidance | Injection]) -> Source | None:
-    """What the methods of a batch read.
+    """The one source that the methods of a batch read; ``None`` without one.
 
     Raises:
-        ValueError: If two of them want a source each, or one beside a method that extends the text.
+        ValueError: If two methods have a source, or one has a source and another extends the text.
     """
     wanting = [method for method in methods if method.source is not None]
     if len(wanting) > 1:
@@ -154,10 +154,10 @@ def common_source(methods: Sequence[Guidance | Injection]) -> Source | None:
 
 
 def source_prompts(source: Source | None, samples: Sequence[Sample]) -> list[Prompt]:
-    """The other prompt of every row, in the syntax of the row's own; empty without a source.
+    """The source prompt of every row, parsed in the row's syntax; empty without a source.
 
     Raises:
-        ValueError: If there is neither one prompt nor one per row, or a sign of one has no meaning in its syntax.
+        ValueError: If there is neither one prompt nor one per row, or a prompt has marks that its syntax does not know.
     """
     if source is None:
         return []
@@ -167,17 +167,17 @@ def source_prompts(source: Source | None, samples: Sequence[Sample]) -> list[Pro
 
 
 def negative_of(sample: Sample) -> Prompt | None:
-    """What a row's unconditional half is asked to read; ``None`` where the row says nothing."""
+    """A row's negative prompt, parsed in the row's syntax; ``None`` where the row has none."""
     return None if sample.negative_prompt is None else written(sample.negative_prompt, sample.prompt_syntax)
 
 
 def read_rows(
     model: ModelAdapter, samples: Sequence[Sample], others: Sequence[Prompt] = ()
 ) -> tuple[list[TokenizedPrompt], list[TokenizedPrompt]]:
-    """The rows' prompts, and those that methods read beside them, tokenized, with as many chunks as the longest of all.
+    """Tokenize the rows' prompts and the source prompts, all with as many chunks as the longest.
 
     Raises:
-        ValueError: If one of them is too long, naming it and the words that would be lost.
+        ValueError: If a prompt is too long, naming it and the words that would be cut off.
     """
     own = [read_whole(model, sample) for sample in samples]
     read = [read_source(model, prompt) for prompt in others]
@@ -186,12 +186,12 @@ def read_rows(
 
 
 def read_whole(model: ModelAdapter, sample: Sample) -> TokenizedPrompt:
-    """The row's prompt, tokenized; its negative prompt, where one is read, must fit the text encoder as well.
+    """Tokenize the row's prompt; its negative prompt, where one is used, must fit the text encoder as well.
 
-    A prompt that is read in chunks has as many as the negative prompt.
+    A prompt in chunks gets at least as many chunks as the negative prompt.
 
     Raises:
-        ValueError: If one of them is too long, naming it and the words that would be lost.
+        ValueError: If either is too long, naming it and the words that would be cut off.
     """
     tokenized = read_source(model, written(sample.prompt, sample.prompt_syntax), "prompt")
     if "uncond" not in model.halves(sample):
@@ -201,10 +201,10 @@ def read_whole(model: ModelAdapter, sample: Sample) -> TokenizedPrompt:
 
 
 def read_source(model: ModelAdapter, prompt: Prompt, name: str = "source_prompt") -> TokenizedPrompt:
-    """A prompt that a method reads beside the row's own, tokenized.
+    """Tokenize a prompt, called ``name`` in errors.
 
     Raises:
-        ValueError: If it is too long.
+        ValueError: If it is longer than the text encoder reads.
     """
     tokenized = read_prompt(model, prompt)
     require_whole(tokenized, name, in_chunks=isinstance(model, ReadsWeights))
@@ -212,5 +212,5 @@ def read_source(model: ModelAdapter, prompt: Prompt, name: str = "source_prompt"
 
 
 def lengthened(model: ModelAdapter, prompt: TokenizedPrompt, chunks: int) -> TokenizedPrompt:
-    """The prompt with at least so many chunks, empty ones at the end."""
+    """The prompt with at least ``chunks`` chunks, filled up with empty ones."""
     return prompt if prompt.chunks >= chunks else read_prompt(model, in_chunks(prompt.prompt, chunks))

@@ -1,4 +1,4 @@
-"""Whether each method changed each row, so that a method without effect is told, before the run and after it."""
+"""Whether each method changed each row, to report methods without effect, before the run and after it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from attnguide.types import PassContext, Sample, Step
 Method = Guidance | Injection
 
 NOTHING = 1e-6
-"""Moves that are shorter than this share of the latents change no picture; rounding makes such moves out of a zero loss."""
+"""Relative length of a move of latents up to which it counts as none; rounding makes such moves out of a zero loss."""
 
 
 @dataclass
 class _Row:
-    """One method on one row."""
+    """Effects of one method on one row."""
 
     acted: bool = False
     asked: bool = False
@@ -37,14 +37,14 @@ class _Row:
 
 
 class Effects:
-    """Notes for every method and row of a batch whether anything changed.
+    """Records for every method and row of a batch whether anything changed.
 
     Args:
-        methods: Guidances and injections. No note is made on an injection that a row does not name: it was handed to the
+        methods: Guidances and injections. Rows get no note on injections that they do not name: those were handed to the
             sampler and may be meant for other rows.
         samples: All rows of the batch.
-        targets: Their words and places.
-        steps: Of the scheduler.
+        targets: Words and places of the rows.
+        steps: Steps of the scheduler.
     """
 
     def __init__(self, methods: Sequence[Method], samples: Sequence[Sample], targets: Targets, steps: Sequence[Step]) -> None:
@@ -54,13 +54,13 @@ class Effects:
         self._edits: set[Method] = {method for method in methods if isinstance(method, Injection)}
 
     def watched(self, method: Method, edits: Sequence[Edit]) -> list[Edit]:
-        """A method's edits, told apart by whether they change anything; each row is compared until a change was seen."""
+        """A method's edits, wrapped to record whether they change anything; a row is compared until its first change."""
         rows = self._rows[method]
         self._edits |= {method} if edits else set()
         return [(_WatchedLatents if isinstance(edit, LatentsEdit) else _Watched)(edit, rows) for edit in edits]
 
     def changed(self, method: Method, before: Tensor | None, after: Tensor | None) -> None:
-        """Compare what a method was given of every row with what it returned, ``batch ...``."""
+        """Compare a method's input and output ``batch ...`` for every row."""
         if before is None or after is None or before is after:
             return
         same_shape = before.shape == after.shape
@@ -75,14 +75,14 @@ class Effects:
     def judged(
         self, guidance: Guidance, rows: Sequence[int], losses: Sequence[float], moving: Sequence[bool], shares: Sequence[float]
     ) -> None:
-        """Note one guide pass.
+        """Record one guide pass.
 
         Args:
-            guidance: Which.
-            rows: That were judged.
-            losses: One per row.
+            guidance: The guidance.
+            rows: Rows whose loss was evaluated.
+            losses: Loss of each row.
             moving: Whether the row asked for an update and got one.
-            shares: Length of each row's move as a share of its latents' own.
+            shares: Norm of each row's move over the norm of its latents.
         """
         for row, loss, moves, share in zip(rows, losses, moving, shares, strict=True):
             if (known := self._rows[guidance].get(row)) is not None:
@@ -110,14 +110,14 @@ class Effects:
         if known.judged:
             if known.largest_loss < NOTHING:
                 return "its loss is 0 at every step"
-            return "its gradient is 0 at every step" if known.asked else None  # else the row was where it should be
-        # A guidance that steers by edits alone, as stable does, has no window of its own.
+            return "its gradient is 0 at every step" if known.asked else None  # else no update was needed
+        # A guidance that steers by edits alone (stable) has no window of its own.
         silent = method in self._edits and (isinstance(method, Guidance) or not chosen)
         return "it changed no attention" if silent else None
 
 
 def _wanted(method: Method, targets: Targets) -> list[int]:
-    """Rows that a method is meant to act on: its own, with a strength that is not 0, and no region that is to count for 0."""
+    """Rows that a method should act on: its own rows, with a scale other than 0 and regions not all of weight 0."""
     inner = getattr(method, "injection", method)
     rows = list(getattr(method, "rows", range(len(targets.regions))))
     scale: Any = inner.update.scale if isinstance(inner, Guidance) else getattr(inner, "scale", 1.0)
@@ -127,13 +127,13 @@ def _wanted(method: Method, targets: Targets) -> list[int]:
 
 
 def _acts_unseen(method: Method) -> bool:
-    """Whether a method acts where nobody compares: on further branches, or on the prediction."""
+    """Whether a method acts through further branches or the prediction, which are not compared."""
     hooks = ("branches", "negative_prompts", "unconditional", "correct")
     return isinstance(method, Injection) and any(getattr(type(method), hook) is not getattr(Injection, hook) for hook in hooks)
 
 
 class _Watched(Edit):
-    """An edit as it is, and a look at whether it changed anything of each row."""
+    """An edit, wrapped to record which rows it changed."""
 
     def __init__(self, edit: Edit, rows: dict[int, _Row]) -> None:
         self.edit = edit
@@ -201,13 +201,13 @@ _UNITS = {"progress": "progress", "timestep": "timestep / 1000", "sigma": "sigma
 
 
 def warn_of_idle(methods: Sequence[Method], steps: Sequence[Step]) -> None:
-    """Warn of each method that has a window and will never act: few steps may miss a window in timesteps or sigma.
+    """Warn of methods whose window contains no step; few steps may miss a window in timesteps or sigma.
 
-    A progress window that is empty as it was given (a stop of 0, say) is a choice and no reason to warn.
+    A progress window with ``start == stop`` is a choice and no reason to warn.
 
     Args:
-        methods: Of one batch.
-        steps: Of its scheduler.
+        methods: Methods of one batch.
+        steps: Steps of its scheduler.
     """
     for method in methods:
         window = getattr(method, "window", None)

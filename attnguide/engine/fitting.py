@@ -1,4 +1,4 @@
-"""Whether methods can act on a model: the sites they ask for, the places at these sites, the texts that they add."""
+"""Checks that methods can act on a model: their sites, region places at these sites, and the texts that they add."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_fit(
     size: tuple[int, int],
     branches: Sequence[Branch],
 ) -> None:
-    """Refuse a row that its methods cannot take on a model.
+    """Refuse a row on which its methods cannot act with this model.
 
     Args:
         model: The adapter.
@@ -30,7 +30,7 @@ def check_fit(
         guidances: Methods that need gradients.
         injections: Methods that edit attention.
         size: Height and width of the picture in pixels.
-        branches: Of a plain denoising pass of the row.
+        branches: Branches of a plain denoising pass of the row.
 
     Raises:
         ValueError: If a text is too long, the network gives no gradients, a method finds no site, or a region is too small for
@@ -63,15 +63,15 @@ def check_fit(
 
 
 def check_hidden(guidances: Sequence[Guidance], injections: Sequence[Injection], steps: Sequence[Step]) -> None:
-    """Refuse guidances towards places where an injection hides the prompt's words at each of their steps.
+    """Refuse place guidances if an injection masks the prompt's words inside regions at every step at which they act.
 
     Args:
-        guidances: Of a row.
-        injections: Of the same row.
-        steps: Of its scheduler.
+        guidances: Guidances of a row.
+        injections: Injections of the same row.
+        steps: Steps of its scheduler.
 
     Raises:
-        ValueError: Naming both.
+        ValueError: Naming the guidance and the injection.
     """
     for guidance in guidances:
         acting = [step for step in steps if guidance.acts(step)]
@@ -85,7 +85,7 @@ def check_hidden(guidances: Sequence[Guidance], injections: Sequence[Injection],
 
 
 def _select(method: Guidance | Injection, sites: Iterable[Site], selector: SiteSelector) -> tuple[Site, ...]:
-    """The sites that a method asks for.
+    """The sites that a method's selector matches.
 
     Raises:
         ValueError: Naming the method, if the network has none of them.
@@ -99,9 +99,10 @@ def _select(method: Guidance | Injection, sites: Iterable[Site], selector: SiteS
 def _check_lengths(
     model: ModelAdapter, branches: Sequence[Branch], methods: Sequence[Guidance | Injection], targets: Targets
 ) -> None:
-    """Refuse methods that compare elements of a pass, where texts of different lengths are read in passes of their own.
+    """Refuse methods that compare batch elements, where the model runs texts of different lengths in separate forwards.
 
-    Both halves of classifier-free guidance are two such passes; a row and its source share one if they have as many tokens.
+    Both halves of classifier-free guidance are separate forwards; a row and its source share one if their prompts have equally
+    many tokens.
     """
     if not model.one_length:
         return
@@ -123,7 +124,7 @@ def _check_lengths(
 
 
 def _check_texts(model: ModelAdapter, injection: Injection, targets: Targets) -> None:
-    """Refuse texts of a method's own that are longer than the text encoder reads, or cannot stand behind the prompt."""
+    """Refuse a method's further texts if they are longer than the text encoder reads, or cannot be appended to the prompt."""
     if injection.extends_text and model.repacks_text:
         raise ValueError(
             f"Method {injection.name!r} puts further texts behind the prompt, which {model.name} would read without the "
@@ -137,7 +138,7 @@ def _check_texts(model: ModelAdapter, injection: Injection, targets: Targets) ->
 
 
 def _check_places(method: Guidance | Injection, targets: Targets, sites: Sequence[Site]) -> None:
-    """Refuse a region that vanishes at the largest of the maps at which a method uses places."""
+    """Refuse a region that covers no cell even of the largest maps at which a method uses places."""
     sizes = [(site.height, site.width) for site in sites if site.kind != "feature"]
     if method.needs_regions == "place" and sizes:
         targets.require_cells(*max(sizes))

@@ -1,8 +1,8 @@
 """The fused step: one conditional pass gives the noise prediction and a guidance's gradient.
 
-A guidance of the prediction reads maps at the very latents at which the network predicts, so its guide pass is the beginning of
-the conditional pass. Made once, with a graph as far as the last site that is read, a guided step under classifier-free guidance
-costs two forwards and one backward from that site, instead of a part of a third forward besides.
+A guidance that acts on the prediction reads maps at the same latents as the denoising pass, so its guide pass is the beginning
+of the conditional pass. Run once, with a graph up to the last site that is read, a guided step under classifier-free guidance
+costs two forwards and one backward from that site, without the partial third forward.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from attnguide.types import PassContext, Step
 
 
 def fused_guidance(guidances: Sequence[Guidance], injections: Sequence[Injection]) -> Guidance | None:
-    """The guidance of a batch whose gradient comes from the conditional denoising pass: the first that asks for it.
+    """The first guidance of a batch whose update may be fused with the conditional denoising pass; ``None`` for no fusing.
 
-    None where a method of the batch reads further branches, corrects the outcome or remembers earlier passes: it must see all
-    branches in one pass, so that guide passes are made apart.
+    Nothing is fused where a method reads further branches, corrects the prediction or remembers earlier passes, as it must see
+    all branches in one pass.
     """
     apart = any(guidance.remembers or guidance.source is not None for guidance in guidances)
     if apart or not all(injection.mixes for injection in injections):
@@ -39,11 +39,11 @@ def fused_guidance(guidances: Sequence[Guidance], injections: Sequence[Injection
 
 @dataclass(frozen=True, eq=False)
 class FusedPass:
-    """What a fused pass gave.
+    """Results of a fused pass.
 
     Attributes:
         answer: Prediction of the conditional half for all rows, ``batch channels height width``.
-        shift: What the guidance adds to the predicted noise, of the same shape.
+        shift: The guidance's term added to the predicted noise, of the same shape.
     """
 
     answer: Tensor
@@ -53,20 +53,20 @@ class FusedPass:
 def fused_pass(reader: Reader, probes: Sequence[Probe], edits: Sequence[Edit], latents: Tensor, step: Step) -> FusedPass:
     """Evaluate the conditional half with a graph, and differentiate the guidance's loss.
 
-    Where edits act in the pass, the loss judges each site's probs before they are edited there; edits at earlier sites are part
-    of what it sees, and of the gradient.
+    Where edits act in the pass, the loss reads each site's probs before that site's edits; edits at earlier sites are included,
+    also in the gradient.
 
     Args:
         reader: The guidance on its batch.
-        probes: Observers' readers of denoising passes.
-        edits: Of all methods.
-        latents: Of all rows, ``batch channels height width``, in the scheduler's scale.
-        step: Where in the schedule; the guidance acts.
+        probes: Observers' probes of denoising passes.
+        edits: Edits of all methods.
+        latents: Latents of all rows, ``batch channels height width``, in the scheduler's scale.
+        step: Evaluation of the schedule, at which the guidance acts.
     """
     batch, rows = reader.batch, list(reader.batch.alive)
     context = pass_context(step, "denoise", range(len(batch.samples)), ("cond",))
     recorder = _UntilLast(reader.until)
-    unlike = any(not edit.guides for edit in edits)  # in guide passes these do not act
+    unlike = any(not edit.guides for edit in edits)  # edits that would not act in a guide pass
     own = reader.probes(recorder, context, "original_probs" if unlike else "probs")
     leaf = reader.inputs(latents, step, rows)
     with batch.model.frozen(), torch.enable_grad():
@@ -75,7 +75,7 @@ def fused_pass(reader: Reader, probes: Sequence[Probe], edits: Sequence[Edit], l
             answer = batch.model.predict(inputs, step, batch.branches.for_pass(context))
         assert answer is not None
         batch.ledger.forward(context.rows)
-        torch.set_grad_enabled(True)  # the record has ended the graph of what the network computed last
+        torch.set_grad_enabled(True)  # the recorder has switched gradients off behind the last site
         maps = reader.recorded(recorder, context.rows).select(rows)
         found = descend(reader, maps, leaf, step, rows, Round())
     tell(reader, found, step, iteration=0)
@@ -83,7 +83,7 @@ def fused_pass(reader: Reader, probes: Sequence[Probe], edits: Sequence[Edit], l
 
 
 class _UntilLast(Recorder):
-    """A record that ends the graph at the last site that is read: what is computed later needs no memory for a gradient."""
+    """A recorder that switches gradients off behind the last site that is read, which saves memory for the rest of the pass."""
 
     def __init__(self, wanted: Sequence[Site]) -> None:
         super().__init__()
@@ -92,12 +92,12 @@ class _UntilLast(Recorder):
     def __call__(self, site: Site, tensor: Tensor, context: PassContext) -> None:
         super().__call__(site, tensor, context)
         if not self._ended and self._wanted <= self.tensors.keys():
-            self._ended = True  # a block that gradient checkpointing recomputes has a graph whole
+            self._ended = True  # once only: a block recomputed by gradient checkpointing needs its whole graph
             torch.set_grad_enabled(False)
 
 
 def _detached(probe: Probe) -> Probe:
-    """A reader that is shown tensors without their graph, as in every other denoising pass."""
+    """A probe that gets detached tensors, as in every other denoising pass."""
 
     def record(site: Site, tensor: Tensor, context: PassContext) -> None:
         probe.record(site, tensor.detach(), context)

@@ -17,12 +17,12 @@ from attnguide.types import Step
 
 
 def guide(reader: Reader, latents: Tensor, step: Step) -> Tensor:
-    """Move latents by a guidance's update: refinements of the rows that ask for them, then updates of all rows.
+    """Move latents by a guidance's update: refinements of the rows above their threshold, then updates of all rows.
 
     Args:
         reader: The guidance on its batch.
         latents: ``batch channels height width``, in the scheduler's scale.
-        step: A denoising step begins here.
+        step: Evaluation at which a denoising step begins.
     """
     batch, update = reader.batch, reader.guidance.update
     source = reader.source_maps(latents, step)
@@ -46,9 +46,9 @@ def guide(reader: Reader, latents: Tensor, step: Step) -> Tensor:
 
 
 def noise_shift(reader: Reader, latents: Tensor, step: Step) -> Tensor:
-    """What a guidance that acts on the prediction adds to the predicted noise, of the latents' shape; they stay.
+    """Term that a guidance of the prediction adds to the predicted noise, of the latents' shape.
 
-    ``step_size sqrt(1 - alpha_bar) dL/dx``, with ``x`` the network's input.
+    ``step_size sqrt(1 - alpha_bar) dL/dx``, with ``x`` the network's input; the latents are not moved.
     """
     rows, shift = list(reader.batch.alive), torch.zeros_like(latents)
     source = reader.source_maps(latents, step)
@@ -61,7 +61,7 @@ def noise_shift(reader: Reader, latents: Tensor, step: Step) -> Tensor:
 
 
 def as_shift(found: Descent, latents: Tensor, step: Step) -> Tensor:
-    """A move as it is added to the predicted noise, of the latents' shape; 0 for rows that make none."""
+    """A move of the network's input as a term of the predicted noise, of the latents' shape; 0 for rows without a move."""
     shift = torch.zeros_like(latents)
     if found.move is not None:
         shift[list(found.rows)] = (found.move * (1 - step.alpha_bar) ** 0.5).to(shift.dtype)
@@ -70,17 +70,17 @@ def as_shift(found: Descent, latents: Tensor, step: Step) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """One guide pass, judged.
+    """Loss, gradient and move of one guide pass.
 
     Attributes:
-        rows: Rows of the batch that were judged.
-        loss: That was differentiated, one value for each of ``rows``.
-        indicator: One value for each of ``rows``.
+        rows: Rows of the batch whose loss was evaluated.
+        loss: Differentiated loss of each of ``rows``.
+        indicator: Indicator of each of ``rows``, which decides on refinement.
         asking: Those of ``rows`` whose indicator exceeds the limit.
         moving: Which of ``rows`` make an update, bool.
         norms: Euclidean norm of each row's gradient; 0 where it makes no update.
-        shares: Length of each row's move as a share of its input's norm.
-        move: What to subtract from the network's input, ``rows channels height width``; ``None`` if no row asked for an update.
+        shares: Norm of each row's move over the norm of its input.
+        move: Tensor to subtract from the network's input, ``rows channels height width``; ``None`` if no row moves.
     """
 
     rows: Sequence[int]
@@ -107,17 +107,17 @@ def descend(
     part: Round,
     refined: set[int] | frozenset[int] = frozenset(),
 ) -> Descent:
-    """Judge maps and differentiate the loss of the rows that ask for an update.
+    """Evaluate the loss on maps, and its gradient for the rows that ask for an update.
 
-    Rows whose loss, indicator or gradient is no number are given up.
+    Rows whose loss or gradient is not finite, or whose indicator is NaN, are stopped.
 
     Args:
         reader: The guidance on its batch.
-        maps: Of ``rows``, with a graph to ``inputs``.
+        maps: Attention maps of ``rows``, with a graph to ``inputs``.
         inputs: The network's input, ``rows channels height width``.
-        step: Where in the schedule.
+        step: Evaluation of the schedule.
         rows: Rows of the batch.
-        part: Of the update; says which rows ask.
+        part: Round of the update, which decides which rows ask.
         refined: Rows that a refinement has moved in this step.
     """
     batch, guidance = reader.batch, reader.guidance
@@ -146,7 +146,7 @@ def descend(
 
 
 def tell(reader: Reader, found: Descent, step: Step, iteration: int) -> None:
-    """Note one guide pass for the rows' statuses, and show it to the observer."""
+    """Record one guide pass for the rows' statuses, and notify the observer."""
     batch, guidance, moving = reader.batch, reader.guidance, found.moving.tolist()
     losses = found.loss.float().tolist()
     strong = guidance.update.step_size(step) != 0

@@ -1,7 +1,7 @@
-"""From a picture back to noise: deterministic inversion, or plain noising; and inverted pictures as sources of others.
+"""From a picture back to noise: deterministic inversion, or noising; and inverted pictures as sources of other rows.
 
-Denoising an inverted picture again drifts away from it, most under classifier-free guidance. Methods that only read a source do
-not need it to be denoised: plug-and-play's published code reads the inversion's own latents, and so do all methods here.
+Denoising an inverted picture again drifts away from it, most under classifier-free guidance. Methods that only read a source
+need no denoising: plug-and-play's published code reads the latents of the inversion itself, and so do all methods here.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Trajectory:
     """Latents of pictures at every noise level of a schedule.
 
     Attributes:
-        steps: In the order of denoising, noisiest first.
-        latents: ``steps batch channels height width``, float32; entry i is what the network reads at ``steps[i]``, unscaled.
-        clean: ``batch channels height width``, what they started from.
-        forwards: Network evaluations that each row took, one for each branch.
+        steps: Steps in the order of denoising, noisiest first.
+        latents: ``steps batch channels height width``, float32; entry i are the latents at ``steps[i]``, before input scaling.
+        clean: Clean latents, ``batch channels height width``.
+        forwards: Network evaluations per row, one for each branch.
     """
 
     steps: tuple[Step, ...]
@@ -67,7 +67,7 @@ def invert(
     negative_prompts: Sequence[Prompt | None] | None = None,
     iterations: int = 0,
 ) -> Trajectory:
-    """Walk the deterministic sampler backwards, from clean latents to the noise that it would make them of.
+    """Invert the deterministic sampler: from clean latents to the noise from which it would make them.
 
     A step of DDIM (https://arxiv.org/abs/2010.02502), or of Euler's method under flow matching, is ``x' = a x + b n(x, t)``
     with two numbers and the network's answer ``n``, whatever it predicts. Its inverse ``x = (x' - b n(x, t)) / a`` holds ``x``
@@ -79,12 +79,12 @@ def invert(
 
     Args:
         model: The adapter.
-        latents: Of clean pictures, as ``model.encode_image`` gives them.
-        prompts: What each of them shows.
-        steps: Of the sampler that is undone.
+        latents: Clean latents of pictures, as ``model.encode_image`` returns them.
+        prompts: Prompt of each picture.
+        steps: Denoising steps of the sampler that is inverted.
         cfg_scale: Classifier-free guidance weight; at 1 or below the unconditional half is not computed.
-        negative_prompts: What the unconditional half reads; nothing was said when ``None``.
-        iterations: Evaluations per step beyond the first, at least 0.
+        negative_prompts: Text of the unconditional half for each picture; ``None`` for none.
+        iterations: Network evaluations per step beyond the first, at least 0.
 
     Raises:
         ValueError: If a number is out of range, there is not one prompt per picture, or the model's scheduler clips.
@@ -105,7 +105,7 @@ def invert(
             keeps, adds = _move(scheduler, step)
 
             def residual(guess: Tensor, goal: Tensor = now, step: Step = step, a: float = keeps, b: float = adds) -> Tensor:
-                """How far the sampler's step from ``guess`` misses the goal, in units of ``guess``."""
+                """Residual of the fixed point: how far the sampler's step from ``guess`` misses ``goal``, over ``a``."""
                 return guess + (b * _noise(model, scheduler, states, guess, step, cfg_scale) - goal) / a
 
             now = _fixed_point(residual, now, iterations)
@@ -122,14 +122,14 @@ def noised(
     steps: int = 30,
     scheduler: str | None = None,
 ) -> Trajectory:
-    """Clean latents with each step's share of one noise: ``alpha x + sigma e``, without asking the network.
+    """Clean latents noised to every step with one noise, ``alpha x + sigma e``; the network is not run.
 
     Args:
         model: The adapter.
-        latents: Of clean pictures.
-        seeds: Of each picture's noise.
+        latents: Clean latents of pictures.
+        seeds: Seed of each picture's noise.
         steps: Denoising steps of the schedule.
-        scheduler: Its name; the model's own when ``None``.
+        scheduler: Name of the noise scheduler; the model's own when ``None``.
 
     Raises:
         ValueError: If there is not one seed per picture.
@@ -149,7 +149,7 @@ def _shape(latents: Tensor) -> tuple[int, int, int]:
 
 
 def _fixed_point(residual: Callable[[Tensor], Tensor], guess: Tensor, iterations: int) -> Tensor:
-    """Walk against the residual, row by row from the best point so far, with shorter steps after a step that was too long."""
+    """Fixed-point iteration per row: step against the residual from the best point so far, half as far after a worse one."""
     best, miss = guess, torch.zeros_like(guess)
     size = torch.full((len(guess), 1, 1, 1), math.inf, device=guess.device)
     stride = torch.ones_like(size)
@@ -166,7 +166,7 @@ def _fixed_point(residual: Callable[[Tensor], Tensor], guess: Tensor, iterations
 def _noise(
     model: ModelAdapter, scheduler: NoiseScheduler, states: Conditioning, latents: Tensor, step: Step, cfg_scale: float
 ) -> Tensor:
-    """The network's answer, both halves combined, in float32."""
+    """The network's prediction after classifier-free guidance, in float32."""
     halves: tuple[Branch, ...] = ("uncond", "cond") if states.uncond is not None else ("cond",)
     context = pass_context(step, "invert", range(len(latents)), halves)
     inputs = scheduler.scale_model_input(torch.cat([latents] * len(halves)), step).to(states.cond.dtype)
@@ -179,12 +179,12 @@ def _noise(
 
 
 def _move(scheduler: NoiseScheduler, step: Step) -> tuple[float, float]:
-    """The two numbers of a deterministic step: what it keeps of the latents, and what it adds of the network's answer.
+    """Coefficients ``(a, b)`` of a deterministic step ``x' = a x + b n``.
 
-    They are read off the scheduler itself, so that inversion undoes exactly what sampling does, also at the last step.
+    They are probed from the scheduler itself, so that inversion undoes exactly what sampling does, also at the last step.
 
     Raises:
-        ValueError: If the scheduler is not linear in the two.
+        ValueError: If the scheduler's step is not linear (it clips its predictions).
     """
     one, none = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
@@ -199,22 +199,22 @@ def _move(scheduler: NoiseScheduler, step: Step) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """Inverted pictures of some rows of a batch.
+    """Inverted source pictures of some rows of a batch.
 
     Attributes:
-        rows: Whose sources they are.
-        path: Their latents, noisiest first.
+        rows: Rows whose source is an inverted picture.
+        path: Trajectory of these pictures, noisiest first.
     """
 
     rows: tuple[int, ...]
     path: Trajectory
 
     def noise(self, noise: Tensor) -> Tensor:
-        """Unit noise ``batch channels height width``, the rows' own exchanged for their pictures'."""
+        """Unit noise ``batch channels height width``, with :attr:`rows` replaced by the noise of their inverted pictures."""
         return self._put(noise, self.path.noise)
 
     def source(self, latents: Tensor, index: int) -> Tensor:
-        """The sources' latents ``batch channels height width`` before evaluation ``index``, clean ones after the last."""
+        """Sources' latents ``batch channels height width`` with the inverted trajectory at ``index`` (clean after the last)."""
         return self._put(latents, self.path.latents[index] if index < len(self.path.steps) else self.path.clean)
 
     def _put(self, values: Tensor, ours: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class Replay:
 
 
 def pictured_rows(source: Source | None, rows: int) -> dict[int, Path]:
-    """Row -> the file that is its source.
+    """Path of each row's source picture, by row; rows without one are left out.
 
     Raises:
         ValueError: If there is neither one picture nor one per row.
@@ -236,7 +236,7 @@ def pictured_rows(source: Source | None, rows: int) -> dict[int, Path]:
 
 
 def check_replay(model: ModelAdapter, scheduler: NoiseScheduler, steps: int, shape: tuple[int, int, int]) -> None:
-    """Refuse a scheduler whose latents the inversion does not pass through.
+    """Refuse a scheduler whose noise levels are not those of the inversion.
 
     Raises:
         ValueError: Naming the scheduler.
@@ -260,11 +260,11 @@ def invert_sources(
 
     Args:
         model: The adapter.
-        source: Of the batch's methods.
-        prompts: Every row's source prompt.
-        scheduler: Of the batch.
+        source: Source of the batch's methods.
+        prompts: Source prompt of every row.
+        scheduler: Noise scheduler of the batch.
         steps: Denoising steps that were asked for.
-        size: Height and width of the pictures to come, to which the sources are stretched.
+        size: Picture height and width in pixels, to which source pictures are stretched.
 
     Raises:
         ValueError: If the scheduler does not fit, or a file is not a picture.

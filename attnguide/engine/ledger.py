@@ -1,4 +1,4 @@
-"""What a batch of rows cost."""
+"""Cost of a batch: network passes, time and memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from attnguide.types import Cost
 
 
 def high_water_mb() -> float:
-    """Largest resident memory of this process so far; NaN where the system does not tell.
+    """Peak resident memory of this process so far in MiB; NaN where the system does not report it.
 
-    From /proc where there is one: getrusage remembers the parent's, too.
+    Read from /proc where it exists, since getrusage includes the parent's peak.
     """
     status = Path("/proc/self/status")
     for line in status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else ():
@@ -34,8 +34,8 @@ class Ledger:
     """Counts network passes per row, time and memory, from construction to :meth:`close`.
 
     Args:
-        rows: Rows of the batch.
-        device: Where the network runs.
+        rows: Number of rows in the batch.
+        device: Device that the network runs on.
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:

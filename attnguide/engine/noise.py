@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per row, so that a seed means the same alone, in a batch and on any device."""
+    """One CPU generator per row, so that a seed gives the same noise alone, in a batch and on any device."""
     return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
 
 

@@ -1,4 +1,4 @@
-"""Who watches the loop, and when they are told what."""
+"""Observers of the sampling loop: their hooks, and when each is called."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BatchInfo:
-    """What is known before the first step.
+    """Description of a batch before its first step.
 
     Attributes:
         samples: The rows.
-        targets: Their phrases and places, resolved.
+        targets: Phrases and places of the rows, resolved.
         sites: The network's attention sites at this picture size.
         steps: One entry per network evaluation.
         model: The adapter, to read and to decode with.
-        measured: Numbers about each row that are known before its first step, by name: how well a picture that was inverted
-            for its maps came back. Empty where there are none.
+        measured: Measurements of each row before its first step, by name: reconstruction errors of inverted source pictures.
+            Empty where there are none.
     """
 
     samples: tuple[Sample, ...]
@@ -48,12 +48,12 @@ class UpdateEvent:
     """One guidance update.
 
     Attributes:
-        step: Where in the schedule.
+        step: Evaluation of the schedule.
         method: Name of the guidance.
-        iteration: Counts updates within the step, from 0.
-        rows: Rows of the batch that were judged.
+        iteration: Number of the update within the step, from 0.
+        rows: Rows of the batch whose loss was evaluated.
         losses: Loss of each of ``rows``.
-        indicators: Indicator of each of ``rows``, which decides on repetition.
+        indicators: Indicator of each of ``rows``, which decides on refinement.
         moved: Which of ``rows`` made an update.
         gradient_norms: Euclidean norm of each row's gradient; 0 where it made no update.
     """
@@ -69,11 +69,11 @@ class UpdateEvent:
 
 
 class Observer:
-    """Sees everything and changes nothing. Override what is wanted; calls come in the order listed.
+    """Base of observers, which see everything and change nothing. Override the hooks you need; they are called in this order.
 
     ::
 
-        probes(info)                         # what to read; they record during the passes below
+        probes(info)                         # returns probes, which record during the passes below
         on_sample_start(info)
         for step in steps:
             on_denoise_step_start(step, latents)
@@ -87,10 +87,10 @@ class Observer:
     """
 
     def probes(self, info: BatchInfo) -> Sequence[Probe]:
-        """Readers to attach for this batch; asked once, before ``on_sample_start``.
+        """Probes to attach for this batch; called once, before ``on_sample_start``.
 
-        Those of denoising passes are shown all branches in one pass; in steps where a guidance is fused with the conditional
-        half (:mod:`attnguide.engine.fused`), that half alone.
+        Probes of denoising passes get all branches in one pass, except in steps where a guidance is fused with the conditional
+        half (:mod:`attnguide.engine.fused`), where they get that half alone.
         """
         return ()
 
@@ -101,13 +101,13 @@ class Observer:
         """Called before guidance and the network's evaluation; ``latents`` is ``batch channels height width``."""
 
     def on_guidance_update(self, event: UpdateEvent) -> None:
-        """Called after each guide pass that judged rows."""
+        """Called after each guide pass."""
 
     def on_denoise_step_end(self, step: Step, latents: Tensor, noise_pred: Tensor) -> None:
-        """Called after the scheduler's move, with the new latents and the prediction that led there."""
+        """Called after the scheduler's step, with the new latents and the noise prediction that it was given."""
 
     def on_row_stopped(self, row: int, reason: str) -> None:
-        """Called when a row is given up (a NaN, say); the others go on."""
+        """Called when a row is stopped (on NaN, for example); the others go on."""
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
         """Called with the finished rows."""
@@ -117,7 +117,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one, told in the order given."""
+    """Several observers as one, called in the order given."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = tuple(observers)
@@ -155,14 +155,14 @@ class Observers(Observer):
 
 
 class SomeRows(Observer):
-    """Shows an observer some rows of a batch as if there were no others.
+    """Restricts an observer to some rows of a batch, renumbered from 0.
 
-    A resumed run samples a batch of which a part is missing as it was, since a row's last bits depend on its neighbours; what
-    watches must see the missing rows alone.
+    A resumed run samples a partly finished batch again as a whole, since a row's last bits depend on its neighbours; observers
+    must see the missing rows alone.
 
     Args:
-        observer: Told of these rows.
-        rows: Their numbers in the batch, in the order that the observer counts them.
+        observer: Observer of these rows.
+        rows: Positions of the rows in the batch, in the observer's order.
     """
 
     def __init__(self, observer: Observer, rows: Sequence[int]) -> None:
@@ -223,11 +223,10 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES
 
 @contextmanager
 def guarded(watcher: Any) -> Iterator[None]:
-    """Turn an exception of a watcher that declares ``only_shows`` into one warning; everyone else's passes through.
+    """Turn an exception of a watcher that declares ``only_shows`` into one warning; all other exceptions pass through.
 
-    A watcher that failed has ``failed`` set to True, so that it can be left alone until the next batch. What a full or closed
-    disk refuses is no failure of the watcher: it passes through, as a row may be on record as finished only when all of its
-    files are written.
+    A watcher that failed has ``failed`` set to True, so that it is skipped until the next batch. Errors of a full or read-only
+    disk pass through, as a row may be recorded as finished only when all of its files are written.
     """
     try:
         yield
@@ -243,7 +242,7 @@ def guarded(watcher: Any) -> Iterator[None]:
 
 
 def guarded_probe(watcher: Any, probe: Probe) -> Probe:
-    """The same reader, silent once its watcher has failed."""
+    """The probe, guarded, and skipped once its watcher has failed."""
     if not getattr(watcher, "only_shows", False):
         return probe
 

@@ -1,4 +1,4 @@
-"""Guide passes: the network evaluated on some rows as far as the last site that a guidance reads."""
+"""Guide passes: the network run on some rows up to the last site that a guidance reads."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from attnguide.types import PassContext, Step
 
 
 class Reader:
-    """One guidance's view of a batch's network.
+    """Makes the guide passes of one guidance on a batch's network.
 
     Args:
         batch: The rows.
-        guidance: Whose maps are read.
-        edits: The guidance's own, in place while it reads.
-        probes: Observers' readers of guide passes.
+        guidance: The guidance that reads maps.
+        edits: Edits that act in guide passes, the guidance's own included.
+        probes: Observers' probes of guide passes.
 
     Raises:
-        ValueError: If no site of the network is one that the guidance reads.
+        ValueError: If the guidance's selector matches no site of the network.
     """
 
     def __init__(self, batch: Batch, guidance: Guidance, edits: Sequence[Edit] = (), probes: Sequence[Probe] = ()) -> None:
@@ -38,16 +38,16 @@ class Reader:
         self._features = () if guidance.features is None else select(batch.modules, guidance.features)
 
     def inputs(self, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
-        """The network's input for some rows, a leaf of a new graph: ``rows channels height width``."""
+        """Scaled network input of some rows as a leaf that requires a gradient, ``rows channels height width``."""
         scaled = self.batch.scheduler.scale_model_input(latents, step)
         return scaled[list(rows)].detach().requires_grad_(True)
 
     def maps(self, inputs: Tensor, step: Step, rows: Sequence[int], source: AttentionMaps | None = None) -> AttentionMaps:
-        """Maps of the conditional half; with a graph to ``inputs`` if they require a gradient, and shown to observers then.
+        """Attention maps of the conditional half; if ``inputs`` require a gradient, with a graph, and observers' probes act.
 
         Args:
-            inputs: Latents of ``rows`` in the scale that the network reads.
-            step: Where in the schedule.
+            inputs: Scaled network input of ``rows``.
+            step: Evaluation of the schedule.
             rows: Rows of the batch.
             source: Maps of all rows' sources at this step.
         """
@@ -57,7 +57,7 @@ class Reader:
         return maps if source is None else replace(maps, source=source.select(rows))
 
     def source_maps(self, latents: Tensor, step: Step) -> AttentionMaps | None:
-        """Maps of all rows' sources, without graph; ``None`` if the guidance reads no source."""
+        """Attention maps of all rows' sources, without graph; ``None`` if the guidance reads no source."""
         if self.guidance.source is None:
             return None
         branches, scheduler = self.batch.branches, self.batch.scheduler
@@ -65,7 +65,7 @@ class Reader:
         return self._read(inputs, pass_context(step, "source", range(branches.rows), ("source",)))
 
     def probes(self, recorder: Recorder, context: PassContext, quantity: Quantity = "probs") -> list[Probe]:
-        """Probes that record what the guidance reads in passes of the context's kind: ``quantity`` of sites, and features."""
+        """Probes for passes of the context's kind that record ``quantity`` at the guidance's sites, and its features."""
         wanted, kinds = frozenset((*self._sites, *self._features)), frozenset({context.kind})
         own = [Probe(quantity, recorder, SiteSelector(where=wanted.__contains__), kinds)]
         if self._features:
@@ -73,7 +73,7 @@ class Reader:
         return own
 
     def recorded(self, recorder: Recorder, rows: Sequence[int]) -> AttentionMaps:
-        """What those probes have recorded of these rows; features in float32 or wider."""
+        """Maps from the tensors that :meth:`probes` recorded for these rows; features in float32 or wider."""
         found = recorder.tensors
         return AttentionMaps(
             {site: found[site] for site in self._sites},
@@ -83,7 +83,7 @@ class Reader:
 
     @property
     def until(self) -> list[Site]:
-        """The sites after which nothing more needs to be computed."""
+        """Sites after which a guide pass may stop."""
         return [*self._sites, *self._features]
 
     def _read(

@@ -1,4 +1,4 @@
-"""What the methods of a batch do around one evaluation of the network, whoever makes it."""
+"""Actions of a batch's methods around one evaluation of the network, independent of the loop."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from attnguide.types import Branch, PassContext, Step
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one evaluation of the network gave.
+    """Predictions of one evaluation of the network.
 
     Attributes:
         branches: Prediction of each branch, ``batch channels height width``.
-        shift: What guidances of the prediction add to the predicted noise for all latents; ``None`` where none acts.
+        shift: Term that guidances of the prediction add to the predicted noise, for all latents; ``None`` where none acts.
     """
 
     branches: Mapping[Branch, Tensor]
@@ -47,19 +47,19 @@ class Steering:
         x = scheduler.step(noise_pred, step, x)
         x = steering.after(x, step)
 
-    A driver that evaluates the network itself does so inside :meth:`during`, and combines the answers with the help of
+    A driver that evaluates the network itself does so inside :meth:`during`, and combines the predictions with
     :meth:`unconditional`, :meth:`correct`, :meth:`shift` and :meth:`shifted`.
 
     Args:
         batch: The rows.
-        guidances: Applied one after the other.
-        injections: Active in denoising passes.
-        probes: Readers, of denoising and of guide passes.
-        fuses: Whether a guidance may share the conditional pass of :meth:`evaluate`; a driver that evaluates the network itself
-            says no.
+        guidances: Guidances, applied one after the other.
+        injections: Injections, which act in denoising passes.
+        probes: Probes of denoising and guide passes.
+        fuses: Whether a guidance may share the conditional pass of :meth:`evaluate`; False for a driver that evaluates the
+            network itself.
 
     Raises:
-        ValueError: If a guidance reads a site that the network does not have.
+        ValueError: If a guidance's selector matches no site of the network.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Steering:
 
     @property
     def only_edits(self) -> bool:
-        """Whether edits without memory are all that happens in a denoising pass, so that rows can be denoised anew."""
+        """Whether methods act in denoising passes by edits without memory alone, so that rows can be restarted."""
         alone = not self.batch.branches.own_source and not any(edit.remembers for edit in self.edits)
         return alone and all(injection.mixes for injection in self.injections)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Edits and probes in place, waiting for passes; guidances forget earlier batches.
+        """Attach edits and probes for the passes inside, and reset the guidances' state.
 
         Raises:
             ValueError: If an edit or a probe matches no site.
@@ -105,7 +105,7 @@ class Steering:
             yield
 
     def before(self, latents: Tensor, step: Step) -> Tensor:
-        """Latents as guidances want them before this evaluation, ``batch channels height width``."""
+        """Latents after the guidances that move latents before this evaluation, ``batch channels height width``."""
         model, edits = self.batch.model, self.edits if self.only_edits else None
         for reader in self.readers:
             guidance = reader.guidance
@@ -119,7 +119,7 @@ class Steering:
         return latents
 
     def shift(self, latents: Tensor, step: Step) -> Tensor | None:
-        """What guidances of the prediction, but for a fused one, add to the predicted noise; ``None`` where none acts."""
+        """Term that guidances of the prediction, without a fused one, add to the predicted noise; ``None`` where none acts."""
         found: Tensor | None = None
         for reader in self.readers:
             apart = reader is not self._fused and reader.guidance.update.space == "noise"
@@ -131,18 +131,18 @@ class Steering:
 
     @contextmanager
     def during(self, context: PassContext, *, watched: bool = True) -> Iterator[None]:
-        """Edits act in the pass that is made inside, which is counted; probes as well, if it is ``watched``."""
+        """Count the enclosed denoising pass and let edits act in it; probes as well, if ``watched``."""
         assert self._watched is not None and self._unwatched is not None, "passes are made inside attached()"
         with (self._watched if watched else self._unwatched).during(context):
             yield
         self.batch.ledger.forward(context.rows)
 
     def evaluate(self, latents: Tensor, step: Step) -> Answers:
-        """Evaluate the network for all latents: every branch in one pass, or two where a guidance is fused with one.
+        """Evaluate the network for all latents: all branches in one pass, or the conditional one apart where it is fused.
 
         Args:
             latents: ``batch channels height width``, in the scheduler's scale.
-            step: Where in the schedule.
+            step: Evaluation of the schedule.
         """
         batch, fused = self.batch, self._fused_at(step)
         answers, shift = dict[Branch, Tensor](), self.shift(latents, step)
@@ -162,7 +162,7 @@ class Steering:
         return Answers(answers, shift)
 
     def predict(self, answers: Answers, step: Step) -> Tensor:
-        """The noise prediction for all latents: halves combined, as injections and guidances of the prediction change it."""
+        """Noise prediction for all latents: after classifier-free guidance, injections, and guidances of the prediction."""
         batch, found = self.batch, answers.branches
         combined = self._combined(self.unconditional(found, step), found["cond"])
         noise_pred = self.correct(combined, found, step)
@@ -172,7 +172,7 @@ class Steering:
         return self.shifted(noise_pred, answers.shift, step)
 
     def _combined(self, uncond: Tensor | None, cond: Tensor) -> Tensor:
-        """Both halves by the rows' scales, as the family has it."""
+        """Prediction after classifier-free guidance with the rows' scales and the family's correction."""
         batch = self.batch
         return cond if uncond is None else batch.model.after_cfg(combine(uncond, cond, batch.cfg_scales), cond)
 
@@ -182,24 +182,24 @@ class Steering:
         return self._fused if acts else None
 
     def unconditional(self, answers: Mapping[Branch, Tensor], step: Step) -> Tensor | None:
-        """What classifier-free guidance leads away from, ``batch channels height width``; ``None`` without it."""
+        """Unconditional prediction after the injections, ``batch channels height width``; ``None`` without that half."""
         uncond = answers.get("uncond")
         for injection in self.injections:
             uncond = None if uncond is None else injection.unconditional(uncond, answers, step)
         return uncond
 
     def correct(self, noise_pred: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
-        """The rows' combined prediction as injections change it."""
+        """The rows' combined prediction after the injections' corrections."""
         for injection in self.injections:
             noise_pred = injection.correct(noise_pred, answers, step)
         return noise_pred
 
     def shifted(self, noise_pred: Tensor, shift: Tensor | None, step: Step) -> Tensor:
-        """The prediction for all latents with the guidances' :meth:`shift`, in the form that the scheduler takes."""
+        """Prediction for all latents with :meth:`shift` added to its noise, in the scheduler's parametrisation."""
         return noise_pred if shift is None else self.batch.scheduler.shift_noise(noise_pred, shift, step)
 
     def after(self, latents: Tensor, step: Step) -> Tensor:
-        """Latents after the scheduler's move, changed by edits where a new denoising step begins or the last one ended."""
+        """Latents after the scheduler's step, changed by latent edits unless the next evaluation is a corrector's."""
         batch = self.batch
         following = batch.scheduler.steps[step.index + 1 : step.index + 2]
         if following and not following[0].begins:

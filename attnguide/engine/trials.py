@@ -1,4 +1,4 @@
-"""What a guidance may try before a step: gradients, previews, and rows denoised anew."""
+"""Trials of a guidance before a step: gradients, previews, and restarts of rows."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def optimise(reader: Reader, edits: Sequence[Edit] | None, latents: Tensor, step
 
     Args:
         reader: The guidance on its batch.
-        edits: Of all methods, if edits without memory are all that they do in a denoising pass; else ``None``, and rows
-            cannot be denoised anew.
+        edits: Edits of all methods, if methods act by edits without memory alone; ``None`` otherwise, and rows cannot be
+            restarted.
         latents: ``batch channels height width``, in the scheduler's scale.
-        step: A denoising step begins here.
+        step: Evaluation at which a denoising step begins.
     """
     batch, guidance = reader.batch, reader.guidance
     point, scheduler = guidance.optimise_at, batch.scheduler
@@ -44,7 +44,7 @@ def optimise(reader: Reader, edits: Sequence[Edit] | None, latents: Tensor, step
     moved = latents.clone()
     moved[rows] = torch.where(kept, latents[rows], (found / scheduler.input_scale(step)).to(latents.dtype))
     change = moved - latents
-    change[[rows[row] for row in trials.adopted]] = 0.0  # the scheduler knows their past already
+    change[[rows[row] for row in trials.adopted]] = 0.0  # the scheduler has adopted their state already
     if bool((change != 0).any()):
         scheduler.latents_moved(change, step)
     return moved
@@ -59,7 +59,7 @@ class _Trials:
         self.adopted: set[int] = set()
 
     def _own(self, rows: Iterable[int]) -> list[int]:
-        """Rows of the batch."""
+        """Numbers in the batch of rows counted among the living ones."""
         return [self._rows[row] for row in rows]
 
     def gradient(self, latents: Tensor, rows: Sequence[int], judge: Judgement) -> Tensor:
@@ -115,14 +115,14 @@ class _Trials:
 
 
 class _Walk:
-    """Some rows denoised beside the batch's own steps, by both halves of classifier-free guidance.
+    """Denoises some rows apart from the batch's own steps, with classifier-free guidance.
 
     Args:
         batch: The rows' batch.
         rows: Rows of the batch.
-        scheduler: Of these rows alone.
-        sources: One generator per row, of the noise that the scheduler adds.
-        kind: Of the passes.
+        scheduler: Noise scheduler for these rows alone.
+        sources: One generator per row, for noise that the scheduler adds.
+        kind: Kind of the passes.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class _Walk:
         self.batch, self.rows, self.scheduler, self.sources, self.kind = batch, rows, scheduler, sources, kind
 
     def context(self, step: Step) -> PassContext:
-        """What the pass of a step is for."""
+        """Context of a step's pass."""
         return pass_context(step, self.kind, self.rows, self.batch.branches.halves)
 
     def moved(self, latents: Tensor, step: Step, attention: Attention) -> Tensor:
