@@ -1,4 +1,4 @@
-"""A family's adapter whose passes repeat the pipeline's own call of the network, with parts of its arguments."""
+"""A family's adapter whose passes repeat the pipeline's own network call, with batch elements of its arguments."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from attnguide.types import Branch, PassContext, Step
 
 @dataclass(frozen=True, eq=False)
 class CallPart(Conditioning):
-    """What a pass gives the network beside latents: a part of the pipeline's call.
+    """Inputs of a pass besides latents: some batch elements of the pipeline's network call.
 
     Attributes:
-        arguments: Of the part.
-        call: The whole.
-        context: What the pass is for.
+        arguments: Arguments of these elements.
+        call: The pipeline's whole call.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -37,12 +36,12 @@ class CallPart(Conditioning):
 
 @dataclass(frozen=True, eq=False)
 class CallBranches(Branches):
-    """The branches that passes can have while a pipeline makes a call.
+    """Branches of passes that repeat a pipeline's network call.
 
-    Those of its batch, and further ones that repeat the conditional one, under texts of their own where there are any.
+    Branches are those of the call's batch, and further ones that repeat the conditional half, some with other text states.
 
     Attributes:
-        call: The newest one.
+        call: The newest network call.
         further: Text states of further branches, for all rows.
     """
 
@@ -74,15 +73,15 @@ class CallBranches(Branches):
 
 
 def called_model(adapter: type[ModelAdapter], pipeline: Any, network: nn.Module) -> Any:
-    """An adapter of a pipeline in whose passes the network is called as the pipeline calls it.
+    """An adapter of a pipeline that calls the network as the pipeline does.
 
     Args:
         adapter: The family's adapter class.
-        pipeline: Whose network and texts are read.
-        network: That is called.
+        pipeline: The user's pipeline.
+        network: The pipeline's network.
 
     Returns:
-        A :class:`Called` of the family.
+        An instance of a class derived from :class:`Called` and ``adapter``.
     """
     kind = type(f"Called{adapter.__name__}", (Called, adapter), {})
     model = kind(pipeline, type(pipeline).__name__)
@@ -91,13 +90,13 @@ def called_model(adapter: type[ModelAdapter], pipeline: Any, network: nn.Module)
 
 
 class Called:
-    """The part of such an adapter that is not the family's.
+    """Mixin of adapters whose passes repeat a pipeline's network call.
 
     Attributes:
-        forward: The network's own.
-        outcome: The network's newest answer in the form that the pipeline asked for.
-        splits: Whether attention may split a batch by a number of blocks of its own.
-        behind: Tokens of further pictures behind those of the picture.
+        forward: The network's own ``forward``.
+        outcome: The network's newest output in the form that the pipeline asked for.
+        splits: Whether attention processors split the batch into blocks (perturbed attention, PAG).
+        behind: Number of tokens of further pictures (reference pictures) behind the image tokens.
     """
 
     _network: nn.Module
@@ -107,10 +106,10 @@ class Called:
     behind: int = 0
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Conditioning:
-        """As the family has it.
+        """Encode prompts as the family's adapter does.
 
         Raises:
-            SteerError: If the pipeline cannot encode further texts.
+            SteerError: If the pipeline has no ``encode_prompt``.
         """
         pipeline = self.pipeline  # type: ignore[attr-defined]
         if not callable(getattr(pipeline, "encode_prompt", None)):
@@ -122,18 +121,18 @@ class Called:
         return encoded
 
     def walk(self) -> None:
-        """Find all modules once, for guided passes that freeze their weights."""
+        """Cache the list of all modules, whose weights guided passes freeze."""
         self._walked = self._modules()  # type: ignore[attr-defined]
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """As the family has it, but for channels that the network reads beside latents."""
+        """Latent shape of the family, without further input channels that the network reads beside latents."""
         channels, rows, columns = super().latent_shape(height, width)  # type: ignore[misc]
         config: Any = self._network.config
         given = config.get("out_channels")
         return channels if given is None else min(channels, int(given)), rows, columns
 
     def attention_modules(self, height: int, width: int) -> Mapping[Site, nn.Module]:
-        """As the family has them, the further pictures' tokens behind the picture's left out."""
+        """Attention modules of the family, with sites that leave out the :attr:`behind` tokens of further pictures."""
         found: Mapping[Site, nn.Module] = super().attention_modules(height, width)  # type: ignore[misc]
         behind = self.behind
         if not behind:
@@ -175,7 +174,7 @@ class Called:
 
 
 def _apart(call: Call, arguments: Mapping[str, Any]) -> list[list[int]]:
-    """Elements of a batch that are read in passes of their own, since each one's picture follows right behind its words."""
+    """Batch elements grouped by text length, where image tokens follow right behind each row's own text; else one group."""
     form = call.form
     if form.apart is None:
         return [list(range(len(arguments[form.latents])))]
@@ -184,7 +183,7 @@ def _apart(call: Call, arguments: Mapping[str, Any]) -> list[list[int]]:
 
 
 def _before(span: Span | None, behind: int) -> Span | None:
-    """A range of positions that is counted from the end, with so many more positions behind it."""
+    """A span whose positions counted from the end are moved by ``behind`` further positions at the end."""
     if span is None:
         return None
     start, end = span
@@ -196,7 +195,7 @@ def _before(span: Span | None, behind: int) -> Span | None:
 
 @contextmanager
 def plain_processors(network: nn.Module) -> Iterator[None]:
-    """Attention without the processors that split a batch by a number of blocks of their own (PAG), each put back."""
+    """Replace attention processors that split the batch into blocks (PAG) by default ones, and restore them afterwards."""
     split = {module: module.processor for module in network.modules() if splits_batch(module)}
     for module in split:
         module.processor = _plain_processor(type(module.processor).__name__)
@@ -213,19 +212,19 @@ def processors_of(network: nn.Module) -> dict[nn.Module, Any]:
 
 
 def unsplit(processors: Mapping[nn.Module, Any]) -> None:
-    """Put back what stood in the place of processors that split a batch: a pipeline leaves them where its call fails."""
+    """Restore attention processors in place of PAG's, which a pipeline leaves behind when its call fails."""
     for module, processor in processors.items():
         if splits_batch(module):
             module.processor = processor
 
 
 def splits_batch(module: nn.Module) -> bool:
-    """Whether a module's processor reads its batch as so many blocks (perturbed attention)."""
+    """Whether a module's attention processor splits the batch into blocks (perturbed attention, PAG)."""
     return type(getattr(module, "processor", None)).__name__.startswith("PAG")
 
 
 def _plain_processor(name: str) -> Any:
-    """The library's own attention without additions, in the place of one of this class."""
+    """Diffusers' default attention processor to replace one of this class name."""
     from attnguide.models.transformer import joint_processor
     from attnguide.models.unet import plain_processor
 

@@ -1,4 +1,4 @@
-"""One call of the network by a pipeline: its arguments, which rows and which branches its batch holds, and parts of it."""
+"""One call of the network by a pipeline: its arguments, the rows and branches of its batch, and parts of it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from attnguide.types import Branch, PassContext
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of the network.
+    """One call of the network by a pipeline.
 
     Attributes:
-        arguments: By name.
+        arguments: Arguments by name.
         form: How the family calls its network.
-        packing: The shape of its latents.
-        rows: Pictures.
-        branches: Of the batch, a block of rows each, in order.
+        packing: Conversion between the call's latents and ``batch channels height width``.
+        rows: Number of pictures.
+        branches: Branches in batch order, each a block of ``rows`` elements.
     """
 
     arguments: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Call:
 
     @property
     def batch(self) -> int:
-        """Elements of the batch."""
+        """Number of batch elements."""
         return self.rows * len(self.branches)
 
     @property
@@ -46,7 +46,7 @@ class Call:
 
     @property
     def time(self) -> tuple[float, float]:
-        """The scheduler's timestep that the network is told of, and how exactly."""
+        """The scheduler's timestep recovered from the call's argument, and its tolerance (rounding of the dtype)."""
         given = torch.as_tensor(self.arguments[self.form.timestep]).flatten()[0]
         scale = abs(self.form.time_scale)
         coarse = torch.finfo(given.dtype).eps if given.dtype.is_floating_point else 0.0
@@ -55,21 +55,21 @@ class Call:
         return (float(given) - offset) / self.form.time_scale, exact
 
     def block(self, branch: Branch) -> slice:
-        """Where a branch stands in the batch."""
+        """Batch positions of a branch."""
         at = self.branches.index(branch) * self.rows
         return slice(at, at + self.rows)
 
     def inputs(self, branch: Branch = "cond") -> Tensor:
-        """Latents of a branch as the network reads them, ``rows channels height width``."""
+        """Network input of a branch, ``rows channels height width``."""
         return self.packing.unpack(self.arguments[self.form.latents][self.block(branch)])
 
     def position(self, row: int, branch: Branch) -> int:
-        """The element of the batch that a pass of this row and branch repeats; further branches repeat the conditional one."""
+        """Batch element of the call that a pass repeats for this row and branch; further branches repeat ``cond``."""
         block = self.branches.index(branch if branch in self.branches else "cond")
         return block * self.rows + row
 
     def texts(self, first: Branch = "cond") -> Conditioning:
-        """Text states of both halves for all rows, as far as this call has them; of one half alone where another is named."""
+        """Text states of both CFG halves that this call has, for all rows; of one half alone if ``first`` is not ``cond``."""
 
         def halves(value: Tensor) -> tuple[Tensor, Tensor | None]:
             second = first == "cond" and "uncond" in self.branches
@@ -79,7 +79,7 @@ class Call:
         return Conditioning(*halves(self.states), {name: halves(value) for name, value in extra.items()})
 
     def with_texts(self, texts: Conditioning) -> Call:
-        """The same call with other text states, of both halves as far as it has them."""
+        """A copy of the call with other text states in the halves that it has."""
         halves = {"cond": texts.half(uncond=False)}
         if texts.uncond is not None:
             halves["uncond"] = texts.half(uncond=True)
@@ -92,12 +92,12 @@ class Call:
         return replace(self, arguments=arguments)
 
     def with_inputs(self, latents: Tensor) -> Call:
-        """The same call at other latents ``batch channels height width``, as the network reads them."""
+        """A copy of the call with another network input, ``batch channels height width``."""
         name = self.form.latents
         return replace(self, arguments={**self.arguments, name: self.packing.pack(latents, self.arguments[name])})
 
     def part(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Arguments of a call for some elements of the batch, which may come repeatedly and in any order."""
+        """Arguments of the call for some batch elements, which may repeat and be in any order."""
         if list(positions) == list(range(self.batch)):
             return dict(self.arguments)
         taken: dict[str, Any] = taken_rows(self.arguments, list(positions), self.batch, self.form.whole)
@@ -105,14 +105,14 @@ class Call:
 
 
 def taken_rows(value: Any, positions: list[int], batch: int, whole: frozenset[str], path: str = "") -> Any:
-    """The elements at ``positions`` of every tensor in an argument whose first axis is the batch.
+    """Index the batch axis of every tensor in a nested argument.
 
     Args:
         value: A tensor, or tensors in mappings and lists; everything else is left as it is.
-        positions: Elements of the batch.
-        batch: Elements that there are.
-        whole: Paths of what has no batch axis.
-        path: Of ``value``, names joined by dots.
+        positions: Batch elements to take.
+        batch: Number of batch elements; tensors with another first axis are left as they are.
+        whole: Paths of values without a batch axis.
+        path: Path of ``value``, names joined by dots.
     """
     if path in whole:
         return value
@@ -128,13 +128,16 @@ def taken_rows(value: Any, positions: list[int], batch: int, whole: frozenset[st
 
 
 def put_texts(arguments: dict[str, Any], form: CallForm, places: Sequence[int], texts: Conditioning) -> dict[str, Any]:
-    """Arguments with other text states at some elements of their batch.
+    """Arguments with text states replaced at some batch elements.
 
     Args:
-        arguments: Of a call.
+        arguments: Arguments of a call.
         form: How the family calls its network.
-        places: Elements of the batch.
-        texts: One for each of ``places``, in ``cond``.
+        places: Batch elements.
+        texts: Text states for each of ``places``, held in ``cond``.
+
+    Raises:
+        SteerError: If the lengths differ and there is no mask for padding.
     """
     length = max(arguments[form.states].shape[1], texts.cond.shape[1])
     masked = any(value.dtype == torch.bool for value, _ in texts.extra.values())
@@ -167,7 +170,7 @@ def _set(value: Tensor, places: Sequence[int], new: Tensor) -> Tensor:
 
 
 def _filled(value: Tensor, length: int) -> Tensor:
-    """A copy of ``batch tokens ...`` with this many tokens, zeros behind."""
+    """A copy of ``batch tokens ...``, padded with zeros to ``length`` tokens."""
     return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], 1)
 
 
@@ -184,23 +187,23 @@ def _replaced(arguments: Mapping[str, Any], path: Sequence[str], value: Any) -> 
 
 
 def part_positions(call: Call, context: PassContext) -> list[int]:
-    """For each element of a pass, the element of the pipeline's call that it repeats."""
+    """Batch element of the pipeline's call that each element of a pass repeats."""
     return [call.position(row, branch) for row, branch in zip(context.rows, context.branches, strict=True)]
 
 
 def check_halves(call: Call, cond: Tensor, uncond: Tensor | None) -> str | None:
-    """Compare the blocks of a batch with the texts that the pipeline encoded.
+    """Compare the conditional block of a call's batch with the text states that the pipeline encoded.
 
     Args:
-        call: Whose branches are those expected of its pipeline.
-        cond: Text states of all rows.
-        uncond: Of their negative prompts.
+        call: Network call, with the branches expected of its pipeline.
+        cond: Encoded text states of all rows.
+        uncond: Encoded text states of the negative prompts.
 
     Returns:
-        A remark where the conditional texts are not those that were encoded.
+        A remark if the conditional text states are not those that were encoded; else ``None``.
 
     Raises:
-        SteerError: If the halves stand in another order.
+        SteerError: If the unconditional text states stand in the conditional block.
     """
     if "cond" not in call.branches:
         return None

@@ -1,4 +1,4 @@
-"""The block in which a pipeline is steered."""
+"""The context manager in which a pipeline is steered."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def entered_once(make: Callable[_Given, AbstractContextManager[_Held]]) -> Calla
 
 @contextmanager
 def steer_calls(pipeline: Any, request: Request, run: SteerRun | None = None) -> Iterator[SteerRun]:
-    """Methods in every call that ``pipeline`` makes inside the block.
+    """Apply methods to every call of ``pipeline`` inside the block.
 
     Args:
-        pipeline: Of diffusers; everything of it is put back at the end.
-        request: What should happen.
-        run: To be filled; a new one when ``None``.
+        pipeline: A diffusers pipeline; all replaced methods are restored at the end.
+        request: Prompts, regions, methods and options.
+        run: Object to fill with results; a new one when ``None``.
 
     Raises:
-        SteerError: If the pipeline or a method cannot be steered from inside, or the pipeline does what cannot be followed.
+        SteerError: If the pipeline or a method cannot run this way, or the pipeline does something that cannot be followed.
     """
     run = SteerRun() if run is None else run
     run.seed = request.seed

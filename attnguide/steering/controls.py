@@ -1,4 +1,4 @@
-"""ControlNets beside the network: what they were last called with, and called again on latents that guidance has moved."""
+"""ControlNets beside the network: their last call is remembered, and repeated on latents that guidance has moved."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from attnguide.steering.calls import Call
 
 
 class Controls:
-    """The ControlNet of a pipeline, which may be several as one.
+    """The ControlNet (or multi-ControlNet) of a pipeline.
 
     Args:
-        refreshes: Whether it shall see moved latents.
+        refreshes: Whether it is called again on moved latents.
     """
 
     def __init__(self, refreshes: bool) -> None:
@@ -28,33 +28,33 @@ class Controls:
 
     @property
     def any(self) -> bool:
-        """Whether one was called that shall be called again."""
+        """Whether a ControlNet was called and is to be called again on moved latents."""
         return self._refreshes and self._forward is not None
 
     def called(self, control: nn.Module, before: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Remember a call of the ControlNet's own ``before``."""
+        """Remember the arguments of a ControlNet call; ``before`` is its own ``forward``."""
         names = [name for name in inspect.signature(type(control).forward).parameters if name != "self"]
         self._forward, self._arguments = before, {**dict(zip(names, args, strict=False)), **kwargs}
         self._answer = None
 
     def refreshed(self, call: Call, inputs: Tensor) -> Call:
-        """A call of the network with the residuals of latents that were moved.
+        """A copy of a network call with ControlNet residuals computed on moved latents.
 
         Args:
-            call: Of the network.
-            inputs: Moved latents as the network reads them, ``rows channels height width``.
+            call: The network call.
+            inputs: Network input at the moved latents, ``rows channels height width``.
         """
         assert self._forward is not None
         form = call.form.control
         given = self._arguments[form.latents]
         elements = len(given)
-        if self._answer is None:  # halves of an evaluation that are calls of their own share what it gave
+        if self._answer is None:  # computed once per evaluation, also where each CFG half is a call
             latents = torch.cat([inputs] * (elements // call.rows))
             read = given if isinstance(given, Tensor) else torch.stack(given).squeeze(2)
             packed = call.packing.pack(latents.to(read.dtype), read)
             sample = packed if isinstance(given, Tensor) else list(packed.unsqueeze(2).unbind(0))
             self._answer = form.answer(self._forward(**{**self._arguments, form.latents: sample}))
-        places = slice(0, call.batch) if elements == call.batch else call.block("cond")  # guess mode has the one half alone
+        places = slice(0, call.batch) if elements == call.batch else call.block("cond")  # in guess mode only cond has residuals
         new = {
             name: _put(call.arguments[name], places, value) for name, value in zip(form.residuals, self._answer, strict=True)
         }
@@ -62,7 +62,7 @@ class Controls:
 
 
 def _put(residual: Any, places: slice, new: Any) -> Any:
-    """Residuals of a call, tensors in lists and mappings, with others at some elements of its batch."""
+    """Nested residuals of a call with batch elements ``places`` replaced."""
     if isinstance(residual, Tensor):
         residual = residual.clone()
         residual[places] = new.to(residual)

@@ -1,7 +1,7 @@
-"""What goes wrong while a pipeline of the user's is followed."""
+"""The error of steering a user's pipeline."""
 
 from __future__ import annotations
 
 
 class SteerError(ValueError):
-    """A pipeline did something that cannot be followed; the message says what."""
+    """A pipeline or a method cannot be steered, or the pipeline did something that cannot be followed."""

@@ -1,4 +1,4 @@
-"""The loop side: follows a pipeline from call to call of its network and its scheduler, and knows nothing of its family."""
+"""Follows a pipeline's loop through the calls of its network and scheduler, by wrapped methods; independent of the family."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from attnguide.steering.start import make_rows, read_prompts, start
 
 
 class Follower:
-    """Methods in every call that a pipeline makes.
+    """Wraps a pipeline's parts and applies methods in every call that it makes.
 
     Args:
-        pipeline: Of diffusers.
+        pipeline: A diffusers pipeline.
         form: How it calls its network.
-        adapter: Of its family.
-        request: What was asked for.
-        run: Of the user.
+        adapter: Adapter class of its family.
+        request: Prompts, regions, methods and options.
+        run: The user's run, which is filled.
     """
 
     def __init__(self, pipeline: Any, form: CallForm, adapter: type[ModelAdapter], request: Request, run: SteerRun) -> None:
@@ -52,7 +52,7 @@ class Follower:
         self._forget()
 
     def _forget(self) -> None:
-        """Nothing of a pipeline's call is known."""
+        """Reset the state of a pipeline's call."""
         self._encoded: list[Encoded] = []
         self._texts: Texts | None = None
         self._packing: Packing | None = None
@@ -65,10 +65,10 @@ class Follower:
     # ----------------------------------------------------------------------------------------------------- what is replaced
 
     def install(self) -> None:
-        """Replace what is followed.
+        """Wrap the methods of encoder, scheduler, network, ControlNet and picture processor.
 
         Raises:
-            SteerError: If a part is followed already, before anything is replaced.
+            SteerError: If one is wrapped already; then nothing is replaced.
         """
         pipeline = self.pipeline
         wraps: list[tuple[Any, str, Wrap]] = [
@@ -90,7 +90,7 @@ class Follower:
 
     @contextmanager
     def _own(self) -> Iterator[None]:
-        """What happens inside is no part of what the pipeline does."""
+        """Mark the enclosed calls as ours, not the pipeline's; no gradients, no inference mode."""
         before, self._inside = self._inside, True
         try:
             with torch.inference_mode(False), torch.no_grad():
@@ -100,7 +100,7 @@ class Follower:
 
     @property
     def _away(self) -> bool:
-        """Whether a call is none of the pipeline's own: it is ours, or another thread's."""
+        """Whether a call is not the pipeline's: it is ours, or of another thread."""
         return self._inside or threading.get_ident() != self._owner
 
     def _same_thread(self, did: str) -> None:
@@ -191,7 +191,7 @@ class Follower:
             if not self._away:
                 idle = bool(self._encoded) and not self._ran
                 self.finish()
-                if idle:  # a later call that ends like this would hide behind the results of an earlier one
+                if idle:  # else an earlier call's results would be taken for this one's
                     raise SteerError(
                         f"The {type(self.pipeline).__name__} ended without a pass of its {self.form.network}, so nothing was "
                         "steered: its strength or its part of the schedule leaves no step of num_inference_steps."
@@ -209,7 +209,7 @@ class Follower:
                 given = signature.bind(*args, **kwargs).arguments
                 self._pictures.hold(before, given.get("image"), made, given.get("do_denormalize"))
                 if not hasattr(self.pipeline, "maybe_free_model_hooks") and self._following is not None:
-                    self.finish()  # the pictures are the last that a modular pipeline makes
+                    self.finish()  # postprocessing is a modular pipeline's last act
             return made
 
         return postprocess
@@ -217,10 +217,10 @@ class Follower:
     # --------------------------------------------------------------------------------------------------- a pipeline's call
 
     def _begin(self) -> None:
-        """The pipeline encodes a prompt: if its network has run since the last time, a new call begins.
+        """Called when the pipeline encodes a prompt: a new call begins if its network has run since the last time.
 
         Raises:
-            SteerError: If a part that is followed was replaced.
+            SteerError: If the network or the scheduler was replaced.
         """
         if self._ran:
             self.finish()
@@ -232,7 +232,11 @@ class Follower:
             self._processors = processors_of(self.network)
 
     def _read(self, arguments: dict[str, Any]) -> tuple[Following, Call]:
-        """Rows and branches of a call of the network."""
+        """Interpret a network call as rows and branches; the first one starts the methods.
+
+        Raises:
+            SteerError: If the call is outside of a pipeline call, or its batch or text states are not as expected.
+        """
         form, following = self.form, self._following
         if not self._encoded:
             raise SteerError(f"The network was called outside of a call of the {type(self.pipeline).__name__} that is steered.")
@@ -263,7 +267,7 @@ class Follower:
         return following, call
 
     def _start(self, call: Call, given: Encoded) -> Following:
-        """Everything that is made once for a pipeline's call."""
+        """Build rows, methods and schedule at the first network call of a pipeline's call."""
         run, request, model, pipeline = self.run, self.request, self.model, self.pipeline
         self._ran = True
         goes_on = getattr(pipeline, "denoising_start", None) is not None
@@ -287,7 +291,7 @@ class Follower:
         return Following(started, model, scheduler, self._controls)
 
     def finish(self) -> None:
-        """The pipeline's call has ended, or is left."""
+        """End a pipeline's call: hand maps, notes, pictures and costs to the run."""
         following, pictures, model = self._following, self._pictures, self.model
         self.close()
         if following is None:
@@ -309,16 +313,16 @@ class Follower:
             started.observer.on_sample_end(run.results)
 
     def failed(self) -> None:
-        """The block is left by an exception: what the pipeline would have put back itself is put back."""
+        """After an exception, restore attention processors that the pipeline would have restored itself."""
         unsplit(self._processors)
 
     def close(self) -> None:
-        """Whatever is attached for a call is taken out."""
+        """Detach edits and probes of a call, and reset its state."""
         self._following = None
         self._forget()
         self._stack.close()
 
 
 def _kept(prompt: Any) -> Any:
-    """A prompt as it is now: some pipelines write their template into the list that they are given."""
+    """A copy of a prompt list, since some pipelines write their template into the list that they are given."""
     return tuple(prompt) if isinstance(prompt, list) else prompt

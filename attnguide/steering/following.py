@@ -1,4 +1,4 @@
-"""One call of a pipeline, from the first pass of its network on: where it stands, and what methods do there."""
+"""One call of a pipeline from its first network pass on: position in the schedule, and the methods' actions there."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from attnguide.types import Branch, Step
 
 
 class Following:
-    """The methods of a pipeline's call, evaluation by evaluation.
+    """Applies methods to a pipeline's call, evaluation by evaluation.
 
     Args:
-        started: Methods in place.
+        started: Rows, methods and texts of the call.
         model: The adapter, a :class:`~attnguide.steering.called_model.Called`.
-        scheduler: The pipeline's.
-        controls: Its ControlNets.
+        scheduler: The pipeline's scheduler.
+        controls: The pipeline's ControlNets.
 
     Attributes:
-        calls: Calls of the network in the evaluation that lasts.
+        calls: Network calls so far in the current evaluation.
         last: Latents after the newest step, ``rows channels height width``.
     """
 
@@ -49,10 +49,10 @@ class Following:
         return self.index >= len(self.scheduler.steps)
 
     def at(self, call: Call) -> Step:
-        """The evaluation that a call of the network belongs to.
+        """The evaluation that a network call belongs to.
 
         Raises:
-            SteerError: If the pipeline's timestep is not the schedule's.
+            SteerError: If the call's timestep is not the schedule's, or all evaluations were made.
         """
         if self.done:
             raise SteerError(f"The network was called after the last of {len(self.scheduler.steps)} evaluations.")
@@ -66,18 +66,18 @@ class Following:
         return step
 
     def passed(self, call: Call) -> None:
-        """A pass in which nothing is read or changed."""
+        """Count a pass in which nothing is read or changed."""
         self._packing = call.packing
         self.calls += 1
         self.started.batch.ledger.forward(tuple(range(call.rows)) * len(call.branches))
 
     def evaluated(self, call: Call, step: Step, scaled: tuple[Tensor, Tensor] | None) -> Any:
-        """The network's answer with methods around it, in the form that the pipeline asked for.
+        """The network's output with methods applied, in the form that the pipeline asked for.
 
         Args:
-            call: Of the network.
-            step: Which evaluation.
-            scaled: What the scheduler was last given to scale, and what it gave.
+            call: The network call.
+            step: The evaluation.
+            scaled: Argument and result of the last ``scale_model_input``.
         """
         started, batch, steering = self.started, self.started.batch, self.started.steering
         if started.texts is not None:
@@ -102,7 +102,7 @@ class Following:
         return self._answer(call, step)
 
     def _guide(self, call: Call, step: Step, scaled: tuple[Tensor, Tensor] | None) -> None:
-        """Latents before an evaluation, as the pipeline has them and as guidance moves them."""
+        """Set the pipeline's latents before an evaluation, and the latents as guidance moves them."""
         started = self.started
         self._packing = call.packing
         self._raw = latents = self._latents(call, step, scaled)
@@ -113,17 +113,17 @@ class Following:
         self._moved = started.steering.before(latents, step)
 
     def _refreshed(self, call: Call, step: Step) -> Call:
-        """The call with the residuals of ControlNets that see latents as guidance has moved them."""
+        """The call with ControlNet residuals at the moved latents, where ControlNets are refreshed."""
         assert self._moved is not None and self._raw is not None
         if not self.controls.any or torch.equal(self._moved, self._raw):
             return call
         return self.controls.refreshed(call, self.scheduler.scale_model_input(self._moved, step))
 
     def _latents(self, call: Call, step: Step, scaled: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The rows' latents in the scheduler's scale, of which the pipeline made the network's input.
+        """The rows' latents in the scheduler's scale, from which the pipeline made the network's input.
 
         Raises:
-            SteerError: If the network's input is none that the scheduler makes.
+            SteerError: If no known latents give the network's input.
         """
         given, inputs = call.arguments[call.form.latents], call.inputs(call.branches[0])
         if scaled is not None and scaled[1] is given:  # nothing happened in between
@@ -138,7 +138,7 @@ class Following:
         raise SteerError(f"The network's input at evaluation {step.index} is not what the scheduler makes of the latents.")
 
     def _answer(self, call: Call, step: Step) -> Any:
-        """The network's answer for the branches of a call, in the form that the pipeline asked for."""
+        """The predictions of a call's branches, in the form that the pipeline asked for."""
         answers = dict(self._answers)
         if "uncond" in call.branches:
             uncond = self.started.steering.unconditional(answers, step)
@@ -154,7 +154,7 @@ class Following:
         return (answer, *outcome[1:]) if isinstance(outcome, tuple) else type(outcome)(sample=answer)
 
     def before_step(self, arguments: dict[str, Any]) -> None:
-        """Change what the scheduler is given: the prediction by methods, the latents by what guidance moved.
+        """Change the arguments of ``scheduler.step``: the prediction by methods, the latents by guidance's move.
 
         Raises:
             SteerError: If the network has not been called.
@@ -177,11 +177,14 @@ class Following:
             arguments["sample"] = self._packing.pack(moved, arguments["sample"])
 
     def after_step(self, answer: Any, noise_pred: Tensor) -> Any:
-        """What the scheduler gives, as methods change it.
+        """The output of ``scheduler.step``, with latents changed by methods.
 
         Args:
-            answer: Of the scheduler.
-            noise_pred: That it was given.
+            answer: Output of the scheduler.
+            noise_pred: Prediction that the scheduler was given.
+
+        Raises:
+            SteerError: If no row is left.
         """
         started, batch, step = self.started, self.started.batch, self.scheduler.steps[self.index]
         given: Tensor = answer[0] if isinstance(answer, tuple) else answer.prev_sample
@@ -211,7 +214,7 @@ def _usable(latents: Tensor) -> Tensor:
 
 
 def _noise(started: Started, latents: Tensor) -> Tensor:
-    """Initial latents as injections change the noise."""
+    """Initial latents after the injections' changes of the unit noise."""
     batch, scale = started.batch, started.batch.scheduler.initial_sigma
     own = started.noise is not None and torch.equal((started.noise * scale).to(latents), latents)
     noise = started.noise if own and started.noise is not None else latents / scale
@@ -223,7 +226,7 @@ def _noise(started: Started, latents: Tensor) -> Tensor:
 
 
 def usable(value: Any) -> Any:
-    """Arguments with copies of tensors that were made under inference_mode, through which nothing can be differentiated."""
+    """Nested arguments with inference-mode tensors copied, since autograd cannot use them."""
     if isinstance(value, Tensor):
         return _usable(value)
     if isinstance(value, Mapping):

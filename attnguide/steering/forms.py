@@ -1,4 +1,4 @@
-"""How the pipelines of a family call their network, as data: what the loop side knows of a family."""
+"""How the pipelines of a family call their network, as data."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from attnguide.types import Branch
 
 
 class Packing(Protocol):
-    """Another shape of latents, in which a family's network and scheduler have them."""
+    """Conversion between a family's shape of latents and ``batch channels height width``."""
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Latents ``batch channels height width``."""
 
     def pack(self, latents: Tensor, packed: Tensor) -> Tensor:
-        """Latents in the shape of ``packed``; what that holds beside latents (a mask, a further picture) is kept.
+        """Latents in the shape of ``packed``, whose further channels or tokens (a mask, another picture) are kept.
 
-        ``packed`` is what the network reads or gives, or what the scheduler moves.
+        ``packed`` is an input or output of the network or of the scheduler.
         """
 
 
 class ChannelsBehind:
-    """Latents as they are; where the network reads more channels (inpainting), these stand behind.
+    """Latents ``batch channels height width``, followed by further channels where the network reads some (inpainting).
 
     Args:
-        channels: Of the latents.
+        channels: Number of latent channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -43,12 +43,12 @@ class ChannelsBehind:
 
 
 def channels_behind(network: Any, arguments: Mapping[str, Any]) -> Packing:
-    """Latents of as many channels as the network gives."""
+    """Packing of latents with as many channels as the network's output."""
     return ChannelsBehind(network.config.out_channels)
 
 
 def as_it_is(answer: Any) -> Tensor:
-    """The answer of most networks."""
+    """Identity, for networks whose output the scheduler takes as it is."""
     found: Tensor = answer
     return found
 
@@ -59,7 +59,7 @@ def as_it_was(answer: Tensor, given: Any) -> Any:
 
 
 Halves = tuple[tuple[Branch, ...], ...]
-"""The calls of the network that one evaluation consists of, in order, each with the branches that its batch holds."""
+"""Network calls of one evaluation in order, each as the branches of its batch."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Encoded:
     """One call of the pipeline's prompt encoder.
 
     Attributes:
-        prompt: The texts, where the pipeline was given any.
-        second: Those of a second text encoder, where it was given others.
-        images: Pictures of each prompt.
-        answer: What it gave.
-        negative: The negative prompts, where it was given any.
+        prompt: The prompts; ``None`` where the pipeline was given text states.
+        second: Different prompts of a second or third text encoder; ``None`` without.
+        images: Pictures per prompt.
+        answer: Output of the encoder.
+        negative: The negative prompts; ``None`` without.
     """
 
     prompt: str | Sequence[str] | None
@@ -83,12 +83,12 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """What a pipeline encoded for one call.
+    """Text states that a pipeline encoded for one call.
 
     Attributes:
         encoded: The encoder's call for the prompts.
-        cond: Text states for all rows, ``batch tokens channels``.
-        uncond: Of the negative prompts; ``None`` without.
+        cond: Text states of all rows, ``batch tokens channels``.
+        uncond: Text states of the negative prompts; ``None`` without.
     """
 
     encoded: Encoded
@@ -97,16 +97,16 @@ class Texts:
 
 
 def both_halves(encoded: Sequence[Encoded], states: Any) -> Texts:
-    """Where the newest call of the encoder gives both halves side by side."""
+    """Text states where one call of the encoder returns both CFG halves as its first two outputs."""
     cond, uncond = encoded[-1].answer[:2]
     return Texts(encoded[-1], cond, uncond if isinstance(uncond, Tensor) else None)
 
 
 def one_batch(pipeline: Any, blocks: int) -> Halves:
-    """Both halves in one batch, the unconditional one first, and a perturbed one behind (PAG)."""
+    """Both CFG halves in one batch, the unconditional one first, then a perturbed branch with PAG."""
     perturbed = bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
     both = getattr(pipeline, "do_classifier_free_guidance", None)
-    if both is None:  # a pipeline that keeps it to itself
+    if both is None:  # the pipeline has no such property
         both = blocks - perturbed > 1
     halves: tuple[Branch, ...] = ("uncond", "cond") if both else ("cond",)
     return ((*halves, "perturbed") if perturbed else halves,)
@@ -114,12 +114,12 @@ def one_batch(pipeline: Any, blocks: int) -> Halves:
 
 @dataclass(frozen=True)
 class ControlForm:
-    """How a family's ControlNets are called, and what of their answer its network reads.
+    """How a family's ControlNets are called, and how the network takes their residuals.
 
     Attributes:
         latents: Name of the ControlNet's argument for the latents, which are packed as the network's.
-        residuals: Names of the network's arguments.
-        answer: From a ControlNet's answer to what these are.
+        residuals: Names of the network's arguments for the residuals.
+        answer: From a ControlNet's output to the values of these arguments.
     """
 
     latents: str = "sample"
@@ -132,27 +132,27 @@ class CallForm:
     """How the pipelines of a family call their network.
 
     Attributes:
-        network: Name of the pipeline's part.
+        network: Name of the network among the pipeline's parts.
         latents: Name of the network's argument for the latents.
-        timestep: For the time.
-        states: For the text states, ``batch tokens channels``.
-        time_scale: What the network is told over :attr:`~attnguide.types.Step.timestep`, less ``time_offset``.
-        time_offset: What it is told at timestep 0.
-        extra: Where further text states (:attr:`~attnguide.models.base.Conditioning.extra`) stand among the arguments: keys of
-            nested mappings, by name.
-        whole: Arguments without a batch axis, whatever their first axis says; names of nested ones joined by dots.
-        halves: The calls of one evaluation, for a pipeline whose batch holds so many blocks of rows.
+        timestep: Name of the argument for the timestep.
+        states: Name of the argument for the text states, ``batch tokens channels``.
+        time_scale: Factor in the timestep argument ``time_scale * Step.timestep + time_offset``.
+        time_offset: Value of the timestep argument at timestep 0.
+        extra: Paths (keys of nested mappings) of further text states among the arguments, by name in
+            :attr:`~attnguide.models.base.Conditioning.extra`.
+        whole: Arguments without a batch axis, whatever their shape; names of nested ones joined by dots.
+        halves: From the pipeline and the number of blocks of rows in its batch to the network calls of one evaluation.
         encoder: Name of the method that encodes prompts.
-        encodes: What has that method: the pipeline in most cases.
-        encoded: From the calls of that method, and the text states of the network's first call, to the texts of the
-            pipeline's call that follows.
-        packing: From the network and the arguments of a call to the shape of its latents.
-        apart: Name of the text's mask where the picture follows right behind each row's own words, so that rows whose texts
-            differ in length cannot share a pass.
-        opened: Arguments with whatever belongs to rows in tensors whose first axis is the batch.
-        closed: Back to what the network takes.
-        control: Of its ControlNets.
-        answer: From the network's answer to a tensor as the scheduler takes it, and back, told what the network gave.
+        encodes: From the pipeline to the object with that method, usually the pipeline itself.
+        encoded: From the calls of that method and the text states of the first network call to the texts of the pipeline's
+            call.
+        packing: From the network and the arguments of a call to the packing of its latents.
+        apart: Name of the text mask argument where image tokens follow right behind each row's own text, so that rows whose
+            texts differ in length cannot share a pass.
+        opened: Converts the network's arguments so that all per-row values are tensors with a batch axis.
+        closed: Inverse of ``opened``.
+        control: How the family's ControlNets are called.
+        answer: From the network's output to a tensor as the scheduler takes it, and back (given that tensor and the output).
     """
 
     network: str = "unet"

@@ -1,4 +1,4 @@
-"""What is replaced on a pipeline's parts while it is steered, and put back whatever happens."""
+"""Replacement of methods on a pipeline's parts while it is steered; they are restored whatever happens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""From a method as it is to the one that stands in for it."""
+"""From a method to the wrapper that replaces it."""
 
 _MARK = "__steered__"
 
@@ -16,13 +16,13 @@ _MARK = "__steered__"
 class Replacement:
     """A method of one object, replaced for a while.
 
-    Libraries that move a network between devices replace its ``forward`` too, and anew after every call of the pipeline: what
-    they put there is wrapped again by :meth:`renew`.
+    Offloading libraries replace a network's ``forward`` too, and again after every call of the pipeline; :meth:`renew` wraps
+    their replacement.
 
     Args:
         owner: The object.
-        name: Of its method.
-        wrap: Makes the replacement, which keeps the method's name and signature, as pipelines ask for them.
+        name: Name of its method.
+        wrap: Makes the replacement, which keeps the method's name and signature, since pipelines inspect them.
     """
 
     def __init__(self, owner: Any, name: str, wrap: Wrap) -> None:
@@ -38,16 +38,16 @@ class Replacement:
 
     @property
     def in_place(self) -> bool:
-        """Whether the replacement is what the object has now."""
+        """Whether the object still has the replacement."""
         return vars(self.owner).get(self.name) is self._now
 
     def renew(self) -> None:
-        """Replace what has come in the place of the replacement."""
+        """Wrap the method again if another library has overwritten the replacement."""
         if not self.in_place:
             self._install()
 
     def undo(self) -> None:
-        """Put back what was there before, unless something else has come in the place of the replacement."""
+        """Restore the method, unless another library has overwritten the replacement."""
         if not self.in_place:
             return
         if self._own:
@@ -78,7 +78,7 @@ class Hooks:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put everything back at the end, the newest first, even if one of them cannot be."""
+        """Restore all methods at the end, the newest first, even if restoring one of them fails."""
         try:
             yield
         finally:

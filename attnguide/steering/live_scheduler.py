@@ -1,4 +1,4 @@
-"""The pipeline's own scheduler while the pipeline moves it: where each evaluation of the network lies in the schedule."""
+"""The pipeline's own scheduler while the pipeline steps it: the schedule, and each evaluation's position in it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from attnguide.types import Step
 
 
 class _Live(NoiseScheduler):
-    """A scheduler that somebody else has set to its steps and moves on.
+    """A scheduler whose timesteps are set and whose steps are made by the pipeline.
 
     Args:
-        scheduler: Of diffusers; it is read, never moved.
-        timestep: Of the first evaluation.
-        exact: How far it may be off.
+        scheduler: Scheduler of diffusers; it is read, never stepped.
+        timestep: Timestep of the first evaluation.
+        exact: Tolerance of ``timestep``.
         count: Evaluations that the pipeline will make; those to the end of the schedule when ``None``.
         goes_on: Whether another call has made the evaluations before the first (``denoising_start``), so that progress is
             counted with them; else the picture begins here, from noise or from another picture (``strength``).
 
     Attributes:
-        begin: The first evaluation's number in the whole schedule.
-        packing: The shape of the latents that the scheduler moves, where it is another than theirs.
+        begin: Index of the first evaluation in the whole schedule.
+        packing: Packing of the latents that the scheduler moves; ``None`` for ``batch channels height width``.
 
     Raises:
-        SteerError: If the scheduler is of a class or set up in a way that is not supported, or has no such timestep.
+        SteerError: If the scheduler's class or configuration is not supported, or it has no such timestep.
     """
 
     packing: Packing | None = None
@@ -59,16 +59,16 @@ class _Live(NoiseScheduler):
 
     @property
     def asked(self) -> int:
-        """Denoising steps."""
+        """Number of denoising steps."""
         return self._asked
 
     @property
     def whole(self) -> bool:
-        """Whether the pipeline begins at the first evaluation, hence with noise alone."""
+        """Whether the pipeline begins at the schedule's first evaluation, hence with noise alone."""
         return self.begin == 0
 
     def tells(self, index: int) -> Tensor:
-        """What evaluation ``index`` is told of the time, as the scheduler has it."""
+        """The scheduler's timestep of evaluation ``index``, a view of its tensor."""
         return self._timesteps[index]
 
     def anew(self) -> Self:
@@ -82,11 +82,11 @@ class _Live(NoiseScheduler):
 
 
 class LiveDiscrete(_Live, DiscreteScheduler):
-    """Of a network that predicts noise, ``v`` or clean latents."""
+    """The pipeline's scheduler for a network that predicts noise, ``v`` or clean latents."""
 
 
 class LiveFlow(_Live, FlowScheduler):
-    """Of a network that predicts the velocity of flow matching."""
+    """The pipeline's scheduler for a network that predicts the velocity of flow matching."""
 
 
 def live_scheduler(
@@ -98,10 +98,10 @@ def live_scheduler(
 
 
 def _beginning(scheduler: Any, told: list[float], timestep: float, exact: float) -> int:
-    """The number of the first evaluation.
+    """Index of the first evaluation in the schedule.
 
-    Timesteps repeat (a second-order scheduler has every one of them twice), and a pipeline that begins at a picture leaves some
-    out: it says where it begins, or the scheduler knows where it stands.
+    The timestep alone is ambiguous, as second-order schedulers repeat timesteps: the scheduler's ``begin_index`` or
+    ``step_index``, where set, decides.
     """
     found = [index for index, one in enumerate(told) if abs(one - timestep) <= max(exact, 1e-4 * max(1.0, abs(timestep)))]
     if not found:
@@ -116,9 +116,9 @@ def _beginning(scheduler: Any, told: list[float], timestep: float, exact: float)
 
 
 def same_time(call: Call, expected: Tensor) -> bool:
-    """Whether a call of the network is told what a scheduler tells at an evaluation.
+    """Whether a network call has the expected timestep.
 
-    A view of the scheduler's own tensor is recognised without reading it, which would wait for the device.
+    A view of the scheduler's own tensor is recognised by its address, since reading it would synchronise with the device.
     """
     given = call.arguments[call.form.timestep]
     if isinstance(given, Tensor) and given.data_ptr() == expected.data_ptr() and call.form.time_scale == 1:

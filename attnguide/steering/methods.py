@@ -1,4 +1,4 @@
-"""Which methods can run inside a pipeline's call: those that need several calls, or other pictures', cannot."""
+"""Checks which methods can run inside a pipeline's call: those that need several calls or other pictures cannot."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _SEVERAL = {
     "best_of_k": "it makes several pictures and keeps one",
     "count_guidance": "with a count it looks at the picture before it makes it",
 }
-"""Methods of which a pipeline's one call is too little, with the reason."""
+"""Methods that need more than one call of a pipeline, with the reason."""
 
 
 def fitting_methods(configs: Sequence[MethodConfig], notes: list[str]) -> tuple[MethodConfig, ...]:
-    """The methods as they can run inside a pipeline's call.
+    """The methods with options that work inside a pipeline's call.
 
     Args:
-        configs: As asked for.
-        notes: Get a remark where a default is left out; it is told as a warning as well.
+        configs: Methods as asked for.
+        notes: List to which a remark is appended where a default is changed; it is also a warning.
 
     Raises:
-        SteerError: If a method cannot, naming the way that works.
+        SteerError: If a method cannot run there, naming the way that works.
     """
     return tuple(_fitting(config, notes) for config in configs)
 
@@ -54,7 +54,7 @@ def _fitting(config: MethodConfig, notes: list[str]) -> MethodConfig:
 
 
 def check_places(regions: Sequence[Region]) -> None:
-    """Refuse places that another picture's attention says.
+    """Refuse regions whose place is yet to be recorded from another picture's attention.
 
     Raises:
         SteerError: Naming the phrase.

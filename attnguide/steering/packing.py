@@ -1,4 +1,4 @@
-"""Latents as image tokens, ``batch tokens channels``: how they lie in what a transformer and its scheduler read."""
+"""Packing of latents as image tokens ``batch tokens channels``, as transformers and their schedulers take them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Grid = Callable[[Mapping[str, Any]], tuple[int, int]]
-"""Rows and columns of image tokens, from the arguments of a call of the network."""
+"""From the arguments of a network call to rows and columns of image tokens."""
 
 
 class Tokens:
-    """Image tokens row by row; further tokens stand behind them or before them, further channels behind.
+    """Image tokens row by row, before or behind further tokens, with further channels behind.
 
     Args:
-        grid: Rows and columns.
-        patch: Latent cells along the side of a token.
-        channels: Of a token's latents.
-        first: Whether they stand before further tokens (the pictures that an editing model reads); else behind them.
-        behind: Further tokens that stand behind in what the network reads.
+        grid: Rows and columns of image tokens.
+        patch: Latent cells along one side of a token.
+        channels: Channels of a token that hold latents.
+        first: Whether image tokens come before further tokens (reference pictures of an editing model); else behind them.
+        behind: Number of further tokens behind the image tokens in the network's input.
     """
 
     def __init__(self, grid: tuple[int, int], patch: int, channels: int, *, first: bool = True, behind: int = 0) -> None:
@@ -48,7 +48,7 @@ class Tokens:
 
 
 def grid_by_places(name: str) -> Grid:
-    """From the places of image tokens ``tokens 3`` or ``batch tokens 3``: picture, row, column; the first picture counts."""
+    """Grid from an argument with position ids ``tokens 3`` or ``batch tokens 3`` (picture, row, column); picture 0 counts."""
 
     def grid(arguments: Mapping[str, Any]) -> tuple[int, int]:
         places = arguments[name]
@@ -61,7 +61,7 @@ def grid_by_places(name: str) -> Grid:
 
 
 def grid_by_shapes(which: int) -> Grid:
-    """From ``img_shapes``, for each row the frames, rows and columns of the picture, or of several of which one is it."""
+    """Grid from ``img_shapes``: per row ``(frames, rows, columns)``, or a list of these, of which index ``which`` counts."""
 
     def grid(arguments: Mapping[str, Any]) -> tuple[int, int]:
         shapes = arguments["img_shapes"][0]
@@ -72,12 +72,12 @@ def grid_by_shapes(which: int) -> Grid:
 
 
 def tokens_of(grid: Grid, patch: int, *, first: bool = True) -> Callable[[Any, Mapping[str, Any]], Tokens]:
-    """The packing of a network's calls.
+    """Factory of :class:`Tokens` for a network's calls.
 
     Args:
-        grid: Where the size is read.
-        patch: Latent cells along the side of a token.
-        first: Whether the picture's tokens stand before those of further pictures.
+        grid: Reads rows and columns from a call's arguments.
+        patch: Latent cells along one side of a token.
+        first: Whether image tokens come before those of further pictures.
     """
 
     def packing(network: Any, arguments: Mapping[str, Any]) -> Tokens:

@@ -1,4 +1,4 @@
-"""Which pipelines of diffusers can be steered from inside, and how each calls its network."""
+"""Table of diffusers pipelines that can be steered, and how each calls its network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Known:
     """A pipeline that can be steered from inside.
 
     Attributes:
-        family: The supported pipeline whose adapter reads this one's network and texts.
-        form: How it calls the network.
+        family: Supported pipeline whose adapter fits this one's network and text encoders.
+        form: How the pipeline calls its network.
     """
 
     family: str
@@ -55,7 +55,7 @@ _TRANSFORMERS: Mapping[str, tuple[CallForm, tuple[str, ...]]] = {
     "Krea2": (forms.KREA2, ("",)),
     "ZImage": (forms.Z_IMAGE, (*_WITH_PICTURE, "ControlNet")),
 }
-"""Families of transformers, by how their pipelines' names begin, and what follows."""
+"""Transformer families by prefix of their pipelines' class names, with call form and name infixes."""
 
 PIPELINES: Mapping[str, Known] = {
     **{f"StableDiffusion{kind}Pipeline": _SD for kind in KINDS},
@@ -70,7 +70,7 @@ PIPELINES: Mapping[str, Known] = {
         for kind in kinds
     },
 }
-"""By the name of the class; exactly these, since a derived class may call its network in another way."""
+"""Pipelines by class name; derived classes are refused, since they may call their network in another way."""
 
 _WHY: dict[str, str] = {
     r"AnimateDiff|Video|Wan|LTX|CogVideo|Mochi|PIA|I2V|T2V": "its network reads frames beside one another",
@@ -83,14 +83,14 @@ _WHY: dict[str, str] = {
     r"Modular": "modular pipelines have no call to follow",
     r"GLIGENTextImage": "it calls its network with and without its boxes in one step",
 }
-"""Why pipelines of some kinds cannot be steered, by what their names say."""
+"""Why some kinds of pipelines cannot be steered, by a pattern in their names."""
 
 
 def known_pipeline(pipeline: Any) -> Known:
-    """What is known of a pipeline.
+    """Entry of :data:`PIPELINES` for a pipeline.
 
     Raises:
-        SteerError: If it is of a class that is not known, naming it.
+        SteerError: If its class is not in the table or not diffusers' own, naming it.
     """
     kind = type(pipeline)
     found = PIPELINES.get(kind.__name__)

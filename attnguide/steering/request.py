@@ -1,4 +1,4 @@
-"""What the user asked for, before the pipeline is called."""
+"""Arguments of ``steer``, before the pipeline is called."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from attnguide.weighted import check_syntax, written
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What should happen inside the pipeline's calls.
+    """Prompts, regions, methods and options for a pipeline's calls.
 
     Attributes:
-        prompts: The announced ones; ``None`` where they are taken from the call.
+        prompts: Prompts given to ``steer``; ``None`` to take them from the pipeline's call.
         regions: One tuple for all prompts, or one for each.
         groups: Words that belong together, for all prompts.
         methods: Guidances and injections.
-        seed: Of the first picture's noise that methods draw; the next pictures have the next numbers.
-        observer: Told of everything, where there is one.
-        maps: Whether each region's mean map is kept.
-        refresh_controlnet: Whether ControlNets see latents that guidance has moved.
-        prompt_syntax: How the announced prompts are read.
+        seed: Seed of the noise that methods draw for the first picture; further pictures have consecutive seeds.
+        observer: Observer of the calls; ``None`` for none.
+        maps: Whether each region's mean attention map is kept.
+        refresh_controlnet: Whether ControlNets are called again on latents that guidance has moved.
+        prompt_syntax: Syntax of ``prompts``.
 
     Raises:
-        ValueError: If there is no such syntax, or a prompt has a sign without a meaning in it.
+        ValueError: If the syntax is unknown, or a prompt has marks that it does not know.
     """
 
     prompts: tuple[str, ...] | None = None
@@ -47,18 +47,18 @@ class Request:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is read, changed or watched."""
+        """Whether there are no methods, no maps to keep and no observer."""
         kept = self.maps and any(self.regions)
         return not self.methods and not kept and self.observer is None
 
     def prompts_of(self, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-        """The prompts of a call; ``None`` where nobody says any.
+        """The prompts of a call; ``None`` where neither ``steer`` nor the pipeline was given any.
 
         Args:
-            given: What the pipeline was called with; ``None`` where it was text states.
+            given: Prompts that the pipeline was called with; ``None`` where it was given text states.
 
         Raises:
-            SteerError: If other ones were announced, or they are to be read with weights.
+            SteerError: If they differ from :attr:`prompts`, or :attr:`prompt_syntax` needs text states instead.
         """
         if given is not None and self.prompt_syntax == "weights":
             raise SteerError(
@@ -76,7 +76,7 @@ class Request:
         """Regions of each prompt.
 
         Raises:
-            SteerError: If they were given for another number of prompts.
+            SteerError: If regions were given for another number of prompts.
         """
         if len(self.regions) == 1:
             return self.regions * prompts

@@ -1,4 +1,4 @@
-"""What the user holds while a pipeline is steered: maps, costs and results of its newest call."""
+"""The object that ``steer`` yields: maps, costs and results of the pipeline's newest call."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Maps(dict[str, Tensor]):
 
 @dataclass(eq=False)
 class SteerRun:
-    """Filled while the pipeline runs; of its newest call.
+    """Results of a steered pipeline's newest call, filled while it runs.
 
     Attributes:
-        maps: For each region's phrase its words' mean attention over all denoising passes, ``rows height width`` in float32
-            on the CPU, at the model's guidance level; zeros in rows without the phrase.
-        step_maps: The same of every evaluation, ``rows regions evaluations height width``; ``None`` where no map is kept.
-        cost: What each row took.
-        samples: The rows, as a table would have them.
+        maps: Mean attention map of each region's phrase over all denoising passes, ``rows height width`` in float32 on the
+            CPU, at the model's guidance level; zeros in rows without the phrase.
+        step_maps: Maps of every evaluation, ``rows regions evaluations height width``; ``None`` where no map is kept.
+        cost: Network passes, time and memory of each row.
+        samples: The rows, as in a table.
         updates: Guidance updates, in order.
-        stopped: Reason of each row that guidance gave up.
-        notes: Remarks on what was done otherwise than asked for, in the block and in the newest call.
-        calls: Pipeline calls that were followed to their end.
-        statuses: What became of each row.
+        stopped: Reason for each row that was stopped.
+        notes: Remarks on deviations from the request, of the whole block and of the newest call.
+        calls: Number of pipeline calls that were followed to their end.
+        statuses: Status of each row (:attr:`~attnguide.types.SampleResult.status`).
         model: An adapter of the pipeline.
-        standing: How many of the notes are on the block.
-        seed: Of the first picture's noise.
+        standing: Number of leading :attr:`notes` that concern the whole block.
+        seed: Seed of the first picture's noise.
     """
 
     seed: int = 0
@@ -67,9 +67,9 @@ class SteerRun:
 
     @property
     def results(self) -> list[SampleResult]:
-        """One for each picture of the newest call that has ended.
+        """One result for each picture of the newest call that has ended.
 
-        Pictures are the pipeline's own; where it gave latents, the model decodes them.
+        Pictures are the pipeline's own; where it returned latents, the model decodes them.
         """
         if self._results is None:
             pictures = self._pictures() if self._pictures is not None else [None] * len(self.samples)
@@ -82,14 +82,15 @@ class SteerRun:
         return self._results
 
     def latents(self, rows: int = 1, *, height: int | None = None, width: int | None = None) -> Tensor:
-        """Unit noise for the pipeline's ``latents``, as :func:`attnguide.sample` draws it for the same seeds.
+        """Unit noise for the pipeline's ``latents`` argument, as :func:`attnguide.sample` draws it for the same seeds.
 
-        Methods that draw further noise go on from there, so that the picture is that of :func:`attnguide.sample`.
+        Methods that draw further noise continue with the same generators, so that the picture equals
+        :func:`attnguide.sample`'s.
 
         Args:
-            rows: Pictures; their seeds are consecutive.
-            height: Of the pictures in pixels; the model's own when ``None``.
-            width: Likewise.
+            rows: Number of pictures; their seeds are consecutive.
+            height: Picture height in pixels; the model's default when ``None``.
+            width: Picture width in pixels; the model's default when ``None``.
 
         Returns:
             ``rows channels height width``.
@@ -110,7 +111,7 @@ class SteerRun:
         return noise.clone()
 
     def drawn(self, rows: int) -> tuple[Tensor | None, list[torch.Generator]]:
-        """The noise of :meth:`latents`, if that many rows were drawn, and the generators after it."""
+        """The noise of :meth:`latents` if it was drawn for as many rows, else ``None``, and generators for further noise."""
         if self._noise is not None and len(self._noise[1]) == rows:
             noise, sources = self._noise
             return noise, [torch.Generator().set_state(source.get_state()) for source in sources]
@@ -118,7 +119,7 @@ class SteerRun:
         return None, sources
 
     def began(self, samples: Sequence[Sample]) -> None:
-        """A call begins; what is known of the one before is left."""
+        """Begin a call: reset the results of the one before."""
         del self.notes[self.standing :]
         self.samples, self.stopped, self.updates, self.maps, self.step_maps = tuple(samples), {}, [], Maps(), None
         self.cost, self.statuses, self._results, self._pictures, self._final = [], [], [], None, None
@@ -126,18 +127,18 @@ class SteerRun:
     def ended(
         self, pictures: Callable[[], Sequence[Image.Image | None]], final: Tensor | None, cost: list[Cost], statuses: list[str]
     ) -> None:
-        """Take the outcome of a call."""
+        """Store the results of a call."""
         self._pictures, self._final, self._results = pictures, final, None
         self.cost, self.statuses = cost, statuses
         self.calls += 1
 
 
 class MapRecord:
-    """Maps of every region at the denoising passes of one call, the mean over sites.
+    """Records attention maps of every region in the denoising passes of one call, averaged over sites.
 
     Args:
         targets: Words of the rows.
-        level: Map level that is read.
+        level: Map level of the cross-attention that is read, 0 the largest.
     """
 
     def __init__(self, targets: Targets, level: int) -> None:
@@ -153,13 +154,13 @@ class MapRecord:
             self._steps.setdefault(context.step.index, []).append(found.float())
 
     def steps(self) -> Tensor | None:
-        """Of every evaluation, ``rows regions evaluations height width`` on the CPU; ``None`` before the first."""
+        """Maps of every evaluation, ``rows regions evaluations height width`` on the CPU; ``None`` before the first."""
         if not self._steps:
             return None
         return torch.stack([torch.stack(sites).mean(0) for sites in self._steps.values()], 2).cpu()
 
     def by_phrase(self, steps: Tensor | None) -> dict[str, Tensor]:
-        """For each phrase the mean over evaluations, ``rows height width``."""
+        """Map of each phrase averaged over evaluations, ``rows height width``."""
         found = Maps()
         if steps is None:
             return found
@@ -171,7 +172,7 @@ class MapRecord:
 
 
 class Pictures:
-    """What the pipeline made of its latents: the newest argument and answer of its picture processor."""
+    """The pipeline's pictures: newest argument and result of its image processor's ``postprocess``."""
 
     def __init__(self) -> None:
         self._pixels: Any = None
@@ -180,11 +181,11 @@ class Pictures:
         self._options: Any = None
 
     def hold(self, process: Callable[..., Any], pixels: Any, made: Any, options: Any) -> None:
-        """Keep one call of the processor."""
+        """Remember one call of ``postprocess``."""
         self._process, self._pixels, self._made, self._options = process, pixels, made, options
 
     def pictures(self, model: ModelAdapter, latents: Tensor | None, rows: int) -> Sequence[Image.Image | None]:
-        """One for each row; decoded from latents where the pipeline made none."""
+        """One picture per row; decoded from latents where the pipeline made no pictures."""
         if isinstance(self._made, list) and all(isinstance(one, Image.Image) for one in self._made):
             return self._made
         if self._process is not None and isinstance(self._pixels, Tensor) and self._pixels.shape[1] == 3:

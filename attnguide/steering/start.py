@@ -1,4 +1,4 @@
-"""From a pipeline's first call of its network to rows, methods and what they hold on to."""
+"""Set-up at a pipeline's first network call: rows, tokenized prompts, methods, batch and steering."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from attnguide.weighted import in_chunks, written
 
 @dataclass(eq=False)
 class Started:
-    """What is known of a pipeline's call from its first pass on.
+    """Objects of a pipeline's call, made at its first network pass.
 
     Attributes:
         batch: The rows.
-        steering: Their methods.
-        branches: At the first pass.
-        texts: Text states that methods have changed, of both halves; ``None`` where none does.
-        maps: Of the regions, where they are kept.
-        observer: Of the user, if there is one.
-        noise: Unit noise that the run gave out, if it did.
+        steering: The rows' methods.
+        branches: Branches of the first pass.
+        texts: Text states of both halves as changed by methods; ``None`` where none changes them.
+        maps: Recorder of the regions' maps; ``None`` where they are not kept.
+        observer: The user's observer, if any.
+        noise: Unit noise that :meth:`SteerRun.latents` returned, if it was called.
     """
 
     batch: Batch
@@ -61,7 +61,7 @@ class Started:
     _second: Conditioning | None = field(default=None, init=False)
 
     def texts_of(self, call: Call) -> Conditioning:
-        """Changed text states for a call; where each half is a call of its own, the second's as if both were one."""
+        """Changed text states for a call; where each half is a call, the second's are computed with both halves together."""
         assert self.texts is not None
         if "cond" in call.branches:
             return self.texts
@@ -77,12 +77,12 @@ class Started:
 
     @property
     def acts(self) -> bool:
-        """Whether there are methods."""
+        """Whether there are any methods."""
         return bool(self.steering.injections or self.steering.readers)
 
 
 class Noted(Observer):
-    """Keeps updates and given-up rows for the user's run."""
+    """Records updates and stopped rows in the user's run."""
 
     def __init__(self, run: SteerRun) -> None:
         self._run = run
@@ -103,19 +103,19 @@ def make_rows(
     steps: int,
     size: tuple[int, int],
 ) -> list[Sample]:
-    """The rows of a call, as a table would have them.
+    """The rows of a call, as in a table.
 
     Args:
-        request: What was asked for.
-        prompts: Of the call; ``None`` where nobody says any.
-        negative: Negative prompts of the call, one or as many, where it says any.
-        call: The first.
-        weight: The pipeline's guidance weight, where it says one.
+        request: Prompts, regions, methods and options.
+        prompts: Prompts of the call; ``None`` where they are not known.
+        negative: Negative prompts of the call, one or one per prompt; ``None`` for none.
+        call: The first network call.
+        weight: The pipeline's ``guidance_scale``, where it has one.
         steps: Denoising steps.
         size: Height and width of the pictures in pixels.
 
     Raises:
-        SteerError: If pictures do not divide among the prompts, or words are to be found in no prompt.
+        SteerError: If the pictures do not divide among the prompts, or phrases must be found but no prompt is known.
     """
     texts = ("",) if prompts is None else tuple(prompts)
     if call.rows % len(texts):
@@ -156,16 +156,16 @@ def _check_indices(regions: Sequence[Sequence[Region]]) -> None:
 
 
 def read_prompts(model: ModelAdapter, rows: Sequence[Sample], call: Call, named: bool) -> list[TokenizedPrompt]:
-    """The rows' prompts as the network reads them.
+    """Tokenize the rows' prompts, and check them against the length of the call's text states.
 
     Args:
         model: The adapter.
-        rows: Of the call.
-        call: The first.
-        named: Whether their prompts are known; else positions alone are.
+        rows: Rows of the call.
+        call: The first network call.
+        named: Whether the prompts are known; else only token positions are.
 
     Raises:
-        SteerError: If the network reads another number of tokens than the tokenizer makes.
+        SteerError: If the text states have another number of tokens than the tokenizer makes.
     """
     length = call.states.shape[1]
     cuts = model.cuts_padding
@@ -188,13 +188,13 @@ def read_prompts(model: ModelAdapter, rows: Sequence[Sample], call: Call, named:
 
 
 def _read(model: ModelAdapter, row: Sample, length: int) -> TokenizedPrompt:
-    """A row's prompt; one that is read in chunks with as many of them as the network's text has, if it has more."""
+    """A row's tokenized prompt; a weighted one with as many chunks as the text states of ``length`` tokens, if more."""
     tokenized = read_prompt(model, written(row.prompt, row.prompt_syntax))
     return lengthened(model, tokenized, length * tokenized.chunks // len(tokenized.tokens)) if tokenized.asked else tokenized
 
 
 def _unread(prompt: str, length: int) -> TokenizedPrompt:
-    """A prompt of which the positions of words are not known."""
+    """A tokenized prompt without offsets, for text states whose tokens are not known."""
     return TokenizedPrompt(prompt, ("",) * length, (None,) * length, (0,) * length, segments=(Segment(0, length, length, 0),))
 
 
@@ -208,16 +208,16 @@ def start(
     scheduler: LiveDiscrete | LiveFlow,
     size: tuple[int, int],
 ) -> Started:
-    """Methods in place for a pipeline's call.
+    """Build batch and steering for a pipeline's call.
 
     Args:
-        request: What was asked for.
-        run: Of the user.
+        request: Prompts, regions, methods and options.
+        run: The user's run.
         model: The adapter.
-        rows: Of the call.
-        tokenized: Their prompts.
-        call: The first pass.
-        scheduler: The pipeline's.
+        rows: Rows of the call.
+        tokenized: Tokenized prompts of the rows.
+        call: The first network call.
+        scheduler: The pipeline's scheduler.
         size: Height and width of the pictures in pixels.
 
     Raises:
@@ -246,7 +246,7 @@ def start(
     warn_of_idle(methods, scheduler.steps)
     texts, branches = _texts(model, call, targets, injections, effects)
     modules: Mapping[Site, Any] = {}
-    if not request.idle:  # looking for them takes as long as a small network's pass
+    if not request.idle:  # finding the modules takes as long as a small network's pass
         modules = {**model.attention_modules(*size), **model.feature_modules(*size)}
     if guidances:
         model.walk()
@@ -271,7 +271,7 @@ def start(
 def _texts(
     model: ModelAdapter, call: Call, targets: Targets, injections: Sequence[Injection], effects: Effects
 ) -> tuple[Conditioning | None, CallBranches]:
-    """Text states that methods change, and those of further branches."""
+    """Text states as methods change them (``None`` if unchanged), and branches with their text states."""
     given = texts = call.texts()
     for injection in injections:
         before, texts = texts, injection.condition(texts, targets, model)
@@ -291,7 +291,7 @@ def _texts(
 
 
 def _check_noise(methods: Sequence[Guidance | Injection], scheduler: LiveDiscrete | LiveFlow) -> None:
-    """Refuse methods that change the initial noise where the pipeline begins at a picture."""
+    """Refuse methods that change the initial noise where the pipeline begins at a picture (img2img)."""
     for method in methods:
         if isinstance(method, Guidance):
             changes = method.optimise_at == 0 and isinstance(getattr(method, "search", None), NoiseSearch)
@@ -305,7 +305,7 @@ def _check_noise(methods: Sequence[Guidance | Injection], scheduler: LiveDiscret
 
 
 def _check_split(batch: Batch, steering: Steering, probes: Sequence[Probe]) -> None:
-    """Refuse what reads or edits attention whose processor splits the batch by itself, and branches beside its own."""
+    """Refuse probes and edits at sites whose processor splits the batch (PAG), and methods with further branches beside it."""
     split = {site for site, module in batch.modules.items() if splits_batch(module)}
     for selector in [*(edit.sites for edit in steering.edits), *(probe.sites for probe in probes)]:
         there = next((site for site in select(batch.modules, selector) if site in split), None)

@@ -28,22 +28,22 @@ Arguments = Mapping[str, Any]
 
 
 def two_calls(pipeline: Any, blocks: int) -> Halves:
-    """One call for each half, the conditional one first; the second is not made where there is no guidance."""
+    """One call for each CFG half, the conditional one first; without guidance the second call is never made."""
     return ("cond",), ("uncond",)
 
 
 def cond_first(pipeline: Any, blocks: int) -> Halves:
-    """Both halves in one batch, the conditional one first."""
+    """Both CFG halves in one batch, the conditional one first."""
     return (("cond", "uncond") if blocks == 2 else ("cond",),)
 
 
 def one_call(pipeline: Any, blocks: int) -> Halves:
-    """The conditional half alone, with guidance distilled into the network."""
+    """The conditional half alone, for guidance-distilled networks."""
     return (("cond",),)
 
 
 def halves_at(uncond: int) -> Callable[[Sequence[Encoded], Any], Texts]:
-    """Both halves in one answer of the encoder, the negative prompt's states at this place of it."""
+    """Text states where one encoder call returns both halves, the negative prompt's at index ``uncond`` of its output."""
 
     def texts(encoded: Sequence[Encoded], states: Any) -> Texts:
         answer = encoded[-1].answer
@@ -54,7 +54,7 @@ def halves_at(uncond: int) -> Callable[[Sequence[Encoded], Any], Texts]:
 
 
 def halves_in_turn(encoded: Sequence[Encoded], states: Any) -> Texts:
-    """A call of the encoder for each half; there is none for the second where there is no guidance."""
+    """Text states where the encoder is called for each half; without guidance there is no second call."""
     last = encoded[-1]
     for first in encoded[-2:-1]:
         cond = first.answer[0]
@@ -67,11 +67,11 @@ def halves_in_turn(encoded: Sequence[Encoded], states: Any) -> Texts:
 
 
 def _text_places(name: str, make: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Arguments], dict[str, Any]]:
-    """Arguments in which the text's places are as many as its states, which methods may have lengthened.
+    """Converter that remakes the text's position ids where methods have lengthened the text states.
 
     Args:
-        name: Of the places.
-        make: From the states and the places as they are to new places.
+        name: Name of the position-id argument.
+        make: From text states and old position ids to new position ids.
     """
 
     def closed(arguments: Arguments) -> dict[str, Any]:
@@ -83,33 +83,33 @@ def _text_places(name: str, make: Callable[[Tensor, Tensor], Tensor]) -> Callabl
 
 
 def _blank(states: Tensor, places: Tensor) -> Tensor:
-    """Text at the origin, ``tokens 3``."""
+    """Position ids of text at the origin, zeros ``tokens 3``."""
     return places.new_zeros(states.shape[1], places.shape[-1])
 
 
 def _counted(states: Tensor, places: Tensor) -> Tensor:
-    """Text counted in the last of the places, ``batch tokens 4``."""
+    """Position ids ``batch tokens 4`` whose last entry counts the text tokens."""
     counted = places.new_zeros(*states.shape[:2], places.shape[-1])
     counted[..., -1] = torch.arange(states.shape[1], device=places.device, dtype=places.dtype)
     return counted
 
 
 def _qwen_opened(arguments: Arguments) -> dict[str, Any]:
-    """With a mask of the text where it needs none."""
+    """Arguments with a text mask of True where there is none."""
     states, mask = arguments["encoder_hidden_states"], arguments["encoder_hidden_states_mask"]
     whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     return {**arguments, "encoder_hidden_states_mask": whole if mask is None else mask}
 
 
 def _qwen_closed(arguments: Arguments) -> dict[str, Any]:
-    """No mask where it hides nothing, and sizes of pictures for so many rows; all rows have the same."""
+    """Arguments without a text mask that masks nothing, and with ``img_shapes`` for each batch element (all are equal)."""
     mask = arguments["encoder_hidden_states_mask"]
     shapes = arguments["img_shapes"][:1] * len(arguments["hidden_states"])
     return {**arguments, "encoder_hidden_states_mask": None if bool(mask.all()) else mask, "img_shapes": shapes}
 
 
 def _krea_closed(arguments: Arguments) -> dict[str, Any]:
-    """Text at the origin before the picture's places, ``tokens 3``."""
+    """Arguments with zeros put before ``position_ids`` ``tokens 3`` for added text tokens."""
     places, cells = arguments["position_ids"], arguments["hidden_states"].shape[1]
     missing = arguments["encoder_hidden_states"].shape[1] + cells - len(places)
     return {**arguments, "position_ids": F.pad(places, (0, 0, missing, 0))} if missing else dict(arguments)
@@ -121,7 +121,7 @@ def _krea_places(arguments: Arguments) -> tuple[int, int]:
 
 
 def _chroma_opened(arguments: Arguments) -> dict[str, Any]:
-    """The mask of the text by itself; behind it stands that of the picture, which hides nothing."""
+    """Arguments with the text's part of the attention mask; the image's part masks nothing."""
     mask = arguments["attention_mask"][:, : arguments["encoder_hidden_states"].shape[1]]
     return {**arguments, "attention_mask": mask}
 
@@ -133,10 +133,10 @@ def _chroma_closed(arguments: Arguments) -> dict[str, Any]:
 
 
 def _whole_network(arguments: Arguments) -> dict[str, Any]:
-    """Stable Diffusion 3 may be called a second time with blocks left out.
+    """Arguments of a Stable Diffusion 3 call.
 
     Raises:
-        SteerError: If it is.
+        SteerError: If the call leaves blocks out (skip-layer guidance).
     """
     if arguments.get("skip_layers") is not None:
         raise SteerError(
@@ -147,7 +147,7 @@ def _whole_network(arguments: Arguments) -> dict[str, Any]:
 
 
 def _z_opened(arguments: Arguments) -> dict[str, Any]:
-    """Lists of pictures and texts as tensors, the texts padded under a mask."""
+    """Arguments with the lists of pictures and texts stacked into tensors, texts padded under a mask."""
     states, mask = _padded(arguments["cap_feats"])
     return {**arguments, "x": torch.stack(arguments["x"]).squeeze(2), "cap_feats": states, MASK: mask}
 
@@ -160,7 +160,7 @@ def _z_closed(arguments: Arguments) -> dict[str, Any]:
 
 
 def _padded(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Texts ``tokens channels`` of differing lengths as ``batch tokens channels``, with a mask of their own tokens."""
+    """Texts ``tokens channels`` of different lengths padded to ``batch tokens channels``, and a mask of their tokens."""
     length = max(map(len, texts))
     states = torch.stack([F.pad(text, (0, 0, 0, length - len(text))) for text in texts])
     lengths = torch.tensor([len(text) for text in texts], device=states.device)
@@ -168,7 +168,7 @@ def _padded(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _z_texts(encoded: Sequence[Encoded], states: Any) -> Texts:
-    """Both halves as lists; pictures of one prompt are counted by the batch, as the pipeline repeats texts afterwards."""
+    """Text states from lists of both halves, repeated for the pictures of each prompt, as the pipeline does afterwards."""
     cond, uncond = encoded[-1].answer
     if not cond:
         return Texts(encoded[-1], states)
@@ -179,32 +179,32 @@ def _z_texts(encoded: Sequence[Encoded], states: Any) -> Texts:
 
 
 def _without_cache(arguments: Arguments) -> dict[str, Any]:
-    """Without keys and values of the text that were kept: methods may change what it is."""
+    """Arguments without the cache of the text's keys and values, since methods may change the text states."""
     return {**_qwen_opened(arguments), "kv_cache": None, "kv_cache_mode": None}
 
 
 def read_list(answer: Any) -> Tensor:
-    """A network's list of ``channels 1 height width`` as the scheduler takes it, which has the other sign."""
+    """The network's list of ``channels 1 height width`` as one negated tensor, as the scheduler takes it."""
     return -torch.stack([one.float() for one in answer]).squeeze(2)
 
 
 def write_list(answer: Tensor, given: Any) -> Any:
-    """Back to what the network gave."""
+    """Inverse of :func:`read_list`."""
     return [one.unsqueeze(1).to(given[0].dtype) for one in -answer]
 
 
 def read_negated(answer: Any) -> Tensor:
-    """A network's answer whose time runs from noise to data."""
+    """Negated output of a network whose time runs from noise to data."""
     return -answer
 
 
 def write_negated(answer: Tensor, given: Any) -> Any:
-    """Back to what the network gave."""
+    """Inverse of :func:`read_negated`."""
     return -answer
 
 
 def _own_channels(network: Any, arguments: Arguments) -> Packing:
-    """Latents of as many channels as the network reads; behind its answer a variance may stand."""
+    """Packing with as many channels as the network's input; its output may have variance channels behind."""
     return ChannelsBehind(network.config.in_channels)
 
 

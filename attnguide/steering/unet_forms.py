@@ -1,4 +1,4 @@
-"""Pipelines around a UNet that call it in a way of their own, and names of those that do not."""
+"""Call forms of UNet pipelines that differ from the usual one, and names of pipelines that use the usual one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = (
     *(f"PAG{kind}" for kind in ("", "Img2Img", "Inpaint")),
     *(f"ControlNetPAG{kind}" for kind in ("", "Inpaint")),
 )
-"""Pipelines of Stable Diffusion 1 and 2 that call the UNet in one batch, by what their names add."""
+"""Name infixes of Stable Diffusion 1 and 2 pipelines that call the UNet once with both CFG halves."""
 
 KINDS_XL = (
     "",
@@ -35,19 +35,19 @@ KINDS_XL = (
     *(f"PAG{kind}" for kind in ("", "Img2Img", "Inpaint")),
     *(f"ControlNetPAG{kind}" for kind in ("", "Img2Img")),
 )
-"""Those of Stable Diffusion XL."""
+"""Name infixes of Stable Diffusion XL pipelines that call the UNet once with both CFG halves."""
 
 
 def _three_halves(pipeline: Any, blocks: int) -> Halves:
-    """The prompt, the picture that is edited under no words, and neither (https://arxiv.org/abs/2211.09800).
+    """InstructPix2Pix's three blocks: picture and prompt, picture alone, neither (https://arxiv.org/abs/2211.09800).
 
-    The second of them is named as a half that no method reads or edits.
+    The second is named ``source_uncond``, a branch that no method reads or edits here.
     """
     return (("cond", "source_uncond", "uncond"),) if blocks == 3 else (("cond",),)
 
 
 def _three_texts(encoded: Sequence[Encoded], read: Any) -> Texts:
-    """Where the encoder gives the states of all three halves in one tensor."""
+    """Text states where the encoder returns all three blocks in one tensor."""
     last, states = encoded[-1], encoded[-1].answer
     prompts = 1 if isinstance(last.prompt, str) else len(last.prompt or ())
     rows = prompts * last.images
@@ -65,15 +65,15 @@ EDITING = replace(EDITING_XL, encoder="_encode_prompt", encoded=_three_texts)
 
 
 def _text_block(pipeline: Any) -> Any:
-    """The block of a modular pipeline that encodes prompts; the one that runs, of which the pipeline hands out copies."""
+    """The text-encoder block that a modular pipeline runs (its public ``blocks`` are copies)."""
     return pipeline._blocks.sub_blocks["text_encoder"]
 
 
 def _guided_halves(pipeline: Any, blocks: int) -> Halves:
-    """A call for each half that the guider asks for, the conditional one first.
+    """One call for each CFG half that the guider asks for, in its order.
 
     Raises:
-        SteerError: If the guider asks for others.
+        SteerError: If the guider asks for other predictions.
     """
     guider = pipeline.guider
     asked = guider._input_predictions[: guider.num_conditions]
@@ -85,7 +85,7 @@ def _guided_halves(pipeline: Any, blocks: int) -> Halves:
 
 
 def _repeated(encoded: Sequence[Encoded], states: Any) -> Texts:
-    """Where states are encoded once a prompt and repeated for its pictures later."""
+    """Text states encoded once per prompt, repeated for its pictures as the pipeline does later."""
     cond, uncond = encoded[-1].answer[:2]
     each = max(1, len(states) // len(cond))
 
@@ -96,4 +96,4 @@ def _repeated(encoded: Sequence[Encoded], states: Any) -> Texts:
 
 
 MODULAR_XL = replace(UNET, encodes=_text_block, encoded=_repeated, halves=_guided_halves)
-"""Modular pipelines of Stable Diffusion XL, whose guider has the halves computed one after the other."""
+"""Modular pipelines of Stable Diffusion XL, whose guider runs the CFG halves one after the other."""
