@@ -1,1 +1,1 @@
-"""The only sampling loop, and the tables of rows that it samples."""
+"""The sampling loop, and sampling of tables of rows."""

@@ -11,35 +11,35 @@ from attnguide.text.parsing import as_whole, shown
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model that is no adapter.
+    """Refuse a model that is no :class:`ModelAdapter`.
 
     Raises:
-        ValueError: Saying how an adapter is made.
+        ValueError: Naming the functions that make one.
     """
     if not isinstance(model, ModelAdapter):
         raise ValueError(f"model must be an adapter, which load_model(name) or adapt(pipeline) makes; got {shown(model)}.")
 
 
 def check_observer(observer: Any) -> None:
-    """Refuse an observer that is no :class:`Observer`: one with some of the methods would fail in the midst of a run.
+    """Refuse an observer that is no :class:`Observer`, as an object with only some of its hooks would fail during a run.
 
     Raises:
-        ValueError: Naming the class.
+        ValueError: Naming the expected class.
     """
     if not isinstance(observer, Observer):
         raise ValueError(f"observer must be an Observer (a subclass with the methods that are wanted); got {shown(observer)}.")
 
 
 def instances(name: str, given: Any, kind: type[Any]) -> list[Any]:
-    """The items of an iterable, which is read once.
+    """The items of an iterable as a list, each checked to be of a class.
 
     Args:
         name: Argument's name, for errors.
-        given: The iterable.
+        given: The iterable, read once.
         kind: Class of every item.
 
     Raises:
-        ValueError: If it is no iterable, or holds something else.
+        ValueError: If ``given`` is no iterable, or an item is of another class.
     """
     found = list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) and _has_axes(given) else None
     if found is None:
@@ -51,12 +51,12 @@ def instances(name: str, given: Any, kind: type[Any]) -> list[Any]:
 
 
 def _has_axes(given: Any) -> bool:
-    """Whether something iterable can be iterated over: arrays without axes cannot."""
+    """False for arrays without axes, which have ``__iter__`` but cannot be iterated over."""
     return bool(getattr(given, "ndim", 1) > 0)
 
 
 def whole_batch_size(batch_size: Any) -> int:
-    """Most rows of a batch, as Python's number.
+    """The batch size as a Python int.
 
     Raises:
         ValueError: If it is no whole number of at least 1.

@@ -1,4 +1,4 @@
-"""The baseline that every method has to beat: several seeds, the best picture kept."""
+"""Best of k, the baseline for every method: several seeds, the best picture kept."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]
 """Samples one batch."""
 
 _STRIDE = 1_000_003
-"""Between a row's seeds, so that rows with neighbouring seeds do not draw the same pictures."""
+"""Distance between a row's seeds, so that rows with neighbouring seeds do not repeat each other's pictures."""
 
 
 class BestOfK:
-    """Samples every row under ``k`` seeds and keeps the picture its judge likes best; the first, where it likes several.
+    """Samples every row under ``k`` seeds and keeps the picture with the highest score; the first among equals.
 
     Each try is made with all other methods of the row. Compare at equal compute: a guidance costs as much as ``k`` plain
     pictures if it makes as many network passes.
@@ -50,12 +50,12 @@ class BestOfK:
     def sample(self, run: Run, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
         """Make all tries and keep the best of each row.
 
-        Tries are not observed. Where somebody watches, the kept seeds are sampled once more for them; that is not counted.
+        Tries are not observed. For an observer, the kept seeds are sampled once more; that is not counted in the cost.
 
         Args:
             run: Samples one batch.
             samples: Rows that share a batch.
-            observer: Told of the kept pictures only.
+            observer: Observer of the kept pictures only.
 
         Returns:
             One result per row, with the row's id, the kept seed, and the cost of all tries.
@@ -83,10 +83,10 @@ class BestOfK:
 
 
 def build_baseline(sample: Sample) -> BestOfK | None:
-    """The baseline that a row is sampled under, if it names one.
+    """The row's baseline; ``None`` if it names none.
 
     Raises:
-        ValueError: If it names several, or an option is out of range.
+        ValueError: If the row names several baselines, or an option is out of range.
     """
     named = baseline_of(sample)
     built: Any = build_method(named.name, named.options) if named else None
@@ -94,7 +94,7 @@ def build_baseline(sample: Sample) -> BestOfK | None:
 
 
 class _Counting(Observers):
-    """Passes everything on, with the cost of all tries."""
+    """Forwards to an observer, with the cost of all tries in the results."""
 
     def __init__(self, observer: Observer, costs: Mapping[str, Cost]) -> None:
         super().__init__([observer])

@@ -1,4 +1,4 @@
-"""Checks of rows that need the model: prompt lengths, tokens, attention sites, sizes; made before anything is sampled."""
+"""Checks of rows against the model, before sampling: prompt lengths, tokens, attention sites, sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from attnguide.types import Sample
 
 
 def check_rows(model: ModelAdapter, samples: Iterable[Sample]) -> None:
-    """Refuse rows if a model cannot sample one of them.
+    """Refuse rows if the model cannot sample one of them.
 
     Raises:
         ValueError: With the row's id, if a prompt is longer than the text encoder reads, a phrase has no token, a method finds
@@ -38,10 +38,10 @@ def check_rows(model: ModelAdapter, samples: Iterable[Sample]) -> None:
 
 
 def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
-    """The rows, each that a model cannot sample with the reason as its :attr:`~attnguide.types.Sample.problem`.
+    """Copies of the rows; :attr:`~attnguide.types.Sample.problem` is the reason in each that the model cannot sample.
 
     Raises:
-        ValueError: With the row's id, if a method, an option or a scheduler does not exist, which is no row's own affair.
+        ValueError: With the row's id, if a method, an option or a scheduler does not exist, which is no single row's problem.
     """
     marked = []
     schedule = cache(partial(_check_schedule, model))
@@ -67,9 +67,9 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
 
 
 def _but_for_seed(sample: Sample) -> str | None:
-    """The row without name, seed and tags, as text: a table of many seeds is checked once a prompt.
+    """Key of a row without id, seed and tags, so that rows that differ in their seed alone are checked once.
 
-    ``None`` for a row with a mask in memory, which text does not tell whole.
+    ``None`` for a row with a tensor as mask, whose ``repr`` is abridged.
     """
     if any(isinstance(region.mask, Tensor) for region in sample.regions):
         return None
@@ -79,12 +79,12 @@ def _but_for_seed(sample: Sample) -> str | None:
 def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool = False) -> list[Sample]:
     """Mark rows as :func:`mark_rows` does, and refuse a table none of whose rows can be sampled.
 
-    What a model reads otherwise than a row may mean is warned of, once for all rows.
+    The model's remarks on rows (:meth:`ModelAdapter.remarks`) become warnings, each once.
 
     Args:
         model: The adapter.
         samples: The rows.
-        strict: Refuse all rows on account of one.
+        strict: Refuse the table if one row cannot be sampled.
 
     Raises:
         ValueError: As :func:`mark_rows`; with the first problem if every row has one, or ``strict`` is set.
@@ -99,7 +99,7 @@ def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool =
 
 
 def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int, height: int | None, width: int | None) -> None:
-    """Refuse a number of steps that a noise scheduler cannot make, and a size that the model cannot."""
+    """Refuse a number of steps that the noise scheduler cannot make, and a picture size that the model cannot."""
     shape = model.latent_shape(height or model.default_size[0], width or model.default_size[1])
     model.make_scheduler(scheduler, steps, shape)
 

@@ -1,4 +1,4 @@
-"""Rows with input pictures: a pipeline of diffusers makes them, and is steered from inside."""
+"""Rows with input pictures (img2img, inpainting, ControlNet), made by a steered pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from attnguide.steering.run import SteerRun
 from attnguide.types import MethodConfig, Sample, SampleResult
 
 _OWN_NOISE = ("DPMSolverSDEScheduler",)
-"""Schedulers that draw their noise from no generator when a pipeline drives them."""
+"""Schedulers that ignore the pipeline's generator when they draw noise."""
 
 
 def check_foreign(model: ModelAdapter, sample: Sample) -> None:
@@ -58,7 +58,7 @@ def check_foreign(model: ModelAdapter, sample: Sample) -> None:
         raise ValueError(f"true_cfg_scale must be 1 in rows of {sample.kind}, whose pipeline computes one half alone.")
     if (name := model.make_scheduler(sample.scheduler, sample.steps).name) in _OWN_NOISE:
         raise ValueError(f"Scheduler {name} draws noise that no row's seed decides where a pipeline of diffusers drives it.")
-    with warnings.catch_warnings():  # which come when the row is made
+    with warnings.catch_warnings():  # they are shown when the row is made
         warnings.simplefilter("ignore")
         fitting_methods(_within(sample), [])
     guidances, injections = build_methods([sample])
@@ -82,11 +82,11 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
         model: The adapter.
         samples: Rows of one :attr:`~attnguide.types.Sample.kind`, with the same methods; each has its own generator, so that
             its noise is the same alone or in a batch.
-        observer: Told of everything.
+        observer: Observer of the batch.
 
     Raises:
         ValueError: If a picture cannot be read, or a method cannot act.
-        SteerError: If the pipeline does what cannot be followed.
+        SteerError: If the pipeline does something that cannot be followed.
     """
     first = samples[0]
     assert first.kind is not None
@@ -106,7 +106,7 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
         )
         with steer_calls(pipeline, request, run):
             latents = pipeline(**_arguments(model, pipeline, samples, size, run), output_type="latent", return_dict=False)[0]
-        if latents.ndim == 3:  # packed: two by two cells in one
+        if latents.ndim == 3:  # packed tokens of 2x2 cells
             latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)
         pictures = model.decode(latents)
     results = [_result(run, row, sample, pictures[row], latents[row], size) for row, sample in enumerate(samples)]
@@ -115,7 +115,7 @@ def sample_foreign(model: ModelAdapter, samples: Sequence[Sample], observer: Obs
 
 
 def _within(sample: Sample) -> tuple[MethodConfig, ...]:
-    """Methods that run inside a call; a baseline stands above it."""
+    """The row's methods that run inside a pipeline's call, without baselines."""
     return tuple(config for config in sample.methods if method_info(config.name).family != "baseline")
 
 
@@ -130,15 +130,15 @@ def _result(run: _TableRun, row: int, sample: Sample, picture: Picture, latents:
 
 
 def _kept(made: Image.Image, before: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture before outside the mask: the autoencoder alone would give it back with small differences."""
+    """Paste the init image back outside the mask, which the autoencoder reproduces only approximately."""
     return Image.composite(made, before, mask)
 
 
 class _TableRun(SteerRun):
-    """Noise of rows with seeds of their own, and results without pictures, which are made afterwards.
+    """A run whose rows have their own seeds, and whose results have no pictures, which are decoded afterwards.
 
     Attributes:
-        noise: Unit noise of every row, as a row without input pictures has it.
+        noise: Unit noise of every row, the same as that of a row without input pictures.
     """
 
     def __init__(self, model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, int]) -> None:
@@ -163,12 +163,12 @@ class _TableRun(SteerRun):
 
 
 class _OfRows(Observers):
-    """Passes everything on with the table's rows and model in the place of those of the pipeline's call.
+    """Forwards to an observer, with the table's rows and model in place of those of the pipeline's call.
 
     Args:
-        observer: Told of everything but the end, which comes with the pictures.
+        observer: Receives all hooks but ``on_sample_end``, which is called once the pictures are decoded.
         samples: The rows.
-        model: The adapter; that of the call has a scheduler that is being followed.
+        model: The table's adapter, instead of the one that follows the call.
     """
 
     def __init__(self, observer: Observer, samples: Sequence[Sample], model: ModelAdapter) -> None:
@@ -194,7 +194,7 @@ class _OfRows(Observers):
 def _arguments(
     model: ModelAdapter, pipeline: Any, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun
 ) -> dict[str, Any]:
-    """What the rows' pipeline is called with."""
+    """Keyword arguments of the rows' pipeline call."""
     first = samples[0]
     negative = [sample.negative_prompt or "" for sample in samples]
     given: dict[str, Any] = {
@@ -214,25 +214,25 @@ def _arguments(
     if first.control:
         centred = type(model.pipeline).__name__ in CENTRED
         given |= _controls(samples, size, "control_image" if "control_image" in known else "image", centred)
-    optional = ("height", "width", "true_cfg_scale", "negative_prompt")  # some take these from the picture, or have none
+    optional = ("height", "width", "true_cfg_scale", "negative_prompt")  # arguments that some pipelines do not have
     return {name: value for name, value in given.items() if name in known or name not in optional}
 
 
 def _strength(model: ModelAdapter, sample: Sample) -> float:
-    """The strength of which a pipeline makes the row's number of steps."""
+    """Strength argument for which the pipeline makes the row's :attr:`~attnguide.types.Sample.denoising_steps`."""
     if sample.noised == 1 or type(model.pipeline).__name__ not in ROUNDING_UP:
         return sample.noised
     return (sample.denoising_steps - 0.5) / sample.steps
 
 
 def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, int], run: _TableRun) -> dict[str, Any]:
-    """Noise, init images and masks of the rows."""
+    """Pipeline arguments for noise, init images and masks of the rows."""
     first, way = samples[0], way_of(model, samples[0]) or ""
     pictures = [picture_at(sample.init_image, size, "init_image") for sample in samples if sample.init_image is not None]
     masks = [mask_at(sample.inpaint_mask, size) for sample in samples if sample.inpaint_mask is not None]
-    pack = getattr(model, "pack", None)  # the pipeline takes noise as its network reads it
+    pack = getattr(model, "pack", None)  # the pipeline takes packed noise
     given: dict[str, Any] = {"latents": run.noise if pack is None else pack(run.noise), "generator": run.sources()}
-    if way.endswith(("img2img", "inpaint")):  # the pipeline draws its noise itself, as for anyone who gives it a seed
+    if way.endswith(("img2img", "inpaint")):  # the pipeline draws its own noise from the seed
         sources = generators([sample.seed for sample in samples])
         given = {"image": pictures, "strength": _strength(model, first), "generator": sources}
     if way.endswith("inpaint"):
@@ -243,12 +243,12 @@ def _beginning(model: ModelAdapter, samples: Sequence[Sample], size: tuple[int, 
 
 
 def _controls(samples: Sequence[Sample], size: tuple[int, int], name: str, centred: bool) -> dict[str, Any]:
-    """Control pictures of every type ``batch 3 height width``, and the factors on what ControlNets add.
+    """Pipeline arguments for control pictures ``batch 3 height width`` per type, and their conditioning scales.
 
     Args:
         samples: Rows of one call.
-        size: Height and width of their pictures in pixels.
-        name: Of the pipeline's argument.
+        size: Height and width of the pictures in pixels.
+        name: Name of the pipeline's argument for control pictures.
         centred: Whether pixels lie in [-1, 1] instead of [0, 1].
     """
     pixels = []

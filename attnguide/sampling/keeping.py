@@ -1,4 +1,4 @@
-"""Inpainting by latents: what a mask keeps is put back, noised, after every step of another pipeline's call."""
+"""Inpainting by latents: after every step of a pipeline's call, the kept area is replaced by the noised init image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnguide.types import Sample
 
 
 def way_of(model: ModelAdapter, sample: Sample) -> Kind | None:
-    """The kind of pipeline that makes a row; inpainting becomes another one where :class:`Keeping` has to do it.
+    """Pipeline kind that makes a row; where :class:`Keeping` does the inpainting, one without ``inpaint``.
 
     Args:
         model: The adapter.
@@ -26,18 +26,18 @@ def way_of(model: ModelAdapter, sample: Sample) -> Kind | None:
     known = KEEPING.get(type(model.pipeline).__name__)
     if sample.inpaint_mask is None or known in (None, model.latent_shape(*model.default_size)[0]):
         return sample.kind
-    if sample.noised == 1:  # nothing of the picture is left where it is drawn anew
+    if sample.noised == 1:  # full strength begins with noise alone
         return "controlnet" if sample.control else None
     return "controlnet_img2img" if sample.control else "img2img"
 
 
 class Keeping:
-    """A ``callback_on_step_end`` of diffusers' pipelines: outside the mask, latents are the picture's, noised to the step.
+    """A ``callback_on_step_end`` of diffusers that sets latents outside the mask to the init image's, noised to the step.
 
     Args:
         model: The adapter.
-        pictures: Of the rows, of one size.
-        masks: White where a pixel is drawn anew.
+        pictures: Init images of the rows, of one size.
+        masks: Masks of the rows, white where a pixel is drawn anew.
         noise: Unit noise of the rows, ``batch channels height width``.
     """
 
@@ -50,7 +50,7 @@ class Keeping:
         self._anew = torch.from_numpy(small >= 128).unsqueeze(1).to(noise.device)
 
     def __call__(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put kept latents back after evaluation ``index`` of the call."""
+        """Restore the kept latents after step ``index`` of the call."""
         scheduler = pipeline.scheduler
         left = pipeline.num_timesteps - index - 1
         kept = self._kept

@@ -1,4 +1,4 @@
-"""Problems of single rows, each of which ends its own row alone. Importing this needs no torch."""
+"""Problems of single rows, which do not stop other rows. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnguide.types import Sample
 
 
 def with_problem(sample: Sample, check: Callable[[Sample], None]) -> Sample:
-    """The row, with what a check complains of as its problem; one that has a problem already is not checked."""
+    """The row, with a check's ValueError as its problem; a row that has a problem already is not checked."""
     if sample.problem is not None:
         return sample
     try:
@@ -40,7 +40,7 @@ def require_rows(samples: Sequence[Sample], *, strict: bool = False) -> None:
 
 @contextmanager
 def naming_row(sample: Sample, samples: Sequence[Sample]) -> Iterator[None]:
-    """Tell errors with the row's id where there are several rows."""
+    """Put the row's id before the message of a ValueError where there are several rows."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The only sampling loop."""
+"""The sampling loop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Sampler:
 
     Args:
         model: The adapter.
-        guidances: Applied one after the other at each step.
-        injections: Active in the denoising passes, for all rows or for some (:class:`~attnguide.injection.by_row.ForRows`).
-        observer: Told of everything.
+        guidances: Guidances, applied one after the other at each step.
+        injections: Injections, which act in denoising passes; :class:`~attnguide.injection.by_row.ForRows` limits one to rows.
+        observer: Observer of the batch.
 
     Example::
 
@@ -50,7 +50,7 @@ class Sampler:
 
         Args:
             samples: Rows that can share a batch.
-            initial_latents: Unit noise ``batch channels height width`` instead of the rows' seeds' own.
+            initial_latents: Unit noise ``batch channels height width`` instead of the noise of the rows' seeds.
 
         Raises:
             ValueError: If the rows cannot share a batch, a phrase is not in its prompt, a prompt is too long, a method needs
@@ -80,7 +80,7 @@ class Sampler:
             return self._finished(batch, batch.own(x))
 
     def _finished(self, batch: Batch, latents: Tensor) -> list[SampleResult]:
-        """Decode the rows' last latents, and say what each row cost and became."""
+        """Decode the rows' final latents, and return each row's result with cost and status."""
         pictures = self.model.decode(latents)
         for row, picture in enumerate(pictures):
             if picture.image is None and row in batch.alive:

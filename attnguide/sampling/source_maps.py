@@ -1,4 +1,4 @@
-"""Rows whose places come from other pictures: those pictures are made first, and where their words look is recorded."""
+"""Rows whose places come from other pictures: those are made first, and attention maps of their words are recorded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PlacedRow:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A source picture to make: the row that makes it, its source, and the words whose maps are recorded."""
+    """A source picture to make: its row, its source, and the words whose maps are recorded."""
 
     row: Sample
     source: MapSource
@@ -56,13 +56,13 @@ _Key = tuple[object, ...]
 
 
 def record_sources(model: ModelAdapter, samples: Sequence[Sample]) -> list[PlacedRow]:
-    """Give every region with a source its mask.
+    """Record the mask of every region with a source.
 
-    Pictures that several rows or regions share are made once; those of one kind are made together.
+    Pictures that several rows or regions share are made once, and pictures of one kind in common batches.
 
     Args:
         model: The adapter.
-        samples: Rows of one batch: of one size, scheduler and number of steps.
+        samples: Rows of one batch, with one size, scheduler and number of steps.
 
     Raises:
         ValueError: If a phrase is not in its prompt, a file is not a picture, or a picture could not be made.
@@ -102,10 +102,10 @@ def expected_forwards(sample: Sample, *, distilled: bool = False) -> int:
 
 
 def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
-    """Find what only a model can tell about a row's sources.
+    """Check a row's source prompts and phrases with the model.
 
     Returns:
-        The row with the whole picture as the place of every region whose source has yet to be recorded.
+        The row, with the whole picture as place of every region whose source is yet to be recorded.
 
     Raises:
         ValueError: If a prompt is longer than the text encoder reads, or a phrase has no token.
@@ -120,11 +120,11 @@ def check_sources(model: ModelAdapter, sample: Sample) -> Sample:
 
 
 class SourceObserver(Observers):
-    """Passes everything on, with what recording the sources measured and took.
+    """Forwards to an observer, with the measurements and costs of recording sources.
 
     Args:
-        observer: Told of everything.
-        recorded: Of the rows.
+        observer: The observer.
+        recorded: The recorded rows.
     """
 
     def __init__(self, observer: Observer, recorded: Sequence[PlacedRow]) -> None:
@@ -145,7 +145,7 @@ class SourceObserver(Observers):
 
 
 def with_cost(results: Sequence[SampleResult], recorded: Sequence[PlacedRow]) -> list[SampleResult]:
-    """The results with the network evaluations of their sources; a row without methods needs none of them."""
+    """Results whose costs include recording their sources, except for rows without methods, which use no sources."""
     return [
         replace(result, cost=_sum(result.cost, row)) if result.sample.methods else result
         for result, row in zip(results, recorded, strict=True)
@@ -164,14 +164,14 @@ def _pending(sample: Sample) -> list[Region]:
 
 
 def _words(sample: Sample, region: Region) -> Region:
-    """The words that are wanted of a region's source; in the row's own prompt, those that the region itself means."""
+    """Words of the source prompt whose map is recorded; in the row's own prompt, the region's own occurrence."""
     if region.source is not None and region.source.prompt is None:
         region = settle(sample.text, sample.regions)[sample.regions.index(region)]
     return source_region(region)
 
 
 def _source_row(sample: Sample, source: MapSource) -> Sample:
-    """The row whose picture a source means, without words."""
+    """The plain row that makes a source's picture, without regions and methods."""
     prompt = sample.prompt if source.prompt is None else source.prompt
     seed = sample.seed if source.seed is None else source.seed
     cfg_scale = source.cfg_scale if source.kind == "invert" else sample.cfg_scale
@@ -182,7 +182,7 @@ def _source_row(sample: Sample, source: MapSource) -> Sample:
 
 
 def _key(sample: Sample, source: MapSource) -> _Key:
-    """What decides a source's picture; the first three decide which can be made together."""
+    """Key of a source's picture; pictures whose first three entries are equal can share a batch."""
     row = _source_row(sample, source)
     seed = None if source.kind == "invert" else row.seed
     return (

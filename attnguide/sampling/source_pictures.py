@@ -1,4 +1,4 @@
-"""Pictures that rows' places come from: sampled, inverted or noised, with the attention maps of words in them."""
+"""Source pictures of rows' places: sampled, inverted or noised, with attention maps of words in them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class SourcePicture:
     """A source picture and the attention maps of words in it.
 
     Attributes:
-        maps: One per region and step, ``regions steps height width``, float32 on the CPU.
+        maps: Map of each region's words at each step, ``regions steps height width``, float32 on the CPU.
         progress: Progress of each step.
-        forwards: Network evaluations that making it took.
+        forwards: Network evaluations that making the picture took.
         result: The picture as sampled; ``None`` where it was only noised.
         measured: See :class:`PlacedRow`.
     """
@@ -52,13 +52,13 @@ class SourcePicture:
 def record_pictures(
     model: ModelAdapter, rows: Sequence[Sample], source: MapSource, images: Sequence[Path | None]
 ) -> list[SourcePicture]:
-    """Make other pictures and record where the words of their regions look.
+    """Make source pictures and record attention maps of their regions' words.
 
     Args:
         model: The adapter.
-        rows: A row for each picture, with its prompt and seed and, as regions, the words.
-        source: Kind, cfg scale and iterations, common to all.
-        images: What is inverted or noised, one per row; ``None`` for the other kinds.
+        rows: Row of each picture, with its prompt and seed, and the words as regions.
+        source: Source with the kind, cfg scale and iterations that all pictures share.
+        images: Path of the picture to invert or noise for each row; ``None`` for other kinds.
 
     Raises:
         ValueError: As for :func:`record_sources`.
@@ -74,7 +74,7 @@ def record_pictures(
 
 
 def mask_of(picture: SourcePicture, index: int, source: MapSource) -> Tensor:
-    """One word's maps as the mask that a source asks for, ``height width`` in [0, 1].
+    """Mask ``height width`` in [0, 1] from the maps of one region's words, by the source's window and threshold.
 
     Raises:
         ValueError: If a map is not finite.
@@ -84,7 +84,7 @@ def mask_of(picture: SourcePicture, index: int, source: MapSource) -> Tensor:
 
 
 class _Watching(Observer):
-    """Records the words of the rows' regions while they are sampled."""
+    """Records attention maps of the rows' regions while they are sampled."""
 
     def __init__(self) -> None:
         self.words: MapRecording
@@ -172,11 +172,11 @@ def _pictures(
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What denoising an inverted picture gives back.
+    """A picture denoised again from its inverted noise, with its errors.
 
     Attributes:
         result: The row as sampled from the inverted noise.
-        mse: Mean squared error of the picture's values in [0, 1]; 0 is best. It includes what the autoencoder loses.
+        mse: Mean squared error of the picture's values in [0, 1]; 0 is best. It includes the autoencoder's error.
         psnr: ``-10 log10(mse)`` in decibels; infinite for equal pictures.
         latents_mse: Mean squared error of the latents.
     """
@@ -194,14 +194,14 @@ def reconstruct(
     pictures: Sequence[Image.Image],
     observer: Observer | None = None,
 ) -> list[Reconstruction]:
-    """Denoise inverted latents again and compare the pictures with those they were made of.
+    """Denoise inverted latents again and compare the results with the original pictures.
 
     Args:
         model: The adapter.
-        trajectory: As :func:`invert` gives it.
-        samples: A row for each picture, with the prompt, cfg scale and steps it was inverted with; the scheduler is set here.
-        pictures: What was inverted; stretched to the size of the result.
-        observer: Told of the denoising.
+        trajectory: Inverted trajectory, as :func:`invert` returns it.
+        samples: Row of each picture, with the prompt, cfg scale and steps of its inversion; the scheduler is set here.
+        pictures: Original pictures, stretched to the size of the results.
+        observer: Observer of the denoising.
 
     Raises:
         ValueError: If rows and pictures do not match the latents in number, or steps differ.

@@ -1,4 +1,4 @@
-"""Rows in, results out: the table of samples on one model, batch by batch, in plain torch."""
+"""Sampling of a table of rows on one model, batch by batch, in plain torch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
-    """Group rows that can share a batch, in the order their first rows come, at most ``batch_size`` together.
+    """Group rows that can share a batch, at most ``batch_size`` each, in the order of their first rows.
 
-    Rows with the same methods fill whole batches. What is left over of methods that mix, and of plain rows, is sampled
-    together. Rows with and without an unconditional half keep apart, as a batch costs every row the same. Rows with a
-    :attr:`~attnguide.types.Sample.problem`, which will not be sampled, come first and among themselves.
+    Rows with the same methods fill whole batches. Left-over rows that are plain, or whose methods mix, share batches. Rows
+    with and without an unconditional half are kept apart, as a batch costs every row the same. Rows with a
+    :attr:`~attnguide.types.Sample.problem`, which will not be sampled, come first, in batches of their own.
 
     Raises:
         ValueError: If ``batch_size`` is below 1, or an option's value is out of range.
@@ -53,15 +53,14 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
 
 
 def fitting_batch_size(model: ModelAdapter, samples: Collection[Sample], devices: int = 1) -> int:
-    """Most rows of a batch where nobody says how many: 8, and up to 16 of small pictures.
+    """Default batch size: 8, and up to 16 for small pictures.
 
-    Few small pictures leave a machine half idle. Beyond 8, a batch has no more latent cells than 8 pictures of 512x512
-    pixels have under Stable Diffusion.
+    Beyond 8, a batch has no more latent cells than 8 Stable Diffusion pictures of 512x512 pixels.
 
     Args:
         model: The adapter.
         samples: The rows; the largest picture among them counts.
-        devices: How many share the rows; each should have some.
+        devices: Number of devices that share the rows; batches are small enough that each gets some.
 
     Raises:
         ValueError: If a picture's size does not fit the model.
@@ -74,7 +73,7 @@ def fitting_batch_size(model: ModelAdapter, samples: Collection[Sample], devices
 
 
 def sample_batch(model: ModelAdapter, samples: Sequence[Sample], observer: Observer | None = None) -> list[SampleResult]:
-    """Sample rows that share a batch, after the pictures that their places come from.
+    """Sample rows that share a batch, after the source pictures of their places.
 
     Raises:
         ValueError: If one of the rows cannot be sampled; see :func:`sample_each` for rows that should not stop each other.
@@ -103,19 +102,19 @@ def sample_each(
     wanted: Collection[int] | None = None,
     marked: bool = False,
 ) -> list[SampleResult]:
-    """Sample rows that share a batch; a row that cannot be made ends alone.
+    """Sample rows that share a batch; a row that cannot be made does not stop the others.
 
-    A row that the model or a method cannot take is not sampled; its status is ``refused: `` and the reason. If sampling raises
-    an error nevertheless, the rows are sampled one by one, and a row that raises it again ends as ``failed: `` and the error.
-    Errors of the observer, a lack of memory and interrupts end everything.
+    A row that the model or a method refuses is not sampled; its status is ``refused: `` and the reason. If sampling raises
+    an error nevertheless, the rows are sampled one by one, and a row that raises again ends as ``failed: `` and the error.
+    Errors of the observer, out-of-memory errors and interrupts are raised.
 
     Args:
         model: The adapter.
         samples: Rows that share a batch.
-        observer: Told of everything, as if there were no other rows than the wanted ones.
-        wanted: Numbers of rows that are not finished; the others take part because rows of a batch depend on each other in
-            their last bits. All when ``None``.
-        marked: Whether the rows were given to :func:`~attnguide.sampling.check.mark_rows` before.
+        observer: Observer of the wanted rows alone.
+        wanted: Positions of rows without a result; the others are sampled too, because rows of a batch depend on each other
+            in their last bits. All when ``None``.
+        marked: Whether the rows have passed :func:`~attnguide.sampling.check.mark_rows`.
 
     Returns:
         One result per wanted row, in order.
@@ -158,17 +157,17 @@ def sample_rows(
     observer: Observer | None = None,
     strict: bool = False,
 ) -> Iterator[SampleResult]:
-    """Sample any rows; results come batch by batch, after those of rows that cannot be sampled.
+    """Sample any rows; yields results batch by batch, rows that cannot be sampled first.
 
-    A row that the model or a method cannot take, or whose sampling raises an error, ends alone, without a picture and with the
-    reason as its status (see :func:`sample_each`).
+    A row that the model or a method refuses, or whose sampling raises an error, has no picture and the reason as its status
+    (see :func:`sample_each`).
 
     Args:
         model: The adapter.
         samples: Rows; those that can share a batch are sampled together.
-        batch_size: Most rows in one batch; as many as suit the pictures' size when ``None``.
-        observer: Told of everything.
-        strict: Refuse all rows, before anything is sampled, if one of them cannot be.
+        batch_size: Most rows in one batch; :func:`fitting_batch_size` when ``None``.
+        observer: Observer of all batches.
+        strict: Refuse all rows, before anything is sampled, if one of them cannot be sampled.
 
     Raises:
         ValueError: Before anything is sampled, if a method, an option or a scheduler does not exist, no row can be sampled, or
@@ -184,7 +183,7 @@ def sample_rows(
 
 
 def _of_one_length(model: ModelAdapter, rows: Sequence[Sample], chosen: Sequence[int]) -> list[list[int]]:
-    """Rows of a batch by the number of chunks their texts are read in, which the tokenizer tells; one part as a rule."""
+    """Rows of a batch grouped by the number of chunks of their texts; usually one group."""
     if all(rows[row].prompt_syntax == "plain" for row in chosen):
         return [list(chosen)]
     parts: dict[int, list[int]] = {}
@@ -198,10 +197,10 @@ def _of_one_length(model: ModelAdapter, rows: Sequence[Sample], chosen: Sequence
 
 
 def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:
-    """The rows, after the arguments were checked.
+    """Check the arguments of a sampling function, and return the rows as a list.
 
     Raises:
-        ValueError: Naming the argument that is not.
+        ValueError: Naming the wrong argument.
     """
     check_model(model)
     if observer is not None:
@@ -210,13 +209,13 @@ def _checked(model: Any, samples: Any, observer: Any) -> list[Sample]:
 
 
 def _give_up(results: Mapping[int, SampleResult], observer: Observer | None) -> None:
-    """Show an observer rows that ended without a batch of theirs, if there are any."""
+    """Pass results of rows that ended without a batch to the observer, if there are any."""
     if results and observer is not None:
         observer.on_rows_given_up(list(results.values()))
 
 
 def _raise_if_fatal(error: Exception, witness: _Witness | None, rows: int) -> None:
-    """Let an error pass that ends the whole table: the observer's own, or a lack of memory, with advice."""
+    """Raise errors that end the whole table: the observer's own, and out-of-memory errors, with advice."""
     if witness is not None and witness.error is error:
         raise error
     if (lack := _lack_of_memory(error, rows)) is not None:
@@ -230,7 +229,7 @@ def _told(error: Exception) -> str:
 
 
 def _lack_of_memory(error: Exception, rows: int) -> Exception | None:
-    """The error to raise instead, with advice, if it says that memory is short."""
+    """An out-of-memory error with advice, to raise in place of one; ``None`` for other errors."""
     if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and "can't allocate memory" not in str(error):
         return None
     said = (str(error).splitlines() or [""])[0] or "out of memory"
@@ -240,12 +239,12 @@ def _lack_of_memory(error: Exception, rows: int) -> Exception | None:
 
 
 def _unmade(sample: Sample, status: str) -> SampleResult:
-    """The result of a row that was given up without any cost."""
+    """Result without picture and cost, of a row that was not sampled."""
     return SampleResult(sample, None, None, Cost(0, 0, 0.0, 0.0), status)
 
 
 class _Witness(Observers):
-    """Passes everything on, and remembers the error that the observer raised, if it raised one."""
+    """Forwards to an observer, and remembers an error that the observer raised."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__([observer])

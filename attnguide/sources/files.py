@@ -1,4 +1,4 @@
-"""Maps as files: one to look at and to paint on, one with the numbers. Either can be a region's mask again."""
+"""Maps as files: a picture to look at and paint on, and a ``.npy`` array. Either can be a region's mask again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from PIL import Image
 from attnguide.types import Region
 
 TARGETS_FOLDER = "targets"
-"""Folder of a run with the maps that its rows took from other pictures, ``<row id>/<phrase>.png``."""
+"""Folder of a run with the maps that its rows took from source pictures, ``<row id>/<phrase>.png``."""
 
 _SIDE = 256
-"""Pictures of maps have at least this side, so that there is something to paint on."""
+"""Smallest side of a map's picture in pixels, large enough to paint on."""
 
 
 def map_names(regions: Sequence[Region]) -> list[str]:
@@ -33,8 +33,8 @@ def map_names(regions: Sequence[Region]) -> list[str]:
 def map_picture(mask: ArrayLike) -> Image.Image:
     """A mask ``height width`` in [0, 1] as a grey picture, each cell a square of whole pixels.
 
-    A region whose mask is this picture has the same values, to within half a grey level, at the map's size and where that is
-    halved; painted over, it has what was painted.
+    Used as a region's mask, the picture gives the same values, to within half a grey level, at the map's size and at halves of
+    it.
 
     Raises:
         ValueError: If the mask has other axes or leaves [0, 1].
@@ -55,12 +55,12 @@ def map_bytes(maps: ArrayLike) -> bytes:
 
 
 def target_path(folder: Path, row: str, regions: Sequence[Region], index: int) -> Path:
-    """Where a run keeps the picture of a map that one of a row's regions took from elsewhere.
+    """Path of the picture of a region's recorded map in a run folder.
 
     Args:
-        folder: The run's.
+        folder: The run folder.
         row: Id of the row.
-        regions: Of the row.
-        index: Of the region among them.
+        regions: Regions of the row.
+        index: Index of the region among them.
     """
     return folder / TARGETS_FOLDER / row / f"{map_names(regions)[index]}.png"

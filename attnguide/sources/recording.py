@@ -16,7 +16,7 @@ from attnguide.types import PassContext, PassKind, Step
 
 
 class MapRecording:
-    """Keeps the map of every region's words at every step: mean over heads and over sites of one size, conditional half.
+    """Records the map of every region's words at every step: mean over heads and sites of one level, conditional half.
 
     Attach :meth:`probe`, and call :meth:`end_step` after each step's pass.
 
@@ -33,7 +33,7 @@ class MapRecording:
         self._progress: list[float] = []
 
     def probe(self, kind: PassKind = "denoise") -> Probe:
-        """The reader of passes of one kind."""
+        """Probe that records in passes of one kind."""
         return Probe("probs", self._record, self.sites, frozenset({kind}))
 
     def _record(self, site: Site, probs: Tensor, context: PassContext) -> None:
@@ -41,7 +41,7 @@ class MapRecording:
         self._current[site] = maps.unflatten(2, (site.height, site.width))
 
     def end_step(self, step: Step) -> None:
-        """Average what was recorded in the step's passes, and begin the next step."""
+        """Average the step's maps over sites, and begin the next step."""
         self._maps.append(torch.stack(list(self._current.values())).mean(0).float().cpu())
         self._progress.append(step.progress)
         self._current.clear()
@@ -67,14 +67,14 @@ def target_mask(
 ) -> Float[Tensor, "height width"]:
     """A word's maps as one mask: the mean over a part of the schedule, stretched to [0, 1].
 
-    A flat map is 1 everywhere. Where no step lies in the part, the nearest one counts.
+    A flat map becomes 1 everywhere. Where no step lies in the part, the one nearest to ``start`` is used.
 
     Args:
-        maps: In any range.
-        progress: Of each step.
-        start: First progress that counts.
-        stop: Where it ends, itself excluded.
-        threshold: Least value that becomes 1, all others 0; ``None`` keeps the mask soft.
+        maps: Attention maps in any range.
+        progress: Progress of each step.
+        start: First progress of the part.
+        stop: End of the part, excluded.
+        threshold: Smallest value that becomes 1, all others 0; ``None`` keeps the mask soft.
 
     Raises:
         ValueError: If a map is not finite.
