@@ -1,1 +1,1 @@
-"""Pure functions from maps and masks to one value per region or row; lower is better. They know no model."""
+"""Pure functions from maps and masks to one value per region or row; lower is better. Independent of models."""

@@ -15,8 +15,8 @@ def pairwise_symmetric_kl(maps: Tensor, strict: bool = False) -> Tensor:
 
     Args:
         maps: ``... words height width``, at least 0.
-        strict: Leave out cells where one of the two maps is exactly 0: where the divergence is infinite by definition, this is
-            what still has a gradient. Else such cells count, and logarithms stop at the precision of the type.
+        strict: Leave out cells where one of the two maps is exactly 0, at which the divergence is infinite and the gradient
+            undefined. Otherwise such cells count, with logarithms clamped at the dtype's precision.
 
     Returns:
         ``... words words``.
@@ -54,28 +54,28 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     Between 0 and ``log 2`` if both sum to 1.
 
     Args:
-        first: Above 0, ``... height width``.
-        second: The same shape.
+        first: Map with values above 0, ``... height width``.
+        second: Map of the same shape, with values above 0.
 
     Returns:
-        The leading axes.
+        One value per map, of the leading axes.
     """
     middle = ((first + second) / 2).log()
     return ((first * (first.log() - middle)).sum((-2, -1)) + (second * (second.log() - middle)).sum((-2, -1))) / 2
 
 
 def attribute_divergence(nouns: Tensor, attributes: Tensor, quantile: Tensor, normalise: bool = True) -> Tensor:
-    """How differently a noun and its attribute attend; 0 is best.
+    """Divergence between the maps of a noun and its attribute; 0 is best.
 
     The binding term of Divide & Bind (https://arxiv.org/abs/2307.10864): the attribute's map is scaled to the noun's peak, both
-    become distributions by a softmax over cells, ``quantile`` of the noun's largest cell is taken off both, and what is left is
-    compared by :func:`jensen_shannon`.
+    become distributions by a softmax over cells, ``quantile`` times the noun's largest cell is subtracted from both (at least
+    0), and the results are compared by :func:`jensen_shannon`.
 
     Args:
-        nouns: ``... height width`` in [0, 1].
-        attributes: The same shape.
-        quantile: Of the leading axes.
-        normalise: Let what is left sum to 1 again; the published code does not.
+        nouns: Maps of the nouns, ``... height width`` in [0, 1].
+        attributes: Maps of the attributes, same shape.
+        quantile: Share of the noun's largest cell to subtract, of the leading axes.
+        normalise: Scale the results to sum 1 again; the published code does not.
     """
     scaled = attributes / attributes.amax((-2, -1), keepdim=True).clamp_min(_TINY) * nouns.amax((-2, -1), keepdim=True)
     first, second = (maps.flatten(-2).softmax(-1).view_as(maps) for maps in (nouns, scaled))
@@ -95,7 +95,7 @@ def nt_xent(embeddings: Tensor, related: Tensor, temperature: float = 0.5) -> Te
     Args:
         embeddings: ``items features``.
         related: ``items items``, True where two items belong together; the diagonal does not matter.
-        temperature: Above 0.
+        temperature: Divisor ``T`` of the similarities, above 0.
 
     Returns:
         A scalar; 0 if no two items are related or all are.

@@ -11,18 +11,18 @@ _TINY = 1e-12
 
 
 def foreground(maps: Tensor, at_threshold: bool = False) -> Tensor:
-    """Cells of a map above Otsu's threshold, bool, ``... height width``; none of a flat map's.
+    """Mask of cells above Otsu's threshold, bool, ``... height width``; a flat map's threshold is 0.
 
     Args:
-        maps: In [0, 1], ``... height width``.
-        at_threshold: Count cells at the threshold, too.
+        maps: Maps in [0, 1], ``... height width``.
+        at_threshold: Include cells at the threshold.
     """
     fixed = maps.detach()
     return levels(fixed) >= otsu_level(fixed)[..., None, None] + (0 if at_threshold else 1)
 
 
 def aggregated_self_maps(words: Tensor, own: Tensor, at_threshold: bool = False) -> Tensor:
-    """What a word's cells look at: ``A_r = sum_p C_r(p) S(p, .)`` over the cells ``p`` of its :func:`foreground`.
+    """Self-attention of a word's cells: ``A_r = sum_p C_r(p) S(p, .)`` over the cells ``p`` of its :func:`foreground`.
 
     The aggregated self-attention map of Self-Cross guidance (https://arxiv.org/abs/2411.18936).
 
@@ -39,15 +39,15 @@ def aggregated_self_maps(words: Tensor, own: Tensor, at_threshold: bool = False)
 
 
 def self_cross_overlap(words: Tensor, seen: Tensor, margin: float = 0.0) -> Tensor:
-    """Mass that two maps share, ``sum_p min(C_i / sum C_i, A_j / sum A_j)``, in [0, 1]; 0 for maps that do not touch.
+    """Overlap of normalised maps, ``sum_p min(C_i / sum C_i, A_j / sum A_j)``, in [0, 1]; 0 for disjoint maps.
 
     Args:
-        words: ``C``, at least 0, ``batch regions height width``.
-        seen: ``A``, likewise.
-        margin: Added to each sum; the published code of Self-Cross adds 0.0001.
+        words: Maps ``C`` of the words, at least 0, ``batch regions height width``.
+        seen: Maps ``A`` of :func:`aggregated_self_maps`, at least 0, same shape.
+        margin: Number added to each sum; the published code of Self-Cross adds 0.0001.
 
     Returns:
-        ``batch regions regions``: of every word ``i`` with what every word ``j`` looks at.
+        ``batch regions regions``, overlap of ``C_i`` (second axis) with ``A_j`` (third axis).
     """
     first, second = (maps / (maps.sum((-2, -1), keepdim=True) + margin).clamp_min(_TINY) for maps in (words, seen))
     return torch.minimum(first[:, :, None], second[:, None]).sum((-2, -1))

@@ -28,14 +28,14 @@ def mass_outside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def missing_share(maps: Tensor, masks: Tensor, wanted: Tensor) -> Tensor:
-    """What is missing of a wanted share of attention inside the mask, squared: ``max(0, 1 - (in / all) / wanted)^2``.
+    """Squared relative shortfall of attention inside the mask from a wanted share, ``max(0, 1 - (in / all) / wanted)^2``.
 
-    0, with no gradient, from the wanted share on; 1 is worst. Near the wanted share the gradient fades to 0.
+    In [0, 1], 0 is best; there is no gradient from the wanted share on, and it fades to 0 near it.
 
     Args:
         maps: Attention, at least 0, ``... height width``.
         masks: Soft masks in [0, 1] of the same shape.
-        wanted: Above 0, the leading axes.
+        wanted: Wanted share of attention inside the mask, above 0, of the leading axes.
 
     Returns:
         The leading axes.

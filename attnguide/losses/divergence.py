@@ -18,8 +18,8 @@ def jensen_shannon_of_groups(maps: Tensor, members: Tensor, power: float = 3.0) 
     cells with little attention decide.
 
     Args:
-        maps: At least 0, ``batch maps height width``; their scale does not matter.
-        members: How much of a map belongs to each group, at least 0, ``batch groups maps``; a group's size is their sum.
+        maps: Maps of any scale, at least 0, ``batch maps height width``.
+        members: Weight of each map in each group, at least 0, ``batch groups maps``; a group's size ``T`` is their sum.
         power: Sharpness, above 0.
 
     Returns:

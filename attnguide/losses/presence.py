@@ -26,7 +26,7 @@ def mean_peak_absence(maps: Tensor, count: int) -> Tensor:
 
     Args:
         maps: ``batch regions height width`` in [0, 1].
-        count: Cells that are averaged, all of them if the map has fewer.
+        count: Number of cells that are averaged; all cells if the map has fewer.
 
     Returns:
         ``batch regions``.
@@ -42,7 +42,7 @@ def total_variation(maps: Tensor, last_row: bool = False) -> Tensor:
 
     Args:
         maps: ``... height width``.
-        last_row: Compare every row but the first with the last one, as the published code does, not with the row above it.
+        last_row: Compare every row but the first with the last row, as the published code does, instead of the row above it.
 
     Returns:
         The leading axes.

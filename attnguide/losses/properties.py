@@ -1,4 +1,4 @@
-"""Centre, size, shape and appearance of words' attention, and how far they are from wanted ones."""
+"""Centre, size, shape and appearance of words' attention, and their distances from wanted ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from attnguide.attention.maps import AttentionMaps
 from attnguide.losses.shape import appearance, centroid, soft_shape
 
 ROUNDING = 1e-5
-"""Two passes that should agree differ by about this much: the sign of the difference must not steer."""
+"""Rounding difference between two passes that should agree; differences up to this have no gradient."""
 
 
 @dataclass(frozen=True, eq=False)
 class Properties:
-    """What self-guidance (https://arxiv.org/abs/2306.00986) reads off maps or masks.
+    """Properties of maps or masks in self-guidance (https://arxiv.org/abs/2306.00986).
 
     Attributes:
         centre: Centre of mass in fractions of the picture, ``batch regions 2``.
         size: Mean of the shape, ``batch regions``.
-        shape: In [0, 1], ``batch regions height width``.
+        shape: Soft mask in [0, 1], ``batch regions height width``.
     """
 
     centre: Tensor
@@ -32,22 +32,22 @@ class Properties:
 
     @classmethod
     def of_words(cls, maps: Tensor, sharpness: float) -> Properties:
-        """Of attention maps, ``batch regions height width``; see :func:`~attnguide.losses.shape.soft_shape`."""
+        """Properties of attention maps ``batch regions height width``; see :func:`~attnguide.losses.shape.soft_shape`."""
         shape = soft_shape(maps, sharpness)
         return cls(centroid(maps), shape.mean((-2, -1)), shape)
 
     @classmethod
     def of_masks(cls, masks: Tensor) -> Properties:
-        """Of masks in [0, 1], which are their own shape; ``batch regions height width``."""
+        """Properties of masks in [0, 1], which are their own shape; ``batch regions height width``."""
         return cls(centroid(masks), masks.mean((-2, -1)), masks)
 
     def distance(self, wanted: Properties, weights: Mapping[str, float], slack: float = 0.0) -> Tensor:
         """Weighted sum of the properties' distances, ``batch regions``.
 
         Args:
-            wanted: Of the same regions.
-            weights: Of ``centre`` (the sum over both axes), ``size`` and ``shape`` (the mean over cells).
-            slack: Differences up to this count as none.
+            wanted: Wanted properties of the same regions.
+            weights: Weights of ``centre`` (summed over both axes), ``size`` and ``shape`` (averaged over cells).
+            slack: Differences up to this count as 0.
         """
         centre = apart(self.centre, wanted.centre, slack).sum(-1)
         outline = apart(self.shape, wanted.shape, slack).mean((-2, -1))
@@ -56,16 +56,16 @@ class Properties:
 
 
 def apart(first: Tensor, second: Tensor, slack: float = ROUNDING) -> Tensor:
-    """Absolute difference, without value and slope up to ``slack``."""
+    """Absolute difference; 0 without gradient up to ``slack``."""
     difference = (first - second).abs()
     return torch.where(difference > slack, difference, 0.0)
 
 
 def appearances(maps: AttentionMaps, words: Sequence[Properties]) -> list[Tensor]:
-    """Of every phrase at every feature site of ``maps``, under its mean shape: ``batch regions channels`` each.
+    """Appearance of every phrase under its mean shape, ``batch regions channels`` for each feature site of ``maps``.
 
     Args:
-        maps: Whose features are read.
+        maps: Maps with features.
         words: The phrases' properties at several sites of one map size; there is no gradient through them.
     """
     found = []

@@ -14,10 +14,10 @@ def overlap(first: Tensor, second: Tensor) -> Tensor:
     The measure of A-STAR (https://arxiv.org/abs/2306.14544), for segregation and, as ``1 - overlap``, for retention.
 
     Args:
-        first: At least 0, ``... height width``.
-        second: Broadcast against it.
+        first: Maps, at least 0, ``... height width``.
+        second: Maps, broadcast against ``first``.
 
     Returns:
-        The leading axes.
+        One value per pair of maps, of the leading axes.
     """
     return torch.minimum(first, second).sum((-2, -1)) / (first + second).sum((-2, -1)).clamp_min(_TINY)

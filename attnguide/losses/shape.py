@@ -15,7 +15,7 @@ _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
 
 def corner_distance(maps: Tensor, masks: Tensor, reach: int = 1, further: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Distance between the outlines of map and mask, seen from above and from the side, near the mask's edges; 0 is best.
+    """Distance between the max-projections of map and mask onto both axes, near the mask's edges; 0 is best.
 
     The corner term of BoxDiff (https://arxiv.org/abs/2307.10816): ``mean_x(w |max_y a - max_y m|)`` plus the same along y, with
     ``w = 1`` within ``reach`` cells of where a projection begins or ends (its end counts as the first cell outside).
@@ -24,7 +24,7 @@ def corner_distance(maps: Tensor, masks: Tensor, reach: int = 1, further: tuple[
         maps: ``... height width`` in [0, 1].
         masks: The same shape; a cell of at least 0.5 is inside.
         reach: Cells to either side of an edge, at least 0.
-        further: Columns and rows that count as near an edge besides, 0 or 1: ``... width`` and ``... height``.
+        further: Further columns ``... width`` and rows ``... height`` that count as near an edge, 0 or 1.
     """
     inside = masks >= 0.5
     total = maps.new_zeros(maps.shape[:-2])
@@ -38,13 +38,13 @@ def corner_distance(maps: Tensor, masks: Tensor, reach: int = 1, further: tuple[
 
 
 def near(edges: Sequence[int], count: int, reach: int) -> Tensor:
-    """1 within ``reach`` cells of an edge before a cell of this number, ``count``."""
+    """Weights of ``count`` cells: 1 within ``reach`` cells of an index in ``edges``, else 0."""
     cells = torch.arange(count)
     return torch.stack([(cells - edge).abs() <= reach for edge in edges]).any(0).float()
 
 
 def _near_edges(projection: Tensor, reach: int) -> Tensor:
-    """1 within ``reach`` cells of the beginnings and ends of runs of True; ``... cells``."""
+    """Weights ``... cells``: 1 within ``reach`` cells of the beginning or end of a run of True, else 0."""
     padded = F.pad(projection.float(), (1, 1))
     edges = (padded[..., 1:] != padded[..., :-1]).float()  # one more than cells: an edge before each, and after the last
     wide = F.max_pool1d(edges.reshape(-1, 1, edges.shape[-1]), 2 * reach + 1, stride=1, padding=reach)
@@ -69,14 +69,14 @@ def bounding_rectangle(cells: Tensor, exclusive: bool = False) -> Tensor:
 
 
 def adaptive_threshold(maps: Tensor, masks: Tensor) -> Tensor:
-    """``0.4 mean inside + 0.6 mean outside`` of each map; ``...``. A part without cells counts as 0."""
+    """``0.4 mean inside + 0.6 mean outside`` the mask for each map, of the leading axes; a mean over no cells is 0."""
     inside = (maps * masks).sum((-2, -1)) / masks.sum((-2, -1)).clamp_min(1)
     outside = (maps * (1 - masks)).sum((-2, -1)) / (1 - masks).sum((-2, -1)).clamp_min(1)
     return 0.4 * inside + 0.6 * outside
 
 
 def region_misfit(maps: Tensor, masks: Tensor, thresholds: Tensor, exclusive: bool = False) -> tuple[Tensor, Tensor]:
-    """How badly the rectangle around a map's strong cells fits its mask, and the two's intersection over union.
+    """Misfit between the mask and the rectangle around a map's strong cells, and their intersection over union.
 
     The region-aware loss of R&B (https://arxiv.org/abs/2310.08872). With ``b`` the rectangle around ``a > threshold``, ``u``
     the intersection over union of ``b`` and ``m``, and ``D`` a straight-through estimate (its value is the rectangle, its
@@ -90,7 +90,7 @@ def region_misfit(maps: Tensor, masks: Tensor, thresholds: Tensor, exclusive: bo
     Args:
         maps: Scaled to [0, 1], ``... height width``.
         masks: 0 or 1, the same shape and type.
-        thresholds: Of the leading axes.
+        thresholds: Threshold of each map, of the leading axes.
         exclusive: See :func:`bounding_rectangle`.
 
     Returns:
@@ -109,22 +109,22 @@ def region_misfit(maps: Tensor, masks: Tensor, thresholds: Tensor, exclusive: bo
 
 
 def _two_sided(part: Tensor, whole: Tensor, factor: Tensor) -> Tensor:
-    """``1 - factor part / whole`` twice, with the gradient of the numerator and of the denominator."""
+    """Sum of two terms ``1 - factor part / whole``: gradient through the numerator in one, the denominator in the other."""
     empty = whole.detach() <= _TINY
     safe = torch.where(empty, torch.ones_like(whole), whole)
     return 2 - factor * (part / safe.detach() + part.detach() / safe)
 
 
 def edge_misfit(maps: Tensor, masks: Tensor, iou: Tensor) -> Tensor:
-    """``1 - (1 - u)`` times the share of a map's edges that lies inside the mask; in [0, 1], 0 is best.
+    """``1 - (1 - u) s`` with ``s`` the share of a map's edges inside the mask; in [0, 1], 0 is best.
 
     The boundary-aware loss of R&B (https://arxiv.org/abs/2310.08872), with edges by the Sobel operator on all but the outermost
-    cells; a flat map has none, and no gradient.
+    cells; a flat map has no edges and no gradient.
 
     Args:
-        maps: ``... height width``, at least 0, smoothed.
-        masks: 0 or 1, the same shape and type.
-        iou: ``u``, of the leading axes.
+        maps: Smoothed maps, at least 0, ``... height width``.
+        masks: Masks of 0 and 1, same shape and dtype.
+        iou: Intersection over union ``u`` of :func:`region_misfit`, of the leading axes.
     """
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     across = torch.tensor(_SOBEL, dtype=maps.dtype, device=maps.device).view(1, 1, 3, 3)
@@ -153,7 +153,7 @@ def centroid(maps: Tensor) -> Tensor:
     """Centre of mass as fractions of width and height, ``... 2``; (1/2, 1/2) for a map without mass.
 
     Args:
-        maps: At least 0, ``... height width``.
+        maps: Maps, at least 0, ``... height width``.
     """
     total = maps.sum((-2, -1))
     axes = []
@@ -169,7 +169,7 @@ def appearance(features: Tensor, shapes: Tensor) -> Tensor:
 
     Args:
         features: ``batch channels height width``.
-        shapes: At least 0, ``batch regions height width``; a shape without mass has the appearance 0.
+        shapes: Soft masks, at least 0, ``batch regions height width``; an empty one has appearance 0.
 
     Returns:
         ``batch regions channels``.

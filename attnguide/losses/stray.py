@@ -10,17 +10,17 @@ _BINS = 256
 
 
 def levels(maps: Tensor) -> Tensor:
-    """Maps in [0, 1] as whole levels of 1/255."""
+    """Maps in [0, 1] quantised to levels 0 to 255, int64."""
     return (maps.detach() * 255).to(torch.int64).clamp(0, _BINS - 1)
 
 
 def otsu_level(maps: Tensor) -> Tensor:
-    """The whole level that splits a map's values into two groups with the largest variance between them (Otsu, 1979).
+    """Otsu's threshold: the level that splits a map's values into two groups with the largest variance between them (1979).
 
     The lower group has values up to this level; the smallest of equally good levels is taken, and 0 for a flat map.
 
     Args:
-        maps: In [0, 1], ``... height width``.
+        maps: Maps in [0, 1], ``... height width``.
 
     Returns:
         int64, 0 to 255, of the leading axes.
@@ -38,11 +38,11 @@ def otsu_level(maps: Tensor) -> Tensor:
 
 
 def connected(cells: Tensor, seeds: Tensor) -> Tensor:
-    """The part of ``cells`` that touches ``seeds`` by edges, through other cells.
+    """Connected components (4-neighbourhood) of ``cells`` that contain a seed, bool.
 
     Args:
-        cells: bool, ``... height width``.
-        seeds: bool, the same shape; those outside ``cells`` count as none.
+        cells: Mask, bool, ``... height width``.
+        seeds: Mask of seeds, bool, same shape; seeds outside ``cells`` are ignored.
     """
     flat = cells.reshape(-1, *cells.shape[-2:])
     grown = seeds.reshape(flat.shape) & flat
@@ -63,7 +63,7 @@ def stray_peak(maps: Tensor, at_threshold: bool = False) -> Tensor:
     (https://arxiv.org/abs/2404.04650), which is not in the paper but in its code.
 
     Args:
-        maps: In [0, 1], ``... height width``.
+        maps: Maps in [0, 1], ``... height width``.
         at_threshold: Count cells at the threshold as above it, which joins blobs on an even background.
     """
     fixed = maps.detach()

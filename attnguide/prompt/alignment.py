@@ -1,4 +1,4 @@
-"""Which tokens of one prompt stand for which of another."""
+"""Token alignment between a source prompt and a target prompt."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from attnguide.prompt.tokens import TokenizedPrompt
 def replacement_matrix(
     source: TokenizedPrompt, target: TokenizedPrompt, *, misaligned_tail: bool = False
 ) -> Float[Tensor, "tokens tokens"]:
-    """Source tokens (rows) to target tokens (columns) of two prompts with equally many words.
+    """Alignment matrix, source tokens (rows) to target tokens (columns), of two prompts with equally many words.
 
-    Words stand for each other by their number. The tokens of a swapped word map one to one if they are equally many; else every
-    target token gets ``1 / n`` of each source token, ``n`` the number of target tokens, which keeps their sum. All others map
+    Words correspond by their order. The tokens of a swapped word map one to one if they are equally many; else every target
+    token gets ``1 / n`` of each source token, ``n`` the number of target tokens, which keeps their sum. All other tokens map
     one to one, padding included, as far as both prompts go. From prompt-to-prompt (https://arxiv.org/abs/2208.01626).
 
     Args:
-        source: The prompt that is read.
-        target: The prompt that is written.
-        misaligned_tail: Map tokens after the last swapped word to the position they stand at, as the paper's code does, which
-            is wrong where swapped words differ in tokens.
+        source: Prompt whose attention is read.
+        target: Prompt whose attention is edited.
+        misaligned_tail: Map tokens after the last swapped word to the same position, as the paper's code does, which is wrong
+            where swapped words differ in their number of tokens.
 
     Raises:
-        ValueError: If the prompts differ in their number of words, or chunks of theirs end at different words.
+        ValueError: If the prompts differ in their number of words, or their chunks end at different words.
     """
     matrix = torch.zeros(len(target.ids), len(target.ids))
     for room in target.rooms():
@@ -68,17 +68,16 @@ def _replace(matrix: Tensor, source: TokenizedPrompt, target: TokenizedPrompt, r
 def refinement_matrix(
     source: TokenizedPrompt, target: TokenizedPrompt, *, padding_by_position: bool = False
 ) -> Float[Tensor, "tokens tokens"]:
-    """Source tokens (rows) to target tokens (columns); a target token without a source has a column of zeros.
+    """Alignment matrix, source tokens (rows) to target tokens (columns); a target token without a source has zeros.
 
     Tokens are aligned by the best global alignment of their ids (a match counts 1, a mismatch -1, a gap 0; of equally good
     alignments the one that skips a target token latest), padding to padding. From prompt-to-prompt
     (https://arxiv.org/abs/2208.01626).
 
     Args:
-        source: The prompt that is read.
-        target: The prompt that is written.
-        padding_by_position: Let padding read the position it stands at, as the paper's code does, which is a word of a longer
-            source.
+        source: Prompt whose attention is read.
+        target: Prompt whose attention is edited.
+        padding_by_position: Map padding to the same position, as the paper's code does, which is a word of a longer source.
     """
     matrix = torch.zeros(len(target.ids), len(target.ids))
     for room, *segments in zip(target.rooms(), source.segments, target.segments, strict=True):
@@ -94,9 +93,9 @@ def refinement_matrix(
 
 
 def equal_spans(source: Sequence[int], target: Sequence[int]) -> dict[int, int]:
-    """Target positions to source positions where runs of tokens are equal, or were replaced by equally many.
+    """Source position by target position, where runs of tokens are equal or were replaced by equally many.
 
-    As cross-attention control aligns prompts (https://github.com/bloc97/CrossAttentionControl).
+    The alignment of cross-attention control (https://github.com/bloc97/CrossAttentionControl).
     """
     found: dict[int, int] = {}
     for kind, a0, a1, b0, b1 in SequenceMatcher(None, list(source), list(target)).get_opcodes():

@@ -1,4 +1,4 @@
-"""Yes-or-no masks: which cells of a map a region takes, by a rule that has a name.
+"""Binary masks of regions on a map, by named rules.
 
 Published code draws boxes in different ways. Each method names its rule, and all rules are here.
 """
@@ -19,20 +19,20 @@ Rule = Literal["half", "rounded", "truncated"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 VANISHES = 0.05
-"""A region that fills no cell of a map to this share is too small for it."""
+"""A region that covers every cell of a map by less than this share is too small for it."""
 
 _SLACK = 1e-6
-"""A cell that is covered to a share exactly must count, whatever single precision makes of the share."""
+"""Tolerance for cells that are covered by exactly the share of a threshold, in single precision."""
 
 
 def soft_mask(region: Region, height: int, width: int) -> Float[Tensor, "height width"]:
-    """A region's share of each cell, in [0, 1], as :func:`~attnguide.prompt.regions.rasterise` has it.
+    """A region's soft mask in [0, 1], from :func:`~attnguide.prompt.regions.rasterise`.
 
-    A box, polygon or blob that covers no cell by half is grown until its fullest cell is covered whole: attention is wanted in
-    that cell, and a share of it that no map can reach would be asked for in vain. Masks say themselves how strong they are.
+    A box, polygon or blob that covers no cell by half is scaled until its fullest cell is 1, as losses would else ask for a
+    share of attention that a map cannot reach. Masks are taken as they are.
 
     Args:
-        region: With a place.
+        region: A region with a place.
         height: Rows of the map.
         width: Columns of the map.
     """
@@ -43,17 +43,17 @@ def soft_mask(region: Region, height: int, width: int) -> Float[Tensor, "height 
 
 
 def binary_mask(region: Region, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "height width"]:
-    """Cells that a region takes.
+    """Binary mask of a region.
 
     * ``half``: cells covered at least by half; where there is none, cells at least half as full as the fullest. Never empty.
     * ``rounded``: whole cells between the box's edges, each rounded to the nearest cell edge, to the even one from the middle
       between two: ``round(edge * cells)``, as BoxDiff and Bounded Attention draw. May be empty.
-    * ``truncated``: likewise, each edge truncated: ``int(edge * cells)``, as layout guidance and R&B draw. May be empty.
+    * ``truncated``: whole cells between truncated edges, ``int(edge * cells)``, as layout guidance and R&B draw. May be empty.
 
-    Published rules are for boxes; other places are drawn by ``half`` under each of them.
+    ``rounded`` and ``truncated`` are for boxes; other places are always drawn by ``half``.
 
     Args:
-        region: With a place.
+        region: A region with a place.
         height: Rows of the map.
         width: Columns of the map.
         rule: One of the above.
@@ -77,14 +77,14 @@ def binary_mask(region: Region, height: int, width: int, rule: Rule = "half") ->
 
 
 def cell_edges(box: Box, height: int, width: int, rule: Literal["rounded", "truncated"]) -> tuple[int, int, int, int]:
-    """``x0, y0, x1, y1`` of a box in whole cells by a published rule; the last ones are not included."""
+    """``x0, y0, x1, y1`` of a box in whole cells by a published rule; ``x1`` and ``y1`` are exclusive."""
     whole: Callable[[float], int] = round if rule == "rounded" else int
     x0, y0, x1, y1 = box
     return whole(x0 * width), whole(y0 * height), whole(x1 * width), whole(y1 * height)
 
 
 def require_cell(region: Region, height: int, width: int, rule: Rule = "half") -> None:
-    """Refuse a region that is too small for a map: by ``half`` below :data:`VANISHES`, by the others where its mask is empty.
+    """Refuse a region that is too small for a map: below :data:`VANISHES` for ``half``, an empty mask for other rules.
 
     Raises:
         ValueError: Naming region and map size.
@@ -102,17 +102,17 @@ def require_cell(region: Region, height: int, width: int, rule: Rule = "half") -
 def sampled_mask(
     region: Region, height: int, width: int, finer: int, mode: Literal["nearest", "corners"]
 ) -> Float[Tensor, "height width"]:
-    """A mask painted on a finer grid and read at points: the small maps of code that starts from a painted picture.
+    """A mask drawn on a finer grid and downsampled, as code does that starts from a painted picture.
 
-    The painting has the cells that are covered at least by half, without a fallback.
+    The finer mask has the cells that are covered at least by half, without a fallback.
 
     Args:
-        region: With a place.
+        region: A region with a place.
         height: Rows of the map.
         width: Columns of the map.
-        finer: How many times as large the painting is.
-        mode: ``nearest`` takes every n-th cell of it, 0 or 1, as DenseDiffusion does; ``corners`` interpolates between its
-            cells with the outermost ones at the map's corners, in [0, 1], as paint-with-words does.
+        finer: Factor between the sides of the finer grid and the map.
+        mode: ``nearest`` takes every n-th cell, 0 or 1, as DenseDiffusion does; ``corners`` interpolates bilinearly with
+            aligned corners, in [0, 1], as paint-with-words does.
     """
     import torch.nn.functional as F
 

@@ -1,4 +1,4 @@
-"""Names of embeddings with several vectors (textual inversion): from the text that is tokenized back to the user's prompt.
+"""Textual-inversion names with several vectors: from the expanded text, which is tokenized, back to the user's prompt.
 
 Diffusers keeps the vectors of ``<thing>`` under the names ``<thing>``, ``<thing>_1``, ``<thing>_2``, and writes
 all of them into the prompt where the user wrote the first.
@@ -12,12 +12,12 @@ from attnguide.prompt.words import Span
 
 
 def follow(prompt: str, read: str, names: Collection[str]) -> list[Span]:
-    """For every character of ``read``, the characters of the prompt it stands for.
+    """Span of the prompt for every character of the expanded text.
 
     Args:
-        prompt: As the user wrote it.
-        read: The same with names of embeddings expanded, as the text encoder reads it.
-        names: Tokens that were added to the tokenizer's own.
+        prompt: The prompt as the user wrote it.
+        read: The prompt with textual-inversion names expanded, as it is tokenized.
+        names: Tokens added to the tokenizer's vocabulary.
 
     Raises:
         ValueError: If ``read`` is not the prompt with its names expanded.
@@ -39,7 +39,7 @@ def follow(prompt: str, read: str, names: Collection[str]) -> list[Span]:
 
 
 def spread(origin: Sequence[Span], span: Span) -> Span:
-    """Characters of the prompt behind characters of the text that is read; as far as they go, none beyond its end."""
+    """Span of the prompt for a span of the expanded text; empty for an empty span."""
     first, stop = span
     if first >= stop:
         place = origin[first][0] if first < len(origin) else (origin[-1][1] if origin else 0)

@@ -16,7 +16,7 @@ FUNCTION_WORDS = frozenset(
 
 
 def function_word_positions(prompt: TokenizedPrompt) -> tuple[int, ...]:
-    """Positions of the tokens of function words and digits; no grammar is known, so ``left`` is always one."""
+    """Positions of the tokens of function words and digits, by word list without grammar (``left`` always counts)."""
     found: list[int] = []
     for first, stop in find_words(prompt.text, parts=True):
         word = prompt.text[first:stop].lower()

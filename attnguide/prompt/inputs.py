@@ -1,4 +1,4 @@
-"""Files of a row's input pictures: found, looked at before a model is loaded, and read. Importing this needs no torch."""
+"""Files of a row's input pictures: paths, checks before a model is loaded, and reading. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Sizes = dict[str, tuple[int, int]]
-"""Path -> width and height of pictures that were looked at."""
+"""Width and height of checked pictures by path."""
 
 _ANEW = 128
-"""Value of a mask, in 8 bits, from which on a pixel is drawn anew."""
+"""Smallest 8-bit value of a mask at which a pixel is drawn anew."""
 
 
 def absolute_row(sample: Sample, folder: Path | None = None) -> Sample:
-    """The row with the paths of its masks and pictures made absolute, so that a kept configuration works from any folder.
+    """The row with absolute paths of masks and pictures, so that a saved configuration works from any folder.
 
     Args:
-        sample: Any.
-        folder: What relative paths start from; the working directory when ``None``.
+        sample: The row.
+        folder: Base of relative paths; the working directory when ``None``.
     """
     changes: dict[str, object] = {}
     if any(region.mask is not None or region.source is not None for region in sample.regions):
@@ -46,11 +46,11 @@ def _absolute(path: str, folder: Path | None) -> str:
 
 
 def check_inputs(sample: Sample, sizes: Sizes) -> None:
-    """Refuse input pictures that cannot be read, a mask that is black or of another size than its picture, and no steps.
+    """Refuse unreadable input pictures, a mask that is black or of another size, and a strength that leaves no step.
 
     Args:
         sample: The row.
-        sizes: Of pictures that were read before; filled in here.
+        sizes: Sizes of pictures checked before; new ones are added.
 
     Raises:
         ValueError: Naming the field and the file.
@@ -81,12 +81,12 @@ def _files(sample: Sample) -> Iterator[tuple[str, str]]:
 
 
 def picture_at(path: str, size: tuple[int, int], what: str) -> Image.Image:
-    """A picture's file in colour, stretched to a row's size.
+    """Read a picture in RGB, stretched to a row's size.
 
     Args:
-        path: Any format Pillow reads.
+        path: Path of a file in any format that Pillow reads.
         size: ``(height, width)`` in pixels.
-        what: Begins the error messages.
+        what: Name of the picture in error messages.
 
     Raises:
         ValueError: If the file is missing or not a picture.
@@ -126,11 +126,11 @@ def _grey(picture: Image.Image) -> Image.Image:
 
 
 def mask_at(path: str, size: tuple[int, int]) -> Image.Image:
-    """A mask's file in black and white at a row's size: white where a pixel is drawn anew.
+    """Read an inpainting mask in black and white at a row's size, white where a pixel is drawn anew.
 
     Args:
-        path: Any format Pillow reads; where its alpha, if that varies, else its luminance is at least a half, a pixel is
-            drawn anew.
+        path: Path of a file in any format that Pillow reads; a pixel is drawn anew where the alpha (if it varies, else the
+            luminance) is at least a half.
         size: ``(height, width)`` in pixels.
 
     Raises:

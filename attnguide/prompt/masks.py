@@ -1,4 +1,4 @@
-"""Masks from files, pictures and arrays, each to numbers in [0, 1]: white is inside, black outside."""
+"""Masks from files, pictures and arrays, as numbers in [0, 1]: white is inside, black outside."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:  # torch loads where a tensor is made
 Cells = NDArray[np.float64]
 
 _GREY = 24
-"""Differences between the channels of 8 bits up to which a picture counts as grey."""
+"""Largest difference between 8-bit channels of a picture that counts as grey."""
 
 
 def load_mask(path: str | Path) -> Float[Tensor, "height width"]:
     """Read a picture as a mask in [0, 1]: its alpha if that varies, else its luminance; or an attention map kept as ``.npy``.
 
-    A map is what :class:`~attnguide.callbacks.AttentionMapsLogger` or ``attnguide maps`` left behind: numbers of any range,
-    stretched to [0, 1]; the mean over its steps where it has them (``steps height width``).
+    A map is a file of :class:`~attnguide.callbacks.AttentionMapsLogger` or ``attnguide maps``: numbers of any range, which are
+    stretched to [0, 1], after averaging over steps where it has them (``steps height width``).
 
     Args:
-        path: Any format Pillow reads, any size, 8 or 16 bits; or ``.npy``.
+        path: Picture in any format that Pillow reads, any size, 8 or 16 bits; or ``.npy`` array.
 
     Returns:
         float32 on the CPU, at the picture's size.
@@ -46,12 +46,12 @@ def mask_values(phrase: str, place: Any) -> Cells:
     """A region's mask as numbers in [0, 1], ``height width``.
 
     Args:
-        phrase: Names the region in messages.
-        place: Path, picture of Pillow's, or array ``height width``: numbers in [0, 1], truth values, or ``uint8``, of which 255
-            is 1 (or 1, where there is nothing above it).
+        phrase: The region's phrase, for error messages.
+        place: Path, Pillow picture, or array ``height width``: numbers in [0, 1], bools, or ``uint8``, where 255 is inside (or
+            1, if the largest value is 1).
 
     Raises:
-        ValueError: If it is unusable.
+        ValueError: If the mask cannot be read, has other axes, or leaves [0, 1].
     """
     if isinstance(place, str | Path):
         return _read_mask(Path(place))
@@ -73,14 +73,14 @@ def mask_values(phrase: str, place: Any) -> Cells:
 
 
 def _on_cpu(place: Any) -> Any:
-    """A tensor as numpy takes it, which has no bfloat16."""
+    """A tensor on the CPU in a dtype that numpy has (no bfloat16); other values as they are."""
     if not hasattr(place, "detach"):
         return place
     return place.detach().cpu().double() if place.is_floating_point() else place.detach().cpu()
 
 
 def check_mask(phrase: str, place: Any) -> None:
-    """Warn of a mask that probably means something else than it says: coloured paint, or dark paint on a white sheet.
+    """Warn of a mask picture that is probably a mistake: coloured paint, or dark paint on a white sheet.
 
     Raises:
         ValueError: If the mask is unusable.
@@ -98,7 +98,7 @@ def check_mask(phrase: str, place: Any) -> None:
 
 
 def _odd(picture: Any) -> str | None:
-    """What is odd about a picture as a mask."""
+    """Warning about a picture as a mask; ``None`` if nothing is odd."""
     if picture.mode.startswith(("I", "F")) or _has_shape(picture):
         return None
     small = picture.convert("RGB").resize((min(picture.width, 256), min(picture.height, 256)), 0)
@@ -116,11 +116,11 @@ def _odd(picture: Any) -> str | None:
 
 
 def open_picture(path: Path, what: str = "Picture") -> Any:
-    """A picture's file as Pillow reads it, turned upright.
+    """Read a picture with Pillow, turned upright by its EXIF orientation.
 
     Args:
-        path: Any format Pillow reads.
-        what: Begins the error messages.
+        path: Path of a file in any format that Pillow reads.
+        what: Name of the picture in error messages.
 
     Raises:
         ValueError: If the file is missing or not a picture.
@@ -153,9 +153,9 @@ class _TooLarge(ValueError):
 
 
 def _read_map(path: Path) -> Cells:
-    """An attention map's file, stretched to [0, 1]; a flat map is 1 everywhere."""
+    """Read a ``.npy`` attention map, stretched to [0, 1]; a flat map becomes 1 everywhere."""
     try:
-        # A mapped file is compared with its size before anything is read.
+        # mmap checks the header against the file's size before any values are read.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(values, np.ndarray) or values.size > MOST_CELLS:
             raise ValueError("no single array of a map's size")

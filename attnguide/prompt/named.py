@@ -1,4 +1,4 @@
-"""Words that an option names: every occurrence of a phrase, or the one whose number follows it."""
+"""Token positions of ``phrase`` (every occurrence) or ``phrase[n]`` (one occurrence), as options name words."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from attnguide.prompt.words import occurrences
 
 
 def named_positions(prompt: TokenizedPrompt, name: str) -> tuple[int, ...]:
-    """Positions in the tokenized prompt of ``phrase``, wherever it occurs, or of ``phrase[1]``, its second occurrence alone.
+    """Positions in the tokenized prompt of all occurrences of ``phrase``, or of one, as ``phrase[1]`` for the second.
 
     Args:
-        prompt: As the model reads it.
-        name: As above; occurrences count from 0.
+        prompt: The tokenized prompt.
+        name: Phrase, with or without ``[n]``; occurrences count from 0.
 
     Raises:
         ValueError: If the phrase does not occur (so often), or the text encoder does not read it.

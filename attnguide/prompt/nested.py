@@ -1,4 +1,4 @@
-"""Which occurrence of its phrase a region means, where one region's phrase stands inside another's."""
+"""Choice of the occurrence that a region means, where one region's phrase is part of another's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settle(prompt: str, regions: Sequence[Region], tokenized: TokenizedPrompt | 
     Args:
         prompt: The row's prompt.
         regions: The row's regions.
-        tokenized: The prompt as the model reads it, to see the words behind a region's ``token_indices``.
+        tokenized: The tokenized prompt, to find the words of a region's ``token_indices``.
 
     Raises:
         ValueError: If a phrase does not occur, or stands only inside another region's phrase and both have a place.
@@ -40,7 +40,7 @@ def settle(prompt: str, regions: Sequence[Region], tokenized: TokenizedPrompt | 
 
 
 def free_occurrences(prompt: str, phrase: str, others: Sequence[str]) -> list[int]:
-    """Numbers of a phrase's occurrences that lie in none of longer phrases; all of them where every one does."""
+    """Indices of a phrase's occurrences outside all longer phrases of ``others``; all occurrences where there are none."""
     longer = [span for other in others if len(other) > len(phrase) for span in occurrences(prompt, other)]
     spans = occurrences(prompt, phrase)
     free = [i for i, (a, b) in enumerate(spans) if not any(first <= a and b <= stop for first, stop in longer)]
@@ -52,7 +52,7 @@ def _name(region: Region) -> str:
 
 
 def _given(prompt: str, region: Region, tokenized: TokenizedPrompt | None) -> list[Span]:
-    """The characters of a region that says itself which it means."""
+    """Characters of a region with explicit ``token_indices`` or ``occurrence``; empty for others."""
     if region.token_indices is not None:
         offsets = tokenized.offsets if tokenized is not None else ()
         return [span for i in region.token_indices if 0 <= i < len(offsets) and (span := offsets[i]) is not None]
@@ -77,7 +77,7 @@ def _choose(prompt: str, same: Sequence[Region], taken: Sequence[tuple[Region, l
 
 
 def _disturbs(other: Region, places: Sequence[Span], span: Span) -> bool:
-    """Whether two phrases share characters, unless the other region says itself that it means a part of the longer one."""
+    """Whether a span shares characters with another region, unless that one explicitly names a part of the span."""
     if not any(first < span[1] and span[0] < stop for first, stop in places):
         return False
     inside = all(span[0] <= first and stop <= span[1] for first, stop in places)

@@ -1,4 +1,4 @@
-"""Regions from text, mappings and plain values, and back."""
+"""Regions parsed from text, mappings and plain values, and written back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnguide.types import SOURCE_KINDS, MapSource, Region
 
 
 def parse_region(text: str) -> Region:
-    """Read a region as it is written on a command line.
+    """Parse a region in the notation of the command line.
 
     ``PHRASE=x0,y0,x1,y1`` (fractions from the top left), ``PHRASE=mask.png`` (or a map, ``map.npy``), or ``PHRASE`` alone;
     ``PHRASE[1]`` means the phrase's second occurrence. The last ``=`` divides. ``PHRASE=seed:7``, ``PHRASE=prompt:TEXT``,
@@ -21,7 +21,7 @@ def parse_region(text: str) -> Region:
     (:class:`~attnguide.types.MapSource`).
 
     Raises:
-        ValueError: If the text is none of these, or the box is out of range.
+        ValueError: If the text has another form, or the box is out of range.
     """
     named = re.fullmatch(rf"(.*?)=\s*({'|'.join(SOURCE_KINDS)}):(.*)", text, re.DOTALL)
     phrase, divider, place = (named[1], "=", named[3]) if named else text.rpartition("=")
@@ -57,9 +57,9 @@ def _parse_source(phrase: str, kind: str, place: str) -> MapSource:
 
 
 def region_to_dict(region: Region) -> dict[str, Any]:
-    """A region as plain values for YAML or JSON, defaults left out; :func:`region_from_dict` undoes it.
+    """A region as plain values for YAML or JSON, without defaults; :func:`region_from_dict` reads it back.
 
-    What was recorded from a source is left out: the source says it.
+    A mask recorded from a source is left out, since the source is written.
 
     Raises:
         ValueError: If the mask is a tensor: only the path of a picture can be written down.
@@ -121,7 +121,7 @@ def regions_from_places(places: Mapping[str, Any]) -> tuple[Region, ...]:
 
 
 def _several(given: Any) -> list[Any]:
-    """A list of boxes, paths or masks is several places; four numbers are one box."""
+    """Places of a phrase: a list of boxes, paths or masks is several places, a list of numbers one box."""
     if isinstance(given, list) and not all(as_real(item) is not None for item in given):
         return given
     return [given]
@@ -149,7 +149,7 @@ def _placed(phrase: str, place: Any) -> Region:
 
 
 def _is_path(text: str) -> bool:
-    """Whether text names a file, and is no box or source as the command line writes them."""
+    """Whether a text is a path, and neither a box nor a source in the command line's notation."""
     return re.match(rf"({'|'.join(SOURCE_KINDS)}):", text) is None and any(real_number(x) is None for x in text.split(","))
 
 
@@ -205,7 +205,7 @@ def _read_text(phrase: str, key: str, value: Any) -> str:
 
 
 def _read_prompt(phrase: str, key: str, value: Any) -> str:
-    """Text that may be empty, which is a prompt of no words."""
+    """A prompt, which may be the empty text."""
     return value if value == "" else _read_text(phrase, key, value)
 
 

@@ -1,4 +1,4 @@
-"""Words of a prompt that belong together, the noun and its modifiers: given by the user, or found by a rule.
+"""Groups of a noun and its modifiers in a prompt: given by the user, or found by a rule.
 
 The rule knows no grammar but a short list of English function words. It reads ``a red circle and a blue square`` as
 (red, circle) and (blue, square), ``a red and white ball`` as (red, white, ball), and ``a cat that is black`` as (black, cat).
@@ -46,7 +46,7 @@ _ADJECTIVES = frozenset(
     "pale shiny striped spotted checkered wooden metallic fluffy furry smooth rough soft hard hot cold wet dry happy sad "
     "angry sleepy beautiful pretty ugly clean dirty empty full".split()
 )
-"""Words that can hardly be nouns."""
+"""Words that are hardly ever nouns."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class WordGroup:
     """A noun and the words that describe it, as characters of a prompt.
 
     Attributes:
-        noun: The word that is described.
-        modifiers: What describes it, in the order of the prompt; none for a bare noun.
+        noun: Span of the noun.
+        modifiers: Spans of its modifiers, in the order of the prompt; empty for a bare noun.
     """
 
     noun: Span
@@ -72,8 +72,8 @@ class TokenGroup:
     """A noun and its modifiers as positions in a tokenized prompt.
 
     Attributes:
-        noun: Positions of the noun's pieces.
-        modifiers: Positions of each modifier's pieces.
+        noun: Token positions of the noun.
+        modifiers: Token positions of each modifier.
     """
 
     noun: tuple[int, ...]
@@ -86,7 +86,7 @@ class TokenGroup:
 
     @property
     def positions(self) -> frozenset[int]:
-        """All pieces of all words."""
+        """Token positions of all words."""
         return frozenset(position for word in self.words for position in word)
 
 
@@ -117,13 +117,13 @@ def find_groups(prompt: str) -> tuple[WordGroup, ...]:
 
 
 def _without_participle(prompt: str, run: list[Span]) -> list[Span]:
-    """``red car parked`` is a red car."""
+    """Drop a participle at the end of a run: ``red car parked`` is a red car."""
     last = prompt[slice(*run[-1])].lower()
     return run[:-1] if len(run) > 1 and last.endswith("ed") and last not in _NOUNS_IN_ED | {"red"} else run
 
 
 def explicit_groups(prompt: str, groups: Sequence[Sequence[str]]) -> tuple[WordGroup, ...]:
-    """Find the words of groups that a user wrote, each group's noun last.
+    """Find the words of the user's groups in a prompt, each group's noun last.
 
     A group whose words stand side by side in the prompt is looked up as a whole, so that ``[red, cat]`` and ``[red, dog]`` mean
     different reds; otherwise each word is its first occurrence that no earlier group took, or the first if all are taken.
@@ -147,7 +147,7 @@ def explicit_groups(prompt: str, groups: Sequence[Sequence[str]]) -> tuple[WordG
 
 
 def row_groups(prompt: str, groups: Sequence[Sequence[str]], regions: Sequence[Region]) -> tuple[WordGroup, ...]:
-    """The groups of a row: its explicit ones; else those of its regions' phrases; else all that the rule finds.
+    """Groups of a row: the explicit ones; else those of its regions' phrases; else all that the rule finds.
 
     Raises:
         ValueError: As for :func:`explicit_groups`, or if a region's phrase does not occur.
@@ -163,7 +163,7 @@ def row_groups(prompt: str, groups: Sequence[Sequence[str]], regions: Sequence[R
 
 
 def group_tokens(tokenized: TokenizedPrompt, groups: Sequence[WordGroup]) -> tuple[TokenGroup, ...]:
-    """Positions of groups in a tokenized prompt; words that the text encoder does not read are left out."""
+    """Token positions of groups; words that the text encoder does not read are left out."""
     found = []
     for group in groups:
         noun = positions_of(tokenized, *group.noun)
@@ -174,7 +174,7 @@ def group_tokens(tokenized: TokenizedPrompt, groups: Sequence[WordGroup]) -> tup
 
 
 def describe_groups(prompt: str, groups: Sequence[WordGroup]) -> str:
-    """Groups for people: ``red + circle, blue + square``; ``none`` for none."""
+    """Groups as text: ``red + circle, blue + square``; ``none`` for no groups."""
     return ", ".join(" + ".join(prompt[slice(*span)] for span in group.words) for group in groups) or "none"
 
 
@@ -195,7 +195,7 @@ def _shifted(span: Span, by: int) -> Span:
 
 
 def _side_by_side(prompt: str, words: Sequence[str], taken: set[Span]) -> tuple[Span, ...]:
-    """Words of a group where they stand one after the other and nobody took them; empty if they do not."""
+    """Spans of a group's words where they stand side by side and no earlier group took them; empty if nowhere."""
     occurrence = 0
     while True:
         try:

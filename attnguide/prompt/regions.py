@@ -1,4 +1,4 @@
-"""A region's place to a mask at any map size, and a region's place from text, file or mapping."""
+"""Rasterising a region's place to a soft mask at any map size, and checks and descriptions of regions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rasterise(region: Region, height: int, width: int) -> Float[Tensor, "height 
     where they grow, each axis for itself.
 
     Args:
-        region: With a place.
+        region: A region with a place.
         height: Rows of the map.
         width: Columns of the map.
 
@@ -50,11 +50,11 @@ def rasterise(region: Region, height: int, width: int) -> Float[Tensor, "height 
 
 
 def check_region(region: Region, prompt: str | None = None) -> None:
-    """Find what is wrong with a region before any model is loaded.
+    """Check a region before any model is loaded.
 
     Args:
-        region: With or without a place.
-        prompt: If given, the phrase must occur in it (unless the region names token positions).
+        region: A region, with or without a place.
+        prompt: If given, the phrase must occur in it (unless the region has ``token_indices``).
 
     Raises:
         ValueError: If the mask or the source's picture is unusable, the place has no area or leaves the picture, or the phrase
@@ -81,13 +81,13 @@ def prompt_words(prompt: str) -> tuple[Region, ...]:
     for span in find_words(prompt):
         word = prompt[slice(*span)]
         found = occurrences(prompt, word)
-        if span in found:  # not so behind a stray accent
+        if span in found:  # false behind a stray accent
             regions.append(Region(word, occurrence=found.index(span)))
     return tuple(regions)
 
 
 def source_region(region: Region) -> Region:
-    """The words whose map a region's source gives, as a region of the source's prompt without a place.
+    """The words whose map a region's source records, as a region of the source's prompt without a place.
 
     Raises:
         ValueError: If the region has no source.
@@ -96,17 +96,17 @@ def source_region(region: Region) -> Region:
         raise ValueError(f"Region {region.phrase!r} has no source.")
     if region.source.phrase is not None:
         return Region(region.source.phrase)
-    # Positions count in the region's own prompt.
+    # token_indices are positions in the row's own prompt.
     tokens = region.token_indices if region.source.prompt is None else None
     return Region(region.phrase, occurrence=region.occurrence, token_indices=tokens)
 
 
 def absolute_region(region: Region, folder: Path | None = None) -> Region:
-    """The region with the paths of its files made absolute, so that a kept configuration works from any folder.
+    """The region with absolute paths of its files, so that a saved configuration works from any folder.
 
     Args:
-        region: Any.
-        folder: What relative paths start from; the working directory when ``None``.
+        region: The region.
+        folder: Base of relative paths; the working directory when ``None``.
     """
     base = folder or Path()
     if isinstance(region.mask, Path):
@@ -145,7 +145,7 @@ def _box_cells(box: Box, height: int, width: int) -> Cells:
 
 
 def _below(cuts: NDArray[np.floating[Any]], count: int) -> Cells:
-    """Share of each of ``count`` unit cells that lies below each cut; ``cuts cells``."""
+    """Share of each of ``count`` unit cells that lies below each cut, shape ``cuts cells``."""
     return np.clip(cuts[:, None] - np.arange(count), 0, 1)
 
 
@@ -177,7 +177,7 @@ def _gaussian_means(centre: float, blur: float, count: int) -> Cells:
 
 
 def _resampling(size: int, count: int) -> Cells:
-    """Weights ``count size`` that bring an axis of ``size`` values to ``count``; each row sums to 1."""
+    """Resampling matrix ``count size`` from ``size`` values of an axis to ``count``; each row sums to 1."""
     if count <= size:
         return np.diff(_below(np.arange(count + 1) * (size / count), size), axis=0) * (count / size)
     at = np.clip((np.arange(count) + 0.5) * size / count - 0.5, 0, size - 1)
@@ -196,12 +196,12 @@ def _check_source(region: Region, source: MapSource, prompt: str | None) -> None
 
 
 def place_name(region: Region) -> str:
-    """``box``, ``polygon``, ``blob``, ``mask`` or ``source``: how a region says its place."""
+    """Name of the field that holds a region's place: ``box``, ``polygon``, ``blob``, ``mask`` or ``source``."""
     return next(name for name in ("box", "polygon", "blob", "mask", "source") if getattr(region, name) is not None)
 
 
 def describe_place(region: Region) -> str:
-    """A region's place in a few words, for messages."""
+    """A region's place in a few words, for error messages."""
     if region.box is not None or region.blob is not None:
         return f"{place_name(region)} ({', '.join(map(_digits, region.box or region.blob or ()))})"
     if region.polygon is not None:

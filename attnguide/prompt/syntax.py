@@ -1,4 +1,4 @@
-"""Prompt syntax of other programs (weights, LoRA tags, prompt schedules), which the text encoder reads as letters."""
+"""Prompt syntax of other programs (weights, LoRA tags, prompt schedules), which the text encoder reads as plain text."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"(?<![A-Z]{2} )\bBREAK\b(?! [A-Z]{2})", _WEIGH),
     (AND, ONE_PROMPT),
 )
-"""What is syntax, and what to write instead. Words in single round brackets are ordinary text."""
+"""Patterns of foreign syntax, and what to write instead. Words in single round brackets are ordinary text."""
 
 
 def find_syntax(prompt: str) -> list[tuple[str, str]]:
-    """Pieces of a prompt that other programs would not read as letters, each with what to write instead."""
+    """Pieces of a prompt that are syntax in other programs, each with what to write instead."""
     shouted = not any(char.islower() for char in prompt)  # among capitals AND and BREAK are words
     kinds = _KINDS[:-2] if shouted else _KINDS
     return [(match[0], instead) for pattern, instead in kinds for match in re.finditer(pattern, prompt)]
 
 
 def warn_of_syntax(prompts: Iterable[str]) -> None:
-    """Warn once of all such pieces in a run's prompts, naming one of each kind."""
+    """Warn once of all foreign syntax in a run's prompts, naming one piece of each kind."""
     found: dict[str, str] = {}
     for prompt in dict.fromkeys(prompts):
         for piece, instead in find_syntax(prompt):

@@ -24,19 +24,20 @@ _Rasters = dict[tuple[Region, int, int, Rule | None], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the words of a batch of rows should do, padded over regions.
+    """Token positions and masks of a batch's regions, as tensors padded over regions.
 
-    The batch is that of the rows, without classifier-free guidance's doubling. The regions axis is as long as the row with most
-    regions needs (0 if no row has one); a row with fewer has zeros, and False in ``valid``, at its end.
+    The batch axis counts rows, without the doubling of classifier-free guidance. The regions axis is as long as the row with
+    most regions needs (0 if no row has one); rows with fewer are padded with zeros, and False in ``valid``.
 
     Attributes:
-        regions: Per row.
+        regions: Regions of each row.
         token_indices: Per row and region, positions in the tokenized prompt, like every ``tokens`` axis below.
-        tokenized: Per row; all of one length. Where padding is cut they hold :attr:`columns` of the network's text axis.
-        device: Of every tensor given out.
-        groups: Per row, nouns and their modifiers: explicit, else found by rule (:mod:`attnguide.prompt.pairs`).
-        rows: Each row's number in the batch that is sampled; :meth:`select` keeps it.
-        source_prompts: Per row, the other prompt whose attention is read; empty where no method reads one.
+        tokenized: Tokenized prompt of each row, all of one length; where padding is cut, only :attr:`columns` of the network's
+            text axis.
+        device: Device of all returned tensors.
+        groups: Nouns and their modifiers per row: explicit, else found by rule (:mod:`attnguide.prompt.pairs`).
+        rows: Each row's number in the sampled batch; :meth:`select` keeps it.
+        source_prompts: Tokenized source prompt of each row; empty where no method reads a source.
     """
 
     regions: tuple[tuple[Region, ...], ...]
@@ -60,15 +61,15 @@ class Targets:
         *,
         cuts_padding: bool = False,
     ) -> Targets:
-        """Look up the words of every region of every row.
+        """Find the token positions of every region of every row.
 
         Args:
             samples: The rows of one batch, at least one.
-            tokenized: Their prompts, as the model reads them; of one length unless padding is cut.
-            device: Where the tensors are wanted.
-            source_prompts: Per row, the other prompt whose attention is read, if one is.
+            tokenized: Tokenized prompts of the rows; of one length unless padding is cut.
+            device: Device of the tensors.
+            source_prompts: Tokenized source prompt of each row, if a method reads a source.
             cuts_padding: Keep only the columns that hold words, end tokens and sinks of any of these prompts
-                (:func:`~attnguide.prompt.tokens.worded_columns`), and pad rows of differing lengths.
+                (:func:`~attnguide.prompt.tokens.worded_columns`), and pad rows of different lengths.
 
         Raises:
             ValueError: If the prompts do not match the rows in number or one another in length, or a phrase is not found.
@@ -97,7 +98,7 @@ class Targets:
         )
 
     def select(self, rows: Sequence[int]) -> Targets:
-        """Some rows, in the order given; made once for each choice of rows, with the masks drawn so far."""
+        """Targets of some rows, in the order given; cached per choice of rows, sharing drawn masks."""
         chosen = tuple(rows)
         if chosen == tuple(range(len(self.regions))):
             return self
@@ -134,7 +135,7 @@ class Targets:
 
     @cached_property
     def last_tokens(self) -> Float[Tensor, "batch regions tokens"]:
-        """Averaging weights of each text encoder's last position of a region's words, which ends its noun; else 0."""
+        """Averaging weights at the last token of a region's words in each text encoder (the end of its noun); 0 elsewhere."""
         weights = torch.zeros(self.tokens.shape)
         for row, (prompt, regions) in enumerate(zip(self.tokenized, self.token_indices, strict=True)):
             for index, positions in enumerate(regions):
@@ -144,10 +145,10 @@ class Targets:
         return weights.to(self.device)
 
     def source_tokens(self, among: Tensor) -> Float[Tensor, "batch regions tokens"]:
-        """Like :attr:`tokens`, at the same words' positions in the source prompts; 0 elsewhere.
+        """Averaging weights as :attr:`tokens`, at the positions of the regions' words in the source prompts.
 
         Args:
-            among: Which regions, bool, ``batch regions``; the words of others need not occur there.
+            among: Mask of the regions to look up, bool, ``batch regions``; the words of others need not occur there.
 
         Raises:
             ValueError: If a phrase does not occur in the row's source prompt.
@@ -162,27 +163,27 @@ class Targets:
 
     @cached_property
     def valid(self) -> Bool[Tensor, "batch regions"]:
-        """True where the row has such a region."""
+        """Mask of regions that exist; False for padding."""
         return self._per_region(lambda region: True, False, torch.bool)
 
     @cached_property
     def placed(self) -> Bool[Tensor, "batch regions"]:
-        """True where the row has such a region and it says a place."""
+        """Mask of regions that exist and have a place."""
         return self._per_region(lambda region: region.has_place, False, torch.bool)
 
     @cached_property
     def weights(self) -> Float[Tensor, "batch regions"]:
-        """Each region's own factor; 0 for padded regions."""
+        """Weight of each region (:attr:`Region.weight`); 0 for padding."""
         return self._per_region(lambda region: region.weight, 0.0, torch.float32)
 
     @cached_property
     def counted(self) -> Bool[Tensor, "batch regions"]:
-        """True where the row has such a region and its factor is not 0: the regions that decide anything."""
+        """Mask of regions that exist and whose weight is not 0."""
         return self.valid & (self.weights != 0)
 
     @property
     def columns(self) -> tuple[int, ...] | None:
-        """Positions in the network's text axis that the ``tokens`` axis stands for; ``None`` for all of them in order."""
+        """Positions in the network's text axis of the ``tokens`` axis; ``None`` for all positions in order."""
         return self.tokenized[0].columns if self.tokenized else None
 
     @cached_property
@@ -192,7 +193,7 @@ class Targets:
 
     @cached_property
     def sinks(self) -> Bool[Tensor, "batch tokens"]:
-        """True at each segment's sink: the token where attention goes that no word wants."""
+        """True at each segment's sink, the token that collects attention which no word needs."""
         return self._at(lambda prompt: prompt.sinks)
 
     @cached_property
@@ -202,7 +203,7 @@ class Targets:
 
     @cached_property
     def own(self) -> Bool[Tensor, "batch tokens"]:
-        """True at the row's own positions: all of them, or, where padding is cut, its words, end tokens and sinks."""
+        """True at all positions, or, where padding is cut, at the words, end tokens and sinks of the row's own prompt."""
         if self.columns is None:
             return self._at(lambda prompt: range(len(prompt.tokens)))
         return self.competing(True) | self.sinks
@@ -213,7 +214,7 @@ class Targets:
 
     @property
     def owned(self) -> Callable[[PassContext], Bool[Tensor, "elements tokens"]] | None:
-        """From a pass to the positions that are each element's own, by the prompt that its branch reads words of.
+        """From a pass to :attr:`own` of each batch element, by its row's prompt or, in source branches, source prompt.
 
         ``None`` where no padding is cut.
         """
@@ -229,7 +230,7 @@ class Targets:
         return replace(self, tokenized=self.source_prompts).own
 
     def competing(self, with_end: bool) -> Bool[Tensor, "batch tokens"]:
-        """True at the positions that compete in a softmax over words: those after the start token, without sinks.
+        """True at the positions that compete in a softmax over words: all after the start token, without sinks.
 
         Args:
             with_end: Let end tokens compete as well, and the padding after them but for the last position, as the code of
@@ -253,35 +254,35 @@ class Targets:
         return marked.to(self.device)
 
     def masks(self, height: int, width: int) -> Float[Tensor, "batch regions height width"]:
-        """Soft masks in [0, 1] at a map's size, as :func:`~attnguide.prompt.drawing.soft_mask` draws them; 0 where not placed.
+        """Soft masks in [0, 1] at a map's size (:func:`~attnguide.prompt.drawing.soft_mask`); 0 for regions without a place.
 
-        Drawn once per size. The tensor is shared: do not write into it.
+        Cached per size: do not write into the tensor.
         """
         return self._stack(height, width, None)
 
     def joined_masks(self, height: int, width: int) -> Float[Tensor, "batch regions height width"]:
-        """Like :meth:`masks`, but each region's mask is joined with those of all regions of the same words in its row.
+        """:meth:`masks`, each joined with the masks of all regions of the same words in its row.
 
-        One word has one map: asked to fill three boxes, its attention should lie in their union.
+        One word has one map: with three boxes, its attention should lie in their union.
         """
         return self._joined(self.masks(height, width))
 
     def joined_binary_masks(self, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "batch regions height width"]:
-        """Like :meth:`binary_masks`, joined as :meth:`joined_masks` are."""
+        """:meth:`binary_masks`, each joined with the masks of all regions of the same words in its row."""
         return self._joined(self.binary_masks(height, width, rule).float()) > 0
 
     def shares(self, among: Tensor) -> Float[Tensor, "batch regions"]:
-        """``1 / n`` for each of the n regions of ``among`` that have the same words, so that a word counts once; else 0.
+        """``1 / n`` for each of the n regions of ``among`` with the same words, so that a word counts once; 0 elsewhere.
 
         Args:
-            among: :attr:`valid` or :attr:`placed`.
+            among: Mask of regions, bool, ``batch regions``: :attr:`valid` or :attr:`placed`.
         """
         same = self._same_words & among[:, :, None] & among[:, None, :]
         return among / same.sum(-1).clamp_min(1)
 
     @cached_property
     def pair_weights(self) -> Float[Tensor, "batch regions regions"]:
-        """Factor of two regions' common term, the geometric mean of their own; 0 where one is not above 0."""
+        """Weight of each pair of regions, the geometric mean of their weights; 0 where one is not above 0."""
         return (self.weights.clamp_min(0)[:, :, None] * self.weights.clamp_min(0)[:, None, :]).sqrt()
 
     @cached_property
@@ -293,9 +294,9 @@ class Targets:
         return masks if self.count == 0 else (masks[:, None] * same[..., None, None]).amax(2)
 
     def binary_masks(self, height: int, width: int, rule: Rule = "half") -> Bool[Tensor, "batch regions height width"]:
-        """Cells that each region takes by a rule of :func:`~attnguide.prompt.drawing.binary_mask`; False where not placed.
+        """Binary masks by a rule of :func:`~attnguide.prompt.drawing.binary_mask`; False for regions without a place.
 
-        The tensor is shared: do not write into it.
+        Cached per size and rule: do not write into the tensor.
         """
         return self._stack(height, width, rule)
 
@@ -333,14 +334,14 @@ class Targets:
 
 
 def _last(prompt: TokenizedPrompt, segment: Segment) -> int:
-    """The position after the last of a segment's end token and the padding that was not cut."""
+    """The position after a segment's padding, or after its end token where padding is cut."""
     return segment.stop if prompt.columns is None else min(segment.end + 1, segment.stop)
 
 
 def region_maps(
     probs: Float[Tensor, "batch query tokens"], tokens: Float[Tensor, "batch regions tokens"]
 ) -> Float[Tensor, "batch regions query"]:
-    """Map of each region's words: the mean of their tokens' probs; 0 for padded regions.
+    """Attention map of each region's words, the mean of their tokens' probs; 0 for padding.
 
     Args:
         probs: Cross-attention probs averaged over heads and sites.

@@ -1,4 +1,4 @@
-"""Phrase of the prompt to positions in the tokenized prompt, by character offsets."""
+"""From phrases of a prompt to token positions, by character offsets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "[SEP]")
 
 @dataclass(frozen=True)
 class Segment:
-    """The positions of a tokenized prompt that one text encoder reads; a network may read several side by side.
+    """Positions of a tokenized prompt that belong to one text encoder; a network may read several encoders' states.
 
     Attributes:
-        start: Its first position.
-        stop: The position after the last one that the network attends to, padding included where that is not masked.
-        end: The position right after the words: the first end token, unless ``end`` equals ``stop`` and there is none.
-        sink: Where attention goes that no word wants: the start token; for encoders of T5's kind, which have none, the end.
+        start: First position.
+        stop: Position after the last one that the network attends to, padding included where it is not masked.
+        end: Position right after the words: the first end token, or ``stop`` if there is none.
+        sink: Token that collects attention which no word needs: the start token, or the end token for T5-like encoders.
     """
 
     start: int
@@ -35,21 +35,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as the network's text encoders read it; the four tuples have one entry per position.
+    """A prompt tokenized for the network's text encoders; tokens, offsets and ids have one entry per position.
 
     Attributes:
-        text: The prompt as the user wrote it, also the part that was cut.
-        tokens: Readable pieces, start, end and padding tokens included.
-        offsets: Characters ``[first, last + 1)`` of ``text`` behind each position, ``None`` for start, end and padding. All
-            vectors of an embedding by textual inversion stand for the characters of its name.
-        ids: The tokenizer's numbers; -1 where the row is shorter than others of its batch.
-        truncated: The words that no text encoder reads any more, or ``""``.
-        segments: One per text encoder whose states the network attends to, or per chunk of one, in order. Where none are given
-            all positions are one segment, of CLIP's kind unless the first token is a word or an end token.
-        columns: For a prompt of which only some positions were kept (:meth:`keep`), those positions in the network's text
-            axis; ``None`` where all are there.
-        asked: A prompt with weights, whose words alone are ``text``. Its segments are chunks that one text encoder reads one by
-            one, each with a start token of its own.
+        text: The whole prompt as the user wrote it, including words that were cut off.
+        tokens: Token strings, with start, end and padding tokens.
+        offsets: Characters ``[first, last + 1)`` of ``text`` for each position, ``None`` for start, end and padding. All
+            vectors of a textual-inversion embedding have the characters of its name.
+        ids: Token ids; -1 where the row is shorter than others of its batch.
+        truncated: Words beyond the length of every text encoder, or ``""``.
+        segments: One per text encoder whose states the network attends to, or per chunk of one, in order. By default all
+            positions are one segment, with a start token (as CLIP's) unless the first token is a word or an end token.
+        columns: Positions in the network's text axis, where only some were kept (:meth:`keep`); ``None`` for all.
+        asked: The prompt with weights whose :attr:`WeightedPrompt.text` is ``text``; its segments are chunks of one text
+            encoder, each with a start token of its own. ``None`` for a plain prompt.
 
     Raises:
         ValueError: If the tuples differ in length.
@@ -79,12 +78,12 @@ class TokenizedPrompt:
 
     @property
     def word_positions(self) -> tuple[int, ...]:
-        """Positions that stand for characters of the prompt, in order."""
+        """Positions of tokens with characters of the prompt, in order."""
         return tuple(position for position, span in enumerate(self.offsets) if span is not None and span[0] < span[1])
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Position of each segment's first end token, where it has one; padding may repeat it."""
+        """Position of each segment's first end token, where it has one (padding may use the same token)."""
         return tuple(segment.end for segment in self.segments if segment.end < segment.stop)
 
     @property
@@ -93,31 +92,31 @@ class TokenizedPrompt:
         return tuple(segment.sink for segment in self.segments)
 
     def first_word(self, segment: Segment) -> int:
-        """Position of a segment's first word: after the start token and the tokens of a template, if it has any."""
+        """Position of a segment's first word, after start and template tokens; its end if it has no word."""
         inside = (position for position in self.word_positions if segment.start <= position < segment.stop)
         return next(inside, segment.end)
 
     def rooms(self) -> tuple[range, ...]:
-        """All positions by segment, the padding behind it included."""
+        """All positions by segment, each with the padding behind it."""
         starts = [segment.start for segment in self.segments]
         return tuple(map(range, starts, [*starts[1:], len(self.tokens)]))
 
     @property
     def prompt(self) -> Prompt:
-        """What a model is asked to read for these tokens: the prompt with its weights and chunks, or its text."""
+        """The prompt to encode for these tokens: with weights and chunks (:attr:`asked`), or the text."""
         return self.text if self.asked is None else self.asked
 
     @property
     def chunks(self) -> int:
-        """Chunks that a text encoder reads one by one; 1 unless the prompt was read so."""
+        """Number of chunks; 1 for a plain prompt."""
         return 1 if self.asked is None else len(self.segments)
 
     def readers(self) -> tuple[range, ...]:
-        """All positions by text encoder: those of :meth:`rooms`, but all chunks of one encoder together."""
+        """All positions by text encoder: :meth:`rooms`, with all chunks of an encoder joined."""
         return self.rooms() if self.asked is None else (range(len(self.tokens)),)
 
     def keep(self, columns: Sequence[int]) -> TokenizedPrompt:
-        """The prompt with these positions of the network's text axis alone, in rising order; those it lacks are padding."""
+        """The prompt restricted to these positions of the network's text axis, in rising order; missing ones are padding."""
         length = len(self.tokens)
         there = [column if column < length else None for column in columns]
         segments = tuple(Segment(*(bisect_left(columns, place) for place in astuple(one))) for one in self.segments)
@@ -133,14 +132,14 @@ class TokenizedPrompt:
         )
 
     def place(self, position: int) -> int | None:
-        """Where a position of the network's text axis stands here; ``None`` if it was not kept."""
+        """Index here of a position in the network's text axis; ``None`` if it was not kept."""
         if self.columns is None:
             return position if 0 <= position < len(self.tokens) else None
         return self.columns.index(position) if position in self.columns else None
 
 
 def joined(parts: Sequence[TokenizedPrompt]) -> TokenizedPrompt:
-    """A prompt that several text encoders read, their positions one after the other in the network's text axis."""
+    """Join the tokenizations of a prompt for several text encoders, whose states are concatenated along the text axis."""
     segments: list[Segment] = []
     length = 0
     for part in parts:
@@ -159,8 +158,8 @@ def joined(parts: Sequence[TokenizedPrompt]) -> TokenizedPrompt:
 def worded_columns(prompts: Sequence[TokenizedPrompt]) -> tuple[int, ...]:
     """Positions of the network's text axis at which any of the prompts has a word, its end token or its sink.
 
-    Between a segment's first word in any prompt and the last end token of any, all positions are kept. Padding, which holds a
-    large part of the axis of most transformers, and the tokens of templates are not.
+    All positions from the first word of any prompt to the last end token of any are kept in each segment. Padding, a large part
+    of most transformers' text axis, and template tokens are dropped.
     """
     kept: set[int] = set()
     for same in zip(*(prompt.segments for prompt in prompts), strict=True):
@@ -172,15 +171,15 @@ def worded_columns(prompts: Sequence[TokenizedPrompt]) -> tuple[int, ...]:
 
 
 def find_phrase(prompt: str, phrase: str, occurrence: int | None = None) -> Span:
-    """Characters ``[first, last + 1)`` of the prompt where a phrase stands.
+    """Characters ``[first, last + 1)`` of a phrase in a prompt.
 
-    Capitals do not matter, any run of spaces equals any other, composed and decomposed accents are equal, and the phrase must
-    stand on word boundaries (``cat`` is not in ``cathedral``, but ``dog`` is in ``dog,``).
+    Case, the number of spaces, and the form of accents do not matter; the phrase must stand on word boundaries (``cat`` is not
+    in ``cathedral``, but ``dog`` is in ``dog,``).
 
     Args:
         prompt: The prompt as the user wrote it.
-        phrase: Words of it.
-        occurrence: Which one is meant, from 0; the first when ``None``.
+        phrase: Words of the prompt.
+        occurrence: Index of the occurrence, from 0; the first when ``None``.
 
     Raises:
         ValueError: If the phrase is empty, does not occur, or occurs too few times.
@@ -202,21 +201,21 @@ def find_phrase(prompt: str, phrase: str, occurrence: int | None = None) -> Span
 
 
 def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | None = None) -> tuple[int, ...]:
-    """Positions in the tokenized prompt (CLIP's start token = 0) whose characters overlap a phrase's, of all segments.
+    """Token positions (CLIP's start token = 0), in all segments, whose characters overlap a phrase.
 
-    A segment that ends before the phrase has none, as long as another one reads all of it.
+    A segment that ends before the phrase has none, as long as another segment reads all of it.
 
     Args:
-        tokenized: The prompt.
-        phrase: Words of it, found as by :func:`find_phrase`.
-        occurrence: Which one is meant, from 0; the first when ``None``.
+        tokenized: The tokenized prompt.
+        phrase: Words of the prompt, found as by :func:`find_phrase`.
+        occurrence: Index of the occurrence, from 0; the first when ``None``.
 
     Raises:
         ValueError: If the phrase does not occur, or if no text encoder reads all of it.
     """
     first, stop = find_phrase(tokenized.text, phrase, occurrence)
     found = positions_of(tokenized, first, stop)
-    # Tokenizers may give a combining accent no character of its own, which is no loss.
+    # Tokenizers may leave a combining accent out of the offsets, which is no loss.
     unread = [char for char in tokenized.text[max(_read(tokenized), first) : stop] if not unicodedata.combining(char)]
     if tokenized.truncated and unread:
         raise ValueError(
@@ -236,27 +235,27 @@ def token_indices(tokenized: TokenizedPrompt, phrase: str, occurrence: int | Non
 
 
 def _read(tokenized: TokenizedPrompt) -> int:
-    """Where the characters end that any text encoder reads."""
+    """End of the characters that some text encoder reads."""
     return max((span[1] for span in tokenized.offsets if span), default=0)
 
 
 def _longest(tokenized: TokenizedPrompt) -> int:
-    """Positions of the text encoder that reads most; also of a prompt of which some were kept."""
+    """Number of positions of the longest text encoder, or of the kept positions."""
     if tokenized.columns is not None:
         return len(tokenized.columns)
     return max((len(room) for room in tokenized.rooms()), default=0)
 
 
 def positions_of(tokenized: TokenizedPrompt, first: int, stop: int) -> tuple[int, ...]:
-    """Positions in the tokenized prompt whose characters overlap ``[first, stop)``; none if the encoder does not read them."""
+    """Token positions whose characters overlap ``[first, stop)``; empty if no encoder reads them."""
     spans = ((position, tokenized.offsets[position]) for position in tokenized.word_positions)
     return tuple(position for position, span in spans if span and span[0] < stop and first < span[1])
 
 
 def resolve(tokenized: TokenizedPrompt, region: Region) -> tuple[int, ...]:
-    """Positions of a region's words: its own ``token_indices`` if it has any, else those of its phrase.
+    """Token positions of a region's words: its ``token_indices`` if given, else those of its phrase.
 
-    Explicit positions are those of the network's text axis, whatever of it was kept.
+    ``token_indices`` are positions in the network's whole text axis.
 
     Raises:
         ValueError: If explicit positions are empty, repeated or not on words, or as for :func:`token_indices`.
@@ -281,27 +280,27 @@ def resolve(tokenized: TokenizedPrompt, region: Region) -> tuple[int, ...]:
 
 
 def worded(tokenized: TokenizedPrompt) -> tuple[range, ...]:
-    """Positions from the first to the last word of each segment; all after the sink where its words are not known."""
+    """Positions from the first to the last word of each segment; all after the sink where the words are not known."""
     return tuple(range(_first(tokenized, segment), segment.end) for segment in tokenized.segments)
 
 
 def _first(tokenized: TokenizedPrompt, segment: Segment) -> int:
-    """Where the words of a segment begin: behind its start token where it has none that are known."""
+    """First word position of a segment; the one behind the start token where the words are not known."""
     first = tokenized.first_word(segment)
     unknown = first == segment.end and segment.sink == segment.start
     return min(segment.start + 1, segment.end) if unknown else first
 
 
 def require_whole(tokenized: TokenizedPrompt, name: str = "prompt", *, in_chunks: bool = False) -> None:
-    """Refuse a prompt of which the text encoder reads a part only, be it positive, negative or another picture's.
+    """Refuse a prompt that is longer than the text encoder reads.
 
     Args:
-        tokenized: The prompt.
-        name: What the user calls it.
-        in_chunks: Whether the model could read it chunk by chunk.
+        tokenized: The tokenized prompt.
+        name: Name of the prompt in the error message (``prompt``, ``negative_prompt``, ...).
+        in_chunks: Whether the model could read it in chunks.
 
     Raises:
-        ValueError: Naming the words that would be lost.
+        ValueError: Naming the words that would be cut off.
     """
     if tokenized.truncated:
         raise ValueError(

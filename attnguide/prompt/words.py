@@ -1,7 +1,6 @@
-"""Words of a text, in any script: where they begin and end, and where a phrase stands.
+"""Word boundaries of a text in any script, and occurrences of a phrase.
 
-Everything that cuts text into words goes through here, so that whatever :func:`find_words` calls a word is found again by
-:func:`occurrences`.
+All splitting into words is done here, so that every word of :func:`find_words` is found again by :func:`occurrences`.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ def find_words(text: str, *, parts: bool = False) -> list[Span]:
     """Words and emoji of a text, in order; ``dog's`` and ``t-shirt`` are one word each.
 
     Args:
-        text: Any.
-        parts: Give the parts of such words instead: ``dog`` and ``'s``, ``t`` and ``shirt``.
+        text: The text.
+        parts: Split such words into their parts: ``dog`` and ``'s``, ``t`` and ``shirt``.
     """
     found = [match.span() for pattern in (_PART if parts else _WORD, _PICTOGRAM) for match in pattern.finditer(text)]
     return sorted(found)
 
 
 def occurrences(text: str, phrase: str) -> list[Span]:
-    """Where a phrase stands in a text, on word boundaries, in order.
+    """Spans of all occurrences of a phrase in a text, on word boundaries, in order.
 
-    Capitals, the width of spaces, the form of apostrophes, and whether an accent is a character of its own make no difference.
+    Case, the number of spaces, the form of apostrophes, and the composition of accents do not matter.
     """
     if not _fold(phrase)[0].split():
         return []
@@ -57,7 +56,7 @@ def occurrences(text: str, phrase: str) -> list[Span]:
 
 @lru_cache(maxsize=256)
 def _fold(text: str) -> tuple[str, dict[int, int], dict[int, int]]:
-    """The text in one spelling, and where its characters as a reader sees them begin and end: folded to original positions."""
+    """The normalised text, and for its grapheme boundaries the starts and stops in the original text."""
     pieces: list[str] = []
     starts: dict[int, int] = {}
     stops: dict[int, int] = {}
