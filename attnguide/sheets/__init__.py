@@ -1,1 +1,1 @@
-"""Pictures side by side: contact sheets, their labels and colours, and what is drawn over pictures."""
+"""Contact sheets: grids of pictures with labels and colours, and overlays of regions and heat maps."""

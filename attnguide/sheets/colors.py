@@ -10,19 +10,19 @@ from attnguide.text.html import Color
 
 _PLAIN: Color = (96, 96, 96)
 _FIRST, _GOLDEN = 0.391, 0.381966
-"""The first hue, and the share of the circle between methods that follow one another: those of one family lie far apart."""
+"""First hue, and hue step between consecutive methods as a share of the circle, so that those of one family lie far apart."""
 
 _SHADES: tuple[tuple[float, float], ...] = ((0.8, 0.75), (0.9, 0.90), (0.7, 0.50), (1.0, 0.50), (0.5, 0.90), (0.6, 0.75))
-"""Saturation and value in turn: hues come near after 8, 13 and 21 methods, where the shade is another.
+"""Saturation and value in turn, so that methods 8, 13 or 21 apart, whose hues are close, differ in shade.
 
-Found by search: the two nearest of all methods lie as far apart as can be, those often compared farther still."""
+Found by a search for the largest least distance of any two methods, with methods that are often compared farther apart."""
 
 
 def method_color(method: str) -> Color:
     """The colour of a row's method, of a name in :data:`~attnguide.methods.METHODS` or of any other text.
 
     Args:
-        method: As ``records.csv`` has it; names joined by ``+`` are one method. Grey for ``plain`` and for no method.
+        method: Column ``method`` of ``records.csv``; names joined by ``+`` count as one. Grey for ``plain`` and empty text.
 
     Example:
         >>> method_color("plain"), method_color("inject5") == method_color("inject5")
@@ -38,5 +38,5 @@ def method_color(method: str) -> Color:
 
 
 def css(color: Color) -> str:
-    """A colour as style sheets and matplotlib write it, ``#rrggbb``."""
+    """A colour as ``#rrggbb``, for CSS and matplotlib."""
     return "#{:02x}{:02x}{:02x}".format(*color)

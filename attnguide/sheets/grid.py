@@ -1,4 +1,4 @@
-"""Grids of pictures with labels, folded where they are wider than a screen. Pillow only."""
+"""Draws grids of pictures with labels; grids wider than a screen are folded. Needs Pillow only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 from attnguide.text.html import Color
 
 MOST_COLUMNS = 10
-"""Columns beyond which a grid of a run is folded."""
+"""Most columns of a run's grid before it is folded."""
 
 _GAP = 6
 _BAR = 4
-"""Height of a column's line of colour."""
+"""Height in pixels of the coloured line below a column's label."""
 
 _WIDEST, _SMALLEST = 1200, 128
-"""Width in pixels that a sheet's pictures keep within, as long as they are not smaller than this: a page shows it unshrunk."""
+"""Width in pixels that a sheet's pictures fit into, unless that makes them smaller than the second number."""
 
 _LETTERS = 75
 """Font sizes across a sheet: its labels can still be read where a page shows it half as large."""
@@ -35,11 +35,11 @@ class Grid:
 
     Attributes:
         pictures: Rows from top to bottom; ``None`` leaves a grey field.
-        columns: A label for each column, or none.
-        rows: A label for each row, or none.
-        title: Above it.
-        colors: A colour for each column, drawn as a line below its label, or none.
-        kept: Columns from the left that are repeated where the grid is folded.
+        columns: A label for each column; empty for no labels.
+        rows: A label for each row; empty for no labels.
+        title: Title above the grid.
+        colors: A colour for each column, drawn as a line below its label; empty for no lines.
+        kept: Number of columns from the left that every part of a folded grid repeats.
     """
 
     pictures: Pictures
@@ -51,13 +51,13 @@ class Grid:
 
 
 def draw_grids(grids: Sequence[Grid], *, title: str = "", cell: int = 256, most_columns: int = MOST_COLUMNS) -> Image.Image:
-    """Grids below one another, each folded into several where it has more columns than fit.
+    """Draw grids below one another; a grid with too many columns is folded into several.
 
     Args:
-        grids: From top to bottom.
-        title: Of the whole.
-        cell: Longest side of a picture in pixels; less where many stand side by side.
-        most_columns: Columns beyond which a grid is folded.
+        grids: Grids from top to bottom.
+        title: Title of the sheet.
+        cell: Longest side of a picture in pixels; less if many stand side by side.
+        most_columns: Most columns before a grid is folded.
 
     Raises:
         ValueError: If there is no picture at all.
@@ -78,8 +78,8 @@ def contact_sheet(
 
     Args:
         rows: Rows of equal length; ``None`` leaves a grey field.
-        column_labels: One per column, or none.
-        row_labels: One per row, or none.
+        column_labels: One label per column, or none.
+        row_labels: One label per row, or none.
         cell: Longest side of a picture on the sheet, in pixels.
 
     Raises:
@@ -102,7 +102,7 @@ def strip(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
 
 
 def _folded(grid: Grid, most: int) -> Iterator[Grid]:
-    """The grid, or parts of it of at most ``most`` columns, all nearly as wide; only the first has the title."""
+    """The grid, or its parts of at most ``most`` columns and nearly equal width; only the first has the title."""
     count = max((len(row) for row in grid.pictures), default=0)
     if count <= most:
         yield grid
@@ -132,7 +132,7 @@ class _Measures:
         wide: Width of a picture.
         high: Height of a picture.
         left: Width of the row labels.
-        font: Of all labels.
+        font: Font of all labels.
         line: Height of a line of text.
     """
 
@@ -173,7 +173,7 @@ def _drawn(grids: Sequence[Grid], title: str, cell: int) -> Image.Image:
 
 
 def _part(grid: Grid, sizes: _Measures, width: int) -> Image.Image:
-    """One grid with its labels on a page of its own."""
+    """A picture of one grid with its labels."""
     heads = [_wrapped(label, sizes.font, sizes.wide, 3) for label in grid.columns]
     title = sizes.line + _GAP if grid.title else 0
     head = max((len(lines) for lines in heads), default=0) * sizes.line
@@ -214,7 +214,7 @@ def _font(size: int) -> _Font:
 
 
 def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
-    """Lines of at most ``width`` pixels, broken between words but not around ``=``; what is too much ends in dots."""
+    """At most ``most`` lines of at most ``width`` pixels, not broken around ``=``; text that does not fit ends in dots."""
     lines = [""]
     for word in _words(text):
         longer = f"{lines[-1]} {word}".strip()
@@ -228,12 +228,12 @@ def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """What a line is not broken within: words, and names with their values."""
+    """Parts of a text within which a line is not broken: words, and ``name = value``."""
     return [word.replace("\0", " = ") for word in text.replace(" = ", "\0").split(" ")]
 
 
 def _fitted(text: str, font: _Font, width: float) -> str:
-    """The text, cut with dots to a width in pixels."""
+    """The text, truncated with dots to a width in pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:

@@ -1,4 +1,4 @@
-"""Drawing: regions over pictures, and heat maps. Pillow and numpy only."""
+"""Draws regions and heat maps over pictures. Needs Pillow and numpy only."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ANCHORS = np.array(
     [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39), (252, 255, 164)],
     dtype=float,
 )
-"""Colours of rising lightness, from black over violet and orange to pale yellow."""
+"""Colour map of rising lightness, from black over violet and orange to pale yellow."""
 
 _PAPER = (255, 255, 255)
 
 
 def heat_colors(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colours of numbers in [0, 1], ``... 3``; numbers outside are clipped."""
+    """Colours of numbers in [0, 1], uint8 ``... 3``; numbers outside are clipped."""
     at = np.clip(np.nan_to_num(np.asarray(values, dtype=float)), 0, 1) * (len(_ANCHORS) - 1)
     low = np.minimum(at.astype(int), len(_ANCHORS) - 2)
     share = (at - low)[..., None]
@@ -38,9 +38,9 @@ def heat_map(image: Image.Image, values: NDArray[np.floating], *, alpha: float =
 
     Args:
         image: The picture.
-        values: ``height width``, at least 0.
-        alpha: How much of the map's colour covers the picture, in [0, 1].
-        top: The value of the brightest colour; the map's own largest when ``None``.
+        values: Map ``height width``, at least 0.
+        alpha: Opacity of the map, in [0, 1].
+        top: Value of the brightest colour; the map's maximum when ``None``.
 
     Raises:
         ValueError: If ``values`` is not two-dimensional.
@@ -76,7 +76,7 @@ def draw_regions(image: Image.Image, regions: Sequence[Region], *, labels: bool 
 def _draw_place(
     image: Image.Image, pen: ImageDraw.ImageDraw, region: Region, color: Color, line: int
 ) -> tuple[float, float] | None:
-    """Draw one place, edged in white, so that it shows on an object of its colour; returns where its label goes."""
+    """Draw one place with a white edge, visible on an object of the same colour; returns the corner for its label, if any."""
     width, height = image.width - 1, image.height - 1
     if region.box is not None or region.blob is not None:
         x0, y0, x1, y1 = region.box if region.box is not None else _around(region)

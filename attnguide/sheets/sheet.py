@@ -1,4 +1,4 @@
-"""One picture of a whole run: the same prompt and seed under every method, or along every axis, side by side."""
+"""The contact sheet of a run: pictures of the same prompt and seed side by side, by method or by ablation axis."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _Key = tuple[str, ...]
 
 
 def run_sheet(folder: str | Path, *, limit: int = 48) -> Image.Image | None:
-    """Draw a run folder's finished rows.
+    """Draw a run folder's finished rows as one contact sheet.
 
-    Seeds and prompts go down. Methods and what else differs go across, plain first; in an ablation the values of the last axis
-    of numbers do, in a grid of their own for each combination of the other axes.
+    Prompts and seeds go down; methods and differing settings go across, plain first. In an ablation the values of the last
+    numeric axis go across, in one grid for each combination of the other axes.
 
     Args:
-        folder: With ``records.csv`` and ``samples/``.
+        folder: The run folder, with ``records.csv`` and ``samples/``.
         limit: Most lines of pictures on the sheet.
 
     Returns:
-        The sheet, or ``None`` if no picture is there.
+        The sheet, or ``None`` if no row has a picture.
     """
     folder = Path(folder)
     records = [record for record in read_records(folder) if _picture_path(folder, record).exists()]
@@ -68,13 +68,13 @@ def run_sheet(folder: str | Path, *, limit: int = 48) -> Image.Image | None:
 
 @dataclass(frozen=True)
 class _Table:
-    """Records where their pictures stand.
+    """A grid of records, before their pictures are read.
 
     Attributes:
-        title: Above it.
-        columns: Labels.
-        lines: From top to bottom; ``None`` where there is no record.
-        kept: Columns of plain pictures at its left.
+        title: Title above the grid.
+        columns: Labels of the columns.
+        lines: Lines from top to bottom; ``None`` for an empty cell.
+        kept: Number of columns of plain pictures at the left.
     """
 
     title: str
@@ -84,11 +84,11 @@ class _Table:
 
 
 def _by_variant(records: Sequence[Record], limit: int) -> _Table:
-    """A column for each method with its options and settings, a line for each prompt, places and seed."""
+    """A column for each method with its options and settings, a line for each prompt, regions and seed."""
     subjects: dict[_Key, dict[_Key, Record]] = {}
     for record in records:
         variant, subject = (tuple(record.get(name, "") for name in names) for names in (_VARIANT, _SUBJECT))
-        while variant in subjects.get(subject, {}):  # rows that differ in nothing the sheet knows get lines of their own
+        while variant in subjects.get(subject, {}):  # rows with equal settings get lines of their own
             subject = (*subject, "again")
         subjects.setdefault(subject, {})[variant] = record
     found = dict.fromkeys(variant for rows in subjects.values() for variant in rows)
@@ -100,7 +100,7 @@ def _by_variant(records: Sequence[Record], limit: int) -> _Table:
 
 
 def _by_axes(records: Sequence[Record], axes: Mapping[str, Sequence[str]], limit: int) -> list[_Table]:
-    """A table for each combination of the values of all axes but one, whose values go across."""
+    """A table for each combination of the other axes' values; the values of :func:`across_axis` go across."""
     across = across_axis(axes)
     down = [name for name in axes if name != across]
     tables: dict[_Key, list[Record]] = {}
@@ -127,18 +127,18 @@ def _by_axes(records: Sequence[Record], axes: Mapping[str, Sequence[str]], limit
 
 
 def _fits(record: Record, here: Mapping[str, str]) -> bool:
-    """Whether a plain record has these values of the axes, or none."""
+    """Whether a plain record agrees with these axis values, on the axes that it has."""
     return all(record.get(AXIS + name, "") in ("", value) for name, value in here.items())
 
 
 def _lines(columns: Sequence[Sequence[Record]], prompts: Sequence[str]) -> list[list[Record | None]]:
-    """Records of columns in lines of one prompt, places and seed each, by prompt and seed.
+    """Arrange the columns' records in lines of one prompt, set of regions and seed each, by prompt and seed.
 
-    Where each column has prompts or places of its own, lines are of one seed, its records in the order in which they were made.
+    If no two steered columns share such a subject, lines are of one seed only, with its records in the order they were made.
 
     Args:
-        columns: Plain ones first.
-        prompts: Of the run, in order.
+        columns: Records of each column, plain ones first.
+        prompts: Prompts of the run, in order.
     """
     steered = [{_subject(record) for record in members} for members in columns[1:]]
     shared = len(steered) < 2 or any(one & other for one, other in itertools.combinations(steered, 2))
@@ -169,7 +169,7 @@ def _line_label(line: Sequence[Record | None], with_prompt: bool) -> str:
 
 
 def _color(column: Sequence[Record | None]) -> Color | None:
-    """The colour of a column's method, where it has one."""
+    """Colour of the one method of a column's records; ``None`` if they have several."""
     methods = {record.get("method", "") for record in column if record is not None}
     return method_color(methods.pop()) if len(methods) == 1 else None
 
@@ -193,10 +193,10 @@ def record_picture(folder: Path, record: Record | None) -> Image.Image | None:
 
 
 def recorded_regions(folder: Path, record: Record) -> list[Region]:
-    """Regions of a record as :func:`record_regions` has them, those with a source with the mask that the run kept of it.
+    """Regions of a record; a region with a source gets the mask that the run kept in ``targets/``.
 
     Raises:
-        ValueError: If the cell holds something else.
+        ValueError: If the cell ``regions`` is invalid.
     """
     regions = record_regions(record)
     paths = [target_path(folder, record["id"], regions, index) for index in range(len(regions))]
@@ -206,10 +206,10 @@ def recorded_regions(folder: Path, record: Record) -> list[Region]:
 
 
 def record_regions(record: Record) -> list[Region]:
-    """Regions of a record that can be read back; mask tensors cannot.
+    """Regions in a record, without those whose mask was a tensor, which the record does not hold.
 
     Raises:
-        ValueError: If the cell holds something else.
+        ValueError: If the cell ``regions`` is not a list of mappings.
     """
     plain = json.loads(record["regions"]) if record["regions"] else []
     if not isinstance(plain, list) or not all(isinstance(region, dict) for region in plain):
@@ -218,5 +218,5 @@ def record_regions(record: Record) -> list[Region]:
 
 
 def _common(records: Sequence[Record]) -> Record:
-    """What all records of a column agree on."""
+    """Entries that are equal in all records of a column."""
     return {name: value for name, value in records[0].items() if all(other.get(name) == value for other in records)}

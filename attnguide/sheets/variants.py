@@ -1,4 +1,4 @@
-"""What tells the rows of a run apart, in as few words as do. Importing this needs no torch."""
+"""Short labels that tell the rows of a run apart. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = (
     *("steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler", "height", "width", "negative_prompt"),
     *INPUTS,
 )
-"""Columns of a record that may make another picture of the same prompt, seed and places, beside method and options."""
+"""Columns of a record, beside method and options, that change the picture of a prompt, seed and regions."""
 
 PLAIN = "plain"
 
@@ -21,7 +21,7 @@ Record = Mapping[str, str]
 
 
 def varied_axes(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Axes of an ablation with more than one value among its rows, each with its values: numbers rising, others as rows come.
+    """Axes of an ablation with more than one value -> their values: numbers rising, others in order of first occurrence.
 
     Example:
         >>> varied_axes([{"axis.scale": "10", "axis.start": "0"}, {"axis.scale": "2", "axis.start": "0"}, {"axis.scale": ""}])
@@ -37,7 +37,7 @@ def varied_axes(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def across_axis(axes: Mapping[str, Sequence[str]]) -> str:
-    """The axis that is drawn from left to right: the last one of numbers, else the last.
+    """The axis that goes across a sheet: the last numeric one, else the last.
 
     Example:
         >>> across_axis({"method": ["inject1", "inject5"], "scale": ["1", "2"], "form": ["probs", "scores"]})
@@ -56,14 +56,14 @@ def _is_number(text: str) -> bool:
 
 
 def variant_labels(records: Sequence[Record], *, method: bool = False) -> list[str]:
-    """One label a record: what it has that others of the run have not.
+    """A label for each record: the values in which it differs from other records of the run.
 
     In an ablation, the values of the axes (``scale = 2``); else the method, if there are several, and the options and settings
     in which rows of the same method differ (``step_size = 40``). Rows without a method are ``plain``.
 
     Args:
         records: Lines of ``records.csv``; the labels depend on all of them.
-        method: Name the method also where it is the only one; not in an ablation, whose axes say enough.
+        method: Whether to name the method even if it is the only one; labels of an ablation never do.
 
     Example:
         >>> rows = [{"method": "inject5", "options": f'{{"inject5": {{"scale": {scale}, "start": 0}}}}'} for scale in (0.5, 1)]
@@ -83,7 +83,7 @@ def variant_labels(records: Sequence[Record], *, method: bool = False) -> list[s
 
 
 def _family(record: Record) -> str:
-    """Rows whose settings are compared: those of one method, and all cells of an ablation together."""
+    """Key of the records that are compared for a label: those of one method, or all cells of an ablation."""
     return CELL if record.get(CELL) else record.get("method", "")
 
 
@@ -97,13 +97,13 @@ def _label(record: Record, facts: Mapping[str, str], told: Sequence[str], *, nam
 
 
 def _differing(group: Sequence[Mapping[str, str]]) -> list[str]:
-    """Names of facts that are not the same for all of a group, in the order in which they come."""
+    """Names of facts that differ within a group, in order of first occurrence."""
     names = dict.fromkeys(name for facts in group for name in facts)
     return [name for name in names if len({facts.get(name) for facts in group}) > 1]
 
 
 def _facts(record: Record) -> dict[str, str]:
-    """Values by name: an ablation's axes; else the methods' options, one by one, and the settings."""
+    """Facts of a record, by name: values of an ablation's axes; otherwise the methods' options and the settings."""
     if record.get(CELL):
         return {name.removeprefix(AXIS): value for name, value in record.items() if name.startswith(AXIS) and value}
     settings = {name: record[name] for name in SETTINGS if record.get(name)}
@@ -111,10 +111,10 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _options(text: str) -> dict[str, str]:
-    """Options of a record's methods; those of a method beside others under ``method.option``."""
+    """Options of a record's methods, as ``option`` for a single method and ``method.option`` for several."""
     try:
         methods: Any = json.loads(text) if text else {}
-    except (ValueError, RecursionError):  # a damaged cell tells rows apart as it stands
+    except (ValueError, RecursionError):  # a damaged cell is compared as text
         return {"options": text}
     if not isinstance(methods, dict) or not all(isinstance(options, dict) for options in methods.values()):
         return {"options": text}

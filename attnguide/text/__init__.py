@@ -1,1 +1,1 @@
-"""Plain values and text: what is read from files and options within bounds, and what is shown."""
+"""Text and plain values: bounded parsing of files and options, and formatting of text and HTML."""

@@ -1,4 +1,4 @@
-"""Tables as aligned text that fits a terminal."""
+"""Formats tables as aligned text that fits a terminal."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Sequence
 
 _GAP = "  "
 _LEAST = 12
-"""Characters to which a first column may be shortened."""
+"""Least width in characters to which the first column is shortened."""
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; 80 where there is none."""
+    """Width of the terminal in characters; 80 without a terminal."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None, kept: int = 1) -> tuple[str, int]:
     """Lay out a table within a width.
 
-    Columns furthest to the right are left out until the others fit. The first is never left out; where it alone is too wide,
-    its cells lose their middle.
+    Columns are left out from the right until the others fit. If the first ``kept`` columns are still too wide, cells of the
+    first one lose their middle.
 
     Args:
         heads: Names of the columns.
-        rows: Their cells.
-        width: Characters of a line; the terminal's when ``None``.
-        kept: How many columns at the left are never left out.
+        rows: Cells, row by row.
+        width: Width of a line in characters; the terminal's when ``None``.
+        kept: Number of columns at the left that are never left out.
 
     Returns:
-        The text, and how many columns were left out.
+        The text, and the number of columns left out.
     """
     width = terminal_width() if width is None else width
     chosen = list(range(len(heads)))

@@ -1,4 +1,4 @@
-"""Checks that the fields of a region, a row and a source share, and how much they may hold."""
+"""Checks shared by the fields of regions, rows and sources, and their limits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 from attnguide.text.parsing import as_real, as_whole, check_unicode, shown
 
 MOST_LETTERS = 10_000
-"""Of a prompt or a phrase; text encoders read a few hundred."""
+"""Most characters of a prompt or a phrase; text encoders read a few hundred tokens."""
 
 MOST_SEED = 2**63 - 1
-"""What every generator of random numbers takes."""
+"""Largest seed that every random number generator in use takes."""
 
 MOST_STEPS = 10_000
 
 MOST_CFG_SCALE = 1000.0
-"""Of a guidance weight, which is at least 0; from about 30 on pictures are all contrast."""
+"""Largest CFG scale; pictures are all contrast from about 30 on."""
 
 MOST_SIDE = 8192
-"""Of a picture, in pixels."""
+"""Longest side of a picture in pixels."""
 
 MOST_CELLS = 2**26
-"""Of a mask, and pixels of a picture that is read."""
+"""Most cells of a mask, and most pixels of a picture that is read."""
 
 MOST_CORNERS = 10_000
-"""Of a polygon."""
+"""Most corners of a polygon."""
 
 FOREIGN_NAMES: dict[str, str] = {
     "guidance_scale": "cfg_scale",
@@ -34,7 +34,7 @@ FOREIGN_NAMES: dict[str, str] = {
     "sampler": "scheduler",
     "generator": "seed",
 }
-"""What other packages call a setting, and its name here."""
+"""Name of a setting in other packages -> its name here."""
 
 
 def is_finite(value: float) -> bool:
@@ -43,15 +43,15 @@ def is_finite(value: float) -> bool:
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value holds others one after the other: a list, tuple, range, or an array of one axis."""
+    """Whether a value is a list, tuple, range, or an array with one axis."""
     return isinstance(value, list | tuple | range) or getattr(value, "ndim", 0) == 1
 
 
 def check_text(name: str, value: Any) -> None:
-    """Refuse what is no text, too long, or no valid Unicode.
+    """Check that a value is text of valid Unicode, without NUL and at most :data:`MOST_LETTERS` long.
 
     Raises:
-        ValueError: Naming the field.
+        ValueError: With the field's name.
     """
     if not isinstance(value, str):
         raise ValueError(f"{name} must be text; got {shown(value)}.")
@@ -63,7 +63,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def set_whole(owner: Any, what: str, least: int, most: int, *, name: str = "", optional: bool = False) -> None:
-    """Check a field that holds a whole number, and keep it as Python's.
+    """Check that a field of ``owner`` is a whole number in [least, most], and set it as a Python ``int``.
 
     Raises:
         ValueError: Naming the field as ``what`` says.
@@ -82,13 +82,13 @@ def set_whole(owner: Any, what: str, least: int, most: int, *, name: str = "", o
 
 
 def set_real(owner: Any, what: str, *, name: str = "", most: float | None = None) -> None:
-    """Check a field that holds a finite number, and keep it as Python's.
+    """Check that a field is a finite number, and set it as a Python ``float``.
 
     Args:
-        owner: Whose field it is.
-        what: The field, for people.
-        name: Of the field, where that is another.
-        most: If given, the largest number allowed; the least is then 0.
+        owner: Object that has the field.
+        what: Name of the field in errors.
+        name: Attribute name of the field, if it is not ``what``.
+        most: Largest number allowed, with 0 as the least; no bounds when ``None``.
 
     Raises:
         ValueError: Naming the field as ``what`` says.

@@ -1,4 +1,4 @@
-"""Whether a value is what a type hint says, for values that come from text: YAML, tables, the command line."""
+"""Checks values that come from text (YAML, tables, the command line) against type hints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _MANY = {float: "numbers", int: "whole numbers", bool: "true or false", str: "te
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` is of the type that ``hint`` says; true for hints that this cannot judge (callables, for one).
+    """Whether ``value`` has the type of ``hint``; true for hints that are not supported, such as callables.
 
-    ``true`` is no number and text no list, though Python takes them for such. In mappings, text that reads as a number may
-    stand for one: keys of JSON are always text.
+    ``true`` is no number and text no list, although Python counts them as such. Keys of mappings may be numbers written as
+    text, since keys of JSON are always text.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -34,7 +34,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def spelt(hint: Any) -> str:
-    """What a hint asks for, in words: ``a number, or a list of numbers``."""
+    """A hint in words, for errors: ``a number, or a list of numbers``."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         named = [spelt(one) for one in inner if one is not type(None)]

@@ -30,20 +30,20 @@ _NAMED: dict[str, Color] = {
     "grey": (96, 96, 96),
     "gray": (96, 96, 96),
 }
-"""Words for colours, dark enough to be read on white."""
+"""Colour word -> colour, dark enough to be read on white."""
 
 _SMALLEST, _LARGEST = 192, 384
-"""Sides between which a picture is shown, in pixels."""
+"""Least and largest side in pixels at which a picture is shown."""
 
 
 def region_color(index: int) -> Color:
-    """The colour of a row's ``index``-th region: hues far apart, the same everywhere."""
+    """Default colour of a row's region number ``index``; consecutive hues lie far apart."""
     red, green, blue = colorsys.hsv_to_rgb((0.98 + index * 0.381966) % 1, 0.85, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def region_colors(phrases: Sequence[str]) -> list[Color]:
-    """Colours of a row's regions, one a phrase: that which it names if no earlier phrase has it, else a hue of its own.
+    """Colours of a row's regions, one per phrase: the colour that the phrase names if it is free, else a default hue.
 
     Example:
         >>> region_colors(["red circle", "dog", "a red square", "dog"])
@@ -57,14 +57,14 @@ def region_colors(phrases: Sequence[str]) -> list[Color]:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A picture as the content of a PNG file."""
+    """A picture encoded as PNG."""
     raw = io.BytesIO()
     image.save(raw, "PNG")
     return raw.getvalue()
 
 
 def figure(image: Image.Image | None, caption: str, boxes: Sequence[Named] = ()) -> str:
-    """A picture over its caption, boxes outlined in the colours of their regions; a grey field where there is no picture."""
+    """HTML of a picture over its caption, with boxes in their regions' colours; a grey field if ``image`` is ``None``."""
     if image is None:
         field = f'<div style="width:{_SMALLEST}px;height:{_SMALLEST}px;background:#eee"></div>'
         return _captioned(field, _SMALLEST, caption)
@@ -92,12 +92,12 @@ def _box(ink: Color, phrase: str, box: tuple[float, float, float, float]) -> str
 
 
 def css_color(color: Color) -> str:
-    """A colour as style sheets have it."""
+    """A colour as ``rgb(r,g,b)``, for CSS."""
     return "rgb({},{},{})".format(*color)
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A table of texts."""
+    """HTML of a table of texts."""
     heads = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
     cells = ("".join(f'<td style="text-align:left">{escape(str(cell))}</td>' for cell in line) for line in lines)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in cells)}</tbody></table>"

@@ -1,4 +1,4 @@
-"""Text of files and options to plain values, within bounds: JSON, numbers, files. Importing this needs no torch."""
+"""Bounded parsing of files, JSON and numbers into plain values. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MOST_BYTES = 64 * 2**20
-"""Of a file that is read as text."""
+"""Most bytes of a file that is read as text."""
 
 MOST_DEPTH = 40
-"""Lists and mappings inside one another."""
+"""Most levels of nested lists and mappings."""
 
 MOST_DIGITS = 40
-"""Of a whole number."""
+"""Most digits of a whole number."""
 
 WHOLE = re.compile(r"[-+]?[0-9]+")
 REAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _LONGEST = 240
-"""Characters of a value that is shown."""
+"""Most characters of a value in an error message."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -43,19 +43,19 @@ _SHORT = _Short()
 
 
 def shown(value: Any) -> str:
-    """A value as error messages show it: its ``repr``, shortened where it is long or deep."""
+    """A value as error messages show it: its ``repr``, shortened if it is long or deeply nested."""
     text = _SHORT.repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def whole_number(text: str) -> int | None:
-    """Digits with or without a sign, spaces around them left out; ``None`` for any other text."""
+    """The whole number in a text (digits with an optional sign, spaces around them); ``None`` for any other text."""
     text = text.strip(" \t\r\n")
     return int(text) if WHOLE.fullmatch(text) and len(text) <= MOST_DIGITS else None
 
 
 def real_number(text: str) -> float | None:
-    """A decimal number, ``inf`` and ``nan`` included, spaces around it left out; ``None`` for any other text."""
+    """The decimal number in a text (``inf`` and ``nan`` included, spaces around it); ``None`` for any other text."""
     text = text.strip(" \t\r\n")
     if REAL.fullmatch(text) or re.fullmatch(r"[-+]?(inf|infinity|nan)", text, re.IGNORECASE):
         return float(text)
@@ -63,7 +63,7 @@ def real_number(text: str) -> float | None:
 
 
 def as_whole(value: Any) -> int | None:
-    """A whole number of Python, numpy or torch as Python's; ``None`` for anything else, truth values included."""
+    """A whole number of Python, numpy or torch as a Python ``int``; ``None`` for anything else, truth values included."""
     if type(value) is int:
         return value
     value = _item(value)
@@ -71,7 +71,7 @@ def as_whole(value: Any) -> int | None:
 
 
 def as_real(value: Any) -> float | None:
-    """A number of Python, numpy or torch as Python's ``float``; ``None`` for anything else, truth values included."""
+    """A number of Python, numpy or torch as a Python ``float``; ``None`` for anything else, truth values included."""
     if type(value) is float:
         return value
     value = _item(value)
@@ -82,9 +82,9 @@ def as_real(value: Any) -> float | None:
 
 
 def unpacked(value: Any) -> Any:
-    """An array of numpy or torch as Python's lists and numbers; any other value, or an array without readable values, as it is.
+    """An array of numpy or torch as Python lists and numbers; other values, and arrays that cannot be listed, unchanged.
 
-    A tensor on the device ``meta`` holds nothing, a sparse one no list, and a cell that numpy masks is no number.
+    Not listable are tensors on the device ``meta``, sparse tensors, and masked numpy scalars.
     """
     if not hasattr(value, "tolist"):
         return value
@@ -96,7 +96,7 @@ def unpacked(value: Any) -> Any:
 
 
 def _item(value: Any) -> Any:
-    """What a scalar of numpy or torch holds."""
+    """The Python number of a zero-dimensional numpy or torch array; any other value unchanged."""
     return unpacked(value) if getattr(value, "ndim", None) == 0 else value
 
 
@@ -105,10 +105,10 @@ def read_text(path: Path, what: str) -> str:
 
     Args:
         path: The file.
-        what: Begins messages: ``Table 'rows.csv'``.
+        what: Start of error messages: ``Table 'rows.csv'``.
 
     Raises:
-        ValueError: If it does not exist, cannot be read, is too large or no UTF-8.
+        ValueError: If the file does not exist, cannot be read, is larger than :data:`MOST_BYTES` or not UTF-8.
     """
     try:
         if not path.is_file():
@@ -126,12 +126,12 @@ def read_text(path: Path, what: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be written to a file: false where it has halves of surrogate pairs, which stand for bytes."""
+    """Whether text can be encoded as UTF-8: false if it holds surrogates, by which Python represents undecodable bytes."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Refuse text that cannot be written to a file.
+    """Check that text can be encoded as UTF-8.
 
     Raises:
         ValueError: If it is not valid Unicode.
@@ -141,10 +141,11 @@ def check_unicode(text: str, what: str) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """JSON to a value.
+    """Parse JSON.
 
     Raises:
-        ValueError: ``not valid JSON: ...``, if it is none, nested too deeply, has a name twice or a number out of bounds.
+        ValueError: ``not valid JSON: ...``, if the text is no JSON, nested too deeply, or has a repeated name, NaN or infinity,
+            or a number of too many digits.
     """
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_int=_bounded)
@@ -180,10 +181,10 @@ def _bounded(digits: str) -> int:
 
 
 def check_depth(value: Any) -> None:
-    """Refuse lists and mappings that are nested too deeply, or hold themselves.
+    """Check that lists and mappings are nested at most :data:`MOST_DEPTH` deep and do not contain themselves.
 
     Raises:
-        ValueError: If they are.
+        ValueError: If they are nested more deeply.
     """
     level = [value]
     for _ in range(MOST_DEPTH):
@@ -198,5 +199,5 @@ def check_depth(value: Any) -> None:
 
 
 def quotes(value: Any) -> str:
-    """How text is written that YAML reads as something else."""
+    """Hint `` (in quotes)`` for an error on a value that YAML did not read as text; empty text otherwise."""
     return " (in quotes)" if isinstance(value, bool | int | float) else ""

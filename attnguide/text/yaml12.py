@@ -1,4 +1,4 @@
-"""YAML by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), within bounds.
+"""Bounded reader and writer of YAML by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema).
 
 ``1:30``, ``no``, ``1_000`` and ``2024-01-01`` are the texts that they look like, ``1e5`` and ``1e-3`` are numbers, ``0o17`` is
 15 and ``017`` is 17. Everything in the package that reads or writes YAML does it here. Importing this needs no torch.
@@ -17,7 +17,7 @@ import yaml
 from attnguide.text.parsing import MOST_DEPTH, MOST_DIGITS, REAL, WHOLE, is_unicode, read_text, shown
 
 MOST_ALIASED = 100_000
-"""Entries that aliases of a file may add to those that stand in it."""
+"""Most entries that aliases may add to those written in a file."""
 
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _WORDS: dict[str, Any] = {
@@ -34,10 +34,10 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class YamlError(ValueError):
-    """Text is no YAML that is read here.
+    """Text is not YAML, or uses a feature that is not supported here.
 
     Attributes:
-        line: Where, from 1.
+        line: Line of the error, from 1.
     """
 
     def __init__(self, line: int, message: str) -> None:
@@ -46,29 +46,29 @@ class YamlError(ValueError):
 
 
 def parse_yaml(text: str) -> tuple[Any, Any]:
-    """YAML to its node, which knows lines, and its value; both ``None`` if it is empty.
+    """Parse YAML into its node tree, which has line numbers, and its value; both ``None`` if the text is empty.
 
     Raises:
-        YamlError: If it is no YAML, nested too deeply, a key is a list or a mapping or stands twice, an alias holds itself or
-            aliases make too much of it, or a value is of a type that JSON lacks.
+        YamlError: If the text is no YAML or nested too deeply, a key is repeated or no scalar, an alias contains itself,
+            aliases add too many entries, or a value has a type that JSON lacks.
     """
     try:
         return _Builder(text).document()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or " ".join(str(error).split())
-        line = min(mark.line, text.count("\n")) + 1 if mark else 1  # the end may be told as a line after the last
+        line = min(mark.line, text.count("\n")) + 1 if mark else 1  # an error at the end may be placed after the last line
         raise YamlError(line, f"not valid YAML: {said}.") from error
     except UnicodeEncodeError as error:
         raise YamlError(1, "text must be valid Unicode; got half of a surrogate pair.") from error
 
 
 def read_yaml(path: Path, what: str = "") -> tuple[Any, Any]:
-    """A YAML file as its node, which knows lines, and its value; both ``None`` if it is empty.
+    """Parse a YAML file into its node tree, which has line numbers, and its value; both ``None`` if the file is empty.
 
     Args:
         path: The file.
-        what: Begins the messages if it cannot be read; ``File 'NAME'`` by default.
+        what: Start of the error message if the file cannot be read; ``File 'NAME'`` by default.
 
     Raises:
         ValueError: With file and line, as for :func:`parse_yaml`; or if the file cannot be read.
@@ -81,7 +81,7 @@ def read_yaml(path: Path, what: str = "") -> tuple[Any, Any]:
 
 
 def yaml_value(text: str) -> Any:
-    """The value that text is in YAML, as the command line has it.
+    """The value of a YAML text.
 
     Raises:
         ValueError: As for :func:`parse_yaml`.
@@ -90,7 +90,7 @@ def yaml_value(text: str) -> Any:
 
 
 class _Builder:
-    """Nodes and values from the events of the parser, which does not recurse: all is counted before it is built."""
+    """Builds nodes and values from the parser's event stream; limits are checked before each node is built."""
 
     def __init__(self, text: str) -> None:
         self._events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
@@ -171,7 +171,7 @@ class _Builder:
                 _refuse(inner, f"key {shown(key_node.value)} stands twice")
             own[key] = value
             pairs.append((key_node, node))
-        for other in merged:  # what stands in a mapping itself wins, then what is merged first
+        for other in merged:  # keys of the mapping itself win, then those merged first
             own |= {key: value for key, value in other.items() if key not in own}
         return _node(yaml.MappingNode, event, pairs), own
 
@@ -181,7 +181,7 @@ def _node(kind: Any, event: Any, value: Any) -> Any:
 
 
 def _merged(event: Any, value: Any) -> list[Mapping[Any, Any]]:
-    """Mappings that the key ``<<`` takes over."""
+    """Mappings that the key ``<<`` merges in."""
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(item, dict) for item in found):
         _refuse(event, "'<<' takes over a mapping, or a list of them; got something else")
@@ -204,7 +204,7 @@ def _scalar(event: Any) -> Any:
 
 
 def _resolved(event: Any, text: str) -> Any:
-    """A plain scalar by the core schema."""
+    """Value of a plain scalar by the core schema."""
     if text in _WORDS:
         return _WORDS[text]
     if text[0] not in "+-.0123456789":
@@ -221,7 +221,7 @@ def _refuse(event: Any, message: str) -> NoReturn:
 
 
 class _Dumper(_DUMPER):  # type: ignore[misc]
-    """Quotes what YAML 1.1 or 1.2 would take for more than text, and writes values in full instead of aliases."""
+    """Quotes texts that YAML 1.1 or 1.2 would read as another type, and writes repeated values in full instead of aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -232,5 +232,5 @@ for _pattern, _name in ((WHOLE, "int"), (_BASED, "int"), (REAL, "float")):
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML that :func:`parse_yaml`, and readers of YAML 1.1, take for the same values."""
+    """Plain values as YAML text that :func:`parse_yaml` and readers of YAML 1.1 parse to the same values."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))

@@ -1,1 +1,1 @@
-"""A page in the browser on which one draws where words should be, and watches the picture follow."""
+"""A browser page (Gradio) to draw regions on and to make steered pictures with them."""

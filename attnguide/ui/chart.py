@@ -1,4 +1,4 @@
-"""Losses over the steps as a drawing in SVG, which the page shows anew after each step."""
+"""Chart of losses over steps as SVG, which the page updates after each step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Loss = tuple[int, float, str]
 
 _WIDE, _HIGH, _LEFT, _BELOW = 560, 240, 56, 34
 _DASHES = ("none", "6 3", "2 2", "8 3 2 3")
-"""Of the lines in turn, which all have the method's colour."""
+"""Dash patterns in turn of the rows' lines, which all have the method's colour."""
 
 
 def loss_chart(losses: Sequence[Loss], steps: int, color: str) -> str:
-    """A line for each row, its name below; a sentence while there is no loss.
+    """HTML of a chart with a line for each row and a legend; a sentence if there is no finite loss yet.
 
     Args:
-        losses: Every update's, in order.
-        steps: Of the schedule, which the lower axis spans.
-        color: Of the lines, as style sheets have it.
+        losses: Loss of every update, in order.
+        steps: Number of steps of the schedule, which the abscissa spans.
+        color: CSS colour of the lines.
     """
     points = [(step, loss, row) for step, loss, row in losses if math.isfinite(loss)]
     if not points:
@@ -45,7 +45,7 @@ _Place = Callable[[float, float], tuple[float, float]]
 
 
 def _axes(low: float, high: float, steps: int, place: _Place) -> Iterator[str]:
-    """Lines across with their losses, and the steps below."""
+    """SVG of horizontal grid lines with their losses, step labels and axis titles."""
     for loss in ticks(low, high):
         x, y = place(0, loss)
         yield f'<line x1="{x:.1f}" x2="{_WIDE - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-opacity="0.15"/>'
@@ -81,9 +81,9 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Three to eight round numbers from ``low`` to ``high``.
 
     Args:
-        low: Least.
-        high: Largest.
-        whole: Whole numbers alone, which may be fewer.
+        low: Lower end.
+        high: Upper end.
+        whole: Whether to give whole numbers only, possibly fewer.
 
     Example:
         >>> ticks(0, 0.7), ticks(0, 3, whole=True)

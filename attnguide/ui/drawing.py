@@ -1,4 +1,4 @@
-"""What was drawn on the page, as regions, as files, as a command line. Everything that comes from a browser is checked here."""
+"""Converts the page's drawing to regions, files and a command line, and checks everything that the browser sends."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from attnguide.text.yaml12 import dump_yaml
 from attnguide.types import MapSource, Region
 
 MOST_BYTES = 4 * 2**20
-"""Of what the page sends about regions, and of a file of regions."""
+"""Most bytes of the drawing that the page sends, and of a file of regions."""
 
 MOST_REGIONS = 32
 MOST_PIXELS = 4096 * 4096
-"""Of a picture that is uploaded."""
+"""Most pixels of an uploaded picture."""
 
 _MASK_SIDE = 1024
 _PNG = "data:image/png;base64,"
@@ -37,17 +37,17 @@ REGIONS_FILE, CONFIG_FILE = "regions.json", "config.yaml"
 
 
 def phrases(prompt: str) -> list[str]:
-    """What can be drawn: nouns with their modifiers as the prompt has them side by side, then every single word."""
+    """Phrases of a prompt that the page offers: nouns with their modifiers as the prompt has them, then every single word."""
     spans = [(min(word[0] for word in g.words), max(word[1] for word in g.words)) for g in find_groups(prompt) if g.modifiers]
     groups = [prompt[first:last] for first, last in spans]
     return list(dict.fromkeys([*groups, *(region.phrase for region in prompt_words(prompt))]))
 
 
 def read_drawing(text: str | None) -> list[Region]:
-    """Regions of what the page sends, lowest layer first.
+    """Parse the drawing that the page sends into regions, lowest layer first.
 
     Raises:
-        ValueError: If it is too large or no drawing.
+        ValueError: If it is too large, has too many regions or is malformed.
     """
     if not text:
         return []
@@ -84,11 +84,11 @@ def _mask(text: Any) -> NDArray[np.uint8]:
 
 
 def without_overlaps(regions: Sequence[Region], side: int = 128) -> list[Region]:
-    """Regions of which upper layers hide lower ones: each loses what later ones cover and becomes a mask, if it loses anything.
+    """Regions without overlaps: each loses the cells that later regions cover, and becomes a mask if it loses any.
 
     Args:
-        regions: Lowest first.
-        side: Of the masks, in cells.
+        regions: Regions, lowest layer first.
+        side: Side of the masks in cells.
     """
     kept: list[Region] = []
     above = np.zeros((side, side), dtype=np.float32)
@@ -104,16 +104,16 @@ def without_overlaps(regions: Sequence[Region], side: int = 128) -> list[Region]
 
 
 def with_source(regions: Sequence[Region], prompt: str, picture: str | None, way: str) -> list[Region]:
-    """Regions without a place take theirs from a picture.
+    """The regions, those without a place with their attention in a picture as their source.
 
     Args:
-        regions: As drawn.
-        prompt: Whose first noun phrases are meant if nothing was drawn.
-        picture: A picture's file; ``None`` leaves the regions alone.
-        way: ``invert`` or ``noise``; anything else leaves the regions alone.
+        regions: Regions as drawn; if empty, the noun phrases of several words in the prompt become regions.
+        prompt: The prompt.
+        picture: Path of the picture; ``None`` leaves the regions as they are.
+        way: ``invert`` or ``noise``; any other value leaves the regions as they are.
 
     Raises:
-        ValueError: If the picture is too large, or none.
+        ValueError: If the file is too large, or no picture.
     """
     if picture is None or way not in ("invert", "noise"):
         return list(regions)
@@ -124,10 +124,10 @@ def with_source(regions: Sequence[Region], prompt: str, picture: str | None, way
 
 
 def check_picture(path: str) -> None:
-    """Refuse a file that is no picture of a common format, or too large a one.
+    """Check that a file is a picture of a common format with at most :data:`MOST_PIXELS` pixels.
 
     Raises:
-        ValueError: Saying so.
+        ValueError: If it is not.
     """
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
@@ -152,7 +152,7 @@ def _names(regions: Iterable[Region]) -> list[str | None]:
 
 
 def _place(region: Region, mask: str | None) -> str:
-    """A region as ``--region`` takes it."""
+    """A region as a value of ``--region``; ``mask`` is the name of its mask's file, if it has one."""
     if mask is not None:
         return f"{region.phrase}={mask}"
     if region.box is not None:
@@ -163,11 +163,11 @@ def _place(region: Region, mask: str | None) -> str:
 
 
 def config_of(settings: Mapping[str, Any], regions: Sequence[Region]) -> dict[str, Any]:
-    """What is on the page as a configuration of ``attnguide sample``; masks are files beside it.
+    """Settings of the page as a configuration of ``attnguide sample``, with masks as files beside it.
 
     Args:
         settings: ``prompt``, ``model``, ``method``, ``options``, ``seeds``, ``steps``, ``cfg_scale``, ``negative_prompt``.
-        regions: As drawn.
+        regions: Regions as drawn.
     """
     method = [{"name": settings["method"], **settings["options"]}] if settings["method"] != "plain" else []
     return {
@@ -183,7 +183,7 @@ def config_of(settings: Mapping[str, Any], regions: Sequence[Region]) -> dict[st
 
 
 def command_line(config: Mapping[str, Any]) -> str:
-    """The same as a command to type."""
+    """A configuration of :func:`config_of` as a command line of ``attnguide sample``."""
     words = ["attnguide", "sample", config["prompt"]]
     for region in config["regions"]:
         words += ["--region", region]
@@ -198,12 +198,12 @@ def command_line(config: Mapping[str, Any]) -> str:
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """The same as a file for ``attnguide sample --config``."""
+    """A configuration of :func:`config_of` as YAML for ``attnguide sample --config``."""
     return dump_yaml(dict(config))
 
 
 def save_drawing(path: Path, drawing: str, config: Mapping[str, Any], regions: Sequence[Region]) -> None:
-    """Write a zip file: the drawing, which can be loaded again, the configuration, and the masks it names."""
+    """Write a zip file with the drawing, which :func:`load_drawing` reads, the configuration, and the masks that it names."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(REGIONS_FILE, drawing or '{"regions": []}')
         archive.writestr(CONFIG_FILE, as_yaml(config))
@@ -214,10 +214,10 @@ def save_drawing(path: Path, drawing: str, config: Mapping[str, Any], regions: S
 
 
 def load_drawing(path: Path) -> str:
-    """The drawing of such a file, or of a bare ``regions.json``, checked.
+    """Read and check the drawing in a file of :func:`save_drawing`, or in a bare ``regions.json``.
 
     Raises:
-        ValueError: If there is none in it.
+        ValueError: If the file holds no valid drawing.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -237,10 +237,10 @@ def load_drawing(path: Path) -> str:
 
 
 def read_seeds(text: str, most: int = 16) -> list[int]:
-    """Seeds as typed: ``0 1 2``, ``0, 4`` or ``0..3``.
+    """Parse seeds as typed: ``0 1 2``, ``0, 4`` or ``0..3``.
 
     Raises:
-        ValueError: If they are none, or more than ``most``.
+        ValueError: If a word is no seed or range, or there are more than ``most``.
     """
     found: list[int] = []
     for word in re.split(r"[\s,]+", text.strip()):

@@ -1,4 +1,4 @@
-"""What the page shows of a run: pictures as they are made, heat maps, losses."""
+"""Converts the progress of a run to the page's outputs: state, pictures, heat maps, loss chart."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NOTHING = Image.new("RGB", (64, 64), (238, 238, 238))
 
 
 def shown_news(news: News, rows: Sequence[Sample]) -> tuple[Any, ...]:
-    """What the page shows of a run: its state, pictures, maps, losses, and the newest picture below the drawing.
+    """Outputs of the page for a run: state text, pictures, heat maps, loss chart, and the canvas with the newest picture.
 
     Args:
-        news: What the run tells.
-        rows: All rows of the run, in the order in which their pictures stand on the page.
+        news: Newest progress of the run.
+        rows: All rows of the run, in the order of their pictures on the page.
     """
     going = len(news.rows) < len(rows) and news.problem is None
     done = [row for row in news.rows if row.result.image is not None]
@@ -41,7 +41,7 @@ def shown_news(news: News, rows: Sequence[Sample]) -> tuple[Any, ...]:
 
 
 def _pictures(news: News, rows: Sequence[Sample], *, going: bool) -> list[tuple[Image.Image, str]]:
-    """Pictures of all rows in their order, so that plain ones stand beside steered ones; grey while a row has not begun."""
+    """Pictures with captions of all rows in order, plain beside steered; grey for rows that have not begun."""
     found = {row.result.sample.id: _large(row) for row in news.rows if row.result.image is not None}
     if going:
         found = {sample.id: image for sample, image in zip(news.samples, news.previews, strict=False)} | found
@@ -51,7 +51,7 @@ def _pictures(news: News, rows: Sequence[Sample], *, going: bool) -> list[tuple[
 
 
 def _all_maps(done: Sequence[Watched], rows: Sequence[Sample]) -> Any:
-    """Maps of finished rows, a line for each as long as its words are few."""
+    """Gallery of the finished rows' heat maps, one line per row if it has at most :data:`_MOST_COLUMNS` maps."""
     order = [sample.id for sample in rows]
     shown = [_maps(row) for row in sorted(done, key=lambda row: order.index(row.result.sample.id))]
     columns = max(map(len, shown), default=1)
@@ -59,7 +59,7 @@ def _all_maps(done: Sequence[Watched], rows: Sequence[Sample]) -> Any:
 
 
 def _loss(news: News, rows: Sequence[Sample]) -> str:
-    """The chart of the batch at hand."""
+    """Loss chart of the current batch."""
     method = next((sample.method for sample in rows if sample.methods), "plain")
     return loss_chart(news.losses, max(sample.steps for sample in rows), css(method_color(method)))
 
@@ -69,7 +69,7 @@ def _caption(sample: Sample) -> str:
 
 
 def _large(row: Watched) -> Image.Image:
-    """A finished picture with its regions, at least as large as can be looked at."""
+    """A finished picture with its regions drawn, enlarged by a whole factor if it is smaller than 256 pixels."""
     image = row.result.image
     assert image is not None
     scale = max(1, _SIDE // max(image.size))
@@ -86,5 +86,5 @@ def _maps(row: Watched) -> list[tuple[Image.Image, str]]:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as the page's own source."""
+    """A picture as a PNG data URL."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()

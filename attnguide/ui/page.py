@@ -1,4 +1,4 @@
-"""The page: prompt, canvas, method and options, pictures as they are made, heat maps, losses, and the same as text."""
+"""The page: prompt, canvas, method and options, pictures during sampling, heat maps, losses, and settings as text."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ _WAYS = {"only to draw on": "none", "places of words, by inversion": "invert", "
 
 @dataclass(frozen=True)
 class Screen:
-    """Everything that is set on the page.
+    """All inputs of the page.
 
     Attributes:
-        prompt: What to draw.
-        drawing: Regions, as the canvas has them.
+        prompt: The prompt.
+        drawing: Regions as JSON from the canvas.
         overlaps: Whether upper layers hide lower ones.
         method: Name of the method, or ``plain``.
-        options: Lines of option, value and meaning.
-        seeds: As typed.
+        options: Table with a line of option, value and meaning for each option.
+        seeds: Seeds as typed.
         steps: Denoising steps.
         cfg_scale: Classifier-free guidance weight.
-        negative_prompt: What the unconditional half reads.
-        picture: File of the user's picture.
-        way: What the picture is for, a key of the list on the page.
+        negative_prompt: Text that the unconditional half reads.
+        picture: Path of the user's picture, if there is one.
+        way: Use of the picture, a key of :data:`_WAYS`.
     """
 
     prompt: str
@@ -79,7 +79,7 @@ class Screen:
         """The regions, checked.
 
         Raises:
-            ValueError: If the drawing or the picture is not to be used.
+            ValueError: If the drawing or the picture is invalid.
         """
         drawn = read_drawing(self.drawing)
         drawn = without_overlaps(drawn) if self.overlaps else drawn
@@ -96,7 +96,7 @@ class Screen:
         return {name: yaml_value(text) for name, text in given.items() if name in defaults and text != defaults[name]}
 
     def config(self, model: str) -> dict[str, Any]:
-        """The same as a configuration of ``attnguide sample``."""
+        """The inputs as a configuration of ``attnguide sample``."""
         settings = {
             "prompt": self.prompt,
             "model": model,
@@ -137,17 +137,17 @@ def serve(
     browser: bool = False,
     auth: tuple[str, str] | None = None,
 ) -> str:
-    """Serve the page in threads of its own; gives its address.
+    """Serve the page in background threads; returns its address.
 
     Args:
-        page: As :meth:`Page.blocks` made it.
+        page: The page of :meth:`Page.blocks`.
         host: Address to serve on.
-        port: The first free one from 7860 when ``None``.
-        browser: Whether to open one.
-        auth: Name and password that the page asks for.
+        port: Port; the first free one from 7860 when ``None``.
+        browser: Whether to open a browser.
+        auth: User and password that the page asks for; none when ``None``.
 
     Raises:
-        OSError: If the port is taken or the address is not this machine's.
+        OSError: If the port is taken or the address does not belong to this machine.
     """
     _, address, _ = page.queue(max_size=32).launch(
         server_name=host,
@@ -168,12 +168,12 @@ class Page:
     """The page for one model.
 
     Args:
-        model: Whose pictures are made, one run at a time.
-        name: As ``--model`` takes it.
-        prompt: What stands there at first.
+        model: Model adapter; one run at a time uses it.
+        name: The model as a value of ``--model``.
+        prompt: Initial prompt.
 
     Attributes:
-        stops: By session, what ends its newest run.
+        stops: Session -> event that stops its newest run.
     """
 
     def __init__(self, model: ModelAdapter, name: str, prompt: str = PROMPT) -> None:
@@ -181,13 +181,13 @@ class Page:
         self.stops: dict[str, threading.Event] = {}
 
     def blocks(self) -> gr.Blocks:
-        """The page, to be launched."""
+        """Build the page, ready to be launched."""
         with gr.Blocks(title="attnguide", analytics_enabled=False) as page:
             self._lay_out(page)
         return page
 
     def _lay_out(self, page: gr.Blocks) -> None:
-        """Put everything on the page and say what follows what."""
+        """Create the page's components and connect their events."""
         gr.Markdown("# attnguide\nPick a word, draw where it should be, press *Make pictures*.")
         with gr.Row():
             with gr.Column(scale=1):
@@ -272,7 +272,7 @@ class Page:
     # ------------------------------------------------------------------------------------------------------ what happens
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Make the pictures, and tell the page of them until it is closed or says stop."""
+        """Make the pictures, yielding outputs of the page until the run ends, is stopped or the page is closed."""
         stop = self.stops[str(request.session_hash)] = threading.Event()
         try:
             rows = Screen(*values).rows()
@@ -284,18 +284,18 @@ class Page:
             raise gr.Error(news.problem, print_exception=False)
 
     def stop(self, request: gr.Request) -> str:
-        """End the session's run at its next step."""
+        """Stop the session's run at its next step."""
         if (stop := self.stops.get(str(request.session_hash))) is not None:
             stop.set()
         return "stopped"
 
     def left(self, request: gr.Request) -> None:
-        """The tab was closed."""
+        """Stop the session's run when its tab is closed."""
         self.stop(request)
         self.stops.pop(str(request.session_hash), None)
 
     def as_text(self, *values: Any) -> tuple[str, str]:
-        """The command line and the configuration, or why there are none."""
+        """The inputs as a command line and as YAML; the error, commented out, if they are invalid."""
         try:
             config = Screen(*values).config(self.name)
         except ValueError as error:
@@ -303,7 +303,7 @@ class Page:
         return command_line(config), as_yaml(config)
 
     def save(self, *values: Any) -> str:
-        """Write the regions and the configuration to a file that the browser takes."""
+        """Write regions and configuration to a zip file for the browser to download; returns its path."""
         screen = Screen(*values)
         path = Path(tempfile.mkdtemp(prefix="attnguide-")) / "regions.zip"
         try:
@@ -314,7 +314,7 @@ class Page:
 
 
 def _words(prompt: str) -> dict[str, Any]:
-    """What the canvas knows of a prompt: phrases that can be drawn, and their colours."""
+    """Properties of the canvas for a prompt: phrases that can be drawn, and their colours."""
     found = phrases(prompt)
     return {"words": found, "inks": dict(zip(found, region_colors(found), strict=True))}
 
@@ -324,7 +324,7 @@ def _asset(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A default as YAML writes it on one line."""
+    """A default value as YAML on one line; text as it is."""
     return dump_yaml(value).strip().removesuffix("...").strip().replace("\n", " ") if not isinstance(value, str) else value
 
 
@@ -347,7 +347,7 @@ def _loaded(path: str) -> tuple[Any, str]:
 
 
 def _background(path: str | None) -> str:
-    """The user's picture as a data URL for the canvas, small; nothing where there is none that can be read."""
+    """The user's picture as a data URL of at most 512 pixels for the canvas; empty text without a picture."""
     from attnguide.ui.drawing import check_picture
 
     if path is None:

@@ -1,4 +1,4 @@
-"""A run in a thread of its own, which tells the page how far it is and stops when the page says so."""
+"""Runs sampling in a thread that reports progress to the page and can be stopped."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from attnguide.figures.watch import Watch, Watched
 from attnguide.types import Sample, SampleResult, Step
 
 _PREVIEWS = 10
-"""Previews of a row, evenly spread over its steps."""
+"""Number of previews of a row, evenly spread over its steps."""
 
 
 WORKER = "attnguide-ui-run"
-"""Name of the thread in which a run is made."""
+"""Name of the thread of a run."""
 
 
 class StoppedByUserError(Exception):
@@ -30,16 +30,16 @@ class StoppedByUserError(Exception):
 
 @dataclass(frozen=True)
 class News:
-    """What a run tells.
+    """Progress of a run.
 
     Attributes:
-        done: Steps taken, of all batches together.
-        total: Steps of the run, as far as is known.
-        previews: Pictures of the rows at hand as they are now.
-        samples: The rows at hand.
-        losses: ``(step, loss, row)`` of the batch so far.
-        rows: Rows that are finished, with their maps.
-        problem: Why the run ended without pictures.
+        done: Number of steps done, over all batches.
+        total: Estimated number of steps of the run.
+        previews: Decoded latents of the current batch's rows.
+        samples: Rows of the current batch.
+        losses: ``(step, loss, row)`` of every update of the current batch so far.
+        rows: Finished rows with their maps.
+        problem: Why the run ended early, ``stopped`` or an error; ``None`` if it did not.
     """
 
     done: int
@@ -52,11 +52,11 @@ class News:
 
 
 class Live(Observer):
-    """Keeps what the page shows, and ends the run at the next step once it is told to stop.
+    """Observer that queues progress for the page, and raises at the next step once ``stop`` is set.
 
     Args:
-        stop: Set to end the run.
-        total: Steps of the whole run.
+        stop: Event that ends the run.
+        total: Number of steps of the whole run.
     """
 
     def __init__(self, stop: threading.Event, total: int) -> None:
@@ -102,18 +102,18 @@ class Live(Observer):
         self.news.put(self.ended(None))
 
     def ended(self, problem: str | None) -> News:
-        """What there is at the end of a batch, or of the run."""
+        """Progress at the end of a batch, or of the run."""
         rows = tuple(self.watch.rows)
         return News(self._done, self._total, losses=tuple(self._losses), rows=rows, problem=problem)
 
 
 def run_rows(model: Any, rows: Sequence[Sample], stop: threading.Event) -> Iterator[News]:
-    """Sample rows in a thread and give what it tells, the newest at a time; the last has all rows.
+    """Sample rows in a thread and yield its newest progress, skipping what came between; the last item has all rows.
 
     Args:
-        model: The adapter.
-        rows: What to make, one batch after the other.
-        stop: Set to end the run; an abandoned iterator sets it.
+        model: The model adapter.
+        rows: Rows to make, batch by batch.
+        stop: Event that ends the run; closing the iterator sets it.
     """
     from attnguide.sampling.check import check_rows
     from attnguide.sampling.table import plan_batches, sample_rows
@@ -129,7 +129,7 @@ def run_rows(model: Any, rows: Sequence[Sample], stop: threading.Event) -> Itera
                 pass
         except StoppedByUserError:
             problem.append("stopped")
-        except Exception as error:  # told on the page, which stays
+        except Exception as error:  # any error is shown on the page, which stays usable
             problem.append(" ".join(str(error).split()) or type(error).__name__)
 
     worker = threading.Thread(target=work, name=WORKER, daemon=True)
@@ -145,7 +145,7 @@ def run_rows(model: Any, rows: Sequence[Sample], stop: threading.Event) -> Itera
 
 
 def _newest(news: queue.Queue[News]) -> News | None:
-    """What was told last, after a short wait: a slow page skips what came between."""
+    """The newest item of the queue, after a short wait; older ones are dropped. ``None`` if there is none."""
     try:
         found = news.get(timeout=0.2)
     except queue.Empty:
