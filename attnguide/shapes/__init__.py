@@ -1,1 +1,1 @@
-"""The embedded world of coloured shapes: scenes, renderer, captions, judge, layouts, and a model trained on them."""
+"""The embedded world of coloured shapes: scenes, renderer, captions, judge, layouts, and training of its models."""

@@ -1,4 +1,4 @@
-"""Scene to words: several ways of saying what a scene shows, chosen by seed."""
+"""Captions of scenes, in several wordings chosen by seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plural(shape: str) -> str:
 
 
 def noun_phrase(name: str, count: int = 1) -> str:
-    """``("red circle", 1) -> "a red circle"``; ``("red circle", 3) -> "three red circles"``."""
+    """Noun phrase of an object: ``("red circle", 1)`` gives ``a red circle``, ``("red circle", 3)`` ``three red circles``."""
     color, shape = name.split(" ", 1)
     return f"{article(color)} {name}" if count == 1 else f"{NUMBERS[count]} {color} {plural(shape)}"
 

@@ -1,4 +1,4 @@
-"""What a picture should show, read from a caption of this world or from a row of a layout file."""
+"""Parses what a picture should show from a caption of the shapes world or a row of a layout file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attnguide.types import Box
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a picture is asked to show.
+    """Objects, counts, boxes, relation and background that a picture of the shapes world is asked to show.
 
     Attributes:
         objects: Distinct ``(colour, shape)`` pairs, in the order of the prompt.
-        counts: How many of each, at least 1.
-        relation: What holds of the first object relative to the second, where the prompt says so.
-        background: A key of ``BACKGROUNDS``, where the prompt names one.
-        boxes: Boxes of each object's instances, as fractions; empty where no place is asked for.
+        counts: Number of instances of each object, at least 1; 1 each by default.
+        relation: Relation of the first object to the second, if the prompt states one.
+        background: Key of ``BACKGROUNDS``, if the prompt names a background.
+        boxes: Boxes of each object's instances, as fractions; empty if no places are asked for.
 
     Raises:
         ValueError: If a word is not of this world, or the lengths disagree.
@@ -111,7 +111,7 @@ def expectation_from_prompt(text: str) -> Expectation | None:
 
 
 def expectation_from_layout(row: Layout) -> Expectation:
-    """What a row of a layout file asks for: its objects, how many of each, where; relation and background from its prompt.
+    """Expectation of a row of a layout file: objects, counts, boxes and relation from its columns, background from its prompt.
 
     Raises:
         ValueError: If an object of the row is not of this world.

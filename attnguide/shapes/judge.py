@@ -1,4 +1,4 @@
-"""The judge: from pixels to the objects that a picture shows, by rules alone."""
+"""The judge of the shapes world: recognises the objects in a picture by fixed rules."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OVERLAP: dict[str, float] = {
     "ring": 0.74,
     "heart": 0.9,
 }
-"""Least intersection over union with each shape: what a random blob reaches of it is less, and a warped drawing more."""
+"""Least IoU with each shape for a detection: above that of random blobs, below that of warped drawings of the shape."""
 MARGIN = 0.04
-"""Least lead of the best shape over the second."""
+"""Least lead in IoU of the best shape over the second."""
 COLOR_DISTANCE = 0.12
 """Largest Oklab distance to the named colour; blue and purple, the closest pair, are 0.16 apart."""
 COLOR_MARGIN = 0.02
-"""Least lead of the named colour over the second."""
+"""Least lead in Oklab distance of the named colour over the second."""
 COLOR_STRENGTH = 0.7
 """Least chroma relative to the named colour's; averages of several pictures are paler."""
 PURITY = 0.8
@@ -40,7 +40,7 @@ LEAK = 0.15
 AREA = (0.006, 0.35)
 """Least and largest share of the picture that an object covers."""
 SMALLEST_SIDE = 16
-"""Pixels; smaller pictures show nothing that could be told."""
+"""Least side of a picture in pixels; in smaller ones no shape can be recognised."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Detection:
         mask: Its pixels, bool ``height width``.
         center: Centroid ``(x, y)`` as fractions of width and height.
         area: Share of the picture.
-        confidence: From overlap with the shape and closeness of the colour, in [0, 1].
+        confidence: Product of overlap with the shape, purity and closeness of the colour, in [0, 1].
     """
 
     shape: str
@@ -67,19 +67,19 @@ class Detection:
 
     @property
     def name(self) -> str:
-        """``"red circle"``."""
+        """Colour and shape: ``"red circle"``."""
         return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says of one picture.
+    """The judge's findings on one picture.
 
     Attributes:
-        detections: From left to right, then from top to bottom.
-        background: Name of the plain background, ``None`` where there is none.
+        detections: Recognised objects, from left to right, then from top to bottom.
+        background: Name of the plain background; ``None`` if there is none.
         foreground: Pixels off the background, bool ``height width``.
-        explained: Share of the foreground that lies in recognised objects, in [0, 1]; 0 where there is no foreground.
+        explained: Share of the foreground that lies in recognised objects, in [0, 1]; 0 without foreground or objects.
     """
 
     detections: tuple[Detection, ...]
@@ -150,17 +150,17 @@ def _explained(segmentation: Segmentation, detections: list[Detection]) -> float
 
 
 def judge(picture: Image.Image | np.ndarray) -> Verdict:
-    """Say exactly what a picture shows.
+    """Recognise the objects and the background of a picture.
 
-    Nothing here is learned: the background is the plain colour of the border; a pixel's object is the nearest flat patch of one
-    colour; its shape is the one whose outline overlaps most. What fits no shape and colour well is left unrecognised, so noise
-    and blurred mixtures hold nothing.
+    Nothing is learned: the background is the plain colour of the border; a pixel belongs to the nearest flat patch of one
+    colour; a patch's shape is the one whose outline overlaps it most. A patch that fits no shape or colour well is not
+    recognised, so that noise and blurred mixtures hold no objects.
 
     Args:
         picture: RGB, or uint8 ``height width 3``; sides of at least 16 pixels.
 
     Raises:
-        ValueError: If an array has another type or shape.
+        ValueError: If the picture has another type or shape, or a side below 16 pixels.
 
     Example:
         >>> from attnguide.shapes.renderer import render

@@ -1,4 +1,4 @@
-"""Prompts with boxes: the fixed benchmark and development files, and how to read such files."""
+"""Layouts (prompts with boxes): the embedded benchmark and development files, and their reader."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from attnguide.shapes.scene import BACKGROUNDS, RELATIONS, SHAPES, Relation, Sce
 from attnguide.types import Box
 
 FILES: dict[str, Path] = {name: Path(__file__).parent / "data" / f"{name}.csv" for name in ("benchmark", "development")}
-"""The files that ship with the package: measure on the first, tune on the second."""
+"""Layout files of the package: ``benchmark`` for measuring, ``development`` for tuning."""
 
 HELD_OUT = ("no", "combination", "pair")
-"""What training never saw of a row: nothing; the combination of its objects; also one of its (colour, shape) pairs."""
+"""What training never saw of a row: nothing; the combination of its objects; or even one of its (colour, shape) pairs."""
 
 Row = TypeVar("Row")
 
@@ -33,14 +33,14 @@ class Layout:
     Attributes:
         id: Unique within its file.
         category: Kind of row, e.g. ``"counting"``.
-        prompt: What to draw.
-        phrases: The words of the prompt that name each object; three instances of "green stars" are three entries.
-        boxes: One per phrase, as fractions.
-        relation: What the prompt says of the first object relative to the second.
+        prompt: The prompt.
+        phrases: Phrase of the prompt for each object; three instances of "green stars" are three entries.
+        boxes: Box of each phrase, as fractions.
+        relation: Relation of the first object to the second, if the prompt states one.
         held_out: One of :data:`HELD_OUT`.
 
     Raises:
-        ValueError: If a box or a word is out of its range.
+        ValueError: If a box is invalid, a phrase is not in the prompt, or ``relation`` or ``held_out`` is unknown.
     """
 
     id: str
@@ -138,7 +138,7 @@ def spread(rows: Sequence[Row], number: int | None) -> list[Row]:
 
 
 def choose_layouts(layouts: Sequence[Layout], categories: Sequence[str] | None, prompts: int | None) -> list[Layout]:
-    """:func:`spread` rows of each category, of all where none are named."""
+    """:func:`spread` rows of each category, of all categories if none are named."""
     names = categories or dict.fromkeys(layout.category for layout in layouts)
     return [row for name in names for row in spread([one for one in layouts if one.category == name], prompts)]
 
@@ -150,7 +150,7 @@ def extent(shape: str) -> Box:
 
 
 def layout_scene(row: Layout, background: str = "white") -> Scene:
-    """The scene in which every object of a row fills its box as far as its proportions allow.
+    """The scene in which every object of a row fills its box as far as the shape's proportions allow.
 
     Raises:
         ValueError: If an object of the row is not of this world.

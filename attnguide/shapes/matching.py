@@ -1,4 +1,4 @@
-"""Which shape a mask shows: overlap with every shape of the world, turned and slightly stretched."""
+"""Recognises the shape of a mask by its overlap with rotated and slightly stretched templates of every shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours as an eye sees them: a perceptual colour space and the nearest colour of the world."""
+"""The Oklab colour space, and the nearest named colour of the shapes world."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def distances(lab: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ColorMatch:
-    """An object colour and how well it names what was seen.
+    """The named colour nearest to a seen colour, and how well it fits.
 
     Attributes:
         name: The nearest key of ``COLORS``.
         distance: Oklab distance to it.
-        margin: How much farther the second nearest is.
-        strength: Chroma relative to the named colour's: below 1 where it is faded, as in an average of pictures.
+        margin: Distance to the second nearest colour minus ``distance``.
+        strength: Chroma relative to the named colour's; below 1 if faded, as in an average of pictures.
     """
 
     name: str

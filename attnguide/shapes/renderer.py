@@ -1,4 +1,4 @@
-"""Scene to picture, anti-aliased by supersampling, and the exact mask of every object."""
+"""Renders scenes as pictures, anti-aliased by supersampling, and as exact masks of their objects."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def object_masks(scene: Scene, side: int = SIDE) -> np.ndarray:
 
 
 def outlines(scene: Scene, side: int = SIDE) -> Image.Image:
-    """Edges of all objects, one pixel wide inside them, white on black: what a ControlNet of this world reads."""
+    """Edges of all objects, one pixel wide and inside them, white on black: the control picture of this world's ControlNet."""
     drawn = np.zeros((side, side), dtype=bool)
     for mask in object_masks(scene, side):
         inner = mask.copy()

@@ -1,4 +1,4 @@
-"""The world in numbers: which objects exist, where they stand, and how a scene is drawn at random."""
+"""Scenes of the shapes world: its shapes, colours and sizes, and random scenes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SceneObject:
 
     @property
     def name(self) -> str:
-        """``"red circle"``."""
+        """Colour and shape: ``"red circle"``."""
         return f"{self.color} {self.shape}"
 
     @property
@@ -94,9 +94,9 @@ class Scene:
     """Objects on a plain background, back to front, with the relation a caption may state of the first two.
 
     Attributes:
-        objects: Drawn in this order.
+        objects: Objects in drawing order; later ones cover earlier ones.
         background: A key of :data:`BACKGROUNDS`.
-        relation: What holds of ``objects[0]`` relative to ``objects[1]``, where the scene was drawn to show one.
+        relation: Relation of ``objects[0]`` to ``objects[1]``, if the scene was made to show one.
     """
 
     objects: tuple[SceneObject, ...]
@@ -119,7 +119,7 @@ def relation_holds(a: tuple[float, float], b: tuple[float, float], relation: str
 
 
 def combination(names: Sequence[str]) -> str:
-    """Order-free name of what a scene holds: ``"blue square+red circle"``."""
+    """Name of a set of objects, independent of their order: ``"blue square+red circle"``."""
     return "+".join(sorted(names))
 
 
@@ -150,7 +150,7 @@ def place(
     gap: float = 0.03,
     tries: int = 200,
 ) -> tuple[SceneObject, ...] | None:
-    """Stand ``(colour, shape)`` pairs apart at random; ``None`` when no try fits.
+    """Place ``(colour, shape)`` pairs at random without overlap; ``None`` if no try succeeds.
 
     Args:
         names: ``(colour, shape)`` per object.

@@ -27,9 +27,9 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "diamonds": ("dia", "monds"),
     "beige": ("be", "ige"),
 }
-"""Words of the world that the tokenizer reads as several tokens, as real tokenizers do with rarer words.
+"""Words that the tokenizer splits into several tokens, as real tokenizers do with rarer words.
 
-The pieces are what merges are added for; where an earlier merge comes first the tokens are others (*triangles* is read as
+Merges are added for these pieces; if an earlier merge applies first, the tokens differ (*triangles* is read as
 ``tri angl es``).
 """
 
@@ -140,7 +140,7 @@ def build_scheduler() -> DDIMScheduler:
 def build_pipeline(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
-    """The parts as one pipeline; they are shared, not copied."""
+    """A pipeline of the parts, which are shared and not copied."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

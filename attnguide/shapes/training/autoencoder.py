@@ -1,4 +1,4 @@
-"""Training of the autoencoder."""
+"""Lightning module for training the autoencoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnguide.shapes.training.architecture import build_autoencoder
 
 
 class AutoencoderModule(L.LightningModule):
-    """Absolute plus squared error on pixels, and a small KL term that keeps latents smooth.
+    """Trains the autoencoder by absolute plus squared error on pixels, and a small KL term that keeps latents smooth.
 
     Args:
         steps: Optimizer steps of the whole training, for the learning-rate schedule.

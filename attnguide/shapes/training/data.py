@@ -1,4 +1,4 @@
-"""Endless training pictures."""
+"""Endless crops of rendered scenes for training the autoencoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def picture_tensor(seed: int) -> Tensor:
 
 
 class Crops(IterableDataset[Tensor]):
-    """Square crops of ``side`` pixels, four in five of them centred near an object, for ever."""
+    """Endless square crops of ``side`` pixels, four in five of them centred near an object."""
 
     def __init__(self, side: int = 64, seed: int = 0) -> None:
         self.side, self.seed = side, seed

@@ -1,4 +1,4 @@
-"""Training of text encoder and UNet together, on cached latents."""
+"""Lightning module for training text encoder and UNet together, on cached latents."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from attnguide.shapes.training.preview import plain_preview
 
 
 def draw_timesteps(count: int, total: int, device: torch.device | None = None) -> Tensor:
-    """``count`` timesteps below ``total`` with density like ``sin(pi t / total)``, one from each equal share of it."""
+    """``count`` timesteps below ``total``, of density like ``sin(pi t / total)``, stratified over ``count`` quantiles."""
     shares = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     return (torch.arccos(1 - 2 * shares) / math.pi * total).long().clamp(0, total - 1)
 
 
 class DiffusionModule(L.LightningModule):
-    """Weighted squared error on the velocity.
+    """Trains text encoder and UNet by weighted squared error on the velocity.
 
-    Near pure noise nobody can know where the objects will stand, so the error there is large and teaches little: middle
-    timesteps are drawn more often (see :func:`draw_timesteps`) and each is weighted by the signal's share ``sqrt(alpha_bar)``,
-    which makes all noise levels contribute about equally.
+    Near pure noise the places of objects cannot be predicted, so that the error is large and teaches little. Middle timesteps
+    are therefore drawn more often (see :func:`draw_timesteps`), and each is weighted by ``sqrt(alpha_bar)``, which makes all
+    noise levels contribute about equally.
 
     Args:
-        tokenizer: Whose vocabulary the text encoder gets.
+        tokenizer: Tokenizer, whose vocabulary the text encoder gets.
         progress: Share of the training that is done, for the learning-rate schedule.
         lr: Peak learning rate.
         compile_unet: Run the UNet through ``torch.compile``.
-        vae: Decodes the pictures of the validation step; none is run when ``None``.
-        previews: Folder for grids of those pictures.
+        vae: Autoencoder that decodes the preview pictures of validation; no previews when ``None``.
+        previews: Folder for grids of preview pictures.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Training scenes as one process draws them: pictures, captions as token ids, and labels.
+"""Draws training scenes: pictures, captions as token ids, and labels of image tokens.
 
-It imports no torch, so that processes which draw are quick to start.
+It imports no torch, so that drawing processes start quickly.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from attnguide.shapes.renderer import object_masks, render
 from attnguide.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Scene, random_scene
 
 FIRST_TRAINING_SEED = 1_000_000
-"""Scene seeds from here on belong to training; those below, to tests, layouts and examples."""
+"""First scene seed of training; lower seeds are for tests, layouts and examples."""
 
 WORDINGS = 8
-"""Captions a scene; training draws one each time."""
+"""Captions per scene; training draws one of them each time."""
 
 TOKENS_A_SIDE = 8
-"""Image tokens a side of the joint-attention model."""
+"""Image tokens along a side of the joint-attention model's latents."""
 
 NAMES = (("none", *SHAPES), (*COLORS, *BACKGROUNDS))
-"""Classes of :func:`token_contents`: shapes, then colours."""
+"""Class names of :func:`token_contents`: of shapes, and of colours."""
 
 Tokenize = Callable[[list[str]], Int16[np.ndarray, "captions tokens"]]
 
 
 def token_contents(scene: Scene) -> Int8[np.ndarray, "tokens 2"]:
-    """Shape and colour class of what covers each image token, indices into :data:`NAMES`.
+    """Shape and colour class of the object that covers each image token, as indices into :data:`NAMES`.
 
-    A token shows the object that covers most of it, if that is a quarter or more, else the background.
+    A token has the classes of the object that covers most of it, if that is a quarter or more, else those of the background.
     """
     masks = object_masks(scene, 4 * TOKENS_A_SIDE)
     cover = masks.reshape(len(masks), TOKENS_A_SIDE, 4, TOKENS_A_SIDE, 4).mean((2, 4)).reshape(len(masks), -1)
@@ -48,17 +48,17 @@ def token_contents(scene: Scene) -> Int8[np.ndarray, "tokens 2"]:
 
 
 def captions_of(scenes: list[Scene], first: int) -> list[str]:
-    """:data:`WORDINGS` captions of each of the training scenes number ``first`` and following."""
+    """:data:`WORDINGS` captions of each scene; ``first`` is the number of the first scene."""
     return [caption(scene, WORDINGS * (first + index) + way) for index, scene in enumerate(scenes) for way in range(WORDINGS)]
 
 
 def training_scenes(start: int, stop: int) -> list[Scene]:
-    """Training scenes number ``start`` to ``stop``."""
+    """Training scenes with numbers from ``start`` to below ``stop``."""
     return [random_scene(FIRST_TRAINING_SEED + number) for number in range(start, stop)]
 
 
 class Reader:
-    """Captions to token ids, padded or cut to one length; can be sent to other processes.
+    """Converts captions to token ids, padded or truncated to one length; can be pickled to other processes.
 
     Args:
         tokenizer: A fast tokenizer of transformers, whose ``model_max_length`` is the length.
@@ -76,12 +76,12 @@ class Reader:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A stretch of training scenes without latents.
+    """Consecutive training scenes, drawn but not encoded.
 
     Attributes:
-        pixels: The pictures.
-        contents: :func:`token_contents` of each.
-        ids: Name to token ids, ``scenes wordings tokens``.
+        pixels: Pictures.
+        contents: :func:`token_contents` of each scene.
+        ids: Name of a tokenizer's ids -> token ids, ``scenes wordings tokens``.
     """
 
     pixels: UInt8[np.ndarray, "scenes height width 3"]
@@ -90,11 +90,11 @@ class Drawn:
 
 
 def draw_scenes(stretch: tuple[int, int], tokenize: Mapping[str, Tokenize]) -> Drawn:
-    """Draw the training scenes with numbers from the first of ``stretch`` to below the second.
+    """Draw consecutive training scenes.
 
     Args:
-        stretch: Numbers.
-        tokenize: Name of the ids to what makes them of captions.
+        stretch: First scene number, and the number after the last.
+        tokenize: Name of the ids -> function from captions to ids.
     """
     scenes = training_scenes(*stretch)
     said = captions_of(scenes, stretch[0])

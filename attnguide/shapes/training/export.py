@@ -1,4 +1,4 @@
-"""A finished training as a pipeline folder that diffusers opens."""
+"""Exports a trained pipeline as a folder that diffusers opens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _require_finite(pipeline: DiffusionPipeline) -> None:
 
 
 def _forget_paths(folder: Path) -> None:
-    """Drop the paths of this machine that the libraries note in their configs."""
+    """Remove local paths that the libraries write into configuration files."""
     for path in folder.rglob("*.json"):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
@@ -40,9 +40,9 @@ def _forget_paths(folder: Path) -> None:
 
 
 def _readable_by_older_versions(folder: Path) -> None:
-    """Names that transformers 4 and 5 both know: tokenizers in one file, CLIP's weights behind ``text_model.``.
+    """Rename classes and weights so that transformers 4 and 5 both load the folder: fast tokenizers, prefix ``text_model.``.
 
-    The older one would look for other tokenizer files, and put random numbers where it misses a weight's name.
+    Otherwise version 4 would look for other tokenizer files, and initialise weights at random whose names it misses.
     """
     index = folder / "model_index.json"
     text = index.read_text()

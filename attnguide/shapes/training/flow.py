@@ -1,4 +1,4 @@
-"""Training of the joint-attention model: T5 and transformer together, by flow matching on cached latents."""
+"""Lightning module for training T5 and transformer together, by flow matching on cached latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnguide.shapes.training.preview import plain_preview
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Latents as FLUX's image tokens: ``batch channels height width`` to ``batch tokens 4 channels``, two by two cells each."""
+    """Pack latents ``batch channels height width`` into FLUX's image tokens of 2x2 cells, ``batch tokens (4 channels)``."""
     batch, channels, height, width = latents.shape
     cells = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
@@ -32,7 +32,7 @@ def grid_positions(height: int, width: int) -> Tensor:
 
 
 def draw_noise_levels(count: int, shift: float = 1.5, device: torch.device | None = None) -> Tensor:
-    """``count`` noise levels in (0, 1): logistic of a normal value, one from each equal share of it, moved towards noise.
+    """``count`` noise levels in (0, 1), logistic-normal, stratified over quantiles and shifted towards noise.
 
     ``s -> shift s / (1 + (shift - 1) s)`` as in `Esser et al., 2024 <https://arxiv.org/abs/2403.03206>`_.
     """
@@ -56,11 +56,10 @@ def initialise(transformer: nn.Module) -> None:
 
 
 class ContentHead(nn.Module):
-    """Reads off a middle block what each image token shows; trained with the network, left out of the pipeline.
+    """Linear classifier of what each image token shows, on a middle block's states; trained with the network, not exported.
 
-    A network that must say early which shape and colour stands where should learn sooner to draw them, as one whose middle
-    states are aligned with a recognising network's does (`Yu et al., 2024 <https://arxiv.org/abs/2410.06940>`_). Here the
-    labels are exact.
+    Aligning middle states with those of a recognition network speeds up training
+    (`Yu et al., 2024 <https://arxiv.org/abs/2410.06940>`_); here exact labels take the place of that network.
     """
 
     def __init__(self, width: int) -> None:
@@ -75,18 +74,18 @@ class ContentHead(nn.Module):
 
 
 class FlowModule(L.LightningModule):
-    """Squared error on the velocity ``noise - latents``, with captions and pooled vectors dropped at random.
+    """Trains T5 and transformer by squared error on the velocity ``noise - latents``; captions and pooled vectors are dropped.
 
     Args:
         clip: Tokenizer and text encoder whose pooled vector the transformer reads; not trained.
         progress: Share of the training that is done, for the learning-rate schedule.
         lr: Peak learning rate of Muon's matrices; the rest has half of it.
         content_weight: Weight of :class:`ContentHead`'s loss.
-        drop_pooled: Share of rows whose pooled vector is the empty prompt's, so that the words' own tokens carry everything.
-        size: Of the transformer.
+        drop_pooled: Share of rows whose pooled vector is the empty prompt's, so that the text tokens carry the content.
+        size: Size of the transformer.
         compile_blocks: Run each block through ``torch.compile``; blocks of a kind share one compilation.
-        vae: Decodes the pictures of the validation step; none is run when ``None``.
-        previews: Folder for grids of those pictures.
+        vae: Autoencoder that decodes the preview pictures of validation; no previews when ``None``.
+        previews: Folder for grids of preview pictures.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class FlowModule(L.LightningModule):
 
     @torch.no_grad()
     def pooled(self, clip_ids: Tensor) -> Tensor:
-        """CLIP's pooled vectors of ids, some of them the empty prompt's."""
+        """CLIP's pooled vectors of token ids, a share ``drop_pooled`` of them replaced by the empty prompt's."""
         dropped = torch.rand(len(clip_ids), 1, device=clip_ids.device) < self.drop_pooled
         clip: CLIPTextModel = self.__dict__["_frozen"]["clip"].to(clip_ids.device)
         vectors: Tensor = clip(torch.where(dropped, self.empty_clip_ids, clip_ids)).pooler_output
@@ -160,7 +159,7 @@ class FlowModule(L.LightningModule):
         return error + self.content_weight * content
 
     def pipeline(self, vae: AutoencoderKL) -> FluxPipeline:
-        """The parts as they are now, shared, with an autoencoder."""
+        """A pipeline of the current networks, which are shared and not copied, with an autoencoder."""
         clip = (self.tokenizers[0], self.__dict__["_frozen"]["clip"])
         return build_flux_pipeline(vae, clip, (self.tokenizers[1], self.t5), self.transformer)
 

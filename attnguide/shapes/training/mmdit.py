@@ -67,12 +67,12 @@ def build_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 class Size(NamedTuple):
-    """What decides the number of weights.
+    """Size of a transformer.
 
     Attributes:
-        heads: Attention heads, 32 channels each.
-        dual: Blocks with two streams.
-        single: Blocks with one.
+        heads: Number of attention heads, 32 channels each.
+        dual: Number of blocks with two streams.
+        single: Number of blocks with one stream.
     """
 
     heads: int
@@ -85,12 +85,12 @@ SMALL, LARGE = Size(6, 2, 4), Size(8, 2, 5)
 
 
 def size_of(transformer: Mapping[str, Any]) -> Size:
-    """The size of the transformer that has such a configuration."""
+    """Size of a transformer from its configuration."""
     return Size(transformer["num_attention_heads"], transformer["num_layers"], transformer["num_single_layers"])
 
 
 def size_of_weights(state: Mapping[str, Tensor]) -> Size:
-    """The size of the transformer that has such weights, whatever stands before their names."""
+    """Size of a transformer from its weights, whose names may have a prefix."""
     dual, single = (
         len({match.group(1) for name in state if (match := re.search(rf"\b{part}\.(\d+)\.", name))})
         for part in ("transformer_blocks", "single_transformer_blocks")
@@ -125,7 +125,7 @@ def build_flux_pipeline(
     t5: tuple[T5Tokenizer, T5EncoderModel],
     transformer: FluxTransformer2DModel,
 ) -> FluxPipeline:
-    """The parts as one pipeline; they are shared, not copied. The autoencoder is given the shift of 0 that FLUX reads."""
+    """A pipeline of the parts, which are shared and not copied; sets the autoencoder's ``shift_factor``, which FLUX reads."""
     vae.register_to_config(shift_factor=0.0)
     return FluxPipeline(
         scheduler=build_flow_scheduler(),

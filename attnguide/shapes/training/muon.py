@@ -1,4 +1,4 @@
-"""Muon for a UNet: momentum whose matrices are made orthogonal, AdamW for the rest."""
+"""The Muon optimizer: orthogonalised momentum for hidden matrices and convolutions, AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic ``a x + b x^3 + c x^5`` that draws every singular value towards 1."""
+"""Coefficients of the quintic ``a x + b x^3 + c x^5`` that moves every singular value towards 1."""
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -34,7 +34,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 OUTER = ("embed", "conv_in.", "conv_out.", "norm", "shared.", "bias", "transformer.proj_out.", "content.")
-"""Parts of the names of weights that are not maps from one hidden space to another."""
+"""Name parts of weights that are not maps from one hidden space to another, and are left to AdamW."""
 
 
 def split_parameters(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -62,11 +62,11 @@ class Muon(Optimizer):
     Args:
         hidden: Parameters of two or more dimensions.
         rest: Parameters for AdamW.
-        lr: Learning rate of both.
-        rest_lr: Learning rate of ``rest``, where it is another.
+        lr: Learning rate of both groups.
+        rest_lr: Learning rate of ``rest``; ``lr`` when ``None``.
         momentum: Decay of the running mean of the gradients.
-        betas: AdamW's.
-        weight_decay: Decoupled, of both.
+        betas: Betas of AdamW.
+        weight_decay: Decoupled weight decay of both groups.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""When a training stops, how fast it learns on the way there, and its checkpoints."""
+"""Callbacks and schedules of a training: its time limit, learning rate, weight averages and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ Progress = Callable[[int], float]
 
 
 def learning_rate_factor(step: int, progress: float, warmup: int = 200, decay: float = 0.4) -> float:
-    """Rise over ``warmup`` steps, hold, then fall in a line to 0 over the last ``decay`` of the training.
+    """Learning-rate factor: linear warmup over ``warmup`` steps, constant, then linear decay to 0 over the last ``decay``.
 
-    The held part makes a training that is resumed and made longer go on as if it had been that long from the start.
+    Because of the constant part, a training that is resumed and extended equals one that was that long from the start.
     """
     return max(0.0, min(1.0, (step + 1) / warmup, (1 - progress) / decay))
 
 
 def paced(optimizer: Optimizer, progress: Progress) -> dict[str, Any]:
-    """What Lightning wants of an optimizer whose learning rate follows :func:`learning_rate_factor`."""
+    """Lightning's optimizer configuration with the schedule of :func:`learning_rate_factor`."""
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, progress(step)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Clock:
-    """Time left to a command that may run for some minutes; it starts when made.
+    """Time limit of a command, counted from construction.
 
     Args:
-        minutes: How long; ``None`` for ever.
+        minutes: Minutes until the time is up; ``None`` for no limit.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -53,21 +53,21 @@ class Clock:
         return self.seconds is not None and time.monotonic() - self.begin >= self.seconds
 
     def progress(self) -> Progress:
-        """Share of what is left now that will have passed at a later step."""
+        """Progress function of the time from now to the limit: the share that has passed at a later step."""
         start, end = time.monotonic(), self.begin + (self.seconds or 0.0)
         return lambda step: 1.0 if end <= start else min((time.monotonic() - start) / (end - start), 1.0)
 
 
 class Averages(WeightAveraging):
-    """Running means of the weights, which are what is looked at and exported.
+    """Exponential moving averages of the weights, which previews and exports use.
 
     The decay of a step rises with the number ``n`` of steps seen, ``min(decay, (1 + n) / (10 + n))``, so that a short
     training's mean forgets where it began. Buffers are the newest ones, as means of whole numbers are none.
 
     Args:
-        device: Where the means are kept; that of the weights, or every step waits for copies from one to the other.
-        every: Steps from one update to the next; an update reads a number off the device, which waits until it is idle.
-        decay: Where it ends.
+        device: Device of the averages; should be that of the weights, or every step waits for copies.
+        every: Steps between updates; an update synchronises with the device.
+        decay: Final decay per step.
     """
 
     def __init__(self, device: str = "cpu", every: int = 1, decay: float = 0.998) -> None:
@@ -79,25 +79,25 @@ class Averages(WeightAveraging):
         self.every = every
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """At every ``every``-th step."""
+        """Whether to update: at every ``every``-th step."""
         return step_idx is not None and step_idx % self.every == 0
 
 
 def decay_after(seen: int, decay: float) -> float:
-    """Decay of a running mean of so many weights."""
+    """Decay of the moving average after ``seen`` steps."""
     return min(decay, (1 + seen) / (10 + seen))
 
 
 class Keeper(Callback):
-    """Writes a checkpoint every few minutes and at the end, and ends the training when its time is over or SIGTERM arrives.
+    """Writes a checkpoint every few minutes and at the end, and stops the training at the time limit or on SIGTERM.
 
     Args:
-        path: The checkpoint; a new one takes the old one's place once it is whole.
-        clock: The command's time.
+        path: File of the checkpoint, replaced atomically.
+        clock: Time limit of the command.
         every: Minutes between checkpoints.
 
     Raises:
-        RuntimeError: If a weight is no longer finite; the checkpoint stays as it was.
+        RuntimeError: If a weight is not finite; the former checkpoint is kept.
     """
 
     def __init__(self, path: Path, clock: Clock, every: float) -> None:
@@ -129,10 +129,10 @@ class Keeper(Callback):
 
 
 class Told(Callback):
-    """Logs now and then where a training stands, and what previews scored, for who reads it in a file.
+    """Logs step, speed and losses at intervals, and the scores of previews, for log files.
 
     Args:
-        every: Seconds from one line to the next.
+        every: Seconds between lines.
     """
 
     def __init__(self, every: float = 20.0) -> None:
@@ -154,6 +154,6 @@ class Told(Callback):
 
 
 def _numbers(trainer: L.Trainer, *, previews: bool) -> str:
-    """The newest numbers that were logged, of previews or of training."""
+    """Text of the newest logged metrics, of previews or of training."""
     found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("preview/") == previews}
     return ", ".join(f"{name} {value:.3f}" for name, value in found.items())

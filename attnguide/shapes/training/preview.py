@@ -1,4 +1,4 @@
-"""A look at the model while it trains: pictures of prompts it never sees, judged."""
+"""Previews during training: judged pictures of prompts, for pairs and counts of held-out scenes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ FLOW_GUIDANCE = 2.0
 def preview(
     pipeline: StableDiffusionPipeline | FluxPipeline, seeds: Sequence[int], path: Path, columns: int = 8
 ) -> dict[str, float]:
-    """Sample captions of held-out scenes (single objects: of any), write a grid, and judge which show exactly what was asked.
+    """Sample captions of held-out scenes (single objects: of scenes as in training), write a grid, and judge exact matches.
 
     Args:
-        pipeline: The model as it is now.
+        pipeline: Pipeline of the model in training.
         seeds: Scene seeds, one picture each; scene kinds take turns.
-        path: Where the grid goes.
-        columns: Pictures a row.
+        path: File of the grid.
+        columns: Pictures per line of the grid.
 
     Returns:
         Share of exact pictures by scene kind, and the mean share of foreground in recognised objects.
@@ -64,9 +64,9 @@ def preview(
 
 
 def plain_preview(pipeline: StableDiffusionPipeline | FluxPipeline, seeds: Sequence[int], path: Path) -> dict[str, float]:
-    """:func:`preview` in float32 and not compiled, whatever the training around it is.
+    """:func:`preview` in float32 and not compiled, regardless of the training's precision and compilation.
 
-    What is exported is judged so. A batch of another size would be compiled anew, which takes longer than all the pictures.
+    The exported model runs like that, and a batch of another size would be recompiled, which takes longer than the pictures.
     """
     with torch.compiler.set_stance("force_eager"), torch.autocast(pipeline.device.type, enabled=False):
         return preview(pipeline, seeds, path)

@@ -1,4 +1,4 @@
-"""The training command: stages, scenes prepared beforehand, checkpoints, resuming, export."""
+"""The training command: stages, prepared scenes, checkpoints, resuming, export."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FOLDERS = {"diffusion": "pipeline", "mmdit": "pipeline-mmdit"}
 EXPORTED_AFTER = {"diffusion": ("all", "diffusion", "export"), "mmdit": ("mmdit", "export")}
 
 STANDARD = 256
-"""Pictures over which latents are made to have mean 0 and deviation 1."""
+"""Number of pictures over which latents are standardised."""
 
 ON_A_CPU = {
     **{"batch_size": 32, "precision": "32-true", "compile": False},
@@ -52,13 +52,13 @@ ON_A_CARD = {
     **{"batch_size": 512, "precision": "bf16-mixed", "compile": True},
     **{"scenes": 200_000, "preview_every": 2000, "workers": os.cpu_count() or 1, "size": "large"},
 }
-"""What is not said, by the device."""
+"""Defaults of arguments, by device."""
 
 log = logging.getLogger(__name__)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line, and choose for the device what was not said."""
+    """Parse the command line, with defaults by device."""
     parser = argparse.ArgumentParser(description="Train the embedded models.")
     parser.add_argument("--stage", choices=("all", "autoencoder", "scenes", "diffusion", "mmdit", "export"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="checkpoints, prepared scenes, logs, pipelines")
@@ -115,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Command:
-    """One call of the command: its arguments, its clock, and what every stage does alike."""
+    """One call of the command: its arguments, time limit, and the parts shared by all stages."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out, self.clock = args, args.out, Clock(args.minutes)
@@ -127,11 +127,11 @@ class Command:
 
     @property
     def tokenize(self) -> dict[str, Tokenize]:
-        """What makes ids of captions, by the ids' name."""
+        """Name of the ids (``clip_ids``, ``t5_ids``) -> function from captions to ids."""
         return {name: Reader(by) for name, by in zip(("clip_ids", "t5_ids"), self.tokenizers, strict=True)}
 
     def checkpoint(self, stage: str, finished: bool = False) -> Path:
-        """Where a stage keeps its state. A finishing run writes beside it, so that a later one can go on at full rate."""
+        """Checkpoint of a stage; a finishing call has a file of its own, so that a later call can go on at the full rate."""
         path: Path = self.out / stage / ("finished.ckpt" if finished else "last.ckpt")
         return path
 
@@ -141,19 +141,19 @@ class Command:
         return max((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
 
     def seed(self, stage: str) -> int:
-        """Seed everything; a resumed stage gets another seed, so that nothing is drawn twice."""
+        """Seed all generators; a resumed stage gets another seed, so that it does not repeat draws."""
         path = self.checkpoint(stage)
         done = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"]) if path.exists() else 0
         return L.seed_everything(self.args.seed + done, workers=True)
 
     def progress(self, steps: int) -> Progress:
-        """How far the learning rate has come: by steps, or within this call's minutes if it finishes, else held."""
+        """Progress of the learning-rate schedule: by steps, by this call's minutes with ``--finish``, else constant 0."""
         if self.args.minutes is None:
             return lambda step: step / steps
         return self.clock.progress() if self.args.finish else lambda step: 0.0
 
     def trainer(self, stage: str, steps: int, extra: list[Callback]) -> L.Trainer:
-        """A trainer of one device that stops with the clock and keeps the stage's checkpoint."""
+        """A trainer on one device that stops at the time limit and writes the stage's checkpoint."""
         args = self.args
         logger: Logger
         if args.logger == "wandb":
@@ -182,7 +182,7 @@ class Command:
         )
 
     def fit(self, module: L.LightningModule, stage: str, steps: int, batches: store.Batches) -> None:
-        """Train, or go on from the stage's checkpoint, with averaged weights and a preview now and then."""
+        """Train, or resume from the stage's checkpoint, with averaged weights and previews."""
         steps = steps if self.args.minutes is None else -1
         card = self.args.device == "cuda"
         trainer = self.trainer(stage, steps, [Averages(self.args.device, every=4 if card else 1)])
@@ -216,7 +216,7 @@ def autoencoder(command: Command) -> AutoencoderKL:
 
 @contextmanager
 def _drawing(workers: int) -> Iterator[Any]:
-    """``map``, or its like on so many processes."""
+    """``map``, or with ``workers`` processes their pool's ``imap``."""
     if not workers:
         yield map
         return
@@ -272,7 +272,7 @@ def _begins_from_mmdit(command: Command) -> bool:
 
 
 def _size(command: Command) -> Size:
-    """That of the weights there are, else the one that was asked for."""
+    """Size of the checkpoint's or the starting pipeline's transformer, else ``--size``."""
     if (checkpoint := command.newest("mmdit")) is not None:
         return size_of_weights(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     if _begins_from_mmdit(command):

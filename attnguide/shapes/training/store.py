@@ -1,4 +1,4 @@
-"""Training scenes prepared once: latents, captions in both tokenizers' ids, and what each image token shows."""
+"""Prepared training scenes on disk: latents, captions in both tokenizers' ids, and labels of image tokens."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch.utils.data import IterableDataset
 from attnguide.shapes.training.drawing import WORDINGS, Drawn, Tokenize, draw_scenes
 
 CHUNK = 1000
-"""Scenes a file."""
+"""Scenes per file."""
 
 ENCODED_TOGETHER = {"cpu": 50, "cuda": 500}
-"""Pictures that the autoencoder takes at once, by the kind of device."""
+"""Type of device -> pictures that the autoencoder encodes at once."""
 
 
 @torch.no_grad()
@@ -41,10 +41,10 @@ def prepare(
     """Write the files of the first ``scenes`` training scenes that ``folder`` lacks, :data:`CHUNK` scenes each.
 
     Args:
-        folder: One safetensors file a chunk: ``latents``, ``contents`` and the ids named in ``tokenize``.
-        scenes: How many; rounded up to whole chunks.
-        vae: Encodes the pictures, on its own device.
-        tokenize: Name of the ids to what makes them of captions.
+        folder: Folder of safetensors files, one a chunk, with ``latents``, ``contents`` and the ids named in ``tokenize``.
+        scenes: Number of scenes, rounded up to whole chunks.
+        vae: Autoencoder that encodes the pictures, on its own device.
+        tokenize: Name of the ids -> function from captions to ids.
         draw: Like ``map``; ``pool.imap`` draws on all cores while this process encodes.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,14 @@ def _file(folder: Path, chunk: int) -> Path:
 
 
 def load(folder: Path, scenes: int | None = None) -> dict[str, Tensor]:
-    """What :func:`prepare` wrote, joined: ``latents`` (scenes channels height width), ``contents``, and ids.
+    """Load the scenes that :func:`prepare` wrote: ``latents`` (scenes channels height width), ``contents``, and ids.
 
     Args:
-        folder: Where it wrote.
-        scenes: Use as many at most; all that are there when ``None``.
+        folder: Folder of the files.
+        scenes: Most scenes to load; all when ``None``.
 
     Raises:
-        ValueError: If there is nothing.
+        ValueError: If the folder holds no scenes.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -87,11 +87,11 @@ class Batches(IterableDataset[dict[str, Tensor]]):
     so that a graphics card with the scenes in its memory never waits.
 
     Args:
-        scenes: What :func:`load` gives.
-        size: Scenes a batch.
-        empty: Name of the ids to those of the empty prompt, which stand in for captions that are dropped.
+        scenes: Scenes of :func:`load`.
+        size: Scenes per batch.
+        empty: Name of the ids -> ids of the empty prompt, which replace dropped captions.
         drop_caption: Share of captions that are dropped.
-        seed: Decides order, wording and drops.
+        seed: Seed of order, wording and drops.
     """
 
     def __init__(
