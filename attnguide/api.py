@@ -1,4 +1,4 @@
-"""Steered pictures in one call, for notebooks and scripts."""
+"""``attnguide.sample`` and ``attnguide.adapt``: steered pictures in one call, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -62,30 +62,30 @@ def sample(
     """Sample one prompt.
 
     Args:
-        prompt: What to draw; may be empty for plain pictures only.
+        prompt: The prompt; may be empty for plain pictures only.
         regions: Phrase -> place: a box ``(x0, y0, x1, y1)`` as fractions from the top left, the path of a mask, a picture or an
             array ``height width`` as mask (in [0, 1] or ``uint8``; white is inside, black outside), a
             :class:`~attnguide.types.MapSource` for a place where a word looks elsewhere, ``None`` for no place, or a list of
             places; or a list of regions.
-        groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule where
+        groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule if
             none are given.
-        method: One, or several that work together; ``mask_guidance`` where a region has a place and nothing is said;
-            ``"plain"`` for none.
-        seed: One picture for each; whole numbers of Python, numpy or torch.
-        model: ``shapes``, a folder, a file, a hub id, an adapter, or a diffusers pipeline. A name is loaded at every call: keep
-            what :func:`~attnguide.models.load.load_model` gives to sample more often.
-        plain: Give each seed's plain picture, too, before its steered one.
+        method: One method, or several that work together; ``"plain"`` for none. When ``None``: ``mask_guidance`` if a region
+            has a place, else none.
+        seed: Seeds, one picture for each; whole numbers of Python, numpy or torch.
+        model: ``shapes``, a folder, a file, a hub id, an adapter, or a diffusers pipeline. A name is loaded at every call; to
+            sample more often, pass the adapter of :func:`~attnguide.models.load.load_model`.
+        plain: Whether to make each seed's plain picture, too, before its steered one.
         steps: Denoising steps.
         cfg_scale: Classifier-free guidance weight.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
-        negative_prompt: What the unconditional half reads; ``None`` for nothing said, which SDXL tells from the empty text.
+        negative_prompt: Text that the unconditional half reads; ``None`` for none, which SDXL distinguishes from empty text.
         prompt_syntax: How prompts are read: ``plain``, every sign as a letter, or ``weights``: ``(word:1.3)``, ``[word]``,
             ``BREAK``, and in as many chunks of 77 tokens as they need (Stable Diffusion 1, 2 and XL; needs
             ``attnguide[prompts]``).
-        true_cfg_scale: Of models that read ``cfg_scale`` as a condition (FLUX.1-dev): above 1, with a negative prompt, both
-            halves are computed and combined with this weight.
-        height: Of the pictures in pixels; the model's own when ``None``.
-        width: Likewise.
+        true_cfg_scale: Classifier-free guidance weight of models that read ``cfg_scale`` as a condition (FLUX.1-dev): above 1,
+            with a negative prompt, both halves are computed and combined with it.
+        height: Height of the pictures in pixels; the model's own when ``None``.
+        width: Width of the pictures in pixels; the model's own when ``None``.
         init_image: Path of a picture to begin from, stretched to the size of the picture that is made.
         strength: How much of the schedule the ``init_image`` runs through, in (0, 1]; 0.8 when ``None``, and 1 with a mask.
         inpaint_mask: Path of a picture of the ``init_image``'s size, white where it is drawn anew and black where it is kept.
@@ -94,18 +94,18 @@ def sample(
         batch_size: Most rows sampled together; as many as suit the pictures' size when ``None``.
         device: For a model given by name: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's.
         dtype: For a model given by name: ``fp32``, ``fp16``, ``bf16``, or one of torch's.
-        offload: For a model given by name: what of it waits in the CPU's memory (:func:`~attnguide.models.load.load_model`).
-        checkpointing: For a model given by name: whether guided steps compute activations anew to take less memory.
-        observer: Told of everything; an :class:`attnguide.Watch` keeps maps and losses for :func:`attnguide.plot`.
-        progress: Show a bar over the steps on standard error.
-        options: Of the method, if it is given by name and alone.
+        offload: For a model given by name: the part that waits in the CPU's memory (:func:`~attnguide.models.load.load_model`).
+        checkpointing: For a model given by name: whether guided steps recompute activations to take less memory.
+        observer: Observer of the loop; an :class:`attnguide.Watch` keeps maps and losses for :func:`attnguide.plot`.
+        progress: Whether to show a bar over the steps on standard error.
+        options: Options of the method, if a single method is given by its name.
 
     Returns:
         One result for each seed (two with ``plain``), in order; a row that stopped has no picture and says why in ``status``.
         Notebooks show the list as pictures.
 
     Raises:
-        ValueError: If a phrase is not in the prompt, or a place, option or name is wrong.
+        ValueError: If a phrase is not in the prompt, or a place, option or name is invalid.
 
     Example:
         >>> (result,) = sample("a red circle and a blue square", regions={"red circle": (0, 0.2, 0.45, 0.8)}, steps=4)
@@ -159,7 +159,7 @@ def _sample(model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None,
 
 
 def _observers(observer: Observer | None, rows: int | None) -> Observer | None:
-    """The caller's observer, and a bar where there is a number of rows to count to."""
+    """The caller's observer, joined with a progress bar if the number of rows is given."""
     if rows is None:
         return observer
     from attnguide.engine.observer import Observers
@@ -174,11 +174,11 @@ def _observers(observer: Observer | None, rows: int | None) -> Observer | None:
 
 
 def adapt(pipeline: Any, name: str | None = None) -> ModelAdapter:
-    """The adapter of a diffusers pipeline that you hold; see :func:`attnguide.models.load.adapt`.
+    """The adapter of a loaded diffusers pipeline; see :func:`attnguide.models.load.adapt`.
 
     Raises:
-        UnsupportedModelError: If the pipeline is not supported, naming its class or the part, and what would work: for many of
-            them :func:`attnguide.steer`.
+        UnsupportedModelError: If the pipeline is not supported, with its class or the part at fault, and an alternative, often
+            :func:`attnguide.steer`.
     """
     from attnguide.models.folder import UnsupportedModelError
     from attnguide.models.load import adapt as adapted
@@ -214,10 +214,10 @@ def _adapter(
 def methods_of(
     method: Method | Sequence[Method] | None, options: Mapping[str, Any], regions: Sequence[Region]
 ) -> tuple[MethodConfig, ...]:
-    """Methods as a caller names them, with the usual one where nothing is said and a region has a place.
+    """Methods of a call; ``None`` gives ``mask_guidance`` if a region has a place, else none.
 
     Raises:
-        ValueError: If there is no such method, or options are given beside several.
+        ValueError: If a method does not exist, or options are given without a single method given by its name.
     """
     if method is None:
         method = "mask_guidance" if any(region.has_place for region in regions) else "plain"
@@ -237,10 +237,10 @@ def methods_of(
 
 
 def regions_of(regions: Mapping[str, Any] | Sequence[Region]) -> tuple[Region, ...]:
-    """Regions as a caller gives them, by phrase or as a list.
+    """Regions of a call, from a mapping of phrases to places or from a list.
 
     Raises:
-        ValueError: If they are neither, or a place is wrong.
+        ValueError: If ``regions`` is neither, or a place is invalid.
     """
     if isinstance(regions, Mapping):
         return regions_from_places(regions)
@@ -250,10 +250,10 @@ def regions_of(regions: Mapping[str, Any] | Sequence[Region]) -> tuple[Region, .
 
 
 def groups_of(groups: Sequence[str | Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    """Words that belong together, as a caller gives them.
+    """Groups of words of a call, each from a text or a list of words.
 
     Raises:
-        ValueError: If they are no list of words.
+        ValueError: If ``groups`` is not a list of such groups.
     """
     given = groups if isinstance(groups, list | tuple) else None
     found = [group.split() if isinstance(group, str) else group for group in given or ()]
@@ -281,10 +281,10 @@ def _seeds(seed: Any) -> list[int]:
 
 
 def _check_names(options: Mapping[str, Any], *, given: bool) -> None:
-    """Refuse names of other packages, and misspelt ones where no method could take them.
+    """Refuse argument names of other packages, and misspelt ones if no method is given that could have such an option.
 
     Raises:
-        ValueError: Naming the argument that is probably meant.
+        ValueError: With the argument that is probably meant.
     """
     own = [name for name in inspect.signature(sample).parameters if name != "options"]
     for name in options:

@@ -1,4 +1,4 @@
-"""Sampling a layout file with any method and judging what comes out; resumable row by row."""
+"""Samples a layout file with any methods and judges the pictures; resumable row by row."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def layout_samples(
 
 
 class Localisation(Observer):
-    """How much of each word's attention falls on its object, per map size or per block: the ground that guidance stands on.
+    """Observer of the share of each word's attention that falls on its object, by map size or by block.
 
-    ``table`` maps a map size (``16x16``) or a block's name to pairs (share of the word's map inside the judged mask, share of
-    the picture that mask covers), one for each word whose object was found exactly once.
+    ``table`` maps a map size (``16x16``) or a block's name to pairs (share of the word's map inside the object's mask, share of
+    the picture that the mask covers), one for each word whose object the judge found exactly once.
 
     Args:
-        per_block: Tell blocks apart, as where all have maps of one size.
+        per_block: Whether to group by block, for networks whose maps all have one size, instead of by map size.
     """
 
     def __init__(self, per_block: bool = False) -> None:
@@ -120,15 +120,15 @@ def run_benchmark(
     batch_size: int = 16,
     observer: Observer | None = None,
 ) -> list[dict[str, str]]:
-    """Sample and judge the rows that ``folder/records.csv`` does not hold yet.
+    """Sample and judge the rows that are not in ``folder/records.csv`` yet.
 
     Args:
-        model: The adapter.
-        layouts: Where the rows came from, for what to expect of each.
-        samples: From :func:`layout_samples`.
-        folder: Gets ``records.csv`` and ``samples/<row id>.png``.
+        model: The model adapter.
+        layouts: Layouts of the rows, which say what each should show.
+        samples: Rows of :func:`layout_samples`.
+        folder: Folder for ``records.csv`` and ``samples/<row id>.png``.
         batch_size: Most rows in one batch.
-        observer: Told of everything.
+        observer: Observer of the loop.
 
     Returns:
         All records, earlier ones first.
@@ -171,13 +171,13 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
-    """The lines of a ``records.csv``."""
+    """Lines of a ``records.csv`` that :func:`run_benchmark` wrote."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def values_of(records: Iterable[Mapping[str, str]], metric: str) -> list[float]:
-    """One metric over records, leaving out rows to which it does not apply; a stopped row counts as 0."""
+    """Values of a metric over records, without rows to which it does not apply; a row without a picture counts as 0."""
     values = []
     for record in records:
         scores = json.loads(record["scores"])
@@ -189,7 +189,11 @@ def values_of(records: Iterable[Mapping[str, str]], metric: str) -> list[float]:
 
 
 def bootstrap_interval(values: Sequence[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean."""
+    """95 % percentile bootstrap interval of the mean of ``values``.
+
+    Raises:
+        ValueError: If there are no values.
+    """
     if not values:
         raise ValueError("values must hold at least one number; got none.")
     own = np.asarray(values, dtype=float)
@@ -199,7 +203,7 @@ def bootstrap_interval(values: Sequence[float], draws: int = 1000, seed: int = 0
 
 @lru_cache(maxsize=4)
 def _drawn(count: int, draws: int, seed: int) -> np.ndarray:
-    """Positions that each draw takes, ``draws count``: those of ``random.Random(seed).choices``, without its loop."""
+    """Indices of each bootstrap draw, ``draws count``, equal to those of ``random.Random(seed).choices`` but vectorised."""
     _, state, _ = random.Random(seed).getstate()
     stream = np.random.RandomState()
     stream.set_state(("MT19937", np.array(state[:-1], dtype=np.uint32), state[-1], 0, 0.0))

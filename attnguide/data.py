@@ -1,4 +1,4 @@
-"""The table of samples as a Lightning data module."""
+"""The table of rows as a Lightning data module."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _T = TypeVar("_T")
 class SampleDataModule(L.LightningDataModule):
     """Rows, grouped into batches of rows that can be sampled together.
 
-    With several devices every batch is sampled whole by one of them. A row that cannot be made (a word that its prompt lacks, a
-    method without the regions it needs) ends alone, with the reason as its status.
+    With several devices, each batch is sampled whole by one of them. A row that cannot be made (a phrase that its prompt lacks,
+    a method without the regions it needs) ends by itself, with the reason as its status.
 
     Args:
         samples: Rows, or a table file that :func:`~attnguide.rows.tables.read_samples` reads.
         batch_size: Most rows in one batch.
-        skip: Ids of rows that need no results, say because a stopped run had finished them. Batches are those of all rows, so
-            that the others become what they would have been; a batch of skipped rows alone is left out.
+        skip: Ids of rows that need no results, for instance because a stopped run had finished them. Batches are planned over
+            all rows, so that the other rows' pictures do not change; a batch of skipped rows only is left out.
         size: ``(height, width)`` in pixels, for a table whose boxes are in pixels.
 
     Raises:
@@ -56,14 +56,14 @@ class SampleDataModule(L.LightningDataModule):
         self.batches = [batch for batch in planned if batch.wanted]
 
     def predict_dataloader(self) -> DataLoader[list[Sample]]:
-        """One item is one batch, an empty one for each device that has nothing to do: Lightning wants an item for all."""
+        """A loader with one batch per item, padded with empty batches so that every device has an item, as Lightning needs."""
         devices = self.trainer.world_size if self.trainer is not None else 1
         idle = [RowBatch(())] * (devices - len(self.batches)) if self.batches else []
         return DataLoader(_Batches([*self.batches, *idle]), batch_size=None, shuffle=False, collate_fn=_as_it_is)
 
 
 class Unopened(list[_T]):
-    """A list that Lightning does not look into when it moves data: rows and results are frozen and hold nothing to move."""
+    """A list whose items Lightning does not move to a device; rows and results hold nothing that it should move."""
 
     def to(self, device: torch.device, **options: Any) -> Unopened[_T]:
         """The list itself."""
@@ -71,14 +71,14 @@ class Unopened(list[_T]):
 
 
 class RowBatch(Unopened[Sample]):
-    """Rows that are sampled together.
+    """A batch of rows that are sampled together.
 
     Args:
-        rows: All of them.
-        skip: Ids of rows that take part but whose results nobody needs.
+        rows: All rows of the batch.
+        skip: Ids of rows that take part but whose results are not needed.
 
     Attributes:
-        wanted: Numbers of the other rows.
+        wanted: Indices of the rows whose results are needed.
     """
 
     def __init__(self, rows: Sequence[Sample], skip: Collection[str] = ()) -> None:

@@ -23,10 +23,10 @@ from attnguide.types import Sample, SampleResult, Step
 
 
 class GuidanceModule(L.LightningModule):
-    """Samples batches of rows; has no training.
+    """Samples batches of rows in ``predict_step``; it cannot be trained.
 
     Args:
-        model: An adapter, or what :func:`~attnguide.models.load.load_model` takes, loaded when a run begins.
+        model: An adapter, or a name for :func:`~attnguide.models.load.load_model`, loaded when a run begins.
         dtype: ``fp32``, ``fp16``, ``bf16`` or one of torch's, for a model given by name; fp16 on a GPU and else fp32 by
             default.
 
@@ -35,8 +35,8 @@ class GuidanceModule(L.LightningModule):
         trainer = make_trainer("runs/first", callbacks=[Samples(), RunFolder()])
         trainer.predict(GuidanceModule("shapes"), SampleDataModule([Sample("a", "a red circle")]))
 
-    While a run lasts the networks are submodules, so that Lightning moves and casts them; afterwards they are not, and a model
-    that was handed over is back on its device. A model whose weights are offloaded is left where it is.
+    During a run the networks are submodules, so that Lightning moves and casts them; afterwards they are detached and moved
+    back to their former device. A model whose weights are offloaded is not moved.
     """
 
     def __init__(self, model: ModelAdapter | str = DEFAULT_MODEL, *, dtype: str | torch.dtype | None = None) -> None:
@@ -50,7 +50,7 @@ class GuidanceModule(L.LightningModule):
 
     @property
     def adapter(self) -> ModelAdapter:
-        """The model.
+        """The model's adapter.
 
         Raises:
             RuntimeError: If it was given by name and no run has begun.
@@ -60,7 +60,7 @@ class GuidanceModule(L.LightningModule):
         return self._model
 
     def configure_model(self) -> None:
-        """Load the model where the run takes place, and register its networks."""
+        """Load the model on the run's device, if it was given by name, and register its networks."""
         if len(self.networks) or self._home is not None:  # Lightning may ask more than once
             return
         if isinstance(self._model, str):
@@ -70,16 +70,16 @@ class GuidanceModule(L.LightningModule):
             self.networks.update(self._model.networks)
 
     def predict_step(self, batch: Sequence[Sample], batch_idx: int = 0, dataloader_idx: int = 0) -> list[SampleResult]:
-        """Sample rows that share a batch; the results of those that are wanted, which callbacks see alone.
+        """Sample a batch of rows; returns the results of those that are wanted, and callbacks see only these.
 
-        A row that cannot be made ends alone, with the reason as its status.
+        A row that cannot be made ends by itself, with the reason as its status.
 
         Raises:
             RuntimeError: If the trainer runs in inference mode, in which guidance has no gradients.
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError("Guidance needs gradients: use Trainer(inference_mode=False), as make_trainer does.")
-        if not batch:  # another device has the last one
+        if not batch:  # padding for a device that has no batch left
             return Unopened()
         wanted = getattr(batch, "wanted", None)
         return Unopened(sample_each(self.adapter, batch, CallbackObserver(self.trainer, self), wanted=wanted))
@@ -91,10 +91,10 @@ class GuidanceModule(L.LightningModule):
 
 
 class CallbackObserver(Observer):
-    """Tells the trainer's callbacks of the loop, in the order of the list; callbacks without a hook are passed over.
+    """Calls the loop's hooks of the trainer's callbacks, in the order of the list; callbacks without a hook are skipped.
 
-    A callback that only shows (:attr:`~attnguide.callbacks.SamplingCallback.only_shows`) and fails is warned of and left alone
-    until the next batch. An exception of any other callback ends the run.
+    If a callback with :attr:`~attnguide.callbacks.SamplingCallback.only_shows` raises, there is a warning, and its hooks are
+    skipped until the next batch. An exception of any other callback ends the run.
 
     Together with Lightning's own hooks the order is::
 
@@ -116,8 +116,8 @@ class CallbackObserver(Observer):
         teardown
 
     Args:
-        trainer: Whose callbacks are told.
-        module: Handed to them.
+        trainer: Trainer that has the callbacks.
+        module: Module that is passed to their hooks.
     """
 
     def __init__(self, trainer: L.Trainer, module: GuidanceModule) -> None:
@@ -183,14 +183,14 @@ def make_trainer(
     """A trainer with the settings that sampling needs: gradients allowed, no checkpoints, no model summary.
 
     Args:
-        run_folder: Where callbacks write; the trainer's ``default_root_dir``.
-        callbacks: Told in this order.
-        loggers: Any of Lightning's.
+        run_folder: Folder that callbacks write to; the trainer's ``default_root_dir``.
+        callbacks: Callbacks, called in this order.
+        loggers: Lightning loggers.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; the best available by default.
-        overrides: Further arguments of ``Trainer``, say ``devices=4, strategy="ddp"``; these win.
+        overrides: Further arguments of ``Trainer``, such as ``devices=4, strategy="ddp"``; they override all others.
 
     Raises:
-        ValueError: If the device is unknown or not there.
+        ValueError: If the device is unknown or does not exist.
     """
     where = resolve_device(device)
     settings: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Methods inside a pipeline of one's own: ``with attnguide.steer(pipeline, ...)``."""
+"""``attnguide.steer``: methods inside the calls of a diffusers pipeline that the user makes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Regions = Mapping[str, Any] | Sequence[Region]
 
 
 class SteeredRun(SteerRun):
-    """What the user of :func:`steer` holds."""
+    """The object that :func:`steer` yields: maps, cost and results of the newest call, which can be saved."""
 
     def save(self, folder: str | Path) -> Path:
-        """Write the newest call as a run folder, with the files of any other run.
+        """Write the newest call as a run folder, with the same files as other runs.
 
         ``samples/``, ``maps/``, ``records.csv``, ``loss_trace.csv``, ``sheet.png``, ``report.html`` and ``config.yaml``.
 
-        The seed on record is that of the noise that methods drew; the pipeline's own noise has it where its ``latents`` were
-        those of :meth:`latents`.
+        The recorded seed is that of the noise that methods drew. It is the pipeline's too only if the call took its ``latents``
+        from :meth:`latents`.
 
         Args:
-            folder: New, or without a run.
+            folder: New folder, or one that holds no run.
 
         Returns:
-            The report.
+            Path of ``report.html``.
 
         Raises:
             ValueError: If no call has ended, or the folder holds a run.
@@ -60,36 +60,36 @@ def steer(
     prompt_syntax: str = "plain",
     **options: Any,
 ) -> Iterator[SteeredRun]:
-    """Methods in every call that a diffusers pipeline of yours makes inside the block.
+    """Apply methods in every call of a diffusers pipeline inside the block.
 
-    The pipeline itself runs: ControlNets, pictures it begins at, masks, adapters, callbacks and weights of words keep working.
-    Its latents are those of :func:`attnguide.sample` where both can make the picture. Everything is as before when the block
-    is left.
+    The pipeline runs its own loop: ControlNets, img2img, inpainting, adapters, callbacks and prompt weights keep working. Its
+    latents equal those of :func:`attnguide.sample` if both can make the picture. The pipeline is restored when the block is
+    left.
 
     Args:
-        pipeline: Of diffusers; classes that are not known are refused by name.
-        prompt: What the pipeline will be called with, one or several; taken from the call when ``None``. It must be named
-            where the pipeline is given text states (``prompt_embeds``), for words to be found in it.
-        regions: Phrase -> place, or a list of regions, as for :func:`attnguide.sample`; or a list of these, one a prompt.
+        pipeline: A diffusers pipeline; unknown classes are refused by name.
+        prompt: Prompt or prompts of the call; taken from the call when ``None``. Required if the pipeline is called with text
+            states (``prompt_embeds``), since phrases are located in it.
+        regions: Phrase -> place, or a list of regions, as for :func:`attnguide.sample`; or a list of these, one per prompt.
         groups: Words that belong together, the noun last.
-        method: One, or several that work together; ``mask_guidance`` where a region has a place and nothing is said.
-        seed: Of the noise that methods draw; the next pictures of a call have the next numbers. The pipeline draws its own from
-            its ``generator``, or takes ``latents=run.latents()``.
-        observer: Told of everything.
-        maps: Keep the mean map of every region's words. Attention that is edited where it is read is rounded otherwise in its
-            last bits.
-        refresh_controlnet: Let ControlNets see latents as guidance has moved them, for an evaluation more of theirs.
-        prompt_syntax: How the prompts that are named here are read; with ``weights`` the pipeline is given their states,
+        method: One method, or several that work together. When ``None``: ``mask_guidance`` if a region has a place, else none.
+        seed: Seed of the noise that methods draw; further pictures of a call have the following numbers. The pipeline draws its
+            own noise from its ``generator``, or takes ``latents=run.latents()``.
+        observer: Observer of the steps.
+        maps: Whether to keep the mean map of every region's words. Reading maps changes the last bits of attention at sites
+            that are edited as well.
+        refresh_controlnet: Whether ControlNets see latents as guidance has moved them, at the cost of another evaluation.
+        prompt_syntax: Syntax of ``prompt``; with ``weights`` the pipeline must be called with its states,
             ``pipeline(**attnguide.prompt_embeds(pipeline, prompt, negative_prompt))``.
-        options: Of the method, if it is given by name and alone.
+        options: Options of the method, if a single method is given by its name.
 
     Yields:
-        What is known of the newest call: ``maps``, ``cost``, ``results``, ``notes``, ``stopped``, ``save(folder)``.
+        The run, which describes the newest call: ``maps``, ``cost``, ``results``, ``notes``, ``stopped``, ``save(folder)``.
 
     Raises:
-        SteerError: If the pipeline or a method cannot be steered from inside, the pipeline does what cannot be followed, or
+        SteerError: If the pipeline or a method cannot be steered from inside, the call takes a path that is not supported, or
             the block is left without a call.
-        ValueError: If a phrase is not in the prompt, or a place, option or name is wrong.
+        ValueError: If a phrase is not in the prompt, or a place, option or name is invalid.
 
     Example::
 
@@ -123,10 +123,10 @@ def steer(
 
 
 def _prompts(prompt: Any) -> tuple[str, ...] | None:
-    """The announced prompts.
+    """The prompts given to :func:`steer`, as a tuple; ``None`` if they come from the call.
 
     Raises:
-        ValueError: If they are no texts.
+        ValueError: If a prompt is not text.
     """
     if prompt is None or isinstance(prompt, str):
         return None if prompt is None else (prompt,)
@@ -136,6 +136,6 @@ def _prompts(prompt: Any) -> tuple[str, ...] | None:
 
 
 def _several(regions: Any) -> Sequence[Any]:
-    """Regions of each prompt, or those of all."""
+    """A list of regions for each prompt, or a list of one that holds for all prompts."""
     single = not isinstance(regions, list | tuple) or not regions or isinstance(regions[0], Region)
     return [regions] if single else regions

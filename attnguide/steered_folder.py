@@ -1,4 +1,4 @@
-"""A steered call as a run folder."""
+"""Writes a call of a steered pipeline as a run folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from attnguide.text.parsing import shown
 
 
 def save_run(run: SteerRun, folder: str | Path) -> Path:
-    """Write the newest call of a steered pipeline as any other run.
+    """Write the newest call of a steered pipeline as a run folder.
 
     Args:
-        run: Of :func:`attnguide.steer`.
-        folder: New, or without a run.
+        run: Run of :func:`attnguide.steer`.
+        folder: New folder, or one that holds no run.
 
     Returns:
-        The report.
+        Path of ``report.html``.
 
     Raises:
-        ValueError: If no call has ended, the folder holds a run, or it is no path.
+        ValueError: If no call has ended, the folder holds a run, or ``folder`` is no path.
     """
     if not isinstance(folder, str | Path) or not str(folder):
         raise ValueError(f"folder must be a path; got {shown(folder)}.")
@@ -48,7 +48,7 @@ def save_run(run: SteerRun, folder: str | Path) -> Path:
 
 
 def _write_rows(run: SteerRun, folder: Path, defaults: Defaults) -> None:
-    """Pictures, maps, losses and records of all rows."""
+    """Write pictures, maps, losses and records of all rows."""
     ids = [sample.id for sample in run.samples]
     last: dict[str, dict[str, float]] = defaultdict(dict)
     lines = [line for event in run.updates for line in trace_lines(ids, event)]

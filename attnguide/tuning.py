@@ -1,4 +1,4 @@
-"""Choosing a method's strength on a model without a judge: words look where they should, and latents stay like plain ones."""
+"""Tunes a method's strength on a model without a judge, by attention inside the regions and strain of the latents."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig, PassContext, Sample, SampleResult
 
 KNOB = "scale"
-"""The option that is a method's strength, which nearly every method has."""
+"""Name of the option that is a method's strength; nearly every method has it."""
 
 FACTORS = tuple(2.0**power for power in range(-4, 5))
-"""Strengths that are tried, as factors of the method's default."""
+"""Strengths to try by default, as factors of the method's own value."""
 
 SATURATED = 0.9
-"""Share of the largest gain from which on more strength is not worth its risk."""
+"""Share of the largest gain in attention inside the regions that is enough; the least such strength is chosen."""
 
 LATE = 0.5
-"""Progress of the schedule from which on words' places are read: what is drawn is settled then."""
+"""Progress from which maps are read, since the layout of the picture is settled then."""
 
 STRAIN = 1.25
-"""How far latents' cells may be from plain ones, in terms of how far those are from each other, for latents to hold.
+"""Largest strain at which latents count as intact; strain is :meth:`PlainCells.distances` relative to plain pictures.
 
-Chosen on the development layouts of the embedded UNet model: strengths that keep their pictures' quality reach 1.2, and those
-whose objects a judge recognises less and less go from 1.6 to 2.3.
+Chosen on the development layouts with the embedded UNet model: strengths that keep the pictures' quality reach 1.2, strengths
+at which the judge recognises fewer and fewer objects 1.6 to 2.3.
 """
 
 MOST_CELLS = 16384
-"""Cells that are compared with, and as many that are compared, at most."""
+"""Most cells of plain latents to compare with."""
 
 
 class InsideShare(Observer):
-    """The share of each placed word's attention inside its regions, on the network's own maps, late in the schedule.
+    """Observer of the share of each placed phrase's attention inside its regions, on unedited maps, late in the schedule.
 
-    Edits of maps do not show in these numbers, as what they change is read before they change it; what they made the network
-    draw does.
+    Maps are read before edits, so that an edit shows only through the picture that it makes the network draw.
 
     Attributes:
-        shares: Row id to the mean over the row's placed regions; regions of the same words count together. A row without a
-            place has none.
+        shares: Row id -> mean share over the row's placed regions; regions of the same words count together. Rows without a
+            placed region or without a picture are absent.
     """
 
     def __init__(self) -> None:
@@ -81,18 +80,18 @@ class InsideShare(Observer):
 
 
 class PlainCells:
-    """The cells of plain pictures' latents, to say of others whether they are made of the like.
+    """Cells of plain pictures' final latents, as a reference for whether other latents are made of similar cells.
 
-    A cell is the vector of a latent's channels at one place. Whatever a picture shows and wherever, its cells are those of some
-    background, some surface, some edge, and near to cells of other pictures of the same prompts. Oversteered latents hold cells
-    that no plain picture has. Each picture is compared with all plain ones but that of its own row, so that plain pictures are
-    measured alike.
+    A cell is the vector of channels at one position of the latents. Whatever a picture shows, its cells are those of some
+    background, surface or edge, and close to cells of other pictures of the same prompts; oversteered latents have cells unlike
+    any plain picture's. Each picture is compared with all plain ones but that of its own row, so that plain pictures are
+    measured in the same way.
 
     Args:
         latents: Final latents of plain pictures, ``rows channels height width``, three or more.
 
     Raises:
-        ValueError: If there are fewer than three.
+        ValueError: If there are fewer than three pictures.
     """
 
     def __init__(self, latents: Float[Tensor, "rows channels height width"]) -> None:
@@ -108,11 +107,11 @@ class PlainCells:
         return latents.float().flatten(2)[:, :, self._chosen].mT / self._deviation
 
     def distances(self, latents: Float[Tensor, "rows channels height width"], rows: Sequence[int]) -> Float[Tensor, " rows"]:
-        """Mean distance of a picture's cells to their nearest among the other rows' plain pictures, in deviations.
+        """Mean distance of each picture's cells to the nearest cells of other rows' plain pictures, in standard deviations.
 
         Args:
-            latents: Of some rows.
-            rows: Which; the plain picture of the same row is left out.
+            latents: Final latents of some rows.
+            rows: Their row numbers; the plain picture of the same row is not compared with.
         """
         found = []
         for row, own in zip(rows, self._read(latents), strict=True):
@@ -123,12 +122,13 @@ class PlainCells:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one strength did.
+    """Measurements of one strength.
 
     Attributes:
         value: The strength; ``None`` for plain pictures.
         inside: Mean of :class:`InsideShare`'s shares over rows.
-        strain: Mean of :meth:`PlainCells.distances` over rows, in terms of the plain pictures'; infinite where a row has none.
+        strain: Mean of :meth:`PlainCells.distances` over rows, relative to that of plain pictures; infinite if a row has no
+            picture.
     """
 
     value: float | None
@@ -137,12 +137,12 @@ class Trial:
 
     @property
     def holds(self) -> bool:
-        """Whether latents are made of cells like those of plain ones."""
+        """Whether the strain is at most :data:`STRAIN`."""
         return self.strain <= STRAIN
 
 
 def choose(plain: Trial, trials: Sequence[Trial]) -> Trial | None:
-    """The least strength that reaches :data:`SATURATED` of the largest gain over plain, among those whose latents hold.
+    """The least strength with :data:`SATURATED` of the largest gain over plain, among those whose strain holds.
 
     ``None`` if none holds, or none gains anything.
     """
@@ -155,7 +155,7 @@ def choose(plain: Trial, trials: Sequence[Trial]) -> Trial | None:
 
 
 def strengths(method: MethodConfig, option: str = KNOB, factors: Iterable[float] = FACTORS) -> list[float]:
-    """Values of an option in rising order: factors of what a configuration says, or of the method's default, if it takes them.
+    """Values to try for an option, in rising order: multiples of its value in ``method`` or its default that are accepted.
 
     Raises:
         ValueError: If the method has no such option, or its value is not a number above 0.
@@ -186,23 +186,23 @@ def trials(
     batch_size: int | None = None,
     keep: Callable[[float | None, Sequence[SampleResult]], None] | None = None,
 ) -> Iterator[Trial]:
-    """Sample rows plain, then with each strength in rising order, until latents no longer hold at two of them in a row.
+    """Sample rows plain, then with each strength in rising order, until two strengths in a row exceed the allowed strain.
 
     Args:
-        model: The adapter.
-        rows: Three or more, each with a placed region; their own methods are left out.
-        method: Whose strength is wanted, with its other options.
+        model: The model adapter.
+        rows: Three rows or more, each with a placed region; their own methods are ignored.
+        method: Method to tune, with its other options.
         values: Strengths to try.
-        option: Which option they are of.
+        option: Name of the option that is the strength.
         batch_size: Most rows of a batch.
-        keep: Is given each strength, ``None`` for plain, and what became of the rows, before its trial is told.
+        keep: Called with each strength (``None`` for plain) and the rows' results, before its trial is yielded.
 
     Yields:
         The plain trial, then one for each strength.
 
     Raises:
-        ValueError: If there are fewer than three rows, one has no placed region or no plain picture, or if the method cannot
-            take them.
+        ValueError: If there are fewer than three rows, a row has no placed region or no plain picture, or the method cannot
+            take a row.
     """
     if len(rows) < 3:
         raise ValueError(f"rows must be at least 3, whose plain pictures show how latents vary; got {len(rows)}.")
@@ -232,7 +232,7 @@ def trials(
 def _made(
     model: ModelAdapter, rows: Sequence[Sample], batch_size: int | None, tell: Callable[[Sequence[SampleResult]], None]
 ) -> tuple[list[float], Tensor]:
-    """Shares and final latents of the rows that have a picture."""
+    """Sample the rows; shares of :class:`InsideShare` and final latents of those that have a picture."""
     watch = InsideShare()
     found = list(sample_rows(model, rows, batch_size=batch_size, observer=watch, strict=True))
     tell(found)
