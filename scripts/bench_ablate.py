@@ -1,4 +1,4 @@
-"""What it saves to make the cells of an ablation as one run: seconds against the same cells one by one.
+"""Time of an ablation as one run, against the same cells made one by one.
 
     python scripts/bench_ablate.py                                   # 40 cells: eight functions times five scales
     python scripts/bench_ablate.py --steps 4 --cells 8 --repeats 1   # to see it work
@@ -46,15 +46,15 @@ FILE = Path(__file__).parents[1] / "configs" / "ablations" / "function_scale.yam
 ARMS = ("ablate", "sample", "calls")
 
 Cell = tuple[str, float]
-"""Method and scale."""
+"""A cell: method and scale."""
 
 
 class Bench:
     """The three arms over one model.
 
     Args:
-        model: Loaded.
-        cells: How many of the file's cells, from its first on; whole methods are taken, as the axes are a grid.
+        model: The loaded model.
+        cells: Number of the file's cells to make, from the first; rounded to whole methods, as the axes are a grid.
         size: Side of the pictures in pixels; the model's own when ``None``.
         outputs: Whether runs also draw heat maps and measure norms.
     """
@@ -77,10 +77,10 @@ class Bench:
         return [(method, scale) for method in self.methods for scale in self.scales]
 
     def run(self, arm: str, steps: int, cells: Sequence[Cell] | None = None) -> int:
-        """Make every picture once, or only those of some cells where an arm makes them one by one.
+        """Make every picture of an arm once, or only those of some cells if the arm makes them one by one.
 
         Returns:
-            How many pictures there are.
+            Number of pictures.
 
         Raises:
             RuntimeError: If a command fails.
@@ -133,7 +133,7 @@ class Bench:
 
 
 def measure(bench: Bench, steps: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of every arm and repeat, by the clock and of the CPU; the order turns round from one repeat to the next.
+    """Wall-clock and CPU seconds of every arm and repeat; the order of arms is reversed from one repeat to the next.
 
     Raises:
         RuntimeError: If an arm made another number of pictures.
@@ -153,7 +153,7 @@ def measure(bench: Bench, steps: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each arm: medians, and how many times as long as the ablation it took, within a repeat."""
+    """A line for each arm: median seconds, and the median ratio to the ablation of the same repeat."""
     lines = []
     for arm in ARMS:
         mine = [line for line in found if line["arm"] == arm]

@@ -1,4 +1,4 @@
-"""What attend-and-excite costs: floating-point operations of the same run plain, with attnguide, and with diffusers' pipeline.
+"""Cost of attend-and-excite in floating-point operations: the same run plain, with attnguide, and with diffusers' pipeline.
 
 In the fourth arm, ``fused``, attnguide's loss and maps are the same, but the gradient moves the noise prediction and comes from
 the conditional denoising pass itself (:mod:`attnguide.engine.fused`); attend-and-excite's own rule moves latents instead.
@@ -47,14 +47,14 @@ from attnguide.types import Region, Sample
 
 ARMS = ("plain", "attnguide", "diffusers", "fused")
 OURS = ("loop", "attnguide", "fused", "injected")
-"""Arms that our loop runs: without methods, guided, guided in the prediction's pass, with an edit of attention."""
+"""Arms that attnguide's loop runs: no method, guidance, guidance fused with the denoising pass, an edit of attention."""
 
 PROMPT = "a cat and a dog"
 WORDS = {"cat": 2, "dog": 5}
 """Guided words and their positions in the tokenized prompt."""
 
 PLACES = {"cat": (0.0, 0.0, 0.5, 1.0), "dog": (0.5, 0.0, 1.0, 1.0)}
-"""Of the words, for methods that ask for them."""
+"""Boxes of the words, for methods that need places."""
 
 TOKENS = 77
 CFG_SCALE = 7.5
@@ -65,16 +65,16 @@ CFG_SCALE = 7.5
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
+    """Sizes of one comparison.
 
     Attributes:
-        channels: Of the UNet's levels, finest first; the coarsest has no attention.
+        channels: Channels of the UNet's levels, finest first; the coarsest has no attention.
         heads: Attention heads at every site.
-        layers: Layers a level.
+        layers: Layers per level.
         latent: Side of the latents in cells.
         batch: Rows sampled together.
         steps: Denoising steps.
-        guided: How many of them, from the first on, are guided.
+        guided: Number of guided steps, from the first.
         device: ``cpu``, ``cuda``, or ``meta`` for tensors without data.
         dtype: ``fp32``, ``fp16`` or ``bf16``.
     """
@@ -93,7 +93,7 @@ class Case:
     """Channels of a text state."""
 
     def unet(self) -> nn.Module:
-        """Of Stable Diffusion 1.5's architecture but for the sizes above; random weights."""
+        """A UNet of Stable Diffusion 1.5's architecture with these sizes and random weights."""
         deeper = len(self.channels) - 1
         unet: nn.Module = UNet2DConditionModel(
             sample_size=self.latent,
@@ -110,11 +110,11 @@ class Case:
 
 SD15 = Case()
 SMALL = replace(SD15, channels=(64, 128, 256, 256), heads=2)
-"""A fifth of the width, a quarter of the heads."""
+"""A case with a fifth of the width and a quarter of the heads."""
 
 
 class BareModel(StableDiffusion):
-    """The adapter around a UNet alone: given text states instead of an encoder, and no pictures at the end."""
+    """Adapter of a bare UNet: text states are given instead of encoded, and latents are not decoded."""
 
     def __init__(self, unet: nn.Module, scheduler: Any, states: Conditioning) -> None:
         factor_8 = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * 4))
@@ -145,7 +145,7 @@ class Bench:
     """All arms over one UNet.
 
     Attributes:
-        arms: Their names: diffusers' own pipeline as ``plain``, ours guided and with diffusers' loss, diffusers' guided.
+        arms: Names of the arms: diffusers' pipeline (``plain``), attnguide's guidance, fused guidance, diffusers' guidance.
     """
 
     arms: tuple[str, ...] = ARMS
@@ -168,7 +168,7 @@ class Bench:
         )
 
     def run(self, arm: str, steps: int | None = None, guided: int | None = None) -> Tensor:
-        """One whole run of an arm, of the case's length or another; its last latents."""
+        """Final latents of a whole run of an arm, with the case's numbers of steps or others."""
         steps = self.case.steps if steps is None else steps
         guided = self.case.guided if guided is None else guided
         ours = arm in OURS
@@ -178,11 +178,11 @@ class Bench:
         return latents
 
     def _further(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """What the UNet reads beside text states, of both halves."""
+        """Further inputs of the UNet beside text states, for both halves."""
         return {}
 
     def model(self) -> BareModel:
-        """Our adapter."""
+        """attnguide's adapter of the UNet."""
         return BareModel(self.unet, self.scheduler, self.states)
 
     def _attnguide(self, arm: str, steps: int, guided: int) -> Tensor:
@@ -218,12 +218,12 @@ class Bench:
         return latents
 
     def _embeddings(self) -> dict[str, Any]:
-        """Text states, as diffusers' pipelines take them."""
+        """Text states, as arguments of diffusers' pipelines."""
         return {"prompt_embeds": self.states.cond, "negative_prompt_embeds": self.states.uncond}
 
     @cached_property
     def pipelines(self) -> Mapping[str, Any]:
-        """The arms of diffusers."""
+        """Diffusers' pipelines, by arm."""
         absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
         classes = {"plain": StableDiffusionPipeline, "diffusers": StableDiffusionAttendAndExcitePipeline}
         built = {
@@ -236,7 +236,7 @@ class Bench:
 
 
 def _guidance(stop: float, *, fused: bool) -> AttendAndExcite:
-    """Attend-and-excite without refinement; of the prediction where it is fused with it."""
+    """Attend-and-excite without refinement; with ``fused``, on the noise prediction."""
     method = AttendAndExcite(stop=stop, thresholds={})
     if fused:
         method.update = replace(method.update, space="noise", fused=True)
@@ -247,9 +247,9 @@ def _guidance(stop: float, *, fused: bool) -> AttendAndExcite:
 
 
 class _Ones(TorchDispatchMode):
-    """Lets code that looks at numbers run on tensors without any: whatever is read off a ``meta`` tensor is 1.
+    """Lets code that reads numbers run on ``meta`` tensors, which have no data: every number read is 1.
 
-    So every loss is 1 (never satisfied, never zero), everything is finite, every row moves.
+    Every loss is thus 1 (never satisfied, never zero), all values are finite, and every row moves.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -263,14 +263,14 @@ class _Ones(TorchDispatchMode):
 
 
 class _OnesInText(TorchFunctionMode):
-    """The same where a number is printed: diffusers' loop formats its loss for the log, read or not."""
+    """As :class:`_Ones` for formatted numbers: diffusers' loop formats its loss for the log."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return "1" if func is Tensor.__format__ and args[0].is_meta else func(*args, **(kwargs or {}))
 
 
 class NoModules(nullcontext[None]):
-    """Stands for the counter's tracker of modules, which refuses gradients to a leaf; totals do not need it."""
+    """Replaces the counter's module tracker, which refuses gradients to a leaf and is not needed for totals."""
 
     parents = frozenset({"Global"})
 
@@ -295,12 +295,12 @@ class StepCost:
     guided: int
 
     def run(self, case: Case) -> int:
-        """Of a whole run."""
+        """Floating-point operations of a whole run."""
         return case.guided * self.guided + (case.steps - case.guided) * self.free
 
 
 def step_cost(bench: Bench, arm: str) -> StepCost:
-    """Count short runs and take them apart.
+    """Operations of a plain and of a guided step, from counts of short runs.
 
     Raises:
         RuntimeError: If a longer run's cost is not the sum of its steps'.
@@ -336,7 +336,7 @@ def flops(case: Case) -> list[dict[str, Any]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Options of both benchmarks; a wrong one is one line and exit status 2."""
+    """Parser of the options of both benchmarks; an error is one line and exit status 2."""
 
     def __init__(self, description: str | None, size: int | None = 512) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -345,7 +345,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
     def error(self, message: str) -> NoReturn:
-        """Leave with one line."""
+        """Exit with a one-line message."""
         self.exit(2, f"{self.prog}: {message}\n")
 
     def case(self, options: argparse.Namespace, base: Case) -> Case:
@@ -369,7 +369,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def save(path: Path | None, results: Sequence[tuple[Case, Sequence[Mapping[str, Any]]]]) -> None:
-    """Write cases and their records, if a file is wanted."""
+    """Write cases and their records as JSON, if a path is given."""
     if path:
         path.write_text(json.dumps([{"case": asdict(case), "arms": records} for case, records in results], indent=2) + "\n")
 

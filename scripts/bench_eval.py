@@ -1,4 +1,4 @@
-"""What `attnguide eval` takes beside the pictures: reading and planning a long benchmark, its closing tables, its page.
+"""Time of `attnguide eval` apart from sampling: reading and planning a long benchmark, its tables, its page.
 
     python scripts/bench_eval.py                        # 3,300 rows, plain, two methods and the best of two
     python scripts/bench_eval.py --rows 300 --browser   # also opens the page in a Chromium
@@ -39,7 +39,7 @@ Line = dict[str, Any]
 
 METHODS = ("mask_guidance", "layout_guidance")
 PICTURES = 3000
-"""Of noise that are written; the page shows 200 and the sheets a few."""
+"""Number of noise pictures that are written; the page shows 200 and the sheets a few."""
 
 
 _DECODE = """
@@ -54,7 +54,7 @@ return [[...document.images].filter(one => one.naturalWidth).length, document.im
 
 
 def write_rows(path: Path, count: int) -> None:
-    """A benchmark of as many rows as are asked for."""
+    """Write a benchmark file with ``count`` rows."""
     with FILES["benchmark"].open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     rows = [{**lines[index % len(lines)], "id": f"{index:05d}"} for index in range(count)]
@@ -65,7 +65,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def plan_of(path: Path, out: Path) -> tuple[Plan, dict[str, int]]:
-    """What `attnguide eval` would make of it."""
+    """The plan that `attnguide eval` makes of a benchmark file."""
     asked = {setting.name: setting.default for setting in settings()}
     methods = [[{"name": name}] for name in METHODS]
     return make_eval_plan(
@@ -74,7 +74,7 @@ def plan_of(path: Path, out: Path) -> tuple[Plan, dict[str, int]]:
 
 
 def pretend(plan: Plan) -> None:
-    """A finished run folder."""
+    """Write a finished run folder for a plan, with noise as pictures and random detections."""
     rng = random.Random(0)
     noise = Image.effect_noise((128, 128), 40).convert("RGB")
     records, judged = [], []
@@ -94,7 +94,7 @@ def pretend(plan: Plan) -> None:
 
 
 def timed(name: str, work: Callable[[], T], lines: list[Line]) -> T:
-    """Do it, and note how long it took."""
+    """Call ``work`` and append its name and seconds to ``lines``; returns its result."""
     clock, cpu = time.perf_counter(), time.process_time()
     found = work()
     lines.append({"part": name, "seconds": time.perf_counter() - clock, "cpu": time.process_time() - cpu})
@@ -102,7 +102,7 @@ def timed(name: str, work: Callable[[], T], lines: list[Line]) -> T:
 
 
 def opened(page: Path) -> str:
-    """What a Chromium says of the page once it is loaded: how many pictures and tables it shows."""
+    """Numbers of pictures and tables that a Chromium shows once the page is loaded, as text."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -122,7 +122,7 @@ def opened(page: Path) -> str:
 
 
 def measure(folder: Path, rows: int) -> tuple[list[Line], Path, int]:
-    """Seconds of each part, the page, and how many pictures the run has."""
+    """Seconds of each part, path of the page, and number of pictures of the run."""
     lines: list[Line] = []
     write_rows(folder / "rows.csv", rows)
     plan, tries = timed("reading and planning", lambda: plan_of(folder / "rows.csv", folder / "run"), lines)

@@ -1,4 +1,4 @@
-"""Sums of rows that fused kernels give out, beside explicit ones: how far they are apart on this device."""
+"""Difference between rows' softmax sums from fused kernels and explicit ones, on this device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnguide.attention.sums import attention_with_sums
 from attnguide.models.load import DTYPES
 
 SHAPES: dict[str, tuple[int, int, int]] = {"cross": (1000, 77, 40), "self": (1024, 1024, 64), "joint": (1100, 1100, 128)}
-"""Queries, keys and channels of a head; numbers of queries that fill no whole tile among them."""
+"""Name -> queries, keys and channels of a head; some numbers of queries do not fill whole tiles."""
 
 
 def kernel_errors(device: str, dtypes: Sequence[str]) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def kernel_errors(device: str, dtypes: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _drawn(device: str, dtype: str, name: str) -> list[Tensor]:
-    """Queries, keys and values, cells before heads in memory, as modules hand them over."""
+    """Random queries, keys and values, with cells before heads in memory, as attention modules pass them."""
     queries, keys, channels = SHAPES[name]
     source = torch.Generator().manual_seed(0)
     drawn = [torch.randn(2, count, 4, channels, generator=source) for count in (queries, keys, keys)]
@@ -62,7 +62,7 @@ def _errors(device: str, dtype: str, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _apart(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference; infinite where shapes differ."""
+    """Largest absolute difference; infinite if shapes differ."""
     return float((found.float() - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
 
 

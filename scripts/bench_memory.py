@@ -1,4 +1,4 @@
-"""What a guided step of FLUX.1-dev at 1024 pixels takes of a GPU's memory, by part, calculated on tensors without data.
+"""GPU memory of a guided step of FLUX.1-dev at 1024 pixels, by part, calculated on tensors without data.
 
     python scripts/bench_memory.py                          # bf16, with and without offloading and checkpointing
     python scripts/bench_memory.py --model sd35_medium --limit 16
@@ -31,18 +31,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 LIMIT = 24.0
-"""GB of the graphics card that a step should fit."""
+"""Memory in GB of the graphics card that a step should fit."""
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the tensors that exist, of those that are made while it is on.
+    """Counts the bytes of living tensors that were made while it is active.
 
     Args:
-        beside: Tensors that are not counted, nor are views of them.
+        beside: Tensors that are not counted, and neither are views of them.
 
     Attributes:
-        now: At the moment.
-        peak: The most at any moment.
+        now: Bytes at present.
+        peak: Most bytes at any time.
     """
 
     def __init__(self, beside: Sequence[Tensor] = ()) -> None:
@@ -78,8 +78,8 @@ class Parts:
 
     Attributes:
         kept: Activations that the forward keeps for the backward pass.
-        columns: Maps of words that were read.
-        peak: The largest sum at any moment, both included.
+        columns: Maps of the words that were read.
+        peak: Most bytes at any time, both included.
     """
 
     kept: int
@@ -133,9 +133,9 @@ class Weights:
     """Bytes of a network's weights.
 
     Attributes:
-        whole: All of them.
-        resident: What group offloading keeps on the GPU: everything outside of the blocks, and two blocks, one that computes
-            and one whose gradient is being computed.
+        whole: All weights.
+        resident: Weights that group offloading keeps on the GPU: those outside of blocks, and two blocks, one that computes and
+            one whose gradient is being computed.
     """
 
     whole: int
@@ -143,7 +143,7 @@ class Weights:
 
     @classmethod
     def of(cls, network: nn.Module) -> Weights:
-        """Of blocks in lists, as diffusers offloads them."""
+        """Weights of a network whose blocks are module lists, as diffusers offloads them."""
         blocks = [_bytes(block) for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
         whole = _bytes(network)
         return cls(whole, whole - sum(blocks) + sum(sorted(blocks)[-2:]))
@@ -162,11 +162,11 @@ def squares(bench: Bench) -> tuple[int, int]:
 
 
 def records(bench: Bench, limit: float) -> list[dict[str, Any]]:
-    """One line for each way to run a guided step; GB.
+    """One record for each way to run a guided step; memory in GB.
 
     Args:
-        bench: On tensors without data; only its weights are looked at.
-        limit: Of the graphics card.
+        bench: Bench on tensors without data; only its weights are used.
+        limit: Memory of the graphics card in GB.
     """
     weights, lines = Weights.of(bench.network), []
     for checkpointing in (False, True):

@@ -1,4 +1,4 @@
-"""Every method on the shapes benchmark by `attnguide eval`, and what that has no column for: what editing keeps, operations.
+"""Every method on the shapes benchmark by `attnguide eval`; also how much editing methods keep of the source, and operations.
 
     python scripts/bench_methods.py                              # all methods, all categories, 4 seeds a prompt
     python scripts/bench_methods.py --methods box_diff masactrl --limit 8
@@ -47,7 +47,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 EDITING = ("prompt_to_prompt", "cross_attention_control", "masactrl", "plug_and_play")
 EDITABLE = ("single", "two_objects", "color_attribution")
 ALONE = ("map_injection",)
-"""A family whose members stand in the table under their own names."""
+"""A method that is left out, because its variants are methods of their own."""
 
 
 def method_file(name: str) -> Path:
@@ -62,7 +62,7 @@ def method_file(name: str) -> Path:
 
 
 def source_layout(layout: Layout) -> Layout:
-    """The row with its first object's colour exchanged for the next one that no object of the row has.
+    """The layout with its first object's colour replaced by the next colour that no object of it has.
 
     Example:
         "a red circle and a blue square" becomes "a green circle and a blue square".
@@ -76,7 +76,7 @@ def source_layout(layout: Layout) -> Layout:
 
 
 def write_rows(path: Path, layouts: Sequence[Layout], *, sources: bool) -> Path:
-    """The rows that are edited, each with its source's prompt, or those sources themselves."""
+    """Write a table of the rows to edit, each with its source's prompt, or of the sources themselves."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "category", "prompt", "source_prompt", "regions"])
@@ -88,7 +88,7 @@ def write_rows(path: Path, layouts: Sequence[Layout], *, sources: bool) -> Path:
 
 
 def write_renders(folder: Path, layouts: Sequence[Layout]) -> Path:
-    """What rows ask for, drawn: the pictures that each arm's distance is to."""
+    """Render the layouts as reference pictures for the kernel distance of each arm."""
     folder.mkdir(parents=True, exist_ok=True)
     for layout in layouts:
         asked = expectation_from_prompt(layout.prompt)
@@ -98,10 +98,10 @@ def write_renders(folder: Path, layouts: Sequence[Layout]) -> Path:
 
 
 def evaluate(out: Path, rows: str | Path, names: Sequence[str], *options: object) -> None:
-    """One `attnguide eval`, gone on with where it was begun.
+    """Run `attnguide eval`, resuming a run that was begun before.
 
     Raises:
-        SystemExit: If it fails.
+        SystemExit: If the command fails.
     """
     methods = [word for name in names for word in ("--method", method_file(name))]
     words = ["eval", rows, *methods, "--best-of", 0, "--logger", "none", "--out", out, "--resume", *options]
@@ -113,7 +113,7 @@ def evaluate(out: Path, rows: str | Path, names: Sequence[str], *options: object
 
 
 def kept(source: Image.Image, picture: Image.Image) -> float | None:
-    """Share of the source picture's objects that stand in the edited one: same shape, IoU of bounds at least 0.5."""
+    """Share of the source picture's objects that are found in the edited one: same shape, box IoU at least 0.5."""
     before, after = judge(source).detections, judge(picture).detections
     if not before:
         return None
@@ -122,7 +122,7 @@ def kept(source: Image.Image, picture: Image.Image) -> float | None:
 
 
 def keeping(sources: Path, edited: Path, arm: str) -> float | None:
-    """Mean of :func:`kept` over an arm's pictures, those without an object in their source left out."""
+    """Mean of :func:`kept` over an arm's pictures, without those whose source shows no object."""
     values = []
     for path in sorted((edited / "samples").glob(f"*-{arm}-*.png")):
         id, seed = path.stem.split(f"-{arm}-")
@@ -169,7 +169,7 @@ def costs(path: Path, names: Sequence[str], *settings: Any) -> dict[str, list[fl
 
 
 def lines_beside(out: Path, edited: Sequence[str], counted: dict[str, list[float]]) -> list[str]:
-    """What `attnguide eval` has no column for, in Markdown."""
+    """Markdown table of the numbers that `attnguide eval` has no column for."""
     lines = []
     if edited:
         lines += ["", "## Editing", "", "| method | kept |", "| --- | --- |"]

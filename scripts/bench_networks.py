@@ -1,4 +1,4 @@
-"""Networks of published sizes, with plain and guided passes on tensors without data, for benchmarks of other families.
+"""Networks of published sizes on tensors without data, with plain and guided passes, for benchmarks of further families.
 
 The sizes are those of the models' public configurations, at 1024 pixels. Words are read by attnguide's interception.
 """
@@ -39,14 +39,14 @@ class Architecture:
     """A network of a family, with the sizes of its published configuration at 1024 pixels.
 
     Attributes:
-        title: For people.
-        build: The network, on tensors without data.
-        latents: Shape of one row's latents, as the network reads them.
-        inputs: From rows to the network's further arguments.
-        sites: Names of the modules that are read, as a pattern.
+        title: Display name.
+        build: Makes the network.
+        latents: Shape of one row's latents, as the network takes them.
+        inputs: Number of rows -> the network's further arguments.
+        sites: Pattern of the names of attention modules that are read.
         cells: Rows and columns of the maps that are read.
         heads: Attention heads.
-        blocks: Query and key spans of the text block; ``None`` each where a module looks at the text alone.
+        blocks: Query and key spans of the text block; ``None`` each for modules with text keys only (cross-attention).
         halves: Rows of a denoising pass for one picture.
         alike: Arguments of ``build`` that say how many equal blocks there are of a kind, and how many.
     """
@@ -63,12 +63,12 @@ class Architecture:
     alike: Mapping[str, int] = field(default_factory=dict)
 
     def with_blocks(self, **counts: int) -> Architecture:
-        """The same with other numbers of blocks."""
+        """The architecture with other numbers of blocks."""
         return replace(self, build=partial(self.build, **counts), alike=counts)
 
     @property
     def joint(self) -> bool:
-        """Whether text and picture share one softmax, so that words are read as columns."""
+        """Whether attention is joint, so that words are read as columns of one softmax."""
         return self.blocks != (None, None)
 
 
@@ -200,10 +200,10 @@ class Bench:
     """Passes of one architecture on tensors without data.
 
     Args:
-        case: Which.
+        case: The architecture.
         columns: Columns of words that are read in joint attention.
         device: ``meta`` for tensors without data.
-        dtype: Of weights, latents and text states.
+        dtype: Dtype of weights, latents and text states.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Bench:
         return sorted(names, key=lambda name: (parts.get(name.split(".")[0], 0), names.index(name)))
 
     def run(self, rows: int, latents: Tensor | None = None) -> Tensor:
-        """One forward; the network's answer for so many rows."""
+        """Output of one forward pass for ``rows`` rows."""
         given = self.latents(rows) if latents is None else latents
         with torch.device(self.device):
             inputs = tree_map_only(Tensor, self._as_weights, self.case.inputs(rows))
@@ -238,7 +238,7 @@ class Bench:
         return given.to(self.dtype) if given.ndim > 1 and given.shape[-1] > 6 else given
 
     def latents(self, rows: int = 1) -> Tensor:
-        """Latents of so many rows."""
+        """Latents of ``rows`` rows."""
         return torch.randn(rows, *self.case.latents, device=self.device, dtype=self.dtype)
 
     def plain(self) -> None:
@@ -247,7 +247,7 @@ class Bench:
             self.run(self.case.halves)
 
     def guide(self, *, whole: bool = False) -> None:
-        """A pass of one row whose maps are read, with the gradient of a loss on them to the latents.
+        """A guide pass of one row: maps are read, and the gradient of a loss on them is taken to the latents.
 
         Args:
             whole: Compute the prediction as well, as a fused step does; else stop after the last site.
@@ -256,7 +256,7 @@ class Bench:
         torch.autograd.grad(self.loss(latents, whole=whole)[0], latents)
 
     def loss(self, latents: Tensor, *, whole: bool = False) -> tuple[Tensor, Recorder]:
-        """The forward part of :meth:`guide`, and what was read."""
+        """The forward part of :meth:`guide`: loss and maps."""
         recorder, context = Recorder(), pass_context(STEP, "guide", (0,), ("cond",))
         columns = range(1, 1 + self.columns) if self.case.joint else None
         probe = Probe("probs", recorder, kinds=frozenset({"guide"}))

@@ -1,4 +1,4 @@
-"""What steering SDXL, Stable Diffusion 3.5 medium and FLUX.1-dev costs at 1024 pixels: operations, counted without weights.
+"""Operations of steering SDXL, Stable Diffusion 3.5 medium and FLUX.1-dev at 1024 pixels, counted without weights.
 
     python scripts/bench_operations.py                    # all three; about a minute on a CPU
     python scripts/bench_operations.py --models sd35_medium --columns 4
@@ -53,9 +53,9 @@ class Call:
 
     Attributes:
         module: Path of the innermost module around it.
-        forward: Operations.
-        backward: Operations of the gradients to those of its inputs that depend on the latents.
-        attention: Queries, keys, head size times heads, for an attention call.
+        forward: Operations of the forward pass.
+        backward: Operations of the gradients to the inputs that depend on the latents.
+        attention: For an attention call: queries, keys, head size times heads.
     """
 
     module: str
@@ -76,7 +76,7 @@ class Notes(TorchFunctionMode):
         self._path: list[str] = []
 
     def hooks(self, stack: ExitStack) -> None:
-        """Follow which module runs."""
+        """Register hooks that track the running module."""
         for name, module in self.network.named_modules():
             stack.callback(module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)).remove)
             stack.callback(module.register_forward_hook(self._leave).remove)
@@ -112,10 +112,10 @@ class Need:
     """Operations that the exact method needs.
 
     Attributes:
-        forward: A plain forward of one row.
-        ahead: The part of it that a guide pass needs.
-        backward: From the maps to the latents.
-        columns: Scores of the words' columns in joint attention, both ways.
+        forward: Operations of a plain forward of one row.
+        ahead: The part of ``forward`` that a guide pass needs.
+        backward: Operations from the maps back to the latents.
+        columns: Operations of the scores of the words' columns in joint attention, forward and backward.
     """
 
     forward: int
@@ -125,7 +125,7 @@ class Need:
 
     @classmethod
     def of(cls, bench: Bench) -> Need:
-        """Noted in one plain forward with a graph."""
+        """Operations noted during one plain forward with a graph."""
         notes = Notes(bench.network)
         with ExitStack() as stack:
             notes.hooks(stack)
@@ -154,10 +154,10 @@ class Costs:
     """Operations of one step of each kind, counted and needed.
 
     Attributes:
-        plain: A step without guidance.
-        guided: With a guide pass.
-        fused: With the gradient from the denoising pass.
-        needs: The last two by :class:`Need`.
+        plain: Operations of a step without guidance.
+        guided: Operations of a step with a guide pass.
+        fused: Operations of a step with the gradient from the denoising pass.
+        needs: Operations of a guided and of a fused step by :class:`Need`.
     """
 
     plain: int
@@ -171,7 +171,7 @@ class Costs:
 
 
 def costs(bench: Bench) -> Costs:
-    """Count and derive."""
+    """Count the operations of each kind of step, and derive those needed."""
     need, plain = Need.of(bench), counted(bench.plain)
     beyond = need.backward + need.columns
     halves = bench.case.halves

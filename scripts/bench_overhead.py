@@ -1,4 +1,4 @@
-"""What steering costs beside the network: CPU seconds against diffusers' plain pipeline, with the same weights.
+"""Overhead of steering apart from the network: CPU seconds against diffusers' plain pipeline, with the same weights.
 
     python scripts/bench_overhead.py                           # the embedded model, batches of 8
     python scripts/bench_overhead.py --batch 1 8 --steps 30 --repeats 7 --arms plain inject5
@@ -42,7 +42,7 @@ BASE, INSIDE = "diffusers", "steer: "
 
 
 def arms(names: Sequence[str], batch: int, steps: int) -> dict[str, Callable[[], Any]]:
-    """What is run under each name; the pipeline of diffusers first."""
+    """Name of an arm -> function that runs it; diffusers' pipeline is the first."""
     model = load_model(device="cpu", dtype="fp32")
     pipeline = model.pipeline  # type: ignore[attr-defined]
     pipeline.set_progress_bar_config(disable=True)
@@ -68,7 +68,7 @@ def arms(names: Sequence[str], batch: int, steps: int) -> dict[str, Callable[[],
 
 
 def measure(runs: dict[str, Callable[[], Any]], repeats: int) -> list[dict[str, Any]]:
-    """One record per arm; the order of the arms turns round from one repeat to the next."""
+    """One record per arm; the order of arms is reversed from one repeat to the next."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()

@@ -1,4 +1,4 @@
-"""What attend-and-excite costs: seconds and peak memory of the same run plain, with attnguide, and with diffusers' pipeline.
+"""Cost of attend-and-excite in seconds and peak memory: the same run plain, with attnguide, and with diffusers' pipeline.
 
     python scripts/bench_time.py                                    # small UNets on the CPU
     python scripts/bench_time.py --device cuda --full               # both architectures, fp16 and bf16, batches of 1 and 4
@@ -39,39 +39,39 @@ from attnguide.engine.ledger import high_water_mb
 from attnguide.models.load import DTYPES
 
 Seconds = dict[str, list[float]]
-"""Of every arm, in the order of the repeats."""
+"""Arm -> seconds of each repeat, in order."""
 
 BUDGET = 480.0
-"""Seconds that all published sizes may take on a GPU, unless told otherwise."""
+"""Default time limit in seconds for all published sizes on a GPU."""
 
 
 class SDBench(Bench):
-    """Also with our loop alone, and with an edit."""
+    """The bench with two more arms: attnguide's loop without a method, and with an edit of attention."""
 
     arms = (*ARMS, "loop", "injected")
 
 
 def bench_of(case: Case) -> Bench:
-    """The arms of a case."""
+    """The bench of a case."""
     return BenchXL(case) if isinstance(case, CaseXL) else SDBench(case)
 
 
 class Budget:
-    """Seconds that are left; no end of them when ``seconds`` is ``None``."""
+    """A time limit in seconds; none when ``seconds`` is ``None``."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.end = None if seconds is None else time.perf_counter() + seconds
 
     @property
     def over(self) -> bool:
-        """Whether nothing more should begin."""
+        """Whether the time is over, so that no further run should begin."""
         return self.end is not None and time.perf_counter() >= self.end
 
 
 def measure_time(bench: Bench, repeats: int, budget: Budget | None = None) -> tuple[Seconds, Seconds]:
-    """Seconds by the clock and of the CPU; the order of the arms turns round from one repeat to the next.
+    """Wall-clock and CPU seconds; the order of arms is reversed from one repeat to the next.
 
-    A repeat that the budget ends in its midst counts for none of its arms, unless it is the first.
+    A repeat that the time limit interrupts counts for none of its arms, unless it is the first.
     """
     budget = budget or Budget()
     clock: Seconds = {arm: [] for arm in bench.arms}
@@ -92,13 +92,13 @@ def measure_time(bench: Bench, repeats: int, budget: Budget | None = None) -> tu
 
 
 def ratio(seconds: Seconds, arm: str, base: str) -> float | None:
-    """Median of the ratios within a repeat; ``None`` where one of the arms has not run."""
+    """Median over repeats of the ratio of an arm to ``base`` in the same repeat; ``None`` if one of them has not run."""
     pairs = list(zip(seconds.get(arm, []), seconds.get(base, []), strict=False))
     return median(mine / its for mine, its in pairs) if pairs else None
 
 
 def cuda_peak_mb(bench: Bench, arm: str) -> float:
-    """Memory of tensors that two guided steps add to the idle model's, in MB."""
+    """Peak memory in MB that tensors of two guided steps add to the idle model."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     idle = torch.cuda.memory_allocated()
@@ -107,7 +107,7 @@ def cuda_peak_mb(bench: Bench, arm: str) -> float:
 
 
 def resident_peak_mb(case: Case, arm: str) -> float:
-    """The same on a CPU, by the high-water mark of this process; it must have run nothing before."""
+    """Peak memory in MB that two guided steps add on a CPU, by this process's high-water mark; nothing may have run before."""
     bench = bench_of(case)
     idle = high_water_mb()
     bench.run(arm, 2, 2)
@@ -115,7 +115,7 @@ def resident_peak_mb(case: Case, arm: str) -> float:
 
 
 def measure_memory(bench: Bench, budget: Budget | None = None) -> dict[str, float]:
-    """Peak MB of every arm that the budget has room for."""
+    """Peak memory in MB of every arm that the time limit allows."""
     budget = budget or Budget()
     if bench.case.device == "cuda":
         return {arm: cuda_peak_mb(bench, arm) for arm in bench.arms if not budget.over}

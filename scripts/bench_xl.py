@@ -16,7 +16,7 @@ from attnguide.models.load import DTYPES
 from attnguide.models.sdxl import StableDiffusionXL
 
 SIZES = 6
-"""Numbers that the network is told of a picture's size."""
+"""Number of values of the picture's size that the network takes as a condition."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What works on which family of models, tried on pipelines with random weights; ``docs/families.md`` keeps the tables.
+"""Checks every method on every family of models, with random weights, and writes the tables of ``docs/families.md``.
 
     python scripts/check_families.py                                    # every family that the installed diffusers knows
     python scripts/check_families.py flux_dev sd35 --methods stable,box_diff
@@ -64,21 +64,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "saga": {"iterations": 2},
     "best_of_k": {"judge": f"{Path(__file__).stem}:redness"},
 }
-"""What a method must be told to run at all, or so that it takes no longer than needed to see that it acts."""
+"""Options that a method needs to run at all, or to act within few steps."""
 
 
 @dataclass
 class Findings:
-    """What was seen of one family.
+    """Results of the checks of one family.
 
     Attributes:
-        plain: Largest difference from the pipeline's own latents, one pass a step.
-        guided: The same with a guidance weight of 4.
-        capture: Largest difference that reading every map makes.
-        reached: Rows to which a gradient leads from every site of cross-attention, and how many there are of both.
+        plain: Largest difference from the pipeline's own latents, with one pass a step.
+        guided: Largest difference from the pipeline's own latents at a guidance weight of 4.
+        capture: Largest difference of the latents between reading every map and none.
+        reached: Number of rows to which a gradient leads from every cross-attention site, of all rows, and of sites.
         batch: Largest difference between rows of a batch and the rows alone, as a share of their size, in float64.
-        methods: By name ``runs``, or why not.
-        seconds: That it took.
+        methods: Method -> ``runs``, or the reason why it does not.
+        seconds: Duration of the checks.
     """
 
     plain: float = 0.0
@@ -123,12 +123,12 @@ def latents_of(adapter: ModelAdapter, rows: Sequence[Sample]) -> Tensor:
 
 
 def largest(found: Tensor, expected: Tensor) -> float:
-    """Largest difference of any number."""
+    """Largest absolute difference of two tensors."""
     return float((found - expected).abs().max())
 
 
 def plain_difference(family: str, adapter: ModelAdapter, cfg_scale: float = 1.0) -> float:
-    """From diffusers' own pipeline."""
+    """Largest difference of plain latents from those of diffusers' own pipeline."""
     plain = row(family, cfg_scale=cfg_scale)
     return largest(latents_of(adapter, [plain])[0], families.peer(family, plain, adapter))
 
@@ -139,7 +139,7 @@ class _ReadsAll(Observer):
 
 
 def capture_difference(family: str, adapter: ModelAdapter) -> float:
-    """What reading every map of every step makes of latents."""
+    """Largest difference of latents between reading every map of every step and none."""
     (result,) = Sampler(adapter, observer=_ReadsAll()).run([row(family)])
     assert result.latents is not None, result.status
     return largest(result.latents, latents_of(adapter, [row(family)])[0])
@@ -166,7 +166,7 @@ def gradients_reached(family: str, adapter: ModelAdapter) -> str:
 
 
 def batch_difference(family: str) -> float:
-    """Of two rows with prompts of differing lengths, guided and injected, in one batch and one by one."""
+    """Relative difference of two rows with prompts of different lengths, guided and injected, in one batch and one by one."""
     adapter = adapt(families.build(family).to(torch.float64), family)
     methods = (MethodConfig("layout_guidance", {"iterations": 1}), MethodConfig("inject3", {"start": 0.0}))
     texts = enumerate((PROMPT, LONGER))
@@ -177,7 +177,7 @@ def batch_difference(family: str) -> float:
 
 
 def verdict(family: str, adapter: ModelAdapter, method: str, plain: Tensor) -> str:
-    """``runs`` where a method changes latents; else what is said of the row, before it starts or afterwards."""
+    """``runs`` if a method changes the latents; else the row's refusal or its status."""
     config = MethodConfig(method, OPTIONS.get(method, {}))
     one = row(family, regions=REGIONS, methods=(config,), cfg_scale=4.0)
     (marked,) = mark_rows(adapter, [one])
@@ -189,7 +189,7 @@ def verdict(family: str, adapter: ModelAdapter, method: str, plain: Tensor) -> s
         return f"refused: {error}"
     if result.latents is None or result.status != "ok":
         return result.status
-    chooses = method == "best_of_k"  # it may well keep the row's own seed
+    chooses = method == "best_of_k"  # best of k may keep the picture of the row's own seed
     return "runs" if chooses or not torch.equal(result.latents, plain) else "changes nothing"
 
 
@@ -226,17 +226,17 @@ def tables(found: dict[str, Findings]) -> str:
 
 
 def noted(notes: dict[str, int]) -> list[str]:
-    """Lines of the notes that a table refers to."""
+    """Markdown lines of the numbered notes of a table."""
     return [f"{place}. {note}" for note, place in notes.items()]
 
 
 def number(value: float) -> str:
-    """A difference as the tables have it."""
+    """A difference, formatted for the tables."""
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def mark(text: str, notes: dict[str, int]) -> str:
-    """``+`` for what runs, the number of a note for what is said instead; notes are numbered as they come."""
+    """``+`` for a method that runs, else the number of the note with the reason; notes are numbered in order of occurrence."""
     if text in ("", "runs"):
         return {"": "-", "runs": "+"}[text]
     return f"[{notes.setdefault(text, len(notes) + 1)}]"
@@ -244,8 +244,9 @@ def mark(text: str, notes: dict[str, int]) -> str:
 
 PAGE = """# Which families, and what works on them
 
-`scripts/check_families.py` writes this page from tiny pipelines with random weights, one of every family; the same checks in a
-short form are among the tests. Random weights show that a method runs and acts, not what its pictures are like.
+This page lists the families of models and says which method runs on which. `scripts/check_families.py` writes it from tiny
+pipelines with random weights, one of every family; the same checks in a short form are among the tests. Random weights show
+that a method runs and acts, not what its pictures are like.
 
 * *plain*: largest difference between our latents and those of diffusers' own pipeline, same seed, a picture that is not square,
   one pass a step; latents are of the order of 3 (PixArt: 600).
@@ -255,10 +256,10 @@ short form are among the tests. Random weights show that a method runs and acts,
 * *gradient reaches*: rows of a batch of two that get a gradient from every site of cross-attention, and the number of sites.
 * *batch*: rows with prompts of differing lengths, under guidance and injection, in one batch against one by one, as a share of
   the latents, in float64.
-* `+` a method runs and changes the latents; a number points to what it says instead. Two of those are about the size of these
-  networks alone: four blocks have no middle (`pag`), and the tiny XL has one block of the decoder (`plug_and_play`).
+* `+` a method runs and changes the latents; a number points to the note with its message. Two notes are due to the size of
+  these tiny networks: four blocks have no middle (`pag`), and the tiny XL has one block of the decoder (`plug_and_play`).
 
-Where a method is refused, its note says what would work. Three things lie in the networks:
+If a method is refused, its note says what would work. Three limits are due to the networks:
 
 * Lumina 2 and Qwen-Image 2.1 read texts of different lengths in forwards of their own, the halves of classifier-free guidance
   among them. Methods that compare a row with a source (`prompt_to_prompt`, `masactrl`, `cross_attention_control`) run where the
@@ -274,7 +275,7 @@ Where a method is refused, its note says what would work. Three things lie in th
 
 
 def checked(check: Callable[[str, Sequence[str]], T], names: Sequence[str], told: Sequence[str], workers: int) -> Iterator[T]:
-    """What ``check`` finds of each name in their order, by one process or several."""
+    """Results of ``check`` for each name, in order, by one process or several."""
     if workers < 2:
         yield from (check(name, told) for name in names)
         return

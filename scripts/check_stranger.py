@@ -1,4 +1,4 @@
-"""A stranger's path: the package from a built wheel, away from the checkout, and commands of README and docs in their order.
+"""Types the commands of README and docs in order, with the package installed from a wheel and away from the checkout.
 
 python scripts/check_stranger.py                         # a minute or two
 python scripts/check_stranger.py README.md docs/regions.md
@@ -33,7 +33,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "ablate": ("--steps", "2", "--logger", "none", "--no-maps"),
     "eval": ("--steps", "2", "--logger", "none", "--best-of", "0"),
 }
-"""What is added to a command so that it ends soon."""
+"""Command -> options that are added so that it ends soon."""
 
 ELSEWHERE = ("ui", "dashboard", "completion")
 """Commands that need an extra or do not end by themselves; the suite has tests of each."""
@@ -99,7 +99,7 @@ def installed(folder: Path) -> Path:
 
 
 def page_orders(page: Path, folder: Path) -> Iterator[tuple[str, ...]]:
-    """What a page's reader types in an empty folder, and the files that its blocks are."""
+    """Orders of a page for an empty folder: changes of folder, commands, and files to write."""
     folder.mkdir(exist_ok=True)
     yield "cd", str(folder)
     text = page.read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def block_orders(block: str) -> Iterator[tuple[str, ...]]:
 
 
 def quickly(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """A command with what makes it end soon; nothing of the one that runs as it is typed."""
+    """A command with options that make it end soon; none for the bare ``sample``, which is run as it is typed."""
     if list(words) == ["sample"]:
         return
     asks_only = "--print_config" in words or "--dry-run" in words

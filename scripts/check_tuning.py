@@ -1,4 +1,4 @@
-"""Does the strength that `attnguide tune` picks without a judge agree with what the judge says of the same pictures?
+"""Compares the strength that `attnguide tune` picks without a judge with the judge's choice on the same pictures.
 
     python scripts/check_tuning.py                                   # mask_guidance and forward_layout, 12 development prompts
     python scripts/check_tuning.py --methods mask_guidance --values 0.25 0.5 1 2 4 --prompts 8 --seeds 2
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 def judged_choice(judged: Judged) -> float | None:
-    """The least strength with enough of the gain in region hits among those that keep the foreground."""
+    """The least strength with enough gain in region hits, among those that keep the recognised foreground."""
     means = {value: {name: fmean(found) for name, found in scores.items()} for value, scores in judged.items()}
     plain = means.pop(None)
     good = {value: mean for value, mean in means.items() if mean["explained"] >= plain["explained"] - ALLOWANCE}
@@ -49,10 +49,10 @@ def judged_choice(judged: Judged) -> float | None:
 
 
 class Watched:
-    """What the judge says of the pictures of each strength, ``None`` for plain.
+    """Judge's scores of the pictures of each strength, ``None`` for plain.
 
     Args:
-        layouts: Where the rows came from.
+        layouts: Layouts of the rows, which say what each should show.
     """
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
@@ -60,7 +60,7 @@ class Watched:
         self.judged: Judged = {}
 
     def keep(self, value: float | None, results: Sequence[SampleResult]) -> None:
-        """Judge the pictures of a strength; one that is missing counts as 0."""
+        """Judge the pictures of a strength; a missing picture counts as 0."""
         scores: dict[str, list[float]] = {"region_hit": [], "explained": []}
         for result in results:
             asked = self.asked[result.sample.id.removesuffix("-plain").rsplit("-", 1)[0]]
@@ -71,7 +71,7 @@ class Watched:
 
 
 def check(model: ModelAdapter, name: str, values: Sequence[float], rows: Sequence[Sample], watched: Watched) -> list[Row]:
-    """Sample a method's strengths, measure both ways, print; the table's rows."""
+    """Sample a method's strengths, measure both ways and print; returns the table's rows."""
     print(f"\n{name}, {len(rows)} pictures a strength")
     print(f"{'scale':>8}{'inside':>9}{'strain':>9}{'region_hit':>22}{'explained':>22}")
     found: list[Trial] = []

@@ -72,17 +72,17 @@ _MODULES = (
     concept_attention,
 )
 REFERENCES = {module.REFERENCE.method: module.REFERENCE for module in _MODULES}
-"""By the name of the method, in the order of the README."""
+"""Method -> its reference, in the order of the README."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of the table.
+    """Result of one method: a line of the table.
 
     Attributes:
-        reference: What was compared.
-        comparisons: Empty where the comparison could not be finished.
-        status: ``ok``, or why it could not.
+        reference: The reference that was compared with.
+        comparisons: Differences of each case; empty if the comparison could not be finished.
+        status: ``ok``, or the reason why it could not.
     """
 
     reference: Reference
@@ -98,7 +98,7 @@ def outcome(reference: Reference, repos: Path) -> Outcome:
 
 
 def _attempt(reference: Reference, repos: Path, compare: Callable[[Path], None]) -> str:
-    """Do something with a clone; ``ok``, or why it could not be done."""
+    """Call ``compare`` with a clone; returns ``ok``, or the reason of its failure."""
     try:
         clone = repos / reference.folder
         if not clone.is_dir():
@@ -114,20 +114,20 @@ def _attempt(reference: Reference, repos: Path, compare: Callable[[Path], None])
 
 
 def _failure(error: Exception) -> str:
-    """What went wrong and where, in one line."""
+    """Type, message and place of an error, in one line."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split())
     return f"failed: {type(error).__name__}: {message} ({Path(where.filename).name}:{where.lineno})"
 
 
 def largest(values: Sequence[float | None]) -> str:
-    """The largest number as text, ``nan`` if there is one, nothing where there is no number."""
+    """The largest number as text; ``nan`` if there is one, empty text without numbers."""
     found = [value for value in values if value is not None]
     return f"{max(found, key=lambda value: (math.isnan(value), value)):.1e}" if found else ""
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The methods in Markdown."""
+    """Markdown table of the methods."""
     lines = [_line("method", "repository", "comparisons", "loss or edit", "gradient", "status"), _line(*["---"] * 6)]
     for one in outcomes:
         values = largest([found.value for found in one.comparisons])
@@ -138,7 +138,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def cases(outcomes: Sequence[Outcome]) -> str:
-    """Every comparison in Markdown."""
+    """Markdown table of every case."""
     lines = [_line("method", "case", "loss or edit", "gradient"), _line(*["---"] * 4)]
     for one in outcomes:
         for found in one.comparisons:
@@ -152,10 +152,10 @@ def _line(*cells: object) -> str:
 
 @dataclass(frozen=True)
 class MaskOutcome:
-    """One line of the table of masks.
+    """Result of one method's masks: a line of the table.
 
     Attributes:
-        reference: What was compared.
+        reference: The reference that was compared with.
         compared: Pairs of masks: one for each box, or one for each box and map size.
         unequal: Pairs that differ in any cell, by more than single precision makes of equal numbers.
         status: ``ok``, or why it could not be done.
@@ -181,7 +181,7 @@ def mask_outcome(reference: Reference, repos: Path, boxes: Sequence[Box]) -> Mas
 
 
 def mask_table(outcomes: Sequence[MaskOutcome], boxes: int) -> str:
-    """The methods in Markdown."""
+    """Markdown table of the methods."""
     lines = [_line("method", "repository", "boxes", "masks", "masks that differ", "status"), _line(*["---"] * 6)]
     for one in outcomes:
         lines.append(_line(one.reference.method, one.reference.repository, boxes, one.compared, one.unequal, one.status))
@@ -189,7 +189,7 @@ def mask_table(outcomes: Sequence[MaskOutcome], boxes: int) -> str:
 
 
 def clones() -> str:
-    """For each method, where its clone is expected and what of."""
+    """Text with the expected folder and repository of each method's clone."""
     lines = ["clones expected under DIR:"]
     for method, reference in REFERENCES.items():
         packages = f" (and pip install {' '.join(reference.packages.values())})" if reference.packages else ""
@@ -198,7 +198,7 @@ def clones() -> str:
 
 
 def compared_masks(count: int, methods: Sequence[str], repos: Path) -> str:
-    """The table of masks of so many random boxes."""
+    """The table of masks for ``count`` random boxes."""
     if count < 1:
         raise SystemExit(f"--masks: expected a number of at least 1; got {count}")
     boxes = random_boxes(count, seed=0)

@@ -1,4 +1,4 @@
-"""Rows that begin from pictures against text to image: ``python scripts/eval_inputs.py --layouts 16 --seeds 4``.
+"""Compares img2img, inpainting and ControlNet with text to image: ``python scripts/eval_inputs.py --layouts 16 --seeds 4``.
 
 Two objects of the embedded world in two boxes, one in each half of the picture:
 
@@ -56,16 +56,16 @@ def half_of(layout: Layout) -> tuple[float, float, float, float] | None:
 
 @dataclass(frozen=True)
 class Bench:
-    """What rows are made of.
+    """Settings of the rows.
 
     Attributes:
-        folder: Of pictures that rows begin from.
-        side: Of pictures in pixels.
+        folder: Folder of the input pictures.
+        side: Side of the pictures in pixels.
         steps: Denoising steps.
-        strength: Of img2img.
-        method: What steers.
+        strength: Strength of img2img.
+        method: Method of steered rows.
         controls: Whether there is a ControlNet.
-        kinds: Of rows that are made.
+        kinds: Kinds of rows to make.
     """
 
     folder: Path
@@ -84,9 +84,9 @@ class Bench:
         """A row of each kind, without methods.
 
         Args:
-            layout: Two objects and their boxes.
-            seed: Of the noise.
-            plain: From noise alone; ``None`` where no kind begins from it.
+            layout: Layout of two objects.
+            seed: Seed of the noise.
+            plain: Plain text-to-image picture; ``None`` if no kind starts from it.
         """
         base = self.text(layout, seed)
         found = re.search(r"on an? (\w+) background", layout.prompt)

@@ -1,4 +1,4 @@
-"""How far the judge can be trusted: ``python scripts/eval_judge.py --scenes 1000 --vae path/to/vae``.
+"""Measures the accuracy of the shapes judge: ``python scripts/eval_judge.py --scenes 1000 --vae path/to/vae``.
 
 Prints one line per treatment of random scenes (share of objects found exactly right: shape, colour, box; and what was found
 besides), and one per kind of ruined picture (share of pictures in which anything is found; share of foreground explained).
@@ -115,7 +115,7 @@ RUINS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
 
 
 class Autoencoder:
-    """Pictures through an ``AutoencoderKL`` folder and back."""
+    """Encodes and decodes pictures with the ``AutoencoderKL`` of a folder."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -131,7 +131,7 @@ class Autoencoder:
         return _bytes(((decoded + 1) * 127.5).permute(0, 2, 3, 1).numpy())
 
     def encode(self, pixels: np.ndarray) -> object:
-        """The reverse, without noise."""
+        """Latent means of uint8 pictures ``batch height width 3``."""
         with self.torch.no_grad():
             batch = self.torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
             return self.model.encode(batch).latent_dist.mode()

@@ -1,4 +1,4 @@
-"""Make the figures of docs/: the README's, fixed prompts and seeds under several methods with the asked boxes drawn, and small
+"""Make the figures of docs/: the README's figure (fixed prompts and seeds under several methods, boxes drawn), and reduced
 copies of ablations' sheets.
 
     python scripts/make_figures.py                       # writes docs/plain_vs_guided.png
@@ -28,7 +28,7 @@ CELL = 224
 """Side of one picture in pixels."""
 
 LIMIT = 400_000
-"""Most bytes of a figure; with more the colours are reduced."""
+"""Most bytes of a figure; larger ones get fewer colours."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from attnguide.shapes.scene import (
 COLUMNS = ["id", "category", "prompt", *(f"{word}{n}" for n in range(1, 7) for word in ("obj", "bbox")), "relation", "held_out"]
 ROWS = {"benchmark": 32, "development": 8}
 LEAST_SIDE = 24
-"""Of a box, in pixels: three cells of a 16x16 map."""
+"""Least side of a box in pixels: three cells of a 16x16 map."""
 UNSEEN_PAIRS = 8
 """One row in this many with several objects holds a (colour, shape) pair that training never showed."""
 
@@ -42,7 +42,7 @@ PixelBox = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Radii of the objects in pixels, and what their boxes may look like."""
+    """Radii of the objects in pixels, and limits on their boxes."""
 
     least: float
     most: float
@@ -113,7 +113,7 @@ class Writer:
                 return names
 
     def place(self, names: list[Name], sizes: Sizes) -> list[PixelBox]:
-        """Boxes of these objects."""
+        """Draw boxes for these objects."""
         boxes = _boxes([shape for _, shape in names], sizes, self.rng)
         if boxes is None:
             raise RuntimeError(f"No room for {names}.")

@@ -1,4 +1,4 @@
-"""Kills runs, fills their disk and takes their folder away, and counts what is lost.
+"""Kills runs, fills their disk and removes their folder, and counts lost, doubled and broken rows.
 
     python scripts/soak.py                # 50 kills, about a minute and a half on two cores
     python scripts/soak.py --kills 500
@@ -47,7 +47,7 @@ ENOUGH = 64 << 20
 
 @dataclass
 class Count:
-    """What was found in one kind of trial."""
+    """Counts of one kind of trial."""
 
     kind: str
     trials: int = 0
@@ -71,12 +71,12 @@ class Count:
 
 
 class Run:
-    """``attnguide`` in a child process that writes what it says to a file.
+    """``attnguide`` in a child process whose output goes to a file.
 
     Args:
-        folder: Of the run.
-        extra: Words after those of every trial.
-        first: Called in the child before it begins.
+        folder: The run folder.
+        extra: Words of the command line after those of every trial.
+        first: Function that is called in the child before the command.
     """
 
     def __init__(self, folder: Path, *extra: str, first: Callable[[], object] = lambda: None) -> None:
@@ -102,7 +102,7 @@ class Run:
             os._exit(status)
 
     def ended(self) -> bool:
-        """Whether it has ended by itself."""
+        """Whether the child has ended by itself."""
         if self._pid:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
@@ -110,13 +110,13 @@ class Run:
         return not self._pid
 
     def wait(self) -> int:
-        """Its exit status, negative for a signal."""
+        """Wait for the child; returns its exit status, negative for a signal."""
         while not self.ended():
             time.sleep(0.005)
         return self._status
 
     def kill_after(self, seconds: float) -> bool:
-        """Kill it at a moment; whether it was still running."""
+        """Kill the child after some seconds; returns whether it was still running."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.ended():
             time.sleep(0.001)
@@ -181,11 +181,11 @@ def check(folder: Path, true: dict[str, bytes], count: Count, before: set[str], 
     """Compare a folder with that of the undisturbed run.
 
     Args:
-        folder: Of the disturbed run.
-        true: Content of the other.
-        count: What is found is added to it.
+        folder: Folder of the disturbed run.
+        true: Content of the undisturbed run.
+        count: Counts, to which the findings are added.
         before: Rows that were finished already.
-        complete: Whether all rows must be there, and every table tidy.
+        complete: Whether all rows must be present, and every table without doubles.
 
     Returns:
         The rows that are finished now.

@@ -1,4 +1,4 @@
-"""How the strength of words' attention maps varies over sites, steps, words and seeds, from a run's map_norms.csv.
+"""Summarises how the norms of words' attention maps vary over sites, steps, words and seeds, from a run's map_norms.csv.
 
     attnguide ablate configs/ablations/norm_scale.yaml --out runs/norm_scale
     python scripts/summarise_norms.py runs/norm_scale
@@ -26,13 +26,13 @@ STATISTICS = ("mean", "l1", "l2", "max")
 
 @dataclass(frozen=True)
 class Measure:
-    """One word's map at one site and step of one row.
+    """Statistics of one word's map at one site and step of one row.
 
     Attributes:
         row: Id of the row.
-        step: Index.
+        step: Index of the step.
         site: Name of the attention module.
-        size: Of its maps, ``HEIGHTxWIDTH``.
+        size: Size of its maps, ``HEIGHTxWIDTH``.
         phrase: The word or words.
         values: Statistic -> number.
     """
@@ -105,7 +105,7 @@ def spread(measures: Sequence[Measure], axis: Callable[[Measure], object], stati
 
 
 def table(measures: Sequence[Measure], statistic: str) -> str:
-    """Everything that is printed."""
+    """The printed text: lines of sites and of axes."""
     last = max(measure.step for measure in measures)
     lines = [["site", "maps", *STATISTICS, f"{statistic}: last step / first"]]
     for site, part in grouped(measures, AXES["site"]).items():

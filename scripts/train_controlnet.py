@@ -1,7 +1,8 @@
 """Train a ControlNet for outlines of the shapes world: ``python scripts/train_controlnet.py --steps 2000 --out outlines``.
 
-It is made of the embedded model's UNet, reads the edges of a scene's objects, white on black, and learns to predict the same
-as that UNet on noised pictures of the scene. ``attnguide sample --control outlines=lines.png --controlnet outlines`` uses it.
+It is initialised from the embedded model's UNet and reads the edges of a scene's objects, white on black. Its training loss is
+that of the UNet (squared error on velocity or noise) on noised pictures of the scene, with the UNet frozen.
+``attnguide sample --control outlines=lines.png --controlnet outlines`` uses it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from attnguide.shapes.scene import random_scene
 
 _FIRST_SEED = 40_000_000
 _UNTOLD = 0.1
-"""Share of captions that are left out, so that both halves of classifier-free guidance are controlled."""
+"""Share of captions that are dropped, so that both halves of classifier-free guidance are controlled."""
 
 
 def pixels(pictures: list[Any], device: torch.device) -> Tensor:
@@ -37,10 +38,10 @@ class Trainer:
     """One ControlNet in training beside a frozen pipeline.
 
     Args:
-        pipeline: Of the embedded model.
-        side: Of pictures in pixels.
+        pipeline: Pipeline of the embedded model.
+        side: Side of the pictures in pixels.
         rate: Learning rate.
-        seed: Of captions' dropping, timesteps and noise.
+        seed: Seed of caption dropping, timesteps and noise.
     """
 
     def __init__(self, pipeline: Any, side: int, rate: float, seed: int = 0) -> None:
@@ -55,7 +56,7 @@ class Trainer:
         self._seen = _FIRST_SEED
 
     def step(self, batch: int) -> float:
-        """One step on scenes that were not seen before; the loss."""
+        """One optimizer step on new scenes; returns the loss."""
         scenes = [random_scene(self._seen + index) for index in range(batch)]
         texts = [caption(scene, self._seen + index) for index, scene in enumerate(scenes)]
         self._seen += batch
