@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ class AblationLog(SamplingCallback):
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
+        self._finish(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Write and log what a stopped run finished; what W&B refuses then does not hide why the run stopped."""
+        if trainer.is_global_zero:
+            with suppress(Exception):
+                self._finish(trainer)
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Write the files, then log them to the trainer's W&B run."""
         folder = run_folder(trainer)
         files = self._write(folder)
         run = wandb_run(trainer)
@@ -62,11 +73,6 @@ class AblationLog(SamplingCallback):
             self._show(run, folder, files)
             if self.cell_runs:
                 log_cells(run, folder, list(records_of(folder, self.rows).values()))
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Write the files of a stopped run, from the rows that it finished."""
-        if trainer.is_global_zero:
-            self._write(run_folder(trainer))
 
     @property
     def _told(self) -> tuple[str, ...]:

@@ -59,17 +59,20 @@ class EvalLog(SamplingCallback):
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        found = self.write(run_folder(trainer))
-        lines = table_lines(found)
+        self._finish(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Write and log what a stopped run finished; what a disk or a logger refuses then does not hide why the run stopped."""
+        if trainer.is_global_zero:
+            with suppress(Exception):
+                self._finish(trainer)
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Compare, write the files, log table and sheets."""
+        lines = table_lines(self.write(run_folder(trainer)))
         for sink in sinks_of(trainer):
             sink.table(EVAL_TABLE, list(COLUMNS), [{name: line.get(name) for name in COLUMNS} for line in lines])
             sink.pictures(EVAL_SHEETS, [Picture(path, path.stem) for path in self.sheets])
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Write the files of a stopped run, from the rows that it finished."""
-        with suppress(OSError):
-            if trainer.is_global_zero:
-                self.write(run_folder(trainer))
 
     def write(self, folder: Path) -> Comparison:
         """Compare the rows on record, write tables, sheets and tuned configurations, and return the comparison."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from attnguide.callbacks import RunFolder
 from attnguide.dashboard.layout import keys_of, sections
 from attnguide.dashboard.names import names_of_folder
 from attnguide.dashboard.workspace import report
 from tests.wandb_file import WandbRun, read_wandb
 
-from .conftest import Command
+from .conftest import FILE, Command
 
 
 def _panels(workspace: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -55,6 +56,27 @@ def test_no_panel_is_empty(of: str, request: pytest.FixtureRequest, attnguide: C
                 shown = {key for key in ("rows", "eval/table") if f'"{key}"' in json.dumps(panel)} & logged
             assert shown or panel["viewType"] == "Run Comparer", panel
     assert [section["heading"] for section in written["report"]] == list(panels)
+
+
+def test_a_stopped_ablation_logs_what_its_dashboard_shows(
+    tiny_folder: Path, attnguide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    def count(self: RunFolder, *given: Any) -> None:
+        kept(self, *given)
+        ended.extend(result.sample.id for result in given[-1])
+        if len(ended) >= 6:
+            raise RuntimeError("the cable was pulled")
+
+    kept = RunFolder.on_sample_end
+    monkeypatch.setattr(RunFolder, "on_sample_end", count)
+    Path("trial.yaml").write_text(FILE)
+    words = ["--model", tiny_folder, "--batch-size", "2", "--logger", "wandb", "--out", "run"]
+    said = attnguide("ablate", "trial.yaml", *words)
+    assert said.status == 1 and "the cable was pulled" in said.err and 6 <= len(ended) < 10
+    run = read_wandb(Path("run"))
+    assert {"ablation/summary", "ablation/sheets"} <= run.keys() >= names_of_folder(Path("run")).history
 
 
 def test_the_grid_of_pictures_is_pinned_with_seeds_across(demo: Path) -> None:
