@@ -20,11 +20,11 @@ from attnguide.text.html import Color
 SHEETS_FOLDER = "sheets"
 _LIMIT = 200
 
-_Place = tuple[str, ...]
+_Place = frozenset[tuple[str, str]]
 
 
 def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: Mapping[str, Record]) -> Image.Image | None:
-    """Contact sheet of one prompt and seed: the first axis from left to right, the others from top to bottom.
+    """Contact sheet of one prompt and seed: the first axis of several values from left to right, the others from top to bottom.
 
     Plain pictures stand at the left of each line; if they differ along the first axis, they get a line of their own above the
     lines that are compared with them. A sheet of many columns is folded.
@@ -38,26 +38,9 @@ def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: M
     Returns:
         The sheet, or ``None`` if none of the rows has a picture.
     """
-    across, down = axes[0], axes[1:]
-    cells = {_place(row): row for row in rows if len(row.cell.points) == len(axes)}
-    plain = [row for row in rows if len(row.cell.points) < len(axes)]
-    above = any(across.name in row.cell.points for row in plain)
-    lines: list[_Line] = []
-    twins: list[Row | None] = []
-    for points in itertools.product(*(axis.points for axis in down)):
-        here = {axis.name: point for axis, point in zip(down, points, strict=True)}
-        shown = [cells.get((point.label, *(other.label for other in points))) for point in across.points]
-        if above:
-            found = [_twin(plain, {across.name: point, **here}) for point in across.points]
-            if found != twins and any(found):
-                lines.append(_Line(_plain_label(found, across), found))
-            twins = found
-        else:
-            shown = [_twin(plain, here), *shown]
-        lines.append(_Line(", ".join(f"{name} = {point.label}" for name, point in here.items()), shown))
-    columns = [*([] if above else [PLAIN]), *(f"{across.name} = {point.label}" for point in across.points)]
-    if not above and not any(line.rows[0] for line in lines):
-        columns, lines = columns[1:], [_Line(line.label, line.rows[1:]) for line in lines]
+    varied = [axis for axis in axes if len(axis.points) > 1] or list(axes[:1])
+    fixed = {axis.name: axis.points[0] for axis in axes if axis not in varied}
+    columns, lines = _columns_and_lines(varied, fixed, rows)
     grid = Grid(
         [[_picture(folder, row, records) for row in line.rows] for line in lines],
         columns,
@@ -68,8 +51,8 @@ def sheet_of(folder: Path, axes: Sequence[Axis], rows: Sequence[Row], records: M
     if not any(picture is not None for line in grid.pictures for picture in line):
         return None
     prompts = {row.sample.prompt for row in rows}
-    named = [*prompts] if len(prompts) == 1 else []
-    return draw_grids([grid], title=", ".join([*named, f"seed {rows[0].sample.seed}"]))
+    told = [*(prompts if len(prompts) == 1 else ()), f"seed {rows[0].sample.seed}", *_told(fixed)]
+    return draw_grids([grid], title=", ".join(told))
 
 
 @dataclass(frozen=True)
@@ -80,6 +63,44 @@ class _Line:
     rows: Sequence[Row | None]
 
 
+def _columns_and_lines(
+    varied: Sequence[Axis], fixed: Mapping[str, Point], rows: Sequence[Row]
+) -> tuple[list[str], list[_Line]]:
+    """Labels of the columns, and the lines of a sheet with plain rows in their places.
+
+    Args:
+        varied: Axes of several values: the first goes from left to right, the others from top to bottom.
+        fixed: The one point of each other axis.
+        rows: All rows of one prompt and seed.
+    """
+    across, down = varied[0], varied[1:]
+    count = len(varied) + len(fixed)
+    cells = {_place(row.cell.points): row for row in rows if len(row.cell.points) == count}
+    plain = [row for row in rows if len(row.cell.points) < count]
+    above = any(across.name in row.cell.points for row in plain)
+    lines: list[_Line] = []
+    twins: list[Row | None] = []
+    for points in itertools.product(*(axis.points for axis in down)):
+        own = {axis.name: point for axis, point in zip(down, points, strict=True)}
+        here = [{**fixed, **own, across.name: point} for point in across.points]
+        found = [_twin(plain, place) for place in here] if above else []
+        if any(found) and found != twins:
+            lines.append(_Line(_plain_label(found, across), found))
+        twins = found
+        beside = [] if above else [_twin(plain, {**fixed, **own})]
+        lines.append(_Line(", ".join(_told(own)), [*beside, *(cells.get(_place(place)) for place in here)]))
+    columns = [f"{across.name} = {point.label}" for point in across.points]
+    if above:
+        return columns, lines
+    if any(line.rows[0] for line in lines):
+        return [PLAIN, *columns], lines
+    return columns, [_Line(line.label, line.rows[1:]) for line in lines]
+
+
+def _told(points: Mapping[str, Point]) -> list[str]:
+    return [f"{name} = {point.label}" for name, point in points.items()]
+
+
 def _color(rows: Sequence[Row | None]) -> Color | None:
     """Colour of the one method of a column's rows, plain rows aside; ``None`` if they have several."""
     methods = {row.sample.method for row in rows if row is not None}
@@ -87,8 +108,9 @@ def _color(rows: Sequence[Row | None]) -> Color | None:
     return method_color(steered.pop()) if len(steered) == 1 else None
 
 
-def _place(row: Row) -> _Place:
-    return tuple(point.label for point in row.cell.points.values())
+def _place(points: Mapping[str, Point]) -> _Place:
+    """Names and labels of a cell's points, whatever their order."""
+    return frozenset((name, point.label) for name, point in points.items())
 
 
 def _twin(plain: Sequence[Row], here: Mapping[str, Point]) -> Row | None:
@@ -103,8 +125,8 @@ def _is(one: Point | None, other: Point) -> bool:
 def _plain_label(rows: Sequence[Row | None], across: Axis) -> str:
     """Label of a line of plain pictures: ``plain`` and their values on the vertical axes."""
     first = next(row for row in rows if row is not None)
-    kept = [f"{name} = {point.label}" for name, point in first.cell.points.items() if name != across.name]
-    return ", ".join([PLAIN, *kept])
+    kept = {name: point for name, point in first.cell.points.items() if name != across.name}
+    return ", ".join([PLAIN, *_told(kept)])
 
 
 def _picture(folder: Path, row: Row | None, records: Mapping[str, Record]) -> Image.Image | None:

@@ -48,6 +48,20 @@ def test_plain_pictures_that_differ_from_left_to_right_stand_above(read: Read, t
     assert [line for line in dict.fromkeys(shown) if set(line) <= set(shades.values())] == [(250, 200), (10, 60), (110, 160)]
 
 
+def test_an_axis_of_one_value_is_named_above_and_takes_no_column(read: Read, tmp_path: Path) -> None:
+    ablation = read("parameters:\n  method: {values: [inject1]}\n  method.scale: {values: [1, 2.5]}\n")
+    rows = [row for row in expand(ablation, SUBJECTS, (), values.methods, plain=True) if row.subject == "seed0"]
+    (tmp_path / "samples").mkdir()
+    for row in rows:
+        Image.new("L", (8, 8), SHADES[row.cell.name] if row.sample.methods else 250).save(
+            tmp_path / "samples" / f"{row.sample.id}.png"
+        )
+    sheet = sheet_of(tmp_path, ablation.axes, rows, {row.sample.id: {"id": row.sample.id, "regions": ""} for row in rows})
+    assert sheet is not None
+    pixels = np.asarray(sheet.convert("L")).astype(int)
+    assert [int(pixels[-134, x * 262 + 134]) for x in range(3)] == [250, 10, 60] and sheet.width < 3 * 262 + 20
+
+
 def _number(x: str, function: str, seed: int) -> float:
     return float(x) + (10 if function == "inject3" else 0) + 0.5 * seed
 
