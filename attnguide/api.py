@@ -79,15 +79,14 @@ def sample(
         cfg_scale: Classifier-free guidance weight.
         scheduler: Name of a noise scheduler; the model's own when ``None``.
         negative_prompt: Text that the unconditional half reads; ``None`` for none, which SDXL distinguishes from empty text.
-        prompt_syntax: How prompts are read: ``plain``, every sign as a letter, or ``weights``: ``(word:1.3)``, ``[word]``,
-            ``BREAK``, and in as many chunks of 77 tokens as they need (Stable Diffusion 1, 2 and XL; needs
-            ``attnguide[prompts]``).
+        prompt_syntax: Syntax of the prompts: ``plain`` text, or ``weights``: ``(word:1.3)``, ``[word]``, ``BREAK``, and any
+            number of chunks of 77 tokens (Stable Diffusion 1, 2 and XL; needs ``attnguide[prompts]``).
         true_cfg_scale: Classifier-free guidance weight of models that read ``cfg_scale`` as a condition (FLUX.1-dev): above 1,
             with a negative prompt, both halves are computed and combined with it.
         height: Height of the pictures in pixels; the model's own when ``None``.
         width: Width of the pictures in pixels; the model's own when ``None``.
         init_image: Path of a picture to begin from, stretched to the size of the picture that is made.
-        strength: How much of the schedule the ``init_image`` runs through, in (0, 1]; 0.8 when ``None``, and 1 with a mask.
+        strength: Share of the schedule that the ``init_image`` runs through, in (0, 1]; when ``None`` 0.8, or 1 with a mask.
         inpaint_mask: Path of a picture of the ``init_image``'s size, white where it is drawn anew and black where it is kept.
         control: Pictures that ControlNets read, each ``"TYPE=IMAGE[:SCALE]"`` or a :class:`~attnguide.inputs.Control`; for
             models that were loaded with ControlNets of these types (:func:`~attnguide.models.load.load_model`).

@@ -187,7 +187,7 @@ of a transformer."""
 
 @contextmanager
 def _precision(dtype: torch.dtype) -> Iterator[None]:
-    """What new weights are made in."""
+    """Set torch's default dtype for the block, in which new weights are made."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -7,13 +7,13 @@ A run has half of its steps guided. ``guided`` makes a guide pass before each of
 read, and back to the latents); ``fused`` takes the gradient from the conditional denoising pass itself. Modules and calls are
 those of diffusers, read and run by attnguide's interception on tensors without data.
 
-What the exact method *needs* is got another way: every linear layer, convolution and attention call of one plain forward is
-noted, with which of its inputs depend on the latents. A layer costs its product once forward and, where its input depends on
-the latents, once backward (weights are frozen); attention costs two products forward, and one backward for each gradient (of
-probabilities, queries, keys, values) that exists. Layers behind the last site, and the last site's own values, are not needed.
-To read some columns of joint attention, their scores are needed, and each row's sum over all keys, which the kernel gives out
-beside attention; its gradient joins that of the scores in the kernel's own backward pass, and costs nothing more. Of the last
-site only the sums are needed: one product forward, and two backward.
+The operations that the exact method *needs* are derived separately: every linear layer, convolution and attention call of one
+plain forward is noted, with which of its inputs depend on the latents. A layer costs its product once forward and, where its
+input depends on the latents, once backward (weights are frozen); attention costs two products forward, and one backward for
+each gradient (of probabilities, queries, keys, values) that exists. Layers behind the last site, and the last site's own
+values, are not needed. To read some columns of joint attention, their scores are needed, and each row's sum over all keys,
+which the kernel gives out beside attention; its gradient joins that of the scores in the kernel's own backward pass, and
+costs nothing more. Of the last site only the sums are needed: one product forward, and two backward.
 """
 
 from __future__ import annotations

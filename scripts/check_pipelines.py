@@ -1,4 +1,4 @@
-"""What works inside pipelines that the user calls, tried on random weights; a page keeps the table.
+"""Checks methods inside diffusers' pipelines under ``attnguide.steer``, with random weights, and writes a page with the table.
 
     python scripts/check_pipelines.py                                       # every kind that the installed diffusers knows
     python scripts/check_pipelines.py flux_fill sd_controlnet --schedulers euler,unipc
@@ -48,33 +48,33 @@ METHODS: dict[str, dict[str, Any]] = {
     "attend_and_excite": {"thresholds": {}, "stop": 1.0},
     "layout_guidance": {"iterations": 2, "until": 0.0, "step_size": 1.0, "stop": 1.0},
 }
-"""Methods, with options under which each of them acts from a picture's first step to its last."""
+"""Method -> options under which it acts from a picture's first step to its last."""
 
 PLACES = {region.phrase: region.box for region in REGIONS}
 
 HALVES_APART = ("chroma", "flux2_klein", "qwen_image", "qwen_image_21", "lumina2", "krea2", "z_image")
-"""Families whose pipelines ask for the halves of classifier-free guidance one by one, or in another order than ours.
+"""Families whose pipelines run the halves of classifier-free guidance one by one, or in another order than attnguide.
 
-They are compared with our loop without guidance, since another batch rounds otherwise.
+They are compared with attnguide's loop without classifier-free guidance, since other batches round differently.
 """
 
 TWINS = ("pixart_alpha_1024", "sd3", "flux_schnell")
-"""Families whose pipeline's class another one has."""
+"""Families that share the pipeline class of another family."""
 
 
 @dataclass
 class Findings:
-    """What was seen of a kind of pipeline under a scheduler.
+    """Results of the checks of a kind of pipeline under a scheduler.
 
     Attributes:
         scheduler: Its name.
-        methods: By name the largest difference from our own loop, where that can make the picture; else ``runs`` where it
-            changes the latents, or why not.
-        zero: Largest difference that all methods together make at no strength; what is said instead, if they are refused.
-        loss: Of layout guidance before and after its first update; ``None`` where it is refused.
+        methods: Method -> largest difference from attnguide's own loop, if that can make the picture; else ``runs`` if it
+            changes the latents, or the message of its refusal.
+        zero: Largest difference that all methods together make at strength 0, or the message of their refusal.
+        loss: Loss of layout guidance before and after its first update; ``None`` if it is refused.
         rows: Largest difference between two rows in one call and in calls of their own, as a share of the latents;
-            ``None`` where it was not looked at.
-        restored: Whether nothing is left behind, and the next plain picture is the same.
+            ``None`` if it was not measured.
+        restored: Whether the pipeline was restored, so that the next plain picture is the same.
     """
 
     scheduler: str
@@ -100,12 +100,12 @@ class Losses(Observer):
 
 
 def supported() -> list[str]:
-    """Families first, then the kinds of pipelines made of their parts."""
+    """Names of all kinds of pipelines: families first, then pipelines made of their parts."""
     return [*(name for name in supported_families() if name not in TWINS), *pipelines.available(), *unets.KINDS]
 
 
 def is_family(name: str) -> bool:
-    """Whether our own loop can make the kind's pictures."""
+    """Whether attnguide's own loop can make the kind's pictures."""
     return name not in pipelines.KINDS and name not in unets.KINDS
 
 
@@ -115,7 +115,7 @@ def pipeline_of(name: str) -> Any:
 
 
 def sample(name: str, prompt: str | list[str] = PROMPT, **settings: Any) -> Tensor:
-    """Latents of a kind's call as its pipeline lays them out, two evaluations or three."""
+    """Final latents of a kind's call in the pipeline's own layout, after two evaluations or three."""
     begins = name in pipelines.KINDS and "strength" in pipelines.KINDS[name].inputs
     steps = {"num_inference_steps": 4 if begins or name == "refiner" else 2}
     made = unets.sample if name in unets.KINDS else pipelines.sample
@@ -163,13 +163,13 @@ def configs(scale: float | None = None) -> list[MethodConfig]:
 
 
 def steered(name: str, methods: Sequence[MethodConfig], observer: Observer | None = None, **settings: Any) -> Tensor:
-    """Latents of a kind's call inside :func:`attnguide.steer`, as the pipeline lays them out."""
+    """Final latents of a kind's call inside :func:`attnguide.steer`, in the pipeline's own layout."""
     with attnguide.steer(pipeline_of(name), regions=PLACES, method=list(methods), maps=False, observer=observer):
         return sample(name, **settings)
 
 
 def own_difference(name: str, methods: Sequence[MethodConfig], observer: Observer | None = None) -> float:
-    """Between the picture made inside a family's own pipeline and that of our loop, at the pipeline's present scheduler."""
+    """Largest difference of latents between a family's own pipeline under ``steer`` and attnguide's loop, same scheduler."""
     pipeline = pipeline_of(name)
     one = row(name, methods=tuple(methods), regions=REGIONS, cfg_scale=1.0 if name in HALVES_APART else 4.0)
     adapter = adapt(pipeline, name)
@@ -179,7 +179,7 @@ def own_difference(name: str, methods: Sequence[MethodConfig], observer: Observe
 
 
 def alone(name: str, methods: Sequence[MethodConfig], plain: Tensor, losses: Losses) -> dict[str, str]:
-    """Of each method by itself the difference from our own loop; ``runs`` where there is none, or what is said instead."""
+    """For each method alone: the difference from attnguide's loop, ``runs`` if that cannot make it, or the refusal."""
     found: dict[str, str] = {}
     for method in methods:
         observer = losses if method.name == "layout_guidance" else None
@@ -195,7 +195,7 @@ def alone(name: str, methods: Sequence[MethodConfig], plain: Tensor, losses: Los
 
 
 def together(name: str, methods: Sequence[MethodConfig], plain: Tensor, losses: Losses) -> dict[str, str]:
-    """The same of all methods at once; a method that did nothing says so itself. One by one where any is refused."""
+    """As :func:`alone` with all methods at once; falls back to one by one if any is refused."""
     try:
         if is_family(name):
             return dict.fromkeys((method.name for method in methods), number(own_difference(name, methods, losses)))
@@ -208,7 +208,7 @@ def together(name: str, methods: Sequence[MethodConfig], plain: Tensor, losses: 
 
 
 def zero_difference(name: str, plain: Tensor) -> str:
-    """Of all methods at no strength from the plain call, as a number; or what is said instead."""
+    """Largest difference of all methods at strength 0 from the plain call; or the message of their refusal."""
     try:
         return number(largest(steered(name, configs(0.0)), plain))
     except ValueError as error:
@@ -216,13 +216,13 @@ def zero_difference(name: str, plain: Tensor) -> str:
 
 
 def rows_difference(name: str, tried: Mapping[str, str]) -> float | None:
-    """Of two rows with prompts of differing lengths, guided and injected, in one call and one by one.
+    """Relative difference of two rows with prompts of different lengths, guided and injected, in one call and one by one.
 
-    ``None`` where what a call is given besides prompts is for one row.
+    ``None`` if the call's further inputs are for one row.
 
     Args:
-        name: Of the kind.
-        tried: What is said of each method; those that are refused are left out.
+        name: Name of the kind.
+        tried: Method -> result; refused methods are left out.
     """
     both = ("forward_layout", "layout_guidance")
     methods = [one for one in configs() if one.name in both and not tried.get(one.name, "refused").startswith("refused")]
@@ -244,13 +244,13 @@ def rows_difference(name: str, tried: Mapping[str, str]) -> float | None:
 def check_under(
     name: str, scheduler: str = "own", methods: Sequence[str] = tuple(METHODS), *, first: bool = True
 ) -> Findings | None:
-    """All checks of a kind under a scheduler; ``None`` where the pipeline itself does not take it.
+    """All checks of a kind under a scheduler; ``None`` if the pipeline itself does not take that scheduler.
 
     Args:
-        name: Of the kind.
-        scheduler: Of the scheduler; ``own`` for the pipeline's.
-        methods: Names of those that are tried.
-        first: Whether methods are tried one by one, and rows are compared, too.
+        name: Name of the kind.
+        scheduler: Name of the scheduler; ``own`` for the pipeline's.
+        methods: Names of the methods to try.
+        first: Whether to try methods one by one and to compare rows.
     """
     with scheduled(name, scheduler) as pipeline:
         try:
@@ -272,8 +272,8 @@ def check(name: str, schedulers: Sequence[str]) -> tuple[list[Findings], float]:
     """All checks of a kind, and the seconds they took.
 
     Args:
-        name: Of the kind.
-        schedulers: Those that are wanted; others of the kind's are left out.
+        name: Name of the kind.
+        schedulers: Names of schedulers to check, as far as they suit the kind.
     """
     began = time.monotonic()
     wanted = [scheduler for scheduler in schedulers_of(name) if scheduler in (*schedulers, "own")]
@@ -306,7 +306,7 @@ def table(found: Mapping[str, Sequence[Findings]]) -> str:
 
 
 def _fall(loss: tuple[float, float] | None) -> str:
-    """By how much a loss falls, as a share of what it was."""
+    """Relative decrease of a loss, as text."""
     return "" if loss is None else f"{1 - loss[1] / loss[0]:.1e}"
 
 

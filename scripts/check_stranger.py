@@ -139,7 +139,7 @@ def run(command: Sequence[str | Path], folder: Path, given: str | None = None) -
     """Run a command away from the checkout; ends the script if it fails.
 
     Returns:
-        What it wrote to standard output.
+        Text on its standard output.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(command, cwd=folder, env=environment, input=given, text=True, capture_output=True, check=False)

@@ -9,9 +9,9 @@ None of the published code is in this repository: clone what you want to compare
 out of those clones, so they have to be ones you trust. Only named functions and classes are taken, not their files' imports, so
 none of the repositories' requirements has to be installed, save for the packages listed.
 
-Boxes are drawn at random, small ones among them. The table holds, for each method, the largest difference over all cases of its
-loss (or of attention, edited), over the largest published value, and of the gradient likewise. A method whose clone, file,
-function or package is missing has a line that says so. What is known of differences is said at the top of the method's file in
+Boxes are drawn at random, small ones among them. For each method the table holds the largest difference of its loss (or edited
+attention) over all cases, relative to the largest published value, and the same for the gradient. A method whose clone, file,
+function or package is missing has a line that says so. Known differences are described at the top of the method's file in
 scripts/references/.
 
 With ``--masks``, masks are compared instead, of the methods whose published code draws boxes: how many of them have any cell

@@ -128,7 +128,7 @@ class Run:
 
 @contextmanager
 def closing(*numbers: int) -> Any:
-    """Let a child's streams go to a pipe that nobody reads any more after its first line."""
+    """A hook that sends a child's streams to a pipe, and a function that reads one line and closes the pipe."""
     reading, writing = os.pipe()
 
     def first() -> None:
@@ -145,7 +145,7 @@ def closing(*numbers: int) -> Any:
 
 
 def with_room(room: int) -> Callable[[], None]:
-    """Let a child's files have room for so many bytes."""
+    """A hook after which a child's writes to files fail with ENOSPC once ``room`` bytes are written."""
 
     def first() -> None:
         true, left = os.write, [room]
@@ -320,7 +320,7 @@ def removed_folder(work: Path, true: dict[str, bytes], seconds: float, number: i
 
 
 def closed_streams(work: Path, true: dict[str, bytes]) -> Count:
-    """Let nobody read what a run says after its first line."""
+    """Close a run's output after its first line."""
     count = Count("streams closed")
     for numbers in ((1,), (1, 2)):
         folder = work / f"closed{''.join(map(str, numbers))}"

@@ -67,7 +67,7 @@ def _more_categories(word: str) -> bool:
 def settings() -> list[Setting]:
     """Settings of ``attnguide ablate``, without the axes of its file."""
     return [
-        Setting("file", values.words, None, "base and axes", metavar="FILE"),
+        Setting("file", values.words, None, "YAML file with the base and the axes", metavar="FILE"),
         *(_resuming(setting) for setting in run_settings() if setting.name not in _LEFT_OUT),
         *under("the ablation", _varied()),
     ]
@@ -86,7 +86,7 @@ def _varied() -> list[Setting]:
             "categories",
             values.names,
             None,
-            "which kinds of layouts; all by default",
+            "categories of layouts; all by default",
             metavar="NAME",
             follows=_more_categories,
         ),
@@ -94,7 +94,7 @@ def _varied() -> list[Setting]:
             "prompts",
             values.whole(1),
             None,
-            "prompts of each kind of layouts, evenly spread; all by default",
+            "prompts of each category of layouts, evenly spread; all by default",
             metavar="N",
         ),
         Setting(

@@ -128,7 +128,7 @@ def _compared() -> list[Setting]:
             "categories",
             values.names,
             None,
-            "which kinds of rows; all by default",
+            "categories of rows; all by default",
             metavar="NAME",
             follows=_more_categories,
         ),

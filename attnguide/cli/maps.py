@@ -81,7 +81,7 @@ def _mapped() -> list[Setting]:
             metavar="PHRASE",
             follows=values.alone,
         ),
-        Setting("seed", values.whole(0, most=MOST_SEED), 0, "of the picture's noise", metavar="N"),
+        Setting("seed", values.whole(0, most=MOST_SEED), 0, "seed of the picture's noise", metavar="N"),
         Setting("image", values.words, None, "a picture of yours instead of a sampled one", metavar="FILE"),
         Setting(
             "by",
@@ -98,9 +98,9 @@ def _mapped() -> list[Setting]:
             "Diffusion 3): shares of every --word, a single one each, in the prompt or not; by default its content words",
             metavar="READER",
         ),
-        Setting("iterations", values.whole(0), 0, "of an inversion's fixed point, for each step", metavar="N"),
-        Setting("start", values.number, 0.0, "first part of the schedule that counts, from 0", metavar="X"),
-        Setting("stop", values.number, 1.0, "where it ends, up to 1", metavar="X"),
+        Setting("iterations", values.whole(0), 0, "fixed-point iterations of an inversion, for each step", metavar="N"),
+        Setting("start", values.number, 0.0, "share of the schedule from which on maps count, from 0", metavar="X"),
+        Setting("stop", values.number, 1.0, "share of the schedule up to which maps count, at most 1", metavar="X"),
         Setting("threshold", values.number, None, "make cells of at least this share of the range 1, others 0", metavar="X"),
         Setting("cfg_scale", values.number, None, "classifier-free guidance weight; 5, or 1 for an inversion", metavar="X"),
     ]

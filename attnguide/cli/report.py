@@ -29,7 +29,7 @@ def settings() -> list[Setting]:
     return [
         Setting("folder", values.words, None, "folder of a run", metavar="DIR"),
         Setting("out", local_path, None, "the page; DIR/report.html by default", metavar="FILE"),
-        Setting("limit", values.whole(0), 200, "most rows whose pictures are shown; means are over all", metavar="N"),
+        Setting("limit", values.whole(0), 200, "most rows whose pictures are shown; means are over all rows", metavar="N"),
     ]
 
 

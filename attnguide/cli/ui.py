@@ -37,7 +37,7 @@ def settings() -> list[Setting]:
     """Settings of ``attnguide ui``."""
     shared = {setting.name: setting for setting in run_settings()}
     return [
-        Setting("prompt", values.words, None, "what stands on the page at first", metavar="PROMPT"),
+        Setting("prompt", values.words, None, "prompt that the page begins with", metavar="PROMPT"),
         *(shared[name] for name in _SHARED),
         *under("the page", _served()),
     ]

@@ -52,13 +52,13 @@ def asked_shapes(expected: Expectation, prompt: str = "") -> Asked:
 
 
 def asked_from_caption(prompt: str) -> Asked | None:
-    """What a caption of the shapes world asks for, without places; ``None`` for any other text."""
+    """Objects, relation and background that a caption of the shapes world asks for; ``None`` for any other text."""
     expected = expectation_from_prompt(prompt)
     return None if expected is None else asked_shapes(expected, prompt)
 
 
 def asked_from_layout(row: Layout) -> Asked:
-    """What a row of a layout file of the shapes world asks for.
+    """Objects, boxes, relation and background that a row of a layout file of the shapes world asks for.
 
     Raises:
         ValueError: If an object of the row is not of this world.

@@ -105,7 +105,7 @@ def sync_hint(loggers: Iterable[Logger]) -> str | None:
     """The command that uploads offline W&B runs, or ``None`` if there are none yet.
 
     Args:
-        loggers: As :func:`make_loggers` made them.
+        loggers: Loggers of :func:`make_loggers`.
     """
     for logger in loggers:
         folder = Path(str(logger.save_dir)) / "wandb"

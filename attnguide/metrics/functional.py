@@ -62,7 +62,7 @@ def exact_count(seen: Seen, asked: Asked) -> Tally:
 
 
 def count_found(seen: Seen, asked: Asked) -> int:
-    """How many objects of the asked labels were found; other objects do not matter."""
+    """Number of detections with an asked label; other objects do not matter."""
     return sum(label in asked.labels for label in seen.labels)
 
 

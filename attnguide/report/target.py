@@ -1,4 +1,4 @@
-"""Where a run's page goes. Importing this needs no torch."""
+"""Name of a run's HTML page, and the check that a path may be written. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 REPORT_FILE = "report.html"
 
 _BEGIN, _MARK = 1000, b'<meta name="generator" content="attnguide">'
-"""By what a page is known, and in how many of its first bytes."""
+"""Number of bytes at the start of a page that contain the mark, and the mark by which a page is recognised."""
 
 
 def check_target(path: Path) -> None:
-    """Refuse to write a page over what is none.
+    """Check that a path is free, or holds an earlier page that may be overwritten.
 
     Raises:
         ValueError: If the path is a folder, a device or a file that is no page of a run.

@@ -39,7 +39,7 @@ class Match:
     Attributes:
         shape: Its name.
         overlap: Intersection over union with it, in [0, 1].
-        margin: How much the best other shape falls short of it, in [0, 1].
+        margin: Overlap minus that of the second best shape, in [0, 1].
     """
 
     shape: str

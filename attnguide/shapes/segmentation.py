@@ -1,4 +1,4 @@
-"""Picture to plain background, foreground, and one soft mask for each piece of one colour."""
+"""Segments a picture into plain background and foreground, and the foreground into soft masks of pieces of one colour."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CORE_PIXELS = 10
 CORE_SHARE = 0.15
 """A flat patch smaller than this share of the largest one in the same blob is a fleck, not an object of its own."""
 RIM = 4
-"""How far beyond its half-covered edge an object's soft mask reaches, in pixels."""
+"""Distance in pixels that an object's soft mask reaches beyond its half-covered edge."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What :func:`segment` finds.
+    """Result of :func:`segment`.
 
     Attributes:
-        background: ``None`` where the picture has no plain background.
+        background: The plain background; ``None`` if the picture has none.
         foreground: Pixels off the background, bool ``height width``; every pixel where there is no background.
         pieces: Candidates for objects.
     """
@@ -147,7 +147,7 @@ def _cores(labels: np.ndarray, flat: np.ndarray, foreground: np.ndarray) -> tupl
 
 
 def _coverage(pixels: np.ndarray, background: np.ndarray, colors: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """How far each pixel is on the straight way from the background (0) to its owner's colour (1)."""
+    """Position of each pixel on the line from the background's colour (0) to its owner's colour (1), clipped to [0, 1]."""
     way = colors - background
     way = way / np.maximum((way**2).sum(-1, keepdims=True), 1.0)
     alpha = np.einsum("hwc,hwc->hw", pixels - background, way[owner])
