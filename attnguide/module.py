@@ -85,7 +85,7 @@ class GuidanceModule(L.LightningModule):
         return Unopened(sample_each(self.adapter, batch, CallbackObserver(self.trainer, self), wanted=wanted))
 
     def teardown(self, stage: str) -> None:
-        for name in list(self.networks):  # Lightning moves what is registered to the CPU next
+        for name in list(self.networks):  # Lightning moves registered modules to the CPU after this
             self.networks.pop(name).to(self._home)
         self._home = None
 
@@ -164,7 +164,7 @@ class CallbackObserver(Observer):
         self._tell("on_row_stopped", row, reason)
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
-        if self._folder is not None and not self._folder.is_dir():  # callbacks would make it anew, for the rest of the rows
+        if self._folder is not None and not self._folder.is_dir():  # callbacks would recreate it for the remaining rows
             raise FileNotFoundError(f"Folder {str(self._folder)!r} was removed while the run was writing to it")
         self._tell("on_sample_end", results)
 

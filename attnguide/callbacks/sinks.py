@@ -56,11 +56,11 @@ class Picture:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
         try:
             return draw_regions(image, self.regions)
-        except ValueError:  # a mask's file has gone since
+        except ValueError:  # the file of a mask no longer exists
             return image
 
     def overlays(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """W&B's boxes and masks, see :func:`region_overlays`; none where a mask's file has gone since."""
+        """W&B's boxes and masks, see :func:`region_overlays`; empty if the file of a mask no longer exists."""
         image = self.image()
         try:
             return region_overlays(self.regions, image.height, image.width)

@@ -67,7 +67,7 @@ class Tolerant:
 def tolerant_streams() -> Iterator[tuple[Tolerant, Tolerant]]:
     """Standard output and error as :class:`Tolerant` streams until the block ends."""
     before = sys.stdout, sys.stderr
-    for number in range(3):  # a closed descriptor would be given to the next file that is opened, and written to
+    for number in range(3):  # else the next opened file would get the closed descriptor, and the output
         try:
             os.fstat(number)
         except OSError:

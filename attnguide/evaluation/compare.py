@@ -243,7 +243,7 @@ def _precision(
         for arm, entries in arms.items():
             pairs = [by_id[entry.id] for entry in entries if entry.id in by_id]
             if any(one.boxes for _, asked in pairs for one in asked.objects):
-                metric = AveragePrecision(sync_on_compute=False)  # all pictures are here, whichever process made them
+                metric = AveragePrecision(sync_on_compute=False)  # this process has the pictures of all processes
                 metric.update([seen for seen, _ in pairs], [asked for _, asked in pairs])
                 found[arm, f"{judge}.{PRECISION}" if len(judges) > 1 else PRECISION] = float(metric.compute())
     return found
@@ -261,7 +261,7 @@ def _distances(folder: Path, arms: Mapping[str, Sequence[Entry]], reference: Pat
                 for path in paths:
                     metric.update(_pixels(path), real=is_real)
             with torch.random.fork_rng([]):
-                torch.manual_seed(0)  # subsets are drawn
+                torch.manual_seed(0)  # for the random subsets
                 found[arm, DISTANCE] = float(metric.compute()[0])
     return found
 

@@ -126,7 +126,7 @@ def _worth(entry: Entry) -> tuple[bool, float]:
 
 def seen_by(folder: str | Path, samples: Iterable[Sample]) -> dict[str, list[tuple[str, Seen, Asked]]]:
     """Judge that finds objects -> ``(row id, detections, what the row asks for)`` of each row that it looked at."""
-    from attnguide.metrics.asked import asked_of  # metrics need torch, and tables of a comparison are planned without
+    from attnguide.metrics.asked import asked_of  # metrics import torch, which the planning of a comparison avoids
 
     rows = {sample.id: sample for sample in samples}
     found: dict[str, list[tuple[str, Seen, Asked]]] = {}

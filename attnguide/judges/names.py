@@ -105,7 +105,7 @@ def open_judges(configs: Sequence[Mapping[str, Any] | str]) -> list[Judge]:
 def _signature(kind: type[Judge]) -> inspect.Signature:
     try:
         return inspect.signature(kind, eval_str=True)
-    except NameError:  # annotations with names that only a type checker sees
+    except NameError:  # annotations with names that are imported under TYPE_CHECKING
         return inspect.signature(kind)
 
 

@@ -61,7 +61,7 @@ class BoxFormat:
         """Divisors of vertical and horizontal coordinates that give fractions."""
         if self.unit == "permille":
             return 1000.0, 1000.0
-        # A picture's size says that the numbers are pixels, as --box-size did before there were other units.
+        # A given picture size implies pixels, as --box-size did before there were other units.
         in_pixels = self.unit == "pixels" or (self.unit == "auto" and (self.size is not None or max(found) > 1))
         if not in_pixels:
             return 1.0, 1.0

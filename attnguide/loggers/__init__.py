@@ -153,7 +153,7 @@ def _wandb(folder: Path, options: dict[str, Any]) -> WandbLogger:
     offline = wandb_offline()
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb-data").resolve())  # read by the library each time it stages a table
     folder.mkdir(parents=True, exist_ok=True)
-    # W&B's service outlives a run and stays in the folder where it was started, so that only a whole path means the same to it.
+    # W&B's service process outlives a run and keeps its working directory, so that only absolute paths are safe.
     options = {**options, "save_dir": folder.resolve()}
     logger = _wandb_logger(options, offline)
     if offline and _settings_problem() is None:
@@ -162,7 +162,7 @@ def _wandb(folder: Path, options: dict[str, Any]) -> WandbLogger:
         try:
             logger.experiment  # noqa: B018 begins the run
             return logger
-        except Exception as error:  # the library's own, and those of the network below it
+        except Exception as error:  # W&B raises its own errors and those of the network library below it
             _log.warning("W&B could not begin a run (%s); the run is kept offline.", " ".join(str(error).split())[:200])
             logger = _wandb_logger(options, offline=True)
     with _harmless_settings():
@@ -249,7 +249,7 @@ def _silence() -> str | None:
             question = Request(f"{_server()}/graphql", b"{}", {"Content-Type": "application/json"})
             with urlopen(question, timeout=_ANSWER):
                 said.append(None)
-        except HTTPError as error:  # of 400 or 401, since nothing is asked by nobody
+        except HTTPError as error:  # 400 or 401 for an empty query without a key: the server answers
             said.append(f"HTTP {error.code}" if error.code >= 500 else None)
         except (OSError, HTTPException, ValueError) as error:
             said.append(str(getattr(error, "reason", None) or error))

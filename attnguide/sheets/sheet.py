@@ -188,7 +188,7 @@ def record_picture(folder: Path, record: Record | None) -> Image.Image | None:
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     try:
         return draw_regions(picture, recorded_regions(folder, record))
-    except ValueError:  # a mask's file has gone since
+    except ValueError:  # the file of a mask no longer exists
         return picture
 
 
