@@ -25,15 +25,15 @@ class AStar(Guidance):
     ``B`` the binarised map of the previous step (the second sum is left out in the first step). Guidance acts at every step.
     A region's ``weight`` is a factor on its phrase's term, the geometric mean of two weights on that of a pair.
 
-    From the paper alone, there is no published code; the paper gives neither step size, nor threshold, nor how maps are scaled.
+    Implemented from the paper alone, as there is no published code; the paper gives no step size, threshold or scaling of maps.
     Chosen here: attend-and-excite's maps and step size, and half of a map's range as the threshold.
 
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
         threshold: A cell of ``B`` is 1 where the map, scaled to [0, 1], exceeds this.
-        retain: ``previous`` step's maps; or ``places``, which uses the mask of a region that has one (the paper's layout
-            control).
+        retain: What ``B`` is: ``previous`` for the previous step's maps; ``places`` for the masks of regions that have a place
+            (the paper's layout control).
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding.
         levels: Map levels to read; the model's guidance level when ``None``.
@@ -86,7 +86,7 @@ class AStar(Guidance):
         return (pairs * others).sum((1, 2)) + lost.sum(1)
 
     def _kept(self, words: Tensor, targets: Targets, step: Step) -> tuple[Tensor, Tensor]:
-        """What each word should keep, 0 or 1, ``batch regions height width``; and whether it is known, ``batch regions``."""
+        """Maps ``B`` of 0 and 1, ``batch regions height width``, and whether a region has one, bool, ``batch regions``."""
         height, width = words.shape[-2:]
         memory = self._memories.setdefault((height, width), StepMemory())
         previous = [remembered.previous for remembered in memory.recall(targets.rows, step, list(words))]

@@ -17,21 +17,21 @@ from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import Step
 
 THRESHOLDS: Thresholds = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
-"""Progress -> peak attention that every word must have reached by then."""
+"""Progress -> peak of every word's map to reach by that step."""
 
 
 class AttendAndExcite(Guidance):
-    """Raises the peak of the worst attended word (https://arxiv.org/abs/2301.13826).
+    """Raises the peak of the least attended word's map (https://arxiv.org/abs/2301.13826).
 
     ``L = max_s w_s (1 - max_p (G * A_s)(p))`` over the regions' phrases, with ``A`` the token softmax of the mean map and ``w``
     the region's ``weight``, 1 in the paper; where maps of several sizes are read, each word's terms are averaged over them.
-    Thresholds are compared with peaks as they are, of all words whose weight is not 0.
+    Thresholds are compared with unweighted peaks, of all words whose weight is not 0.
 
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
-        thresholds: Progress -> peak attention to be reached there by repeated updates; empty for none; one table, or one per
-            row.
+        thresholds: Progress -> peak of every word's map to reach there by repeated updates; empty for none; one table, or one
+            per row.
         max_refinements: Most updates at each of those points.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding (the paper's choice for SD 2.x).

@@ -1,4 +1,4 @@
-"""The contract of a guidance: which maps it reads, what it wants of them, and how latents follow."""
+"""The contract of a guidance: the maps it reads, its loss on them, and the update of latents."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _PLAIN_UPDATE = Update()
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
-    """What a loss found, one value per row.
+    """Result of a guidance's loss, one value per row.
 
     Attributes:
-        loss: Differentiated; lower is better. ``batch``.
-        indicator: Decides repetition and stopping; often the loss itself. ``batch``.
-        refining: Differentiated instead of ``loss`` in the updates of a refinement, where the two differ. ``batch``.
-        refined: Differentiated instead of ``loss`` in the plain updates of a row that a refinement moved in the same step,
-            where the two differ. ``batch``.
+        loss: Loss to differentiate, lower is better, ``batch``.
+        indicator: Value that decides repetition and stopping, often the loss itself, ``batch``.
+        refining: Loss to differentiate in updates of a refinement; ``loss`` when ``None``, ``batch``.
+        refined: Loss to differentiate in plain updates of rows that a refinement moved in the same step; ``loss`` when
+            ``None``, ``batch``.
     """
 
     loss: Tensor
@@ -63,12 +63,12 @@ Seen = Callable[[Step, AttentionMaps], None]
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """Rows that were denoised anew, up to where the others are.
+    """Rows restarted from other noise and denoised up to the current step.
 
     Attributes:
-        rows: Which.
-        latents: Theirs, in the scale that the network reads.
-        scheduler: That denoised them, and remembers their past steps.
+        rows: The restarted rows.
+        latents: Their latents in the network's input scale, ``rows channels height width``.
+        scheduler: The scheduler that denoised them, with its state of their past steps.
     """
 
     rows: tuple[int, ...]
@@ -79,11 +79,11 @@ class Attempt:
 class Trials(Protocol):
     """Network passes that a guidance may make on rows before one step. They are counted, and move no latents.
 
-    Latents are in the scale that the network reads; rows are numbered within these trials, from 0.
+    Latents are in the network's input scale; rows are numbered within these trials, from 0.
 
     Attributes:
         step: The step that follows.
-        targets: Of all rows.
+        targets: Words and places of all rows.
         level: The model's guidance level.
     """
 
@@ -92,11 +92,11 @@ class Trials(Protocol):
     level: int
 
     def gradient(self, latents: Tensor, rows: Sequence[int], judge: Judgement) -> Tensor:
-        """One conditional guide pass; the gradient of every row's loss with respect to its latents.
+        """Gradient of every row's loss with respect to its latents, from one conditional guide pass.
 
         Args:
-            latents: Of the chosen ``rows``, ``batch channels height width``.
-            rows: Which.
+            latents: Latents of ``rows``, ``rows channels height width``.
+            rows: Rows of the pass.
             judge: The loss.
         """
 
@@ -104,39 +104,39 @@ class Trials(Protocol):
         """Predicted clean latents from one conditional pass, ``rows channels height width``.
 
         Args:
-            latents: Of the chosen ``rows``, ``rows channels height width``.
-            rows: Which.
+            latents: Latents of ``rows``, ``rows channels height width``.
+            rows: Rows of the pass.
         """
 
     def maps(self, latents: Tensor, rows: Sequence[int]) -> AttentionMaps:
         """Attention maps of the guidance's sites from one conditional guide pass, without gradient.
 
         Args:
-            latents: Of the chosen ``rows``, ``rows channels height width``.
-            rows: Which.
+            latents: Latents of ``rows``, ``rows channels height width``.
+            rows: Rows of the pass.
         """
 
     def restart(self, like: Tensor, rows: Sequence[int]) -> Attempt | None:
-        """Denoise rows anew from further noise of their own seeds up to this step, under the edits of all methods.
+        """Restart rows from further noise of their seeds, and denoise them up to this step with the edits of all methods.
 
-        Gradients of guidance take no part. ``None`` where it cannot be done: beside a method that adds branches to the pass,
-        corrects its outcome, or has an edit that remembers earlier passes.
+        Guidance is not applied. ``None`` where restarts are impossible: beside a method that adds branches to the pass,
+        corrects the prediction, or has an edit that remembers earlier passes.
 
         Args:
-            like: Latents of the chosen ``rows``, for their shape and type.
-            rows: Which.
+            like: Latents of ``rows``, for their shape and dtype.
+            rows: Rows to restart.
         """
 
     def adopt(self, attempt: Attempt, rows: Sequence[int]) -> None:
-        """Say that these rows of the attempt go on in the place of what they were; their latents must be returned, too."""
+        """Continue these rows from the attempt: the scheduler takes over their state; return their latents as well."""
 
     def preview(self, latents: Tensor, rows: Sequence[int], sites: SiteSelector, stop: float, see: Seen) -> None:
-        """Sample rows plainly from the first step on, with their own guidance scales and the noise their scheduler will add.
+        """Sample rows without methods from the first step on, with their CFG scales and the noise their scheduler will add.
 
         Args:
-            latents: Of the chosen ``rows`` before the first step, which must be the one that follows.
-            rows: Which.
-            sites: Whose conditional probs are shown.
+            latents: Initial latents of ``rows``; the step that follows must be the first.
+            rows: Rows to sample.
+            sites: Sites whose conditional probs are read.
             stop: Progress of the last denoising step.
             see: Called with each denoising step and its maps.
         """
@@ -151,12 +151,12 @@ def cross_sites(levels: Sequence[int] | None) -> SiteSelector | None:
 
 
 def require_cells(targets: Targets, sites: Sequence[Site], rule: Rule = "half") -> None:
-    """Refuse places that are too small for a map; what a guidance with yes-or-no masks does in :meth:`Guidance.check`.
+    """Refuse places that are too small for a map; for :meth:`Guidance.check` of guidances with binary masks.
 
     Args:
         targets: All rows.
-        sites: Whose maps are read.
-        rule: How their masks are drawn.
+        sites: Sites whose maps are read.
+        rule: Rule by which masks are drawn.
 
     Raises:
         ValueError: Naming region and map size.
@@ -166,22 +166,23 @@ def require_cells(targets: Targets, sites: Sequence[Site], rule: Rule = "half") 
 
 
 class Guidance(ABC):
-    """A loss on attention maps, and a rule of motion.
+    """A loss on attention maps, and an update rule.
 
     A new method is a subclass with :meth:`loss`; everything else is a choice of arguments.
 
     Args:
-        sites: Which maps to read; :meth:`usual_sites` when ``None``, the cross-attention maps of the model's guidance level.
-        window: The part of the schedule in which it acts.
+        sites: Sites to read; :meth:`usual_sites` when ``None``, by default cross-attention of the model's guidance level.
+        window: The part of the schedule in which the guidance acts.
         update: Step size, repetition, stopping.
 
     Attributes:
-        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
-            are needed.
+        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also have places, ``None`` if no
+            regions are needed.
         optimise_at: Progress of the step before which :meth:`optimise` is called; never when ``None``.
-        source: A second prompt on a trajectory of its own; the loss finds its maps of the same step in ``maps.source``.
+        source: A second prompt on a trajectory of its own, whose maps at the same step are in ``maps.source``.
         features: Feature sites to read as well, into ``maps.features``; none when ``None``.
-        remembers: Whether its edits depend on earlier passes, so that they must see each step once, with all branches.
+        remembers: Whether the guidance's edits depend on earlier passes, so that they must see each step once, with all
+            branches.
     """
 
     name: str = "guidance"
@@ -197,25 +198,24 @@ class Guidance(ABC):
         self.update = update
 
     def sites_at(self, level: int) -> SiteSelector:
-        """The sites to read on a model whose guidance level is ``level``: those that were asked for, or :meth:`usual_sites`."""
+        """Sites to read on a model whose guidance level is ``level``: :attr:`sites` if given, else :meth:`usual_sites`."""
         return self.sites or self.usual_sites(level)
 
     def usual_sites(self, level: int) -> SiteSelector:
-        """The sites to read where nobody asked for others."""
+        """Sites to read by default, on a model whose guidance level is ``level``."""
         return SiteSelector(kind="cross", levels=(level,))
 
     def acts(self, step: Step) -> bool:
-        """Whether it acts at an evaluation of the network.
+        """Whether the guidance acts at an evaluation of the network.
 
-        Latents are moved only where a denoising step begins; the noise prediction at each of its evaluations, as any of them
-        may be the one that counts.
+        Latents are moved only where a denoising step begins; the noise prediction is changed at every evaluation.
         """
         return self.window.active(step) and (step.begins or self.update.space == "noise")
 
     def edits(self, targets: Targets, level: int) -> Sequence[Edit]:
-        """Edits that belong to the method, made once before the first step of a batch; most guidances have none.
+        """Edits of the method, made once before the first step of a batch; none in most guidances.
 
-        They are in place in the denoising passes and in the guide passes of this guidance; ``context.kind`` tells them apart.
+        They act in denoising passes and in guide passes of this guidance, which ``context.kind`` tells apart.
 
         Args:
             targets: All rows of the batch.
@@ -224,14 +224,14 @@ class Guidance(ABC):
         return ()
 
     def start(self, targets: Targets) -> None:  # noqa: B027 - most guidances remember nothing
-        """Called once before the first step of a batch; a guidance that remembers past maps forgets them here."""
+        """Reset the guidance's state; called once before the first step of a batch."""
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:  # noqa: B027 - most guidances can use any place
-        """Refuse rows that it cannot take; called before anything is sampled, with one row.
+        """Refuse a row on which the guidance cannot act; called with one row before anything is sampled.
 
         Args:
             targets: The row's words and places.
-            sites: Those that the guidance reads.
+            sites: Sites that the guidance reads.
 
         Raises:
             ValueError: With the reason, which becomes the row's status.
@@ -239,20 +239,20 @@ class Guidance(ABC):
 
     @abstractmethod
     def loss(self, maps: AttentionMaps, targets: Targets, step: Step) -> LossOutput:
-        """Judge the maps of one guide pass.
+        """Evaluate the loss on the maps of one guide pass.
 
         Args:
-            maps: Conditional probabilities of the chosen sites, ``batch heads query key``, float32, with gradient.
-            targets: Regions of the same rows.
-            step: Where in the schedule.
+            maps: Probs of the conditional half at the chosen sites, ``batch heads query key``, float32, with gradient.
+            targets: Words and places of the same rows.
+            step: Evaluation of the schedule.
         """
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
-        """Replace latents as a whole, the initial noise for one, before the step at :attr:`optimise_at`.
+        """Replace latents (for example the initial noise) before the step at :attr:`optimise_at`.
 
         Args:
-            latents: Of the rows that still run, ``batch channels height width``, in the scale that the network reads.
-            trials: Passes over the same rows.
+            latents: Latents of the rows that still run, ``batch channels height width``, in the network's input scale.
+            trials: Network passes on the same rows.
 
         Returns:
             New latents. A row's must not depend on other rows.
@@ -260,10 +260,10 @@ class Guidance(ABC):
         return latents
 
     def trials_cost(self, steps: int, halves: int) -> ExpectedCost:
-        """What :meth:`optimise` costs a row.
+        """Expected network passes of :meth:`optimise` for a row.
 
         Args:
             steps: Denoising steps.
-            halves: Of classifier-free guidance, 1 or 2.
+            halves: Number of CFG halves, 1 or 2.
         """
         return ExpectedCost()

@@ -40,19 +40,20 @@ class BoundedAttention(Guidance):
     steps so far, are clustered, and clusters go to subjects (:func:`~attnguide.guidance.clusters.subject_masks`).
 
     Args:
-        step_size: First step size.
-        step_end: What it falls to, linearly, at ``stop``.
+        step_size: Step size at the first step.
+        step_end: Step size at ``stop``, to which it falls linearly.
         stop: Progress at which guidance ends (the first 15 of 50 steps).
         iterations: Most updates a step.
         until: A row whose loss, divided by its subjects, is at or below this makes no update; one number, or one per row.
-        cross_weight: See above.
-        self_weight: See above.
-        mask: Whether attention is masked.
-        refine: Whether masks are refined.
-        refine_start: Progress at which that begins.
-        refine_every: Progress between one refinement and the next.
-        clusters: For each subject.
-        threshold: Share of its smaller area that a cluster must have in common with a subject.
+        cross_weight: Weight of the cross-attention term.
+        self_weight: Weight of the self-attention term.
+        mask: Whether attention is masked by subject.
+        refine: Whether the subjects' masks are refined by clusters of self-attention.
+        refine_start: Progress at which refinement of the masks begins.
+        refine_every: Progress between one refinement of the masks and the next.
+        clusters: Clusters per subject.
+        threshold: Smallest overlap of a cluster and a subject, as a share of the smaller area, at which the cluster is the
+            subject's.
         levels: Map levels to read and to refine on, decoder and middle; the guidance level and the middle when ``None``.
         scale: Factor on the step size, one number or one per row; 0 also leaves a row's attention unmasked.
         quirks: ``"reference"`` decides to stop on the loss from before the newest update, and rounds the edges of boxes to
@@ -148,10 +149,10 @@ def _sums(site: Site, probs: Tensor, masks: Tensor, words: Tensor) -> Tensor:
     """Attention of each subject's cells, and of the background, to the subject's context: ``batch regions 2``.
 
     Args:
-        site: Whose probs.
-        probs: ``batch heads query key``.
-        masks: Cells of each subject, bool, ``batch regions query``.
-        words: The context in cross-attention, bool, ``batch regions tokens``; in self-attention it is the cells.
+        site: The site.
+        probs: Probs of the site, ``batch heads query key``.
+        masks: Cells of each subject, bool, ``batch regions query``; also the subject's context in self-attention.
+        words: The subject's context in cross-attention, bool, ``batch regions tokens``.
     """
     background = (~masks.any(1)).to(probs)
     context = (words if site.kind == "cross" else masks).to(probs)

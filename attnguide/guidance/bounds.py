@@ -1,4 +1,4 @@
-"""Who may see whom: attention bounded by subjects."""
+"""Attention masks that keep subjects apart (Bounded Attention)."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from attnguide.types import PassContext, Step
 
 
 def subject_words(targets: Targets) -> Tensor:
-    """True at the words of each placed region, ``batch regions tokens``."""
+    """Mask of the words of each placed region, bool, ``batch regions tokens``."""
     return (targets.tokens > 0) & targets.placed[..., None]
 
 
 def end_token(targets: Targets) -> Tensor:
-    """True at first end tokens, ``batch tokens``; not where the end is the sink, which belongs to no subject."""
+    """Mask of first end tokens, bool, ``batch tokens``, without end tokens that are sinks, which belong to no subject."""
     return targets.ends & ~targets.sinks
 
 
 class SubjectBounds(Edit):
     """Masks both kinds of attention by subject (Bounded Attention, https://arxiv.org/abs/2403.16990), in one batch of rows.
 
-    Every placed region is a subject. In cross-attention, conditional half, a cell of a subject sees of the subjects' words only
-    its own, a background cell sees none and no end token (in guide passes it sees them all), and function words are hidden
-    from all; in self-attention, both halves, a cell of one subject does not see the others.
+    Every placed region is a subject. In cross-attention of the conditional half, a subject's cell attends to no words of other
+    subjects, a background cell to no subject's words and no end token (in guide passes to all of them), and no cell to function
+    words. In self-attention of both halves, a subject's cell does not attend to other subjects' cells.
 
     Args:
         targets: All rows.
-        on: For each row, whether it is masked at all.
-        masks: Of the subjects; refined from the maps that :class:`SubjectMaps` shows them.
-        start: Progress at which refinement begins.
+        on: Whether each row is masked.
+        masks: Masks of the subjects, refined from maps that :class:`SubjectMaps` records.
+        start: Progress at which refinement of the masks begins.
         every: Progress between one refinement and the next, above 0.
     """
 
@@ -69,7 +69,7 @@ class SubjectBounds(Edit):
         rows = list(context.rows)
         masks = self.masks.at(site.height, site.width)[rows]
         hidden = self._hidden_words(masks, rows, context) if site.kind == "cross" else _hidden_cells(masks)
-        # A perturbed branch is the conditional one but for its perturbation.
+        # A perturbed branch is masked like the conditional one.
         halves = ("cond", "perturbed") if site.kind == "cross" else ("cond", "uncond", "perturbed")
         touched = [self.on[row] and branch in halves for row, branch in zip(rows, context.branches, strict=True)]
         hidden = hidden & torch.tensor(touched, device=hidden.device)[:, None, None]
@@ -82,7 +82,7 @@ class SubjectBounds(Edit):
         return late and (not self.masks.refined or step.overall_index % interval == 0)
 
     def _hidden_words(self, masks: Tensor, rows: list[int], context: PassContext) -> Tensor:
-        """True where a query may not see a token, ``batch query token``."""
+        """True where a query may not attend to a token, ``batch query token``."""
         words, background = self.words[rows], ~masks.any(1)
         guiding = context.kind == "guide"
         seeing = masks | background[:, None] if guiding else masks
@@ -92,12 +92,12 @@ class SubjectBounds(Edit):
 
 
 class SubjectMaps(Edit):
-    """Shows attention of the denoising passes' conditional half to the subjects' masks; changes nothing.
+    """Records conditional attention maps of denoising passes for :class:`SubjectMasks`; changes nothing.
 
     Args:
-        masks: Refined from the maps.
-        on: For each row, whether it is masked at all; nothing is shown where none is.
-        sites: Whose maps, of one size.
+        masks: Masks that are refined from the maps.
+        on: Whether each row is masked; nothing is recorded if none is.
+        sites: Sites to record, of one map size.
     """
 
     stages = frozenset({"probs"})
@@ -116,7 +116,7 @@ class SubjectMaps(Edit):
 
 
 def _hidden_cells(masks: Tensor) -> Tensor:
-    """True where a cell may not see another, ``batch query key``."""
+    """True where a cell may not attend to another, ``batch query key``."""
     background = ~masks.any(1)
     together = torch.einsum("brq,brk->bqk", masks.float(), masks.float()) > 0
     return ~(together | background[:, :, None] | background[:, None, :])

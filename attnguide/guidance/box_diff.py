@@ -1,4 +1,4 @@
-"""BoxDiff: the strongest attention inside the box, little outside, and the box's outline."""
+"""BoxDiff: strong attention inside the box, weak outside, and the box's outline."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import Step
 
 THRESHOLDS: Thresholds = {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
-"""Progress -> mean of the strongest attention that must be reached inside every box by then."""
+"""Progress -> mean of the strongest attention inside every box to reach by that step."""
 
 
 class BoxDiff(Guidance):
-    """Three terms a box, summed over the phrases that have a place (https://arxiv.org/abs/2307.10816).
+    """Three loss terms per box, summed over the phrases that have a place (https://arxiv.org/abs/2307.10816).
 
     On the maps of attend-and-excite: one minus the mean of the strongest fifth inside, the mean of the strongest fifth outside,
     and the distance of the outlines near the box's edges. A refinement, as in attend-and-excite, descends on the inner term of
-    the worst box alone. Several regions of one phrase are judged as their union; a region's ``weight`` scales its terms.
+    the worst box alone. Several regions of one phrase count as their union; a region's ``weight`` scales its terms.
 
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
-        thresholds: Progress -> inner mean to be reached there by repeated updates; empty for none; one table, or one per row.
+        thresholds: Progress -> mean of the strongest attention inside every box to reach there by repeated updates; empty for
+            none; one table, or one per row.
         max_refinements: Most updates at each of those points.
         fraction: Share of the cells inside and outside that is averaged.
-        reach: Cells to either side of a box's edge where the outlines are compared.
+        reach: Number of cells on either side of a box's edge where outlines are compared.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding (the code's choice for SD 2.x).
         levels: Map levels to read; the model's guidance level when ``None``.
@@ -116,9 +117,9 @@ class BoxDiff(Guidance):
         return inner, outer, corner_distance(words, masks, self.reach)
 
     def _lost_edges(self, targets: Targets, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells near the edges of boxes that rounding left without cells: ``batch regions width`` and ``batch regions height``.
+        """Columns and rows near the edges of boxes whose rounded mask is empty, where the published code compares outlines.
 
-        The published code still judges outlines there.
+        Shapes ``batch regions width`` and ``batch regions height``, 0 or 1.
         """
         height, width = masks.shape[-2:]
         columns, rows = masks.new_zeros((*masks.shape[:2], width)), masks.new_zeros((*masks.shape[:2], height))

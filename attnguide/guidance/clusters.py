@@ -1,4 +1,4 @@
-"""Which cells belong to which subject, from how cells attend to one another."""
+"""Masks of subjects from clusters of self-attention (Bounded Attention)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TINY = 1e-5
 
 
 def k_means(points: Tensor, count: int, centres: Tensor | None = None, restarts: int = 10, iterations: int = 50) -> Tensor:
-    """Centres of clusters; the same points always give the same ones.
+    """Centres of clusters by k-means, deterministic for the same points.
 
     Args:
         points: ``points features``.
-        count: Clusters, at most as many as there are points.
-        centres: Where to start; several seeded k-means++ starts when ``None``, of which the tightest is kept.
-        restarts: How many.
-        iterations: Most moves of each.
+        count: Number of clusters, at most that of points.
+        centres: Initial centres; seeded k-means++ when ``None``, of whose restarts the tightest is kept.
+        restarts: Number of k-means++ restarts.
+        iterations: Most iterations of each.
 
     Returns:
         ``clusters features``.
@@ -34,7 +34,7 @@ def k_means(points: Tensor, count: int, centres: Tensor | None = None, restarts:
 
 
 def _spread(points: Tensor, count: int, source: torch.Generator) -> Tensor:
-    """Points drawn one after the other, likely where those before them are far."""
+    """Initial centres by k-means++: points drawn with probability proportional to the squared distance to earlier ones."""
     chosen = [int(torch.randint(len(points), (), generator=source))]
     for _ in range(count - 1):
         far = torch.cdist(points, points[chosen]).amin(1).square().cumsum(0)
@@ -57,17 +57,17 @@ def _settled(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
 def subject_masks(labels: Tensor, words: Tensor, boxes: Tensor, before: Tensor, threshold: float, clusters: int) -> Tensor:
     """Masks of subjects as unions of clusters (Bounded Attention, https://arxiv.org/abs/2403.16990).
 
-    Each cluster goes to the subject of whose soft mask it holds the largest part, measured by the smaller of the two areas; it
-    goes to nobody below ``threshold``. The soft mask is ``sigmoid(10 (a - 0.2))`` of the word's map over its largest value,
-    scaled to [0, 1] and cut by the mask so far. A subject left with nothing gets its box back, and the others lose it.
+    Each cluster goes to the subject whose soft mask it overlaps most, relative to the smaller of the two areas, and to none
+    below ``threshold``. The soft mask is ``sigmoid(10 (a - 0.2))`` of the word's map over its largest value, scaled to [0, 1]
+    and cut by the mask so far. A subject without a cluster gets its box back, which the other subjects lose.
 
     Args:
         labels: Cluster of every cell, ``cells``.
         words: Mean map of each subject's word, ``subjects cells``.
-        boxes: bool, ``subjects cells``.
-        before: Masks so far, likewise.
-        threshold: See above.
-        clusters: How many there are.
+        boxes: Masks of the subjects' places, bool, ``subjects cells``.
+        before: Masks so far, bool, ``subjects cells``.
+        threshold: Smallest relative overlap at which a cluster goes to a subject.
+        clusters: Number of clusters.
 
     Returns:
         bool, ``subjects cells``.
@@ -88,16 +88,16 @@ def subject_masks(labels: Tensor, words: Tensor, boxes: Tensor, before: Tensor, 
 
 
 class SubjectMasks:
-    """Masks of a batch's subjects: their places at first, later the clusters of what attention showed on average.
+    """Masks of a batch's subjects: their places at first, later clusters of the mean self-attention maps.
 
     Args:
         targets: All rows; every placed region is a subject.
-        clusters: For each subject.
+        clusters: Clusters per subject.
         threshold: See :func:`subject_masks`.
-        rule: How places are drawn.
+        rule: Rule by which places are drawn.
 
     Attributes:
-        refined: Whether masks have stopped being the places.
+        refined: Whether masks are clusters by now.
     """
 
     def __init__(self, targets: Targets, clusters: int, threshold: float, rule: Rule = "half") -> None:
@@ -112,11 +112,11 @@ class SubjectMasks:
         return self._masks is not None
 
     def see(self, site: Site, probs: Tensor) -> None:
-        """Add a site's probs, averaged over heads, to the running means; all sites of one map size.
+        """Add a site's probs to the running means; all sites must have one map size.
 
         Args:
-            site: Of either kind.
-            probs: Of all rows, ``batch query key``.
+            site: A cross- or self-attention site.
+            probs: Probs of all rows averaged over heads, ``batch query key``.
         """
         if site.kind == "cross":
             probs = torch.einsum("bqk,brk->bqr", probs, self.targets.last_tokens.to(probs))
@@ -125,13 +125,13 @@ class SubjectMasks:
         self._size = site.height, site.width
 
     def at(self, height: int, width: int) -> Tensor:
-        """Masks of all rows, bool, ``batch regions cells``."""
+        """Masks of all rows at a map's size, bool, ``batch regions cells``."""
         if self._masks is None:
             return self.targets.binary_masks(height, width, self.rule).flatten(2)
         return F.interpolate(self._masks.float(), (height, width), mode="nearest-exact").flatten(2) > 0
 
     def refine(self) -> None:
-        """Cluster the mean maps anew, from the last clusters on, once both kinds of attention were seen."""
+        """Recompute clusters of the mean maps, starting from the last centres; a no-op before both kinds were recorded."""
         if len(self._means) < 2:
             return
         boxes = self.targets.binary_masks(*self._size, self.rule).flatten(2)

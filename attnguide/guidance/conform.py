@@ -25,20 +25,20 @@ from attnguide.types import Step
 
 
 class Conform(Guidance):
-    """Contrasts the words' maps of this step and the last (https://arxiv.org/abs/2312.06059).
+    """Contrastive loss on the words' maps of this step and the last (https://arxiv.org/abs/2312.06059).
 
-    Every word of a group (noun and modifiers, :mod:`attnguide.prompt.pairs`) gives its smoothed map now and that of the last
+    Every word of a group (noun and modifiers, :mod:`attnguide.prompt.pairs`) contributes its smoothed map and that of the last
     guide pass of the previous step; maps of one group are positives, maps of different groups negatives of an NT-Xent loss
-    with cosine similarity. Twenty further updates, whatever the loss, happen at progress 0, 0.2 and 0.4. Two groups are
+    with cosine similarity. At progress 0, 0.2 and 0.4 there are twenty further updates, whatever the loss. Two groups are
     needed.
 
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends (the code's default; its notebook has 0.6).
         refinements: Updates before the plain one at each point of ``refine_at``; 0 for none.
-        refine_at: Progress points.
-        temperature: Of the loss.
-        softmax: Compare tokens by a softmax at temperature 100 first; the code's notebook does not, its default does.
+        refine_at: Progress points of the further updates.
+        temperature: Temperature of the NT-Xent loss.
+        softmax: Apply a softmax over tokens with factor 100 to maps first; the code's notebook does not, its default does.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         levels: Map levels to read; the model's guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
@@ -92,7 +92,7 @@ class Conform(Guidance):
         """Loss of each row from ``batch height width tokens`` maps; ``batch``."""
         memory = self._memories.setdefault((probs.shape[1], probs.shape[2]), StepMemory())
         recalled = memory.recall(targets.rows, step, list(probs))
-        # The published code has made one pass more when a refinement begins.
+        # In the published code one pass has been made already when a refinement begins.
         extra = int(self.update.refinement(step) is not None)
         competing, losses = targets.competing(with_end=True), []
         for row, remembered in enumerate(recalled):
@@ -106,7 +106,7 @@ class Conform(Guidance):
         return torch.stack(losses)
 
     def _heat(self, remembered: Memory, extra: int) -> float:
-        """Temperature of the previous step's map."""
+        """Factor on the previous step's map before the token softmax."""
         if not self.reference:
             return 100.0
         return 100.0 ** min(remembered.passes + extra, 150)

@@ -24,7 +24,7 @@ from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import ExpectedCost, PassContext, Step
 
 THRESHOLDS: Thresholds = {0.0: 1.3, 0.2: 1.2, 0.4: 1.15}
-"""Progress -> loss to be reached by then."""
+"""Progress -> loss of the worst phrase to reach by that step."""
 
 
 class CountGuidance(Guidance):
@@ -35,28 +35,28 @@ class CountGuidance(Guidance):
     its attention (:func:`~attnguide.guidance.instances.find_instances`, self-attention of the decoder in the last of those
     steps, cross-attention of all of them), and some are dropped or added until there are ``count``
     (:func:`~attnguide.guidance.instances.with_count`). The paper adds instances by a trained network, which is not part of
-    this: a rule of geometry takes its place, so that added instances know nothing of how such objects are usually arranged.
+    this: a rule of geometry takes its place, so that added instances are not arranged as such objects usually are.
 
-    The word's map (the last
-    token of the phrase, its noun) is scaled to [0, 1] and read as logits of a binary cross-entropy with that mask. With
-    ``self_mask``, background cells get nothing from the cells of instances in self-attention of the decoder, in both halves of
-    the denoising passes, while it acts. Several phrases are summed; a region's ``weight`` scales its phrase.
+    The word's map (the last token of the phrase, its noun) is scaled to [0, 1] and read as logits of a binary cross-entropy
+    with that mask. With ``self_mask``, self-attention probs of the decoder from background queries to instance keys are set to
+    0, in both halves of the denoising passes up to ``self_stop``. Losses of several phrases are summed; a region's ``weight``
+    scales its phrase's.
 
     Args:
         count: Instances of every phrase without a place, one number or one per row; without it such phrases are left alone.
         first_stop: Progress of the last step of the first pass (the published code clusters at step 25 of 50).
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
-        thresholds: Progress -> loss of the worst phrase to be reached there by repeated updates; empty for none; one table, or
-            one per row.
+        thresholds: Progress -> loss of the worst phrase to reach there by repeated updates; empty for none; one table, or one
+            per row.
         max_refinements: Most updates at each of those points.
         positive_weight: Factor on cells inside the mask.
         self_mask: Whether self-attention is edited.
-        self_stop: Progress at which that ends (the first 11 of 50 steps).
+        self_stop: Progress at which the edit of self-attention ends (the first 11 of 50 steps).
         levels: Map levels to read and edit; the model's guidance level when ``None`` (the published code has 32x32 on SDXL).
         scale: Factor on the step size, one number or one per row; 0 also leaves self-attention alone.
-        quirks: ``"reference"`` repeats two slips of the published code: background cells get nothing from any cell at all, and
-            refinement goes on for one update after the threshold is met.
+        quirks: ``"reference"`` repeats two slips of the published code: self-attention probs from background queries to all
+            keys are set to 0, and refinement goes on for one update after the threshold is met.
 
     Raises:
         ValueError: While running, if a place covers no cell of the maps.
@@ -112,7 +112,7 @@ class CountGuidance(Guidance):
         require_cells(targets, sites)
 
     def optimise(self, latents: Tensor, trials: Trials) -> Tensor:
-        """Leave the latents as they are; find the instances of the picture that they become without guidance."""
+        """Find instances in a first pass without guidance; the latents are returned unchanged."""
         targets = trials.targets
         free = (targets.valid & ~targets.placed).any(1).tolist()
         scales = EachRow(self.update.scale, "scale").at(targets.rows, latents).tolist()
@@ -133,7 +133,7 @@ class CountGuidance(Guidance):
         return ExpectedCost(most=0 if self.optimise_at is None else made * halves)
 
     def masks(self, targets: Targets, height: int, width: int) -> Tensor:
-        """Where instances are, given or found: bool, ``batch regions height width``."""
+        """Masks of instances, given or found: bool, ``batch regions height width``."""
         masks = targets.binary_masks(height, width).clone()
         for index, row in enumerate(targets.rows):
             if row in self._found:
@@ -161,7 +161,7 @@ class CountGuidance(Guidance):
 
 
 class _BackgroundRows(WindowEdit):
-    """Background cells get nothing from instances; rows are not brought back to a sum of 1."""
+    """Sets self-attention probs from background queries to instance keys to 0, without renormalising."""
 
     def __init__(self, method: CountGuidance, targets: Targets, sites: SiteSelector) -> None:
         super().__init__(sites, ("probs",), method.self_window, method.update.scale, len(targets.regions))

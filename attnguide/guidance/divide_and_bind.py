@@ -23,7 +23,7 @@ from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import Step
 
 THRESHOLDS: Thresholds = {0.0: 0.05, 0.2: 0.2, 0.4: 0.3}
-"""Progress -> total variation that every noun's map must have reached by then."""
+"""Progress -> total variation of every noun's map to reach by that step."""
 
 
 class DivideAndBind(Guidance):
@@ -35,19 +35,19 @@ class DivideAndBind(Guidance):
     finest site, which costs twice as much; without ``bind`` only nouns are read.
 
     Args:
-        bind: Bind attributes to their nouns, where there are any.
+        bind: Add the binding term for nouns with modifiers.
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
-        thresholds: Progress -> total variation to be reached there by repeated updates; empty for none; one table, or one per
-            row.
+        thresholds: Progress -> total variation of every noun's map to reach there by repeated updates; empty for none; one
+            table, or one per row.
         max_refinements: Most updates at each of those points.
         first_refinements: Most updates at progress 0.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding.
-        levels: Map levels to read, nouns from the coarsest; as above when ``None``.
+        levels: Map levels to read, nouns at the coarsest; all up to the guidance level when ``None``.
         scale: Factor on the step size, one number or one per row.
-        quirks: ``"reference"`` repeats slips of the published code: vertical differences are taken to the last row, what is
-            compared in the binding term does not sum to 1, the blur is wider by ``sqrt(2)``, one refinement too many.
+        quirks: ``"reference"`` repeats slips of the published code: vertical differences are taken to the last row, the maps
+            compared in the binding term do not sum to 1, the blur is wider by ``sqrt(2)``, one refinement too many.
     """
 
     name = "divide_and_bind"
@@ -120,6 +120,6 @@ class DivideAndBind(Guidance):
 
 
 def _strength(step: Step) -> float:
-    """Weight of the binding term: it rises at steps 10 and 20 of 50, where refinements are, too."""
+    """Weight of the binding term: 1, 5 from step 10 of 50, 10 from step 20."""
     index, count = step.overall_index, step.overall_count
     return 1.0 if index < round(0.2 * count) else 5.0 if index < round(0.4 * count) else 10.0

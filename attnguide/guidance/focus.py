@@ -19,18 +19,18 @@ from attnguide.schedules import MOST_SIGMA, Schedule, Window
 from attnguide.types import Step
 
 _MARGIN = 1e-3
-"""Keeps the diffusion of the memoryless schedule finite at pure noise."""
+"""Offset that keeps the diffusion coefficient of the memoryless schedule finite at pure noise."""
 
 
 class Focus(Guidance):
     """Optimal control of the prediction (https://arxiv.org/abs/2510.02315).
 
     The cost of a row is ``(mean_s w_s JS(tokens of s) + w (1 - JS(subjects))) / 2``, ``JS`` as in
-    :func:`~attnguide.losses.divergence.jensen_shannon_of_groups`. The first term asks the tokens of each region that has
-    several to attend to one place; the second asks regions, each by the mean of its tokens' maps, to attend to different
-    places, and is 0 for a single region. Maps are averaged over heads and sites and smoothed (3x3). A region's ``weight`` is
-    ``w_s``, and ``w`` the mean, over pairs of regions, of the geometric mean of their weights; one of weight 0 has no part,
-    and one word counts once.
+    :func:`~attnguide.losses.divergence.jensen_shannon_of_groups`. The first term makes the tokens of each region that has
+    several attend to one place; the second makes regions, each by the mean of its tokens' maps, attend to different places,
+    and is 0 for a single region. Maps are averaged over heads and sites and smoothed (3x3). A region's ``weight`` is ``w_s``,
+    and ``w`` the mean, over pairs of regions, of the geometric mean of their weights; regions of weight 0 are left out, and
+    regions of the same word count once.
 
     With ``t`` the share of signal (1 - sigma in flow matching) the velocity ``v = noise - data`` becomes
     ``v + step_size (1 - t) s(t) dC/dx`` with ``s(t) = 2 (1 - t + 0.001) / (t + 0.001)``. The sign descends the cost, as the
@@ -42,12 +42,11 @@ class Focus(Guidance):
     Args:
         step_size: Factor on the control; 1 to 5 in the paper.
         start: Progress at which control begins.
-        stop: Progress at which it ends.
-        most: Largest factor on the gradient, before ``step_size``.
+        stop: Progress at which control ends.
+        most: Limit of the factor ``(1 - t) s(t)`` on the gradient, before ``step_size``.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
-        power: Maps are raised to it, see the divergence.
-        levels: Map levels to read; the model's guidance level when ``None``. Blocks in which text has no stream of its own (the
-            single ones of FLUX) are not read, unless there are no others.
+        power: Exponent of the maps before the divergence.
+        levels: Map levels to read; the model's guidance level when ``None``, without FLUX's single-stream blocks.
         fused: Take the gradient from the conditional denoising pass itself instead of a guide pass.
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` leaves the factor without a limit. The published code for FLUX also subtracts where it should
@@ -112,7 +111,7 @@ class Focus(Guidance):
 
 
 def _different(targets: Targets) -> Tensor:
-    """Which two regions have different words, ``batch regions regions``."""
+    """Mask of pairs of regions with different words, bool, ``batch regions regions``."""
     return (targets.tokens[:, :, None] != targets.tokens[:, None, :]).any(-1)
 
 

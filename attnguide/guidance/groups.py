@@ -1,4 +1,4 @@
-"""Refusing rows whose prompts have no words that belong together."""
+"""Refusal of rows whose prompts have no usable groups of a noun and its modifiers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def require_groups(method: str, targets: Targets, what: str, fits: Callable[[Tok
     """Refuse a row without any group that a method can use.
 
     Args:
-        method: Its name.
+        method: Name of the method.
         targets: Rows that are checked.
-        what: What a usable group is, for people.
-        fits: Whether a group is usable.
+        what: Name of a usable group in the error message.
+        fits: Predicate of usable groups.
 
     Raises:
-        ValueError: Saying what was found.
+        ValueError: Naming the groups that were found.
     """
     for prompt, groups in zip(targets.tokenized, targets.groups, strict=True):
         if not any(fits(group) for group in groups):

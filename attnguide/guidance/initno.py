@@ -23,16 +23,16 @@ from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import ExpectedCost, Step
 
 _KEPT = 0.9
-"""Share of the past in the running mean of maps."""
+"""Weight of past maps in the running mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What InitNO measures, one value per row.
+    """InitNO's loss terms, one value per row.
 
     Attributes:
-        cross: One minus the peak of the worst word.
-        own: Mean overlap of what the words' peaks attend to in self-attention, over pairs of words.
+        cross: One minus the peak of the worst word's map.
+        own: Mean overlap, over pairs of words, of the self-attention maps of the words' peak cells.
         clean: Sum over words of peaks outside the main blob.
         words: The words' maps, ``batch regions height width``.
     """
@@ -60,13 +60,13 @@ class InitNO(Guidance):
         step_size: Peak of the step size after the first step; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
         rounds: Most rounds; 0 leaves the noise as it is.
-        iterations: Passes in each.
-        last_iterations: Passes on the best noise if no round succeeds.
-        learning_rate: Of Adam.
-        cross_limit: See above; also of the refinements.
-        own_limit: Likewise.
-        kl_limit: See above.
-        max_refinements: Most updates at each of the two points; 0 for none.
+        iterations: Guide passes in each round.
+        last_iterations: Guide passes on the best noise if no round succeeds.
+        learning_rate: Learning rate of Adam.
+        cross_limit: Value of ``cross`` below which a round succeeds and a refinement ends.
+        own_limit: Value of ``own`` below which a round succeeds and a refinement ends.
+        kl_limit: Mean divergence from N(0, 1) to which the noise distribution is pulled back.
+        max_refinements: Most updates at progress 0.2 and at 0.4; 0 for none.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding.
         levels: Map level to read, of both kinds of attention, a single one; the model's guidance level when ``None``.
@@ -134,7 +134,7 @@ class InitNO(Guidance):
         return LossOutput(terms.cross, missed.detach(), refining=refining)
 
     def terms(self, maps: AttentionMaps, targets: Targets) -> Terms:
-        """The three terms that both stages use."""
+        """The loss terms of noise optimisation and guidance."""
         cross, own = (maps.choose(SiteSelector(kind=kind)) for kind in ("cross", "self"))
         height, width = cross.resolutions[0]
         words = word_maps(cross, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)
@@ -155,7 +155,7 @@ class InitNO(Guidance):
         kept = []
         for row, new in zip(targets.rows, words.detach(), strict=True):
             mean, past = new.clone(), self._seen.get(row)
-            if past is not None:  # else rounding would have a sign, and with it a gradient
+            if past is not None:  # a first map's mean is itself, exactly: rounding would give a gradient
                 shared = min(len(past), len(new))  # passes of fewer rows have a shorter regions axis; beyond it is padding
                 mean[:shared] = _KEPT * past[:shared] + (1 - _KEPT) * new[:shared]
             self._seen[row] = mean
@@ -186,7 +186,7 @@ class InitNO(Guidance):
 
     @staticmethod
     def compared(cross: float, own: float) -> float:
-        """What stands for ``own`` in the score that rounds are compared by: 1 where it is 0 or was left out of the loss."""
+        """``own`` in the score that ranks rounds: 1 where it is 0 or was left out of the loss."""
         counted = own if cross <= 0.5 else 0.0
         return counted if counted > 1e-6 else counted + 1.0
 

@@ -1,4 +1,4 @@
-"""The instances of a word in a picture, from how its cells attend to one another, and as many of them as wanted."""
+"""Instances of a word in a picture, found by clustering self-attention, and adjusted to a wanted count (CountGen)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from attnguide.prompt.targets import Targets, region_maps
 from attnguide.types import Step
 
 REACHES = tuple(round(0.1 + 0.01 * number, 2) for number in range(10))
-"""Cosine distances within which cells are neighbours; the one with the clearest clusters is used."""
+"""Tried cosine distances within which cells are neighbours; the one with the best silhouette is used."""
 
 _CORE, _CLUSTER, _CENTRE = 10 / 1024, 15 / 1024, 6 / 32
-"""Neighbours that make a cell a core and the cells of the smallest cluster, as shares of the map's; side of what stands for
-an object where none was found, as a share of the map's."""
+"""Neighbours of a core cell and size of the smallest cluster, as shares of the map's cells; side of the square that replaces
+an object where none was found, as a share of the map's side."""
 
 
 class FirstPass:
-    """Looks at a plain picture while it is made, and finds the instances of phrases without a place.
+    """Records maps of a first pass without guidance, and finds the instances of phrases without a place.
 
     Args:
-        targets: Its rows.
+        targets: Rows of the pass.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -36,7 +36,7 @@ class FirstPass:
         self._attention: Tensor | None = None
 
     def __call__(self, step: Step, maps: AttentionMaps) -> None:
-        """Add the words' maps of a step to those before, and keep its self-attention; all maps of one size."""
+        """Add the words' maps of a step to the sum, and keep its self-attention; all maps of one size."""
         cross, own = (maps.choose(SiteSelector(kind=kind)) for kind in ("cross", "self"))
         size = cross.resolutions[0]
         words = region_maps(cross.average(*size).flatten(1, 2), self.targets.last_tokens).unflatten(-1, size)
@@ -44,7 +44,7 @@ class FirstPass:
         self._attention = own.average(*size).flatten(1, 2)
 
     def masks(self, counts: Sequence[int]) -> list[Tensor]:
-        """Union of each phrase's instances, so many a row: bool, ``regions height width`` of every row, empty where placed."""
+        """Union of each phrase's ``counts[row]`` instances, bool, ``regions height width`` per row; empty where placed."""
         assert self._words is not None and self._attention is not None
         free = (self.targets.valid & ~self.targets.placed).tolist()
         found = []
@@ -62,12 +62,12 @@ class FirstPass:
 
 
 def density_clusters(distances: Tensor, reach: float, neighbours: int) -> Tensor:
-    """Clusters of points in dense places (DBSCAN); a point between two clusters goes to the first.
+    """DBSCAN clusters; a point between two clusters goes to the first.
 
     Args:
         distances: ``points points``.
-        reach: Largest distance of neighbours; a point is its own.
-        neighbours: How many make a point a core; cores that are neighbours share a cluster.
+        reach: Largest distance of neighbours; a point is its own neighbour.
+        neighbours: Smallest number of neighbours of a core point; neighbouring cores share a cluster.
 
     Returns:
         int64, ``points``: clusters numbered from 0 by their first core, -1 for points near no core.
@@ -89,9 +89,10 @@ def density_clusters(distances: Tensor, reach: float, neighbours: int) -> Tensor
 
 
 def silhouette(distances: Tensor, labels: Tensor) -> float:
-    """Mean of ``(b - a) / max(a, b)`` over points (Rousseeuw, 1987); 0 for a point alone in its cluster, and for one cluster.
+    """Silhouette score, the mean of ``(b - a) / max(a, b)`` over points (Rousseeuw, 1987).
 
-    ``a`` is a point's mean distance to the others of its cluster, ``b`` to those of the nearest other one.
+    ``a`` is a point's mean distance to the others of its cluster, ``b`` to the points of the nearest other cluster. A point
+    alone in its cluster counts 0, and the score of a single cluster is 0.
 
     Args:
         distances: ``points points``.
@@ -118,11 +119,11 @@ def find_instances(attention: Tensor, words: Tensor) -> Tensor:
     masks by convex hulls is left out.
 
     Args:
-        attention: Of one picture, averaged over heads and sites, ``cells cells``.
+        attention: Self-attention of one picture, averaged over heads and sites, ``cells cells``.
         words: The word's map, ``height width``.
 
     Returns:
-        bool, ``instances height width``, perhaps none.
+        Masks, bool, ``instances height width``, with 0 or more instances.
     """
     scaled = min_max(words.double())
     inside = (levels(scaled) > otsu_level(scaled)).flatten()
@@ -145,15 +146,15 @@ def find_instances(attention: Tensor, words: Tensor) -> Tensor:
 
 
 def with_count(masks: Tensor, count: int) -> Tensor:
-    """As many instances as wanted: the smallest are dropped, or further ones are put where there is most room.
+    """Exactly ``count`` instances: the smallest are dropped, or further ones are put where there is most room.
 
-    Nothing found at all is a square in the middle, as in CountGen's code. Its further instances come from a trained network,
-    which is not part of this: here each is a disc of the instances' mean area around the cell farthest from all instances
-    and edges, cut down to that distance.
+    Without any instance a square in the middle is used, as in CountGen's code. There, further instances come from a trained
+    network, which is not part of this: here each is a disc of the instances' mean area around the cell farthest from all
+    instances and edges, with at most that distance as radius.
 
     Args:
-        masks: bool, ``instances height width``.
-        count: At least 1.
+        masks: Masks of instances, bool, ``instances height width``.
+        count: Wanted number of instances, at least 1.
 
     Returns:
         bool, ``count height width``.
@@ -177,7 +178,7 @@ def _middle(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _disc(taken: Tensor, radius: float) -> Tensor:
-    """A disc on free cells of ``taken``, bool ``height width``; never empty."""
+    """A disc around the freest cell, without cells in ``taken``, bool ``height width``; never empty."""
     height, width = taken.shape
     ys, xs = (torch.arange(cells, device=taken.device, dtype=torch.float64) + 0.5 for cells in (height, width))
     places = torch.cartesian_prod(ys, xs)

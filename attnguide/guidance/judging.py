@@ -16,7 +16,7 @@ def check_output(name: str, output: Any, rows: int) -> None:
     Args:
         name: Name of the guidance.
         output: Result of its ``loss``.
-        rows: Number of rows that were judged.
+        rows: Number of rows of the guide pass.
 
     Raises:
         TypeError: If it is no :class:`~attnguide.guidance.base.LossOutput` of tensors.

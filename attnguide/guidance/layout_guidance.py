@@ -32,7 +32,7 @@ class LayoutGuidance(Guidance):
         stop: Progress at which guidance ends (the first 10 of 51 steps).
         iterations: Most updates a step.
         until: A row whose loss is at or below this makes no update; one number, or one per row.
-        levels: Cross-attention levels to read, all places; the above when ``None``.
+        levels: Cross-attention levels to read, at all places; the sites named above when ``None``.
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` repeats the published code: a row goes on as long as the loss *before* its last update was above
             ``until``, and once it is not the row is never guided again; box edges are truncated to whole cells, and an empty
@@ -76,23 +76,23 @@ class LayoutGuidance(Guidance):
         return LossOutput(loss, self._stale(loss, targets) if self.reference else loss.detach())
 
     def masks(self, targets: Targets, height: int, width: int) -> Tensor:
-        """Soft, or in whole cells as the published code draws them; ``batch regions height width``."""
+        """Soft masks, or binary ones as the published code draws them; ``batch regions height width``."""
         if self.reference:
             return targets.joined_binary_masks(height, width, "truncated")
         return targets.joined_masks(height, width)
 
     def _one_site(self, probs: Tensor, targets: Targets, height: int, width: int) -> Tensor:
-        """Mean over heads and tokens at one site, ``batch regions``."""
+        """Squared share of attention outside the mask, mean over heads and tokens at one site, ``batch regions``."""
         masks = self.masks(targets, height, width)
         tokens = targets.tokens.to(probs)
-        used = tokens.flatten(0, 1).any(0)  # of the whole batch, so that 77 maps a head need not be kept
+        used = tokens.flatten(0, 1).any(0)  # tokens of any region in the batch, to save the memory of the others' maps
         heads = probs[..., used].movedim(-1, 1).unflatten(-1, (height, width)).unsqueeze(1)
         drawn = masks.to(probs)[:, :, None, None].expand(-1, -1, *heads.shape[2:4], -1, -1)
         outside = mass_outside(heads.expand_as(drawn), drawn).mean(-1)
         return (outside * tokens[..., used]).sum(-1)
 
     def _stale(self, loss: Tensor, targets: Targets) -> Tensor:
-        """The loss from before each row's last update; it no longer changes once it is satisfied."""
+        """Each row's loss before its last update; it is no longer updated once it is at most ``until``."""
         limits = EachRow(self.until, "until").at(targets.rows, loss).tolist()
         before = [self._last.get(row, math.inf) for row in targets.rows]
         for row, last, limit, now in zip(targets.rows, before, limits, loss.detach().tolist(), strict=True):

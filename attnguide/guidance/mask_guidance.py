@@ -30,11 +30,11 @@ TERMS = {
 
 
 HARD_TERMS = frozenset({"inside", "outside"})
-"""Terms that ask whether a cell belongs to the region, yes or no."""
+"""Terms that need binary masks."""
 
 
 def _limits(until: float | Sequence[float | None]) -> PerRow:
-    """Per-row limits; a row without one never stops."""
+    """Limits of the indicator for all rows or per row; minus infinity, under which a row never stops, for ``None``."""
     given = EachRow[float | None](until, "until")
     limits = [-math.inf if limit is None else float(limit) for limit in given.values]
     return limits[0] if given.common else limits
@@ -48,11 +48,11 @@ class MaskGuidance(Guidance):
 
     Args:
         losses: Term -> weight. Terms: ``mass`` (squared share of attention outside), ``cross_entropy``, ``iou``, ``inside``
-            and ``outside`` (mean of the strongest fifth inside and outside).
+            (one minus the mean of the strongest fifth inside) and ``outside`` (mean of the strongest fifth outside).
         step_size: Peak of the step size; more moves objects surely and strains pictures.
         step_rule: ``constant``, ``sqrt_linear``, ``linear_to_zero`` or ``noise_variance``.
-        start: Where it begins, in ``unit``.
-        stop: Where it ends.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit``.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
         iterations: Updates a step.
         until: A row whose indicator (the worst region's loss over the sum of the terms' weights) is at or below this makes
@@ -60,7 +60,7 @@ class MaskGuidance(Guidance):
         levels: Map levels to read; the model's guidance level when ``None``.
         places: ``down``, ``mid``, ``up``; all when ``None``.
         depths: First and last depth of the blocks, 0 the network's first and 1 its last; all when ``None``.
-        per_head: Judge every head's own map instead of their mean.
+        per_head: Apply the loss to every head's map instead of their mean.
         max_norm: Largest norm of one update as a share of the latents' norm.
         space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(1 - alpha_bar)``, to the noise prediction
             instead, with one update a step and no ``until``.
@@ -69,7 +69,7 @@ class MaskGuidance(Guidance):
         scale: Factor on the step size, one number or one per row.
 
     Raises:
-        ValueError: If an option is out of range; while running, if a term needs a yes-or-no mask (``inside``, ``outside``)
+        ValueError: If an option is out of range; while running, if a term needs a binary mask (``inside``, ``outside``)
             and a region covers no cell of the map.
     """
 
@@ -146,7 +146,7 @@ class MaskGuidance(Guidance):
         return total.mean(2)
 
     def _masks(self, name: str, targets: Targets, height: int, width: int) -> Tensor:
-        """What a term compares maps with: a word's regions one by one where each must hold something, else together."""
+        """Masks for a term: one per region for ``inside``, the union of a word's regions for all other terms."""
         if name not in HARD_TERMS:
             return targets.joined_masks(height, width)
         return targets.binary_masks(height, width) if name == "inside" else targets.joined_binary_masks(height, width)

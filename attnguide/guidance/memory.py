@@ -1,4 +1,4 @@
-"""What a guidance remembers of the step before, row by row."""
+"""Maps that a guidance keeps from one step to the next, per row."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class StepMemory:
         self._kept: dict[int, tuple[int, Tensor, Memory]] = {}
 
     def clear(self) -> None:
-        """Forget everything, at the start of a batch."""
+        """Drop all memories, at the start of a batch."""
         self._kept.clear()
 
     def recall(self, rows: Sequence[int], step: Step, maps: Sequence[Tensor]) -> list[Memory]:
-        """Store this pass's maps, one tensor a row, and give what each row remembers."""
+        """Store this pass's maps, one tensor per row, and return each row's memory."""
         found = []
         for row, new in zip(rows, maps, strict=True):
             index, latest, memory = self._kept.get(row, (step.index, None, Memory(None, 0)))

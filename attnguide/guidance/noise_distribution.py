@@ -1,4 +1,4 @@
-"""Initial noise as a distribution that may be optimised without leaving unit noise."""
+"""Initial noise as a Gaussian distribution that is optimised close to N(0, 1)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 _MOST_KL_STEPS = 10_000
-"""Far above what is ever needed, so that no number can make it run for good."""
+"""Bound on the steps back towards N(0, 1), far above what is needed, against endless loops."""
 
 
 class NoiseDistribution:
-    """N(m, exp v) around a fixed draw ``eps``: Adam moves both on a loss, and back while they are far from N(0, 1).
+    """N(m, exp v) for a fixed draw ``eps``: Adam moves ``m`` and ``v`` on a loss, and back while they are far from N(0, 1).
 
     The noise is ``eps exp(v / 2) + m``, as in InitNO (https://arxiv.org/abs/2404.04650).
 
     Args:
-        noise: ``eps``.
-        learning_rate: Of Adam.
-        kl_limit: Mean divergence above which further steps go towards N(0, 1).
+        noise: The draw ``eps``, ``channels height width``.
+        learning_rate: Learning rate of Adam.
+        kl_limit: Mean divergence from N(0, 1) above which further steps go back towards it.
 
     Attributes:
-        score: For its owner to compare noises by; lower is better.
-        succeeded: For its owner to say that it is good enough.
+        score: Score by which the search ranks noises, set by the search; lower is better.
+        succeeded: Whether the noise is good enough, set by the search.
     """
 
     def __init__(self, noise: Tensor, learning_rate: float, kl_limit: float) -> None:
@@ -33,7 +33,7 @@ class NoiseDistribution:
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        """The noise as it now is."""
+        """The current noise ``eps exp(v / 2) + m``."""
         return (self.noise * (0.5 * self.log_variance).exp() + self.mean).to(self.noise.dtype)
 
     @torch.no_grad()

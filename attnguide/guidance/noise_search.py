@@ -1,4 +1,4 @@
-"""A better initial noise: drawn, optimised, judged, and drawn anew where it was not good enough."""
+"""Search for a better initial noise: optimised in rounds, each from a new draw where the last was not good enough."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attnguide.prompt.targets import Targets
 
 @dataclass(frozen=True, eq=False)
 class NoiseJudgement:
-    """What maps say about noise, one value per row.
+    """Evaluation of noise by attention maps, one value per row.
 
     Attributes:
-        loss: Differentiated. ``batch``.
-        scores: To compare noises by; lower is better.
-        succeeded: Whether noise is good enough as it is.
+        loss: Loss to differentiate, ``batch``.
+        scores: Score by which noises are ranked; lower is better.
+        succeeded: Whether the noise is good enough.
     """
 
     loss: Tensor
@@ -31,18 +31,19 @@ class NoiseJudgement:
 
 @dataclass(frozen=True)
 class NoiseSearch:
-    """InitNO's search for noise (https://arxiv.org/abs/2404.04650), whatever it is judged by.
+    """InitNO's search for noise (https://arxiv.org/abs/2404.04650), for any judgement.
 
     In each round a row's noise is optimised until it succeeds or the passes are used up; a row without success begins the next
     round from fresh noise of its own seed, and after the last its best noise is optimised for longer.
 
     Args:
         rounds: Most rounds.
-        iterations: Passes in each.
-        last_iterations: Passes on the best noise if no round succeeds.
+        iterations: Guide passes in each round.
+        last_iterations: Guide passes on the best noise if no round succeeds.
         learning_rate: See :class:`~attnguide.guidance.noise_distribution.NoiseDistribution`.
-        kl_limit: Likewise.
-        by_score_alone: Take the lowest score for the best, success or not, and optimise it again if it did not succeed.
+        kl_limit: See :class:`~attnguide.guidance.noise_distribution.NoiseDistribution`.
+        by_score_alone: Choose the noise with the lowest score, even over one that succeeded, and optimise it again if it did
+            not succeed.
     """
 
     rounds: int
@@ -59,13 +60,13 @@ class NoiseSearch:
         trials: Trials,
         judge: Callable[[AttentionMaps, Targets], NoiseJudgement],
     ) -> Tensor:
-        """Latents with the noise of ``rows`` replaced; one row's does not depend on another's.
+        """Latents with the noise of ``rows`` replaced, each independent of other rows.
 
         Args:
-            latents: Of all rows of the trials, ``batch channels height width``.
-            rows: Whose noise may change.
-            trials: Passes before the first step.
-            judge: Of one conditional pass.
+            latents: Initial latents of all rows of the trials, ``batch channels height width``.
+            rows: Rows whose noise may change.
+            trials: Network passes before the first step.
+            judge: Evaluates the maps of one conditional pass.
         """
         tried: dict[int, list[NoiseDistribution]] = {row: [] for row in rows}
         waiting = list(rows)
@@ -94,7 +95,7 @@ def _descend(
     judge: Callable[[AttentionMaps, Targets], NoiseJudgement],
     iterations: int,
 ) -> None:
-    """Optimise one noise of each row, together, until each succeeds or the passes are used up."""
+    """Optimise one noise per row, in common passes, until each succeeds or ``iterations`` passes were made."""
     for _ in range(iterations):
         rows = [row for row, noise in noises.items() if not noise.succeeded]
         if not rows:

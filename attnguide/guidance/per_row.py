@@ -19,15 +19,15 @@ class EachRow(Generic[Value]):
     """An option's value for each row of a batch.
 
     Args:
-        given: One value for all rows, or a list of one per row; a text or a mapping is one value.
-        name: Of the option, for errors.
+        given: One value for all rows, or a list with one per row; a string or a mapping is one value.
+        name: Name of the option, for errors.
     """
 
     def __init__(self, given: Value | Sequence[Value], name: str = "value") -> None:
         several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
         self.given, self.name = given, name
         self.values = list(cast("Sequence[Value]", given)) if several else [cast("Value", given)]
-        """As given: one for all rows, or one per row."""
+        """The values: a single one for all rows, or one per row."""
         self.common = not several
 
     def over(self, rows: int) -> list[Value]:
@@ -43,10 +43,10 @@ class EachRow(Generic[Value]):
         return self.values * rows if self.common else list(self.values)
 
     def at(self, rows: Sequence[int], like: Tensor) -> Tensor:
-        """Numbers of some rows of the batch, float32 on the device of ``like``: ``rows``.
+        """Values of some rows of the batch as float32 ``rows``, on the device of ``like``.
 
         Raises:
-            ValueError: If there is none for one of them.
+            ValueError: If a row has no value.
         """
         if not self.common and max(rows, default=-1) >= len(self.values):
             raise ValueError(f"{self.name} must be one number, or one per row; got {len(self.values)} for row {max(rows)}.")
@@ -57,7 +57,7 @@ class EachRow(Generic[Value]):
         """Refuse numbers that are not finite.
 
         Raises:
-            ValueError: Naming the option and what came.
+            ValueError: Naming the option and its value.
         """
         if not all(math.isfinite(cast("float", number)) for number in self.values):
             raise ValueError(f"{self.name} must be finite; got {self.given}.")
@@ -66,7 +66,7 @@ class EachRow(Generic[Value]):
         """Refuse numbers outside of ``[low, high]``.
 
         Raises:
-            ValueError: Naming the option and what came.
+            ValueError: Naming the option and its value.
         """
         if not all(low <= cast("float", number) <= high for number in self.values):
             raise ValueError(f"{self.name} must lie in [{low:g}, {high:g}]; got {self.given}.")

@@ -1,4 +1,4 @@
-"""Whether a method follows its paper or repeats the slips of the code that was published with it."""
+"""The option ``quirks``: a method follows its paper, or repeats the slips of the published code."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ Quirks = Literal["none", "reference"]
 
 
 def repeats_slips(quirks: str) -> bool:
-    """True for ``"reference"``.
+    """True for ``"reference"``, False for ``"none"``.
 
     Raises:
-        ValueError: If it is neither of the two words.
+        ValueError: If ``quirks`` is neither.
     """
     if quirks not in get_args(Quirks):
         raise ValueError(f"quirks must be one of {', '.join(get_args(Quirks))}; got {quirks!r}.")

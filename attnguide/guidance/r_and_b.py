@@ -21,28 +21,29 @@ from attnguide.schedules import Window, constant
 from attnguide.types import Step
 
 GOOD_ENOUGH = 0.85
-"""Intersection over union of rectangle and box above which a phrase is left alone."""
+"""Intersection over union of rectangle and box from which a phrase has no loss."""
 
 
 class RegionAndBoundary(Guidance):
     """Region-aware and boundary-aware losses (https://arxiv.org/abs/2310.08872).
 
-    Maps of the guidance level, one level finer (upward) and one coarser (middle) are resized to the latent and averaged. A
-    phrase whose rectangle and box agree to less than 0.85 pays :func:`~attnguide.losses.shape.region_misfit`, and, where there
-    are several phrases and the strongest cell lies outside the box, :func:`~attnguide.losses.shape.edge_misfit` on a sharpened
-    map; the loss is the mean over phrases. Several regions of one phrase are their union; a region's ``weight`` scales its
-    loss. The published script also replaces the negative prompt, which is no part of the method.
+    Maps of the guidance level, one level finer (upward) and the middle block are resized to latent size and averaged. For a
+    phrase whose rectangle and box have an intersection over union below 0.85 the loss is
+    :func:`~attnguide.losses.shape.region_misfit`, plus, with several phrases and the strongest cell outside the box,
+    :func:`~attnguide.losses.shape.edge_misfit` on a sharpened map; the mean over phrases is taken. Several regions of one
+    phrase count as their union; a region's ``weight`` scales its loss. The published script also replaces the negative prompt,
+    which is not part of the method.
 
     The method ``groundit_global`` is this one with the numbers of GrounDiT's global update (https://arxiv.org/abs/2410.20474),
-    which judges edges on the maps as they are; its second part, patches that are denoised on their own, is not here.
+    whose edge loss is on maps without sharpening; GrounDiT's second part, patches denoised separately, is not included.
 
     Args:
         step_size: Constant factor on the gradient.
         stop: Progress at which guidance ends (the first 10 of 50 steps).
         iterations: Most updates a step.
         until: A row whose loss is at or below this makes no update; one number, or one per row.
-        sharpness: Factor before the softmax over tokens under which edges are judged; 0 for the maps as they are.
-        levels: Cross-attention levels to read, all places; the above when ``None``.
+        sharpness: Factor on maps before the softmax over tokens for the edge loss; 0 for maps without softmax.
+        levels: Cross-attention levels to read, at all places; the sites named above when ``None``.
         scale: Factor on the step size, one number or one per row.
         quirks: ``"reference"`` repeats the published code: the rectangle leaves out its last row and column, box edges are
             truncated to whole cells, a box of the whole picture sets the threshold to 0, the blur is wider by ``sqrt(2)``, and
@@ -109,7 +110,7 @@ class RegionAndBoundary(Guidance):
         return LossOutput(loss, self._asks(loss.detach(), targets.rows, step))
 
     def _words(self, maps: AttentionMaps, targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Maps of all sites, and sharpened maps of all but the downward ones; ``batch regions height width`` each."""
+        """Word maps of all sites, and sharpened ones without the downward sites; ``batch regions height width`` each."""
         tokens = targets.tokens
         every = maps.resized_average(height, width)
         words = region_maps(every.flatten(1, 2), tokens).unflatten(-1, (height, width))
@@ -135,6 +136,6 @@ class RegionAndBoundary(Guidance):
 
 
 def _latent_size(sites: Sequence[Site]) -> tuple[int, int]:
-    """Height and width of the latent, up to what its halvings rounded up."""
+    """Height and width of the latents, from the finest site; rounding up of halved sizes is not undone."""
     finest = min(sites, key=lambda site: site.level)
     return finest.height << finest.level, finest.width << finest.level

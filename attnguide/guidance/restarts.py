@@ -1,4 +1,4 @@
-"""Rows whose words' attention is not where it should be begin again from other noise."""
+"""Restart of rows from other noise where words' attention misses its regions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def restarted(
     enough: float,
     attempts: int,
 ) -> Tensor:
-    """Latents in which rows that do not reach ``enough`` are replaced by their best attempt from other noise.
+    """Latents in which rows whose score is below ``enough`` are replaced by their best attempt from other noise.
 
-    Every judgement costs a row one conditional pass, every attempt the denoising up to the step that follows. A row's outcome
-    does not depend on other rows.
+    Every score costs a row one conditional pass, every attempt the denoising up to the step that follows. A row's result does
+    not depend on other rows.
 
     Args:
-        latents: Of all rows of the trials, ``batch channels height width``.
-        rows: Which may begin again.
-        trials: Before the step where that is decided.
-        judge: How well maps are where they should be, ``batch``; higher is better.
-        enough: What ends a row's attempts.
-        attempts: Most of each row, the one that came so far among them.
+        latents: Latents of all rows of the trials, ``batch channels height width``.
+        rows: Rows that may be restarted.
+        trials: Network passes before the current step.
+        judge: Score of maps, ``batch``; higher is better.
+        enough: Score that ends a row's attempts.
+        attempts: Most attempts per row, the current latents included.
     """
     if not rows or attempts < 2:
         return latents
@@ -57,15 +57,15 @@ def restarted(
 def _judged(
     latents: Tensor, rows: Sequence[int], trials: Trials, judge: Callable[[AttentionMaps, Targets], Tensor]
 ) -> dict[int, float]:
-    """Row -> judgement."""
+    """Score of each row, by row."""
     maps = trials.maps(latents[list(rows)], rows)
     return dict(zip(rows, judge(maps, trials.targets.select(rows)).tolist(), strict=True))
 
 
 def lowest_peak(maps: AttentionMaps, targets: Targets) -> Tensor:
-    """Over a row's regions the smallest peak inside one, as a share of its word's peak; ``batch``, in [0, 1].
+    """Smallest peak inside a region over a row's regions, as a share of the word's peak; ``batch``, in [0, 1].
 
-    Several map sizes count by their mean; regions that lie between all cells, or weigh nothing, do not count.
+    Averaged over map sizes; regions with an empty mask or weight 0 do not count.
     """
     shares = []
     for height, width in maps.resolutions:

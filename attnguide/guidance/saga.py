@@ -1,4 +1,4 @@
-"""SAGA: the distribution of latents at an intermediate step is learned, then sampling goes on from a draw of it."""
+"""SAGA: a distribution of latents at an intermediate step is optimised, and sampling continues from a draw of it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Saga(Guidance):
     attend-and-excite's and half of the mean overlap of pairs of words; a region's ``weight`` scales its word's part, and that
     of a pair by the geometric mean of the two.
 
-    From the paper alone, there is no published code. Chosen here, because it is not known: the step; that the network's
-    prediction is the conditional one; deviations channel by channel. The paper's variant "+" goes on with attend-and-excite's
-    updates, here on the same loss.
+    Implemented from the paper alone, as there is no published code. Chosen here, because the paper does not say: the step; the
+    conditional prediction; deviations per channel. The paper's variant "+" goes on with attend-and-excite's updates, here on
+    the same loss.
 
     Args:
-        at: Progress at which the distribution is learned.
-        iterations: Of the descent.
-        learning_rate: Of the descent.
+        at: Progress at which the distribution is optimised.
+        iterations: Iterations of the gradient descent.
+        learning_rate: Learning rate of the gradient descent.
         step_size: Peak of the step size of later updates; it falls as ``sqrt(linspace(1, 0.5))``.
-        stop: Progress at which those end; none at 0.
+        stop: Progress at which later updates end; 0 for no updates.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding.
         levels: Map levels to read; the model's guidance level when ``None``.
@@ -83,7 +83,7 @@ class Saga(Guidance):
         return LossOutput(loss, loss.detach())
 
     def _loss(self, maps: AttentionMaps, targets: Targets) -> Tensor:
-        """``batch``."""
+        """Loss of each row, ``batch``."""
         sizes = []
         for height, width in maps.resolutions:
             words = word_maps(maps, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)

@@ -1,4 +1,4 @@
-"""Self-Cross: the cells of one word may not look at the cells of another."""
+"""Self-Cross: the cells of one word must not attend to the cells of another."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from attnguide.schedules import Window, sqrt_linear
 from attnguide.types import ExpectedCost, Step
 
 _ABSENT = 0.5
-"""Absence of the worst word above which nothing is asked of what words look at."""
+"""Value of the first term (absence of the worst word) above which the self-cross terms are 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What Self-Cross measures, one value per row.
+    """Self-Cross's loss terms, one value per row.
 
     Attributes:
-        cross: One minus the mean of the strongest cells of the worst word.
-        own: Overlap of words' maps with what other words' cells look at, over pairs; 0 while ``cross`` exceeds 1/2.
-        before: The same between this step and the one before, in both directions; 0 in a row's first step.
+        cross: One minus the mean of the strongest cells of the worst word's map.
+        own: Mean overlap, over pairs, of a word's map with another word's aggregated self-attention; 0 if ``cross`` > 1/2.
+        before: That overlap between maps of this step and of the previous one, in both directions; 0 in a row's first step.
         clean: Sum over words of peaks outside the main blob.
     """
 
@@ -50,7 +50,7 @@ class SelfCross(Guidance):
     """Self-Cross guidance (https://arxiv.org/abs/2411.18936), for subjects that look alike.
 
     ``L = max_i (1 - mean of the strongest cells of C_i) + L_sc + 0.1 sum_i clean(C_i)``, with ``C_i`` the word's map as
-    attend-and-excite compares it, and ``L_sc`` the mean over ordered pairs of words of
+    attend-and-excite reads it, and ``L_sc`` the mean over ordered pairs of words of
     :func:`~attnguide.losses.conflict.self_cross_overlap` between ``C_i`` and the aggregated self-attention map ``A_j``. From a
     row's second step on ``L_sc`` is added twice more, between the maps now and those of the last pass of the step before. It
     counts only once the first term is at most 1/2. A region's ``weight`` scales its word's part, and pairs of words count by
@@ -62,14 +62,14 @@ class SelfCross(Guidance):
     Args:
         step_size: Peak of the step size; it falls as ``sqrt(linspace(1, 0.5))``.
         stop: Progress at which guidance ends.
-        strongest: Cells of a word's map that are averaged; the paper's number is for a map of 64x64 cells.
+        strongest: Number of cells of a word's map that are averaged; the paper's number is for a map of 64x64 cells.
         refine_at: Progress points at which updates are repeated (steps 4 and 10 of 28).
-        max_refinements: Most updates at each of them; 0 for none.
-        cross_limit: Refinement goes on while the first term exceeds this, or ``L_sc`` exceeds ``own_limit``.
-        own_limit: See above.
+        max_refinements: Most updates at each point of ``refine_at``; 0 for none.
+        cross_limit: Value of the first term at which refinement ends, if ``L_sc`` is at most ``own_limit``.
+        own_limit: Value of ``L_sc`` at which refinement ends, if the first term is at most ``cross_limit``.
         rounds: Most rounds of InitNO's search for a better initial noise (:mod:`attnguide.guidance.noise_search`) before the
             first step; 0, the default, leaves the noise as it is, and 5 is what the published code can do.
-        iterations: Passes in each, and on the best noise if no round succeeds.
+        iterations: Guide passes in each round, and on the best noise if no round succeeds.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
         until_end: Let only words compete in the token softmax, not the end token and padding.
         levels: Map level to read, of both kinds of attention, a single one; the model's guidance level when ``None``.
@@ -142,7 +142,7 @@ class SelfCross(Guidance):
         return LossOutput(terms.cross + terms.own + terms.before + 0.1 * terms.clean, missed.detach())
 
     def terms(self, maps: AttentionMaps, targets: Targets, step: Step | None) -> Terms:
-        """The terms of the loss; without a step nothing is remembered, and ``before`` is 0."""
+        """The loss terms; without a step no maps are stored, and ``before`` is 0."""
         cross, own = (maps.choose(SiteSelector(kind=kind)) for kind in ("cross", "self"))
         height, width = cross.resolutions[0]
         words = word_maps(cross, targets, blur_std=self.blur_std, until_end=self.until_end, height=height, width=width)

@@ -1,4 +1,4 @@
-"""Self-guidance: properties of a word's attention are pulled to wanted values through the noise prediction."""
+"""Self-guidance: properties of a word's attention are guided to wanted values through the noise prediction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from attnguide.types import Step
 
 @dataclass(frozen=True)
 class _ThenEverySecond(Window):
-    """A window in progress in which, from some point on, only every second step acts."""
+    """A progress window in which, from ``alternate`` on, only every second step is active."""
 
     alternate: float = 1.0
 
@@ -33,7 +33,7 @@ class _ThenEverySecond(Window):
 
 
 PINNED: Mapping[str, float] = {"centre": 0.0, "size": 0.9, "shape": 0.9, "appearance": 0.3}
-"""Property -> weight for words that stay as in the source."""
+"""Default weights of the properties of pinned words, which should stay as in the source."""
 
 
 class SelfGuidance(Guidance):
@@ -62,16 +62,15 @@ class SelfGuidance(Guidance):
         step_size: Factor on the gradient, ``v``; 0.5 in one port, 10 in the other, which calls its weights very sensitive.
         stop: Progress at which guidance ends; 31/32 in a port.
         alternate: Progress from which it acts in every second step only; 3/16 in that port under DDIM.
-        centre_weight: See above.
-        size_weight: See above.
-        shape_weight: See above.
-        appearance_weight: See above. Above 0, passes go on to the last feature.
-        sharpness: Of the soft shape; ports use 10 to 30.
-        pin: See above.
-        pinned_weights: Property (``centre``, ``size``, ``shape``, ``appearance``) -> weight of words without a place; those
-            not named weigh nothing. The default has the numbers of the first port, which leaves the centre to the shape, and
-            in fact the size, too.
-        source_prompt: Of the source, one for all rows, or one per row; the row's own when ``None``.
+        centre_weight: Weight of the distance of centres.
+        size_weight: Weight of the difference of sizes.
+        shape_weight: Weight of the difference of shapes.
+        appearance_weight: Weight of the appearance of placed phrases; above 0, guide passes run up to the last feature site.
+        sharpness: Sharpness of the soft shape; ports use 10 to 30.
+        pin: Keep the properties of words without a place as in the source picture.
+        pinned_weights: Property (``centre``, ``size``, ``shape``, ``appearance``) -> weight for words without a place; 0 for
+            properties that are not named. The default has the numbers of the first port.
+        source_prompt: Prompt of the source, one for all rows, or one per row; the row's own when ``None``.
         source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
             source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
         source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
@@ -169,6 +168,6 @@ class SelfGuidance(Guidance):
         return Properties.of_words(words, self.sharpness)
 
     def _source_tokens(self, targets: Targets) -> Tensor:
-        """Averaging weights of the words that are compared with the source's, in its prompt."""
+        """Averaging weights, in the source prompt, of the words that are compared with the source."""
         looks, stays = self.weights["appearance"] > 0, any(self.pinned_weights.values())
         return targets.source_tokens((targets.placed & looks) | (targets.valid & ~targets.placed & stays))

@@ -1,4 +1,4 @@
-"""Stable steering: words' attention is moved, none is added, and a bounded gradient may hold it. Our own method."""
+"""Stable steering: words' attention is moved without adding any, and optionally held by a bounded gradient. Our own method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from attnguide.types import ExpectedCost, Step
 
 _NEVER = Window(0.0, 0.0)
 _ITERATIONS = 3
-"""Updates a step, where nothing else is asked for."""
+"""Default number of updates per step."""
 
 
 def noise_fade(until: float, power: float) -> Schedule:
@@ -32,8 +32,8 @@ def noise_fade(until: float, power: float) -> Schedule:
     1 at pure noise and 0 from the noise level ``until`` on, whatever the number of steps and their spacing.
 
     Args:
-        until: Noise level sigma, at least 0, at which nothing is left.
-        power: At least 0; at 0 the value is 1 until it is 0.
+        until: Noise level sigma, at least 0, at which the value reaches 0.
+        power: Exponent, at least 0; with 0 the value is 1 above ``until``.
     """
     end = until**2 / (1 + until**2)
 
@@ -45,7 +45,7 @@ def noise_fade(until: float, power: float) -> Schedule:
 
 
 class Stable(Guidance):
-    """Words' attention is moved into their regions, and if wanted held there by a gradient; one strength ``s`` in [0, 1].
+    """Moves words' attention into their regions, and optionally holds it there by a gradient; one strength ``s`` in [0, 1].
 
     *Injection*, in the denoising passes, at every cross-attention site and in every head: a word's column ``P_k`` becomes
     ``(1 - s_t) P_k + s_t M_k g_k`` with ``M_k`` its own sum over the map and ``g_k`` even over its regions, as far as there is
@@ -53,58 +53,58 @@ class Stable(Guidance):
 
     * A word never gains mass, so the strength needs no unit: each site and head moves what it has, however its maps are
       scaled. Adding a number that is large beside ``M_k`` is what makes the eight hand-drawn maps unstable.
-    * Rows keep their sum, so what a site gives out stays a mean of its value vectors, as without any method. Words take at most
-      the share ``room`` of what is free in a cell: where nothing else is left the picture breaks.
-    * Where words leave a cell the first token takes what they held. It says nothing about the prompt; end and padding tokens,
-      which know all of it, would draw the objects there again. (Encoders of T5's kind have none: their end token takes it.)
-    * Outside of all regions the first token also takes what the end token and padding hold, for the same reason
-      (:func:`~attnguide.injection.transport.hush_later`). Words after the last placed one know the objects, too, but say what
-      else should be seen, a background for one: they keep theirs unless ``later`` is ``all``.
+    * Rows keep their sum, so a site's output stays a mean of its value vectors. Words take at most the share ``room`` of a
+      cell's free mass: where no other token has any left the picture breaks.
+    * Where words lose mass the first token takes it. Its state is the same for every prompt; end and padding tokens, which know
+      all words, would draw the objects there again. (T5-like encoders have no start token: their end token takes it.)
+    * Outside of all regions the first token also takes the mass of the end token and padding, for the same reason
+      (:func:`~attnguide.injection.transport.hush_later`). Words after the last placed one know the objects, too, but describe
+      the rest of the picture (a background): they keep their mass unless ``later`` is ``all``.
     * ``s_t = s ((v - v_end) / (1 - v_end))^fade`` follows the noise ``v = 1 - alpha_bar`` and ends at the noise level
       ``inject_until``, whatever the number of steps: places are decided early, and late steps draw undisturbed.
 
     *Guidance*, from the noise level ``guide_from`` down to ``guide_until``, on the network's own maps, which the injection does
     not touch: ``L = mean_r max(0, 1 - n_r inside_r / enough)^2``, with ``inside_r`` the share of a word's map in its region and
-    ``n_r`` the number of regions of the same word, each of which must hold its share. It costs a gradient a step, and is
-    off unless asked for.
+    ``n_r`` the number of regions of the same word, each of which must hold its share. It costs up to ``iterations`` gradients
+    a step, and is off by default.
 
-    * ``L`` lies in [0, 1] and is exactly 0 once the regions hold ``enough``: such a row is left alone, and costs no gradient;
-      the pull fades out towards that point instead of being cut.
+    * ``L`` lies in [0, 1] and is exactly 0 once the regions hold ``enough``: such a row makes no update and costs no gradient;
+      the gradient fades out towards that point.
     * A move is ``s step_size v dL/dz``, never longer than ``max_norm`` times the latents' own norm.
 
-    *Restarts*: some noise draws an object elsewhere whatever the words are told. Before the step at ``restart_at`` one
-    conditional pass shows where the network itself now looks for each word: ``h``, over the row's regions the smallest peak of
-    a word's map inside its region as a share of the map's peak. A row with ``h`` below ``held`` is denoised anew from other
-    noise of its seed, and goes on as the attempt with the largest ``h``. Most rows are held at once, and pay for one pass.
+    *Restarts*: some noise puts an object elsewhere whatever attention is edited. Before the step at ``restart_at`` one
+    conditional pass without the injection measures ``h``: over the row's regions, the smallest peak of a word's map inside its
+    region as a share of the map's peak. A row with ``h`` below ``held`` is restarted from other noise of its seed, and
+    continues as the attempt with the largest ``h``. Most rows reach ``held`` at once, at the cost of one pass.
 
     Args:
         scale: Strength in [0, 1], one number or one per row; 0 is no method.
         inject: Whether attention is moved in the denoising passes.
-        guide: Whether a gradient is followed.
-        room: Largest share of what is free in a cell that words may take, in (0, 1].
-        surplus: Which tokens grow where words leave: the ``first``, or all ``others`` in proportion.
-        later: Which tokens hand what they hold outside of all regions to the first: the ``end`` token and padding, ``all``
-            after the last placed word, or none (``keep``).
-        attempts: Most starts of a row, at least 1; 1 where a method beside it adds branches to the pass, as a source
-            prompt, or remembers earlier passes, as bounded attention.
-        restart_at: Progress before which rows are judged and may start again, in [0, 1).
-        held: What of a map's peak must be reached inside each region, in [0, 1].
+        guide: Whether latents or prediction follow the gradient.
+        room: Largest share of a cell's free attention (of no word, or moved by the method) that words may take, in (0, 1].
+        surplus: Which tokens gain attention where words lose it: the ``first``, or all ``others`` in proportion.
+        later: Which tokens give their attention outside of all regions to the first token: the ``end`` token and padding,
+            ``all`` after the last placed word, or none (``keep``).
+        attempts: Most starts of a row, at least 1; 1 where another method adds branches to the pass, as a source prompt
+            does, or remembers earlier passes, as bounded attention does.
+        restart_at: Progress of the step before which rows may be restarted, in [0, 1).
+        held: Smallest share of a map's peak inside each region at which a row is not restarted, in [0, 1].
         inject_until: Noise level sigma at which the injection ends.
-        fade: Power of its fading until then; 0 keeps the strength until it ends.
-        guide_from: Noise level sigma from which on guidance acts; from the start when ``None``.
-        guide_until: Noise level sigma at which it ends.
+        fade: Exponent by which the injection's strength fades until then; 0 for constant strength.
+        guide_from: Noise level sigma from which guidance acts; from the first step when ``None``.
+        guide_until: Noise level sigma at which guidance ends.
         space: ``latents`` moves them; ``noise`` adds the gradient, times ``sqrt(v)``, to the noise prediction instead.
-        fused: In space ``noise``, take the gradient from the conditional denoising pass itself, in which the injection acts:
-            each site is judged before it is edited there.
+        fused: In space ``noise``, take the gradient from the conditional denoising pass itself; the loss reads each site's maps
+            before they are edited there.
         step_size: Peak of the factor on the gradient.
         max_norm: Largest norm of a move as a share of the latents' norm.
         iterations: Most updates a step; when ``None``, three, and one in space ``noise``, which allows no more.
-        enough: Share of a word's attention inside its regions from which on a row is left alone, in (0, 1].
+        enough: Share of a word's attention inside its regions from which a row makes no update, in (0, 1].
         levels: Map levels at which attention is moved, 0 the largest that has cross-attention; all when ``None``.
         guide_levels: Map levels that guidance reads; the model's guidance level when ``None``.
 
     Raises:
-        ValueError: If an option is out of range, or neither part is wanted.
+        ValueError: If an option is out of range, or both ``inject`` and ``guide`` are False.
     """
 
     name = "stable"
@@ -203,7 +203,7 @@ def _check_numbers(scale: PerRow, **options: float) -> None:
 
 
 def _update(step_size: float, scale: PerRow, iterations: int | None, space: Space, max_norm: float, fused: bool) -> Update:
-    """Rows whose loss is 0 leave at once; in space ``noise`` there is one pass, which does not move them."""
+    """Update rule: rows stop at a loss of 0; in space ``noise`` there is one guide pass, and latents stay."""
     rule = noise_variance(step_size)
     if space == "noise":
         always = 1 if iterations is None else iterations

@@ -30,7 +30,7 @@ class SynGen(Guidance):
     as in the paper. Groups are the row's (:mod:`attnguide.prompt.pairs`) instead of a parser's.
 
     Args:
-        bare_nouns: Push nouns without modifiers away from all other tokens, too.
+        bare_nouns: Also push nouns without modifiers away from all other tokens.
         step_size: Constant factor on the gradient.
         stop: Progress at which guidance ends.
         levels: Map levels to read; the model's guidance level when ``None``.
@@ -92,16 +92,16 @@ class SynGen(Guidance):
         """Loss of one noun and its modifiers.
 
         Args:
-            distances: Of all words, ``words words``.
-            ranks: By which the farthest of several pieces is chosen, likewise.
+            distances: Distances of all word tokens, ``words words``.
+            ranks: Distances by which the farthest token of a word is chosen, ``words words``.
             group: The noun and its modifiers.
-            place: Token position to its place among the words.
+            place: Index among the word tokens by token position.
         """
         noun = [place[position] for position in group.noun]
         outside = [place[position] for position in place if position not in group.positions]
 
         def away(word: list[int]) -> Tensor:
-            """Mean distance of a word's farthest piece to each token outside."""
+            """Mean, over tokens outside the group, of the distance of the word's farthest token."""
             if not outside:
                 return distances.new_zeros(())
             farthest = ranks[word][:, outside].argmax(0, keepdim=True)

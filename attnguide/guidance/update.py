@@ -1,4 +1,4 @@
-"""How a gradient becomes a move: step size, repetition, stopping."""
+"""Update rules: step size, repetition and stopping of guidance updates."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Refinement:
 
     Attributes:
         until: A row goes on while its indicator exceeds this; one number, or one per row.
-        iterations: At most so many updates in one step.
-        at: Progress points where it happens (at 0.2 means the step that includes the evaluation ``round(0.2 * count)``);
+        iterations: Most updates in one step.
+        at: Progress points of the refinement (0.2 means the step that includes the evaluation ``round(0.2 * count)``);
             every step when ``None``.
         lagging: Decide on the indicator from before the newest update, as attend-and-excite's code does (one update too many).
     """
@@ -46,28 +46,28 @@ class Refinement:
             raise ValueError(f"a refinement's point is progress in [0, 1), 0.2 for step 10 of 50; got {outside[0]:g}.")
 
     def applies(self, step: Step, span: int = 1) -> bool:
-        """Whether it happens at the denoising step that begins at ``step`` and takes ``span`` evaluations."""
+        """Whether the refinement applies to the denoising step that begins at ``step`` and takes ``span`` evaluations."""
         index, count = step.overall_index, step.overall_count
         return self.at is None or any(index <= round(point * count) < index + span for point in self.at)
 
 
 Thresholds = Mapping[float, float] | Sequence[Mapping[float, float]]
-"""Progress -> value to be reached there; one table for all rows, or one per row of the batch."""
+"""Progress -> value to reach at that step; one table for all rows, or one per row of the batch."""
 
 
 def refinements_at(
     thresholds: Thresholds, limit: Callable[[float], float], iterations: int | Callable[[float], int], lagging: bool = False
 ) -> tuple[Refinement, ...]:
-    """One refinement for each point of a table of thresholds.
+    """One refinement for each progress point of a table of thresholds.
 
     Args:
-        thresholds: A row whose table lacks a point of another's is not refined there.
+        thresholds: Table, or one per row; a row is not refined at points that its table lacks.
         limit: From a threshold to the largest indicator that satisfies it.
-        iterations: Most updates, one number or by point.
+        iterations: Most updates at each point: a number, or a function of the point.
         lagging: See :class:`Refinement`.
 
     Raises:
-        ValueError: If a table maps nothing, or a point is no progress.
+        ValueError: If a table is no mapping, or a point is not in [0, 1).
     """
     tables = [thresholds] if isinstance(thresholds, Mapping) else list(thresholds)
     if not all(isinstance(table, Mapping) for table in tables):
@@ -86,8 +86,8 @@ class Round:
     """One guide pass of a step, as an :class:`Update` plans it.
 
     Attributes:
-        limit: In a refinement, rows whose indicator exceeds this ask for a move; ``None`` where all rows move.
-        lagging: Every judged row moves, also one that does not ask any more.
+        limit: Limit of a refinement: rows whose indicator exceeds it ask for a move; ``None`` if all rows move.
+        lagging: Whether every row of the pass moves, also one that no longer asks.
     """
 
     limit: PerRow | None = None
@@ -95,11 +95,11 @@ class Round:
 
     @property
     def refines(self) -> bool:
-        """Whether it belongs to a refinement, in which only rows that asked in the round before are judged."""
+        """Whether the round belongs to a refinement, in which only rows that asked in the previous round take part."""
         return self.limit is not None
 
     def asks(self, indicator: Tensor, rows: Sequence[int]) -> Tensor:
-        """Which of the judged rows ask for a move, bool; ``indicator`` has one value for each of ``rows``."""
+        """Mask of ``rows`` that ask for a move, bool; ``indicator`` has one value for each of them."""
         if self.limit is None:
             return torch.ones_like(indicator, dtype=torch.bool)
         return indicator.detach().float() > EachRow(self.limit, "until").at(rows, indicator)
@@ -107,13 +107,13 @@ class Round:
 
 @dataclass(frozen=True)
 class Update:
-    """The rule of motion.
+    """Update rule of a guidance.
 
     Attributes:
-        step_size: Factor on the gradient as a function of the step, on latents in the scale the network reads.
+        step_size: Factor on the gradient as a function of the step, on latents in the network's input scale.
         scale: Further factor, one number or one per row.
-        iterations: Updates in every step of the window, whatever the indicator says.
-        refinements: Updates before those, as long as an indicator asks.
+        iterations: Updates in every step of the window, whatever the indicator.
+        refinements: Updates before these, repeated while an indicator exceeds its limit.
         space: ``latents`` moves them; ``noise`` adds ``step_size * sqrt(1 - alpha_bar) * gradient`` to the noise prediction
             instead.
         max_norm: Largest norm of one update per row as a share of the latents' own norm; ``None`` for no limit.
@@ -146,29 +146,29 @@ class Update:
             raise ValueError(f"max_norm must be above 0; got {self.max_norm}.")
 
     def refinement(self, step: Step, span: int = 1) -> Refinement | None:
-        """The refinement of the denoising step that begins at ``step``: the last listed that applies, for every row."""
+        """The refinement of the denoising step that begins at ``step``: for every row, the last listed that applies."""
         found = [refinement for refinement in self.refinements if refinement.applies(step, span)]
         if len(found) < 2 or EachRow(found[-1].until).common:
             return found[-1] if found else None
-        # Rows have tables of their own, whose points may meet in one step: none may cover another row's.
+        # Points of several rows' tables may fall into one step: each row keeps its own limit.
         limits = zip(*(EachRow(refinement.until).values for refinement in reversed(found)), strict=True)
         return replace(found[-1], until=[next((one for one in row if one != math.inf), math.inf) for row in limits])
 
     def rounds(self, step: Step, span: int = 1) -> Iterator[Round]:
         """The guide passes of the denoising step that begins at ``step`` and takes ``span`` evaluations, in order.
 
-        First those of a refinement, as many as there can be; then one for each of the plain updates.
+        First the rounds of a refinement, at their largest number, then one for each plain update.
         """
         refinement = self.refinement(step, span)
         for index in range(refinement.iterations if refinement is not None else 0):
             assert refinement is not None
-            # A lagging rule moves whoever asked before the newest update; after the first round only those are left.
+            # A lagging rule moves rows that asked before the newest update: after the first round, those that are left.
             yield Round(refinement.until, lagging=refinement.lagging and index > 0)
         for _ in range(self.iterations):
             yield Round()
 
     def move(self, gradient: Tensor, latents: Tensor, step: Step, rows: Sequence[int]) -> Tensor:
-        """What to subtract from latents (in the network's input scale), ``batch channels height width``."""
+        """Tensor to subtract from latents in the network's input scale, ``batch channels height width``."""
         wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would lose a small gradient
         size = EachRow(self.scale, "scale").at(rows, latents).view(-1, 1, 1, 1) * self.step_size(step)
         move = size * gradient.to(wide)

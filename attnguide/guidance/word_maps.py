@@ -1,4 +1,4 @@
-"""Maps of words as attend-and-excite compares them; several methods read these."""
+"""Word maps of attend-and-excite (token softmax and blur), shared by several methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from attnguide.prompt.targets import Targets, region_maps
 
 
 def blur_deviation(stated: float, reference: bool) -> float:
-    """Of the blur that is meant, or of the published code's: dividing by twice the deviation inside the square widens it."""
+    """Standard deviation of the blur: ``stated``, or ``sqrt(2)`` times it as in the published code.
+
+    That code has ``exp(-(x / (2 std))^2)`` instead of ``exp(-(x / std)^2 / 2)``.
+    """
     return stated * 2**0.5 if reference else stated
 
 
@@ -29,16 +32,16 @@ def _smoothed(maps: Tensor, blur_std: float) -> Tensor:
 def token_maps(
     maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int, mode: str | None = None
 ) -> Tensor:
-    """One smoothed map a token, after a token softmax; :func:`word_maps` for every token instead of every region.
+    """Smoothed map of every token after a token softmax, as :func:`word_maps` for regions.
 
     Args:
-        maps: Conditional probs.
-        targets: Of the same rows.
+        maps: Maps of the conditional half.
+        targets: Words of the same rows.
         blur_std: Standard deviation of the 3x3 blur in cells; 0 for none.
-        until_end: Let only words compete, not the end token and padding.
-        height: Of the map.
-        width: Of the map.
-        mode: Average all sites after resizing them so, instead of only those of this size.
+        until_end: Let only words compete in the softmax, not the end token and padding.
+        height: Map height.
+        width: Map width.
+        mode: Interpolation mode to resize and average all sites; only sites of this size when ``None``.
 
     Returns:
         ``batch tokens height width``.
@@ -47,7 +50,7 @@ def token_maps(
 
 
 def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_end: bool, height: int, width: int) -> Tensor:
-    """The maps attend-and-excite compares: token softmax at temperature 100, then one smoothed map a region.
+    """Smoothed map of each region's words after attend-and-excite's token softmax (factor 100).
 
     Returns:
         ``batch regions height width``.
@@ -59,14 +62,14 @@ def word_maps(maps: AttentionMaps, targets: Targets, *, blur_std: float, until_e
 def mean_overlap(maps: Tensor, targets: Targets) -> Tensor:
     """Mean :func:`~attnguide.losses.separation.overlap` over pairs of different words, each word once; 0 for a single word.
 
-    A pair's overlap counts by the geometric mean of its regions' weights.
+    A pair's overlap is weighted by the geometric mean of its regions' weights.
 
     Args:
-        maps: One a region, ``batch regions height width``.
-        targets: Of the same rows.
+        maps: Map of each region, ``batch regions height width``.
+        targets: Words of the same rows.
 
     Returns:
-        ``batch``.
+        One value per row, ``batch``.
     """
     tokens, shares = targets.tokens, targets.shares(targets.valid).to(maps)
     others = (tokens[:, :, None] != tokens[:, None, :]).any(-1).triu(1)

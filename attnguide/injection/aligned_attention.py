@@ -1,4 +1,4 @@
-"""Cross-attention of another prompt put into a row's own, token by token."""
+"""Edit that replaces a row's cross-attention by a source prompt's, token by token."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from attnguide.schedules import Window
 from attnguide.types import PassContext, Step
 
 Span = tuple[float, float]
-"""Where a token's window of progress begins and ends."""
+"""Start and stop of a token's progress window."""
 
 
 class AlignedCrossAttention(WindowEdit):
     """``P_j`` becomes ``c_j (sum_i P_src,i M_ij + P_j k_j)`` within token j's window (https://arxiv.org/abs/2208.01626).
 
-    ``k_j`` is 1 for tokens to which ``M`` gives nothing of the source, if ``keeps``, and else 0.
+    ``k_j`` is 1 for tokens without a source in ``M``, if ``keeps``, and else 0.
 
     Args:
         scale: Share of the edit, one number or one per row.
-        matrix: ``M``, ``batch source_token token``.
-        factors: ``c``, ``batch token``.
-        spans: Each row's window for each token.
-        covers: Whether a window of progress includes a step.
-        keeps: See above.
+        matrix: Alignment ``M``, ``batch source_token token``.
+        factors: Factors ``c``, ``batch token``.
+        spans: Window of each token, per row.
+        covers: Whether a progress window includes a step.
+        keeps: Whether tokens without a source keep their own probs.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class AlignedCrossAttention(WindowEdit):
 
 
 def token_spans(given: Mapping[str, Sequence[float]] | None, otherwise: Span, prompt: TokenizedPrompt) -> list[Span]:
-    """Window of every token of a prompt: the one given for its phrase, ``otherwise`` for the rest.
+    """Window of every token of a prompt: the one given for its phrase, else ``otherwise``.
 
     Args:
         given: Phrase of the prompt -> window; ``phrase[1]`` means the second occurrence alone.
-        otherwise: Window of the tokens of no phrase.
-        prompt: As the model reads it.
+        otherwise: Window of tokens outside all phrases.
+        prompt: The tokenized prompt.
 
     Raises:
         ValueError: If a phrase does not occur in the prompt.

@@ -1,4 +1,4 @@
-"""The contract of an injection, and the edit most of them are made of."""
+"""The contract of an injection, and the base class of most edits."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from attnguide.weighted import Prompt
 
 @dataclass(frozen=True)
 class Source:
-    """A second prompt for every row, whose pass runs beside the row's own so that edits can read it.
+    """A source prompt for every row, whose pass runs beside the row's own so that edits can read its attention.
 
     Attributes:
-        prompts: One for all rows, or one per row; ``None`` is the row's own prompt.
-        trajectory: ``own`` starts from the row's noise and is denoised on its own, both halves in every step (branches
-            ``source`` and ``source_uncond``); ``shared`` reads the row's own latents, conditional half only, in those steps
-            for which :meth:`Injection.branches` names the branch ``source``.
-        pictures: Files that stand for the source on an ``own`` trajectory: one for all rows, or one per row; where there is
-            one, the row starts from its inverted noise, and the source is at every step what inversion passed through
+        prompts: Source prompt, one for all rows, or one per row; ``None`` is the row's own prompt.
+        trajectory: ``own``: the source starts from the row's noise and is denoised separately, both halves in every step
+            (branches ``source`` and ``source_uncond``); ``shared``: the source prompt's conditional half is evaluated on the
+            row's own latents, in steps for which :meth:`Injection.branches` names the branch ``source``.
+        pictures: Paths of source pictures for an ``own`` trajectory, one for all rows, or one per row; such a row starts from
+            the picture's inverted noise, and its source's latents are the inverted trajectory
             (:mod:`attnguide.engine.inversion`).
         iterations: Evaluations per step of the inversion beyond the first.
     """
@@ -46,15 +46,15 @@ class Source:
 class Injection(ABC):
     """A method that edits attention in the denoising passes.
 
-    A new method is a subclass with :meth:`edits`; the rest is for methods that need more than the row's own two halves.
-    An injection keeps no state of a batch: what must be remembered over the steps lives in the edits made for it.
+    A new method is a subclass with :meth:`edits`; the other hooks are for methods that need more than attention edits of the
+    row's own CFG halves. An injection keeps no state of a batch: state over the steps lives in the edits.
 
     Attributes:
-        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also say where, ``None`` if none
-            are needed.
-        source: A second prompt whose pass the edits read.
-        extends_text: Whether :meth:`condition` puts further texts behind the rows' own; then no method of the batch can have
-            a source, whose text is shorter.
+        needs_regions: ``"phrase"`` if regions must name words, ``"place"`` if they must also have places, ``None`` if no
+            regions are needed.
+        source: A source prompt whose pass the edits read.
+        extends_text: Whether :meth:`condition` appends further texts to the rows' text states; then no method of the batch
+            can have a source, whose text is shorter.
     """
 
     name: str = "injection"
@@ -64,17 +64,17 @@ class Injection(ABC):
 
     @property
     def mixes(self) -> bool:
-        """Whether its rows can share a batch with rows of other methods.
+        """Whether the injection's rows can share a batch with rows of other methods.
 
-        They can where :meth:`edits` is all that it overrides, since an edit can be given some rows of a pass. A source and
-        every other hook are for the batch as a whole.
+        They can if it overrides :meth:`edits` alone, since an edit can be restricted to rows. A source and all other hooks
+        apply to the whole batch.
         """
         alone = ("edits", "check", "further_prompts")  # one row's affair
         hooks = [name for name, found in vars(Injection).items() if callable(found) and name[0] != "_" and name not in alone]
         return self.source is None and all(getattr(type(self), name) is getattr(Injection, name) for name in hooks)
 
     def check(self, targets: Targets, sites: Sequence[Site]) -> None:  # noqa: B027 - most injections can use any place
-        """Refuse rows that it cannot take; called before anything is sampled, with one row.
+        """Refuse a row on which the injection cannot act; called with one row before anything is sampled.
 
         Args:
             targets: The row's words and places.
@@ -89,7 +89,7 @@ class Injection(ABC):
         """The edits for one batch of rows, made once before its first step."""
 
     def further_prompts(self, targets: Targets) -> Sequence[str]:
-        """Texts that :meth:`condition` has encoded, which must fit the text encoder."""
+        """Further texts that :meth:`condition` encodes, which must fit the text encoder."""
         return ()
 
     def initial_noise(self, noise: Tensor, targets: Targets) -> Tensor:
@@ -105,32 +105,32 @@ class Injection(ABC):
         return ()
 
     def hides_words(self, step: Step) -> bool:
-        """Whether no cell of a placed region sees the row's prompt in a step, so that the prompt's words have no maps there."""
+        """Whether cells of placed regions do not attend to the row's prompt in a step, so that its words have no maps there."""
         return False
 
     def negative_prompts(self, targets: Targets) -> Sequence[Prompt]:
-        """What the branch ``negative`` reads, one text per row, or nothing."""
+        """Texts of the branch ``negative``, one per row; empty without that branch."""
         return ()
 
     def unconditional(self, uncond: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
-        """Change what classifier-free guidance leads away from, knowing each branch's answer; where it is in use at all."""
+        """Change the unconditional prediction, given all branches' predictions; called with classifier-free guidance only."""
         return uncond
 
     def correct(self, noise_pred: Tensor, answers: Mapping[Branch, Tensor], step: Step) -> Tensor:
-        """Change the combined prediction, knowing each branch's own; all ``batch channels height width``."""
+        """Change the combined prediction, given all branches' predictions, each ``batch channels height width``."""
         return noise_pred
 
 
 def as_tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    """A list from YAML as selectors want it."""
+    """A list from YAML as a tuple, for selectors."""
     return None if values is None else tuple(values)
 
 
 def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
-    """Refuse a value that is not among those named.
+    """Refuse a value that is not in ``allowed``.
 
     Raises:
-        ValueError: Naming the argument, what was expected and what came.
+        ValueError: Naming the argument, the allowed values and the given one.
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}.")
@@ -140,7 +140,7 @@ def finite(name: str, value: PerRow) -> None:
     """Refuse numbers that are not finite.
 
     Raises:
-        ValueError: Naming the argument and what came.
+        ValueError: Naming the argument and its value.
     """
     EachRow(value, name).require_finite()
 
@@ -150,7 +150,7 @@ Factors = Mapping[str, float] | None
 
 
 def token_factors(given: Factors, prompt: TokenizedPrompt) -> Tensor:
-    """The factor of every token, 1 where none is given: ``tokens``.
+    """Factor of every token, 1 where none is given, ``tokens``.
 
     Raises:
         ValueError: If a phrase does not occur in the prompt, or a factor is not finite.
@@ -163,7 +163,7 @@ def token_factors(given: Factors, prompt: TokenizedPrompt) -> Tensor:
 
 
 def phrase_positions(phrases: str | None, prompt: TokenizedPrompt) -> tuple[int, ...]:
-    """Positions of the tokens of phrases that are separated by commas, of every occurrence (``phrase[1]``: of the second).
+    """Token positions of comma-separated phrases, at every occurrence (``phrase[1]``: at the second alone).
 
     Raises:
         ValueError: If a phrase does not occur in the prompt.
@@ -173,18 +173,18 @@ def phrase_positions(phrases: str | None, prompt: TokenizedPrompt) -> tuple[int,
 
 
 class LatentsEdit(Edit):
-    """An edit that also changes latents, from what it saw of attention."""
+    """An edit that also changes latents between steps, by attention that it has read."""
 
     remembers = True
 
     @abstractmethod
     def after_step(self, latents: Tensor, source: Tensor | None, step: Step) -> Tensor:
-        """Change the rows' latents after the scheduler's move, where a new denoising step begins or the last one ended.
+        """Change the rows' latents after the scheduler's step, where a new denoising step begins or the last one ended.
 
         Args:
-            latents: Of the rows, ``batch channels height width``.
-            source: Latents of the rows' sources, where these have trajectories of their own, ``batch channels height width``.
-            step: The one that was made.
+            latents: Latents of the rows, ``batch channels height width``.
+            source: Latents of the rows' sources, ``batch channels height width``; ``None`` without trajectories of their own.
+            step: The step that was made.
         """
 
 
@@ -192,11 +192,11 @@ class WindowEdit(Edit):
     """An edit within a window of the schedule, with one strength per row; 0 is exactly no edit.
 
     Args:
-        sites: Where it acts.
-        stages: What it edits.
-        window: When it acts.
-        scale: One number, or one per row.
-        rows: Rows of the batch.
+        sites: Sites to edit.
+        stages: Stages to edit.
+        window: The part of the schedule in which the edit acts.
+        scale: Strength, one number or one per row.
+        rows: Number of rows in the batch.
 
     Raises:
         ValueError: If there is neither one strength nor one per row.
@@ -215,9 +215,9 @@ class WindowEdit(Edit):
         )
 
     def gate(self, values: Tensor, context: PassContext, branches: tuple[Branch, ...] = ("cond", "perturbed")) -> Tensor:
-        """Strength of every batch element, 0 in branches that are left alone: ``batch 1 1 1``.
+        """Strength of every batch element, ``batch 1 1 1``; 0 outside of ``branches``.
 
-        A perturbed branch is the conditional one but for its perturbation, hence edited like it.
+        A perturbed branch is edited like the conditional one by default.
         """
         key = (context.rows, context.branches, branches, values.dtype, values.device)
         if key not in self._gates:
@@ -227,16 +227,16 @@ class WindowEdit(Edit):
         return self._gates[key]
 
     def gated(self, context: PassContext, branches: tuple[Branch, ...] = ("cond", "perturbed")) -> list[int]:
-        """Positions in the batch where :meth:`gate` is not 0; what :meth:`touches` says of an edit without a source."""
+        """Batch positions where :meth:`gate` is not 0, for :meth:`touches` of edits without a source."""
         elements = enumerate(zip(context.rows, context.branches, strict=True))
         return [position for position, (row, branch) in elements if branch in branches and self.scales[row] != 0]
 
 
 def in_columns(values: Tensor, columns: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """A copy of ``batch heads query key`` values with some tokens' columns changed.
+    """A copy of ``batch heads query key`` scores or probs with some tokens' columns changed.
 
     Args:
-        values: Scores or probabilities.
+        values: Scores or probs.
         columns: Positions of the tokens.
         change: From the columns ``batch heads query columns`` to new ones.
     """

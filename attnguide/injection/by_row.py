@@ -1,4 +1,4 @@
-"""An injection for some rows of a batch, so that rows whose methods differ can share one."""
+"""An injection restricted to some rows of a batch, so that rows with different methods can share one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from attnguide.types import PassContext, Step
 
 
 class ForRows(Injection):
-    """An injection that has some rows of a batch to itself; the others are as without it.
+    """An injection restricted to some rows of a batch; other rows are unchanged.
 
-    It is shown targets, passes and latents as if there were no other rows.
+    The injection gets targets, passes and latents of its rows alone, renumbered from 0.
 
     Args:
-        injection: Made for these rows: an option with one value a row has one for each of them.
-        rows: Their numbers in the batch, in the order that the injection counts them.
+        injection: Injection made for these rows: per-row options have one value for each of them.
+        rows: Numbers of the rows in the batch, in the injection's order.
 
     Raises:
-        ValueError: If it does more than edit (:attr:`~attnguide.injection.base.Injection.mixes`), or a row is named twice.
+        ValueError: If the injection is more than edits (:attr:`~attnguide.injection.base.Injection.mixes`), or a row is named
+            twice.
     """
 
     def __init__(self, injection: Injection, rows: Sequence[int]) -> None:
@@ -58,9 +59,9 @@ class Part:
         self._latest: tuple[PassContext, list[int], PassContext] | None = None
 
     def of(self, context: PassContext) -> tuple[list[int], PassContext]:
-        """Batch positions, and what the pass is for them.
+        """Batch positions of the rows, and the context restricted to them.
 
-        That is one object for as long as the pass lasts: some edits tell passes apart by it.
+        The context is the same object throughout a pass, since some edits tell passes apart by identity.
         """
         if self._latest is None or self._latest[0] is not context:
             positions = [position for position, row in enumerate(context.rows) if row in self._numbers]
@@ -127,7 +128,7 @@ class _EditForRows(Edit):
 
 
 class _LatentsEditForRows(_EditForRows, LatentsEdit):
-    """The same for an edit that also changes latents."""
+    """A latents edit that sees and changes only some rows."""
 
     edit: LatentsEdit
 
@@ -137,13 +138,13 @@ class _LatentsEditForRows(_EditForRows, LatentsEdit):
 
 
 def _put(values: Tensor, positions: list[int], part: Tensor) -> Tensor:
-    """A copy with some batch elements replaced."""
+    """A copy of ``values`` with some batch elements replaced."""
     changed = values.clone()
     changed[positions] = part.to(values)
     return changed
 
 
 def _among(part: Tensor, positions: list[int], count: int, filling: int) -> Tensor:
-    """A tensor of ``count`` batch elements, some of them given and the others filled with a number."""
+    """A tensor of ``count`` batch elements: ``part`` at ``positions``, and ``filling`` elsewhere."""
     every = torch.full((count, *part.shape[1:]), filling, dtype=part.dtype, device=part.device)
     return every.index_copy(0, torch.tensor(positions, device=part.device), part.expand(len(positions), *part.shape[1:]))

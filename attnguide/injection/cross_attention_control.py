@@ -1,4 +1,4 @@
-"""Cross-attention control: prompt-to-prompt on one trajectory, with weights on tokens."""
+"""Cross-attention control: prompt-to-prompt on the row's own latents, with weights on tokens."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from attnguide.types import Branch, PassContext, Step
 
 
 class CrossAttentionControl(Injection):
-    """Writes into the conditional half what attention would be under another prompt on the same latents.
+    """Replaces attention of the conditional half by that of a source prompt on the same latents.
 
     The variant of https://github.com/bloc97/CrossAttentionControl, from which the notes' ``prompt_edit_tokens_start`` comes:
-    in every step a further pass reads the source prompt. Tokens that both prompts share, or that were replaced by equally many,
-    take its cross-attention probs; self-attention is replaced as a whole, on maps of every size. Then ``P_j`` is multiplied by
-    the factor of token ``j``, in all steps, without renormalising.
+    in every step of the windows a further branch reads the source prompt. Tokens that both prompts share, or that were replaced
+    by equally many, take its cross-attention probs; self-attention is replaced as a whole, on maps of every size. Then ``P_j``
+    is multiplied by the factor of token ``j``, in all steps, without renormalising.
 
     Windows are in ``t / 1000``, 1 at pure noise: 0.8 to 1 is the noisiest fifth.
 
     Args:
-        source_prompt: One for all rows, or one per row; the row's own when ``None``.
-        tokens_start: One bound of the window of cross-attention.
-        tokens_stop: The other.
-        spatial_start: One bound of the window of self-attention; the reference's examples use 0.5 to 1.
-        spatial_stop: The other.
+        source_prompt: Source prompt, one for all rows, or one per row; the row's own when ``None``.
+        tokens_start: First bound of the window of cross-attention.
+        tokens_stop: Second bound of the window of cross-attention.
+        spatial_start: First bound of the window of self-attention; the reference's examples use 0.5 to 1.
+        spatial_stop: Second bound of the window of self-attention.
         weights: Phrase of the prompt -> factor, which may be negative (the examples go to -8); one mapping, or one per row.
         scale: Share of the edit, one number or one per row; 1 is the reference's.
 
@@ -72,7 +72,7 @@ class CrossAttentionControl(Injection):
 
 
 class _Swap(WindowEdit):
-    """Takes over the source's probs."""
+    """Replaces probs by the source's."""
 
     def __init__(self, method: CrossAttentionControl, targets: Targets) -> None:
         chosen = SiteSelector(where=lambda site: site.kind in method.windows)

@@ -1,4 +1,4 @@
-"""DenseDiffusion: scores pulled towards each query's best inside a segment, towards its worst outside."""
+"""DenseDiffusion: scores are raised towards each query's maximum inside a segment, lowered towards its minimum outside."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class DenseDiffusion(Injection):
     Per head and query, with the largest and smallest scaled score ``max`` and ``min``: ``S + g (max - S)`` where query and key
     belong together and ``S - g (S - min)`` where they do not; ``g = w (t / 1000)^5 (1 - a)`` with ``a`` the share of the
     picture that the query's segment covers. A query and a token belong together if the query lies in a segment of the token;
-    two queries, if one segment holds both. A region's weight is a factor on ``g`` where it joins query and key; where nothing
-    does, the geometric mean of the weights on either side is, 1 where no region is. A region of weight 0 is not there.
+    two queries, if one segment holds both. A region's weight is a factor on ``g`` where it joins query and key; elsewhere the
+    factor is the geometric mean of the weights on either side, with 1 where no region is. Regions of weight 0 are ignored.
 
     Args:
         cross_scale: ``w`` in cross-attention.
@@ -38,12 +38,12 @@ class DenseDiffusion(Injection):
         size_scale: Factor on ``a``.
         splice: Put each phrase's separately encoded states at its tokens' positions, as the paper's code always does.
         scale: Factor on ``w``, one number or one per row.
-        start: Where it begins, in ``unit``.
-        stop: Where it ends.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit``.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
-        quirks: ``reference`` pulls the scores of start, end and padding tokens down as well, which takes away the place where
-            attention rests, lets a ``g`` above 1 push scores past their largest and smallest, and shrinks masks from the
-            latent's size by taking every n-th cell, which loses small regions.
+        quirks: ``reference`` lowers the scores of start, end and padding tokens as well, which removes the attention sink,
+            does not limit ``g`` to 1, so that scores may pass their maximum and minimum, and downsamples masks from latent size
+            by taking every n-th cell, which loses small regions.
 
     Raises:
         ValueError: If an option is out of range; for a batch, with ``splice``, if a phrase alone has other tokens than in the
@@ -103,7 +103,7 @@ class DenseDiffusion(Injection):
 
 
 def _phrase(targets: Targets, row: int, region: int) -> Prompt:
-    """A region's phrase as a text of its own, with the weights that the prompt gives it."""
+    """A region's phrase as a prompt of its own, with its weights in the row's prompt."""
     asked, positions = targets.tokenized[row].asked, targets.token_indices[row][region]
     if asked is None:
         return targets.regions[row][region].phrase
@@ -112,13 +112,13 @@ def _phrase(targets: Targets, row: int, region: int) -> Prompt:
 
 
 def _pieces(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[str]:
-    """What tokens stand for, without the space before it that some tokenizers take into a word inside a text."""
+    """Characters of tokens, without the leading space that some tokenizers include inside a text."""
     spans = [prompt.offsets[position] for position in positions]
     return [prompt.text[slice(*span)].strip().casefold() for span in spans if span is not None]
 
 
 class _Modulation(WindowEdit):
-    """One :class:`DenseDiffusion` over one batch of rows."""
+    """Edit of scores of a :class:`DenseDiffusion` for one batch of rows."""
 
     def __init__(self, method: DenseDiffusion, targets: Targets) -> None:
         kinds = {kind for kind, weight in method.weights.items() if weight != 0}
@@ -146,16 +146,16 @@ class _Modulation(WindowEdit):
         return torch.where(touched, torch.where(together, up, down), scores)
 
     def _layout(self, site: Site) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """How queries and keys stand to each other.
+        """Masks and factors of a site.
 
         Returns:
-            Who belongs together, ``batch query key``; which keys are touched at all, a shape that broadcasts to it; the share
-            of the picture that a query's segment covers, ``batch query 1``; the factor of the regions' weights.
+            Mask of query-key pairs that belong together, ``batch query key``; mask of keys whose scores change, broadcast to
+            it; share of the picture that a query's segment covers, ``batch query 1``; factor of the regions' weights.
         """
         targets = self.targets
         masks = self._masks(site).flatten(2) * self.there[..., None]
         joined = torch.einsum("brq,brk->bqk", masks, masks)
-        # The code's segments are apart; where ours overlap a query's segment is what all of its regions cover together.
+        # The code's segments are disjoint; where regions overlap, a query's segment is the union of its regions.
         share = (joined if self.method.quirks == "reference" else (joined > 0).float()).mean(-1, keepdim=True)
         if site.kind == "self":
             together = joined
@@ -170,12 +170,12 @@ class _Modulation(WindowEdit):
         return together > 0, words.unsqueeze(1), share, self._factor(masks, owns, together)
 
     def _factor(self, queries: Tensor, keys: Tensor, joined: Tensor) -> Tensor:
-        """Of the regions' weights, ``batch query key``; several regions on one side count by their mean.
+        """Factor of the regions' weights, ``batch query key``; several regions on one side count by their mean.
 
         Args:
             queries: 1 where a region has the query, ``batch regions query``.
-            keys: Likewise, ``batch regions key``.
-            joined: How many regions have both, ``batch query key``.
+            keys: 1 where a region has the key, ``batch regions key``.
+            joined: Number of regions that have both, ``batch query key``.
         """
         weights = self.targets.weights
         if bool((weights[self.there] == 1).all()):
@@ -185,7 +185,7 @@ class _Modulation(WindowEdit):
         return torch.where(joined > 0, own, apart)
 
     def _masks(self, site: Site) -> Tensor:
-        """Yes-or-no masks as numbers, ``batch regions height width``."""
+        """Binary masks as floats, ``batch regions height width``."""
         if self.method.quirks == "none":
             return self.targets.binary_masks(site.height, site.width).float()
         targets = self.targets
@@ -198,7 +198,7 @@ class _Modulation(WindowEdit):
 
 
 def _mean_weight(members: Tensor, weights: Tensor) -> Tensor:
-    """Mean weight of the regions that have a query or key, at least 0; 1 where none has: ``batch regions n`` to ``batch n``."""
+    """Mean weight, at least 0, of the regions that have a query or key, 1 without any; ``batch regions n`` to ``batch n``."""
     count = members.sum(1)
     mean = torch.einsum("brn,br->bn", members, weights.clamp_min(0)) / count.clamp_min(1)
     return torch.where(count > 0, mean, 1.0)

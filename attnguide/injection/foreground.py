@@ -1,4 +1,4 @@
-"""Which cells of a row, and of the source it reads, are foreground."""
+"""Foreground masks of a row and of its source (MasaCtrl)."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from attnguide.types import PassContext
 
 
 class Foreground(WindowEdit):
-    """Which cells belong to the foreground, by words' maps of the pass that is under way or by places; changes nothing.
+    """Foreground masks from words' maps in the current pass, or from places; changes no attention.
 
     Args:
         targets: All rows.
-        window: When maps are kept.
-        scale: 0 for rows that need none.
-        words: Phrases of the prompt, separated by commas; one text, or one per row.
-        source_words: Phrases of the source prompt, likewise; ``words`` when ``None``.
-        drawn: Take the regions' places instead of ``words``, and of ``source_words`` where there are none.
-        threshold: A cell is foreground where the words' map, averaged over heads and the largest sites seen so far and
-            stretched to [0, 1], reaches this.
-        cells: Largest maps that are read, in cells.
+        window: The part of the schedule in which maps are recorded.
+        scale: Strength, one number or one per row; 0 for rows without a mask.
+        words: Comma-separated phrases of the prompt; one text, or one per row.
+        source_words: Comma-separated phrases of the source prompt, one text, or one per row; ``words`` when ``None``.
+        drawn: Use the regions' places instead of ``words``, also for the source where ``source_words`` is ``None``.
+        threshold: A cell is foreground where the words' map, averaged over heads and the largest sites seen so far in the pass
+            and stretched to [0, 1], is at least this.
+        cells: Number of cells of the largest maps that are read.
 
     Attributes:
-        words: Positions of each row's words, and of each source's.
-        masked: Which rows have a foreground on both sides.
-        reads_words: Whether it needs any maps.
+        words: Token positions of each row's words, and of each source's.
+        masked: Whether each row has a foreground, also in its source.
+        reads_words: Whether any maps are needed.
 
     Raises:
         ValueError: If a phrase does not occur, or there is neither one text nor one per row.
     """
 
-    across_halves = True  # both are masked by maps of the conditional one
+    across_halves = True  # both halves are masked by maps of the conditional one
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Foreground(WindowEdit):
         return probs
 
     def visible(self, site: Site, context: PassContext) -> Tensor | None:
-        """Which of the source's cells every row may ask, bool, ``rows query key``; ``None`` while nothing is known."""
+        """Mask of the source's cells that each cell may attend to, bool, ``rows query key``; ``None`` before the first map."""
         if not any(self.masked):
             return None
         found, known = self._attended(site, context), torch.tensor(self.masked)
@@ -92,7 +92,7 @@ class Foreground(WindowEdit):
         return (own.unsqueeze(2) == source.unsqueeze(1)) | ~known.to(own.device).view(-1, 1, 1)
 
     def _attended(self, site: Site, context: PassContext) -> tuple[Tensor, Tensor] | None:
-        """Foreground by the words' maps of the rows and of their sources, each ``rows query``."""
+        """Foreground masks by words' maps, of the rows and of their sources, each ``rows query``; ``None`` without maps."""
         if context is not self._context or not self._maps:
             return None
         largest = max(self._maps, key=lambda size: size[0] * size[1])

@@ -31,8 +31,8 @@ class ForwardLayout(Injection):
             window.
         levels: Map levels, 0 the largest that has cross-attention; all when ``None``.
         depths: First and last depth of the blocks, 0 the network's first and 1 its last; all when ``None``.
-        start: Where it begins, in ``unit``.
-        stop: Where it ends.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit``.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
 
     Raises:
@@ -68,7 +68,7 @@ class ForwardLayout(Injection):
 
 
 class _Move(WindowEdit):
-    """One :class:`ForwardLayout` over one batch of rows."""
+    """Edit of probs of a :class:`ForwardLayout` for one batch of rows."""
 
     def __init__(self, method: ForwardLayout, targets: Targets) -> None:
         super().__init__(method.sites, ("probs",), method.window, method.scale, len(targets.regions))
@@ -91,7 +91,7 @@ class _Move(WindowEdit):
         return in_columns(probs, columns, move)
 
     def _columns(self, site: Site, context: PassContext, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The words' positions, and for them windows ``batch 1 query columns`` and weights ``batch 1 1 columns``."""
+        """Positions of the words' columns, their windows ``batch 1 query columns`` and weights ``batch 1 1 columns``."""
         window, weight = self._windows(site)
         columns = (weight != 0).any(0).any(0).nonzero()[:, 0]
         rows = list(context.rows)
@@ -101,7 +101,7 @@ class _Move(WindowEdit):
     def _windows(self, site: Site) -> tuple[Tensor, Tensor]:
         """Every token's window times its weight, ``batch query key``, and the weight, ``batch 1 key``.
 
-        A token of several regions gets their mean.
+        A token of several regions gets the mean of their windows and weights.
         """
         targets = self.targets
         masks = targets.masks(site.height, site.width).cpu().double()  # not every device has float64
@@ -114,7 +114,7 @@ class _Move(WindowEdit):
 
 
 def _gaussians(masks: Tensor, spread: float) -> Tensor:
-    """Gaussians with each mask's centre and, times ``spread``, its deviations; ``batch regions height width``."""
+    """Gaussians with each mask's centre and ``spread`` times its standard deviations, ``batch regions height width``."""
     result = torch.ones_like(masks)
     for axis in (-2, -1):
         count = masks.shape[axis]
@@ -122,7 +122,7 @@ def _gaussians(masks: Tensor, spread: float) -> Tensor:
         share = masks.sum(-1 if axis == -2 else -2)
         share = share / share.sum(-1, keepdim=True).clamp_min(1e-30)
         centre = (share * place).sum(-1, keepdim=True)
-        # Cells are one wide, hence the twelfth: a region of a single cell has a deviation too.
+        # 1 / 12 is the variance within a cell of width 1, so that a region of one cell has a deviation too.
         variance = (share * (place - centre) ** 2).sum(-1, keepdim=True) + 1 / 12
         bell = torch.exp(-((place - centre) ** 2) / (2 * spread**2 * variance))
         result = result * (bell.unsqueeze(-1) if axis == -2 else bell.unsqueeze(-2))

@@ -1,4 +1,4 @@
-"""Hand-drawn maps put into attention: the notes' eight functions as corners of one family."""
+"""Regions' masks written into attention: the eight methods ``inject1`` to ``inject8`` as corners of one family."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ class MapInjection(Injection):
     Args:
         stage: ``probs`` (after the softmax) or ``scores`` (before).
         operation: ``add``, ``replace`` or ``interpolate``.
-        levels: Map levels, 0 the largest that has attention of this kind; all when ``None``.
+        levels: Map levels to edit, 0 the largest that has attention of this kind; all when ``None``.
         places: ``down``, ``mid``, ``up``; all when ``None``.
         depths: First and last depth of the blocks, 0 the network's first and 1 its last; all when ``None``.
         kind: ``cross`` or ``self``.
         scale: Strength, one number or one per row; 0 is exactly no method.
-        reference: Unit of the scale: ``absolute``, or the ``mean``, ``max``, ``std`` or ``norm`` (root mean square) of what
-            stands in the column now, per site, row and head.
-        mass: What becomes of probability mass (``probs`` only): ``none``, ``renormalize`` rows, ``preserve`` each token's
-            total.
-        start: One bound of the window, in ``unit``.
-        stop: The other bound.
+        reference: Unit ``u`` of the scale: ``absolute`` (1), or the ``mean``, ``max``, ``std`` or ``norm`` (root mean square)
+            of the column's current values, per site, row and head.
+        mass: Treatment of probability mass (``probs`` only): ``none``, ``renormalize`` rows, ``preserve`` each token's total.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit``.
         unit: ``timestep`` (t / 1000, 1 at pure noise), ``progress`` or ``sigma``.
         branch: ``cond`` edits the conditional half only, ``both`` both.
 
     Raises:
-        ValueError: If an option is not among those named.
+        ValueError: If an option has a value that is not allowed.
     """
 
     name = "map_injection"
@@ -90,7 +89,7 @@ def _tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
 
 
 def _strongest(values: Tensor) -> Tensor:
-    """Where regions (axis 1) overlap the strongest counts; a negative weight is as strong as a positive one."""
+    """Combine regions (axis 1): the largest positive plus the smallest negative value of each cell."""
     return values.amax(1).clamp_min(0) + values.amin(1).clamp_max(0)
 
 
@@ -100,7 +99,7 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 class _MapEdit(Edit):
-    """One :class:`MapInjection` over one batch of rows."""
+    """Edit of scores or probs of a :class:`MapInjection` for one batch of rows."""
 
     def __init__(self, injection: MapInjection, targets: Targets) -> None:
         self.injection, self.targets = injection, targets
@@ -123,7 +122,7 @@ class _MapEdit(Edit):
         return apply_mass_policy(self._write(probs, site, context), probs, self.injection.mass)
 
     def _write(self, values: Tensor, site: Site, context: PassContext) -> Tensor:
-        """``values`` is ``batch heads query key``."""
+        """Scores or probs ``batch heads query key`` with the maps written into them."""
         drawn, written, scale, columns = self._fitted(site, context, values)
         if columns is None:
             return self._changed(values, drawn, written, scale)
@@ -144,11 +143,10 @@ class _MapEdit(Edit):
         return [position for position, (row, branch) in elements if branch in self._branches and self.scales[row] != 0]
 
     def _fitted(self, site: Site, context: PassContext, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What is drawn for a pass's batch elements, drawn once for all passes alike but for pairs of cells, which are large.
+        """Maps for a pass's batch elements, cached for cross-attention (maps of pairs of cells are too large).
 
         Returns:
-            The map ``batch 1 query columns``, whether it is written, the scale, and the positions of the columns; all columns
-            when ``None``.
+            Map ``batch 1 query columns``, mask of where it is written, scale, and positions of the columns (``None`` for all).
         """
         key = (site.height, site.width, context.rows, context.branches, like.dtype, like.device)
         if key in self._kept:
@@ -171,7 +169,7 @@ class _MapEdit(Edit):
         return ("cond", "perturbed", "uncond") if self.injection.branch == "both" else ("cond", "perturbed")
 
     def _drawn(self, site: Site) -> tuple[Tensor, Tensor]:
-        """Map to write and whether a column is written at all: ``batch query key`` and a shape that broadcasts to it."""
+        """Map to write, ``batch query key``, and mask of where it is written, broadcast to it."""
         targets = self.targets
         masks = targets.masks(site.height, site.width).flatten(2) * targets.weights[..., None]
         if site.kind == "self":

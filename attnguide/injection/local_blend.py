@@ -1,4 +1,4 @@
-"""Local blend: outside of where some words attend, latents become the source's."""
+"""Local blend of prompt-to-prompt: latents outside of some words' attention become the source's."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from attnguide.types import PassContext, Step
 class LocalBlend(WindowEdit, LatentsEdit):
     """Latents are the row's own where its words or the source's attend (https://arxiv.org/abs/2208.01626).
 
-    Cross-attention of both prompts' words, summed over all steps so far and averaged over heads and the largest maps of at most
-    ``cells``, is spread by a 3x3 maximum and stretched to the latents; a cell belongs to the words where it exceeds
-    ``threshold`` times the peak. Attention itself is left as it is.
+    Cross-attention maps of both prompts' words, summed over steps so far and averaged over heads and the largest sites of at
+    most ``cells``, are dilated by a 3x3 maximum and resized to the latents; a cell belongs to the words where a map exceeds
+    ``threshold`` times its peak. Attention is not changed.
 
     Args:
         targets: All rows.
-        scale: 0 for rows that are not blended.
-        words: Phrases of the prompt, separated by commas; one text, or one per row.
-        source_words: Phrases of the source prompt, likewise; ``words`` when ``None``.
-        threshold: See above.
+        scale: Strength, one number or one per row; 0 for rows that are not blended.
+        words: Comma-separated phrases of the prompt; one text, or one per row.
+        source_words: Comma-separated phrases of the source prompt, one text, or one per row; ``words`` when ``None``.
+        threshold: Share of a map's peak above which a cell belongs to the words.
         start: Progress at which blending begins.
-        cells: See above.
+        cells: Number of cells of the largest maps that are read.
 
     Attributes:
         blends: Whether any row has words.

@@ -1,4 +1,4 @@
-"""MasaCtrl: self-attention asks with its own queries and is answered by the source's picture."""
+"""MasaCtrl: self-attention with the row's own queries and the source's keys and values."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from attnguide.types import PassContext
 
 
 class MasaCtrl(Injection):
-    """Keys and values of self-attention become those of the source, half by half (https://arxiv.org/abs/2304.08465).
+    """Keys and values of self-attention become those of the source, in both CFG halves (https://arxiv.org/abs/2304.08465).
 
     The source is denoised beside the row from the same noise. With ``union``, the row's own keys and values stay beside the
     source's, and one softmax runs over both.
 
-    With a foreground, cells of the row's foreground ask those of the source's, and background asks background. By ``words``, a
-    cell is foreground if the words' cross-attention so far in this pass, averaged over heads and over the largest maps of at
-    most ``mask_cells`` cells and stretched to [0, 1], reaches ``threshold``. By ``regions``, the row's foreground is the union
-    of its regions' places, and so is the source's unless ``source_words`` say otherwise.
+    With a foreground, foreground cells attend to the source's foreground, and background to background. With ``words``, a cell
+    is foreground if the words' cross-attention so far in this pass, averaged over heads and over the largest maps of at most
+    ``mask_cells`` cells and stretched to [0, 1], is at least ``threshold``. With ``regions``, the row's foreground is the union
+    of its regions' places, and so is the source's without ``source_words``.
 
     Args:
-        source_prompt: One for all rows, or one per row; the row's own when ``None``.
-        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
-            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
-        union: See above.
-        foreground: ``words`` or ``regions``; a row without any has no foreground.
-        words: Phrases of the prompt, separated by commas, that are foreground; one text, or one per row.
-        source_words: Phrases of the source prompt, likewise; ``words`` when ``None``.
-        threshold: See above.
-        mask_cells: See above.
-        levels: Map levels whose self-attention is answered by the source; the reference's last six of sixteen blocks are the
-            decoder's two largest.
+        source_prompt: Source prompt, one for all rows, or one per row; the row's own when ``None``.
+        source_image: Path of a picture as source, one for all rows, or one per row: it is inverted under the source prompt, and
+            the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Network evaluations per step of the inversion beyond the first (:mod:`attnguide.engine.inversion`).
+        union: Attend to the row's own keys and values beside the source's, in one softmax.
+        foreground: How foreground is found: ``words`` or ``regions``; rows without any have no foreground.
+        words: Comma-separated phrases of the prompt that are foreground; one text, or one per row.
+        source_words: Comma-separated phrases of the source prompt that are foreground, one text, or one per row; ``words`` when
+            ``None``.
+        threshold: Smallest value of the words' map, in [0, 1], of a foreground cell.
+        mask_cells: Number of cells of the largest maps from which foreground is found.
+        levels: Map levels whose self-attention reads the source; the reference's last six of sixteen blocks are the decoder's
+            two largest.
         places: ``down``, ``mid``, ``up``; all when ``None``.
-        start: Where it begins, in ``unit``; the reference's step 4 of 50.
-        stop: Where it ends.
+        start: First bound of the window, in ``unit``; the reference's step 4 of 50.
+        stop: Second bound of the window, in ``unit``.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
-        scale: Share of the source's keys and values (with ``union``, of the answer by both), one number or one per row; 1 is
+        scale: Share of the source's keys and values (with ``union``, of the output over both), one number or one per row; 1 is
             the paper's.
 
     Raises:
@@ -105,7 +106,7 @@ class MasaCtrl(Injection):
 
 
 class _Answer(WindowEdit):
-    """Puts the source's keys and values in place."""
+    """Replaces keys and values by the source's."""
 
     def __init__(self, method: MasaCtrl, targets: Targets, foreground: Foreground) -> None:
         stages: tuple[Stage, ...] = ("qkv", "scores") if any(foreground.masked) else ("qkv",)
@@ -120,7 +121,7 @@ class _Answer(WindowEdit):
         visible = self.foreground.visible(site, context)
         if visible is None:
             return scores
-        visible = visible | ~visible.any(2, keepdim=True)  # who finds nobody to ask may ask all
+        visible = visible | ~visible.any(2, keepdim=True)  # a query without any key attends to all
         idle = torch.tensor([scale == 0 for scale in self.scales], device=visible.device)
         visible = (visible | idle.view(-1, 1, 1)).unsqueeze(1)
         edited = scores.clone()

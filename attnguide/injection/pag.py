@@ -1,4 +1,4 @@
-"""Perturbed-attention guidance: away from what the network says when a place sees only itself."""
+"""Perturbed-attention guidance: away from the prediction under identity self-attention."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from attnguide.types import Branch, PassContext, Step
 class PerturbedAttention(Injection):
     """Adds ``scale (cond - perturbed)`` to the prediction (https://arxiv.org/abs/2403.17377).
 
-    ``perturbed`` is a third branch of the pass, conditional, in which self-attention of the chosen sites is the identity: each
+    ``perturbed`` is a further conditional branch of the pass, in which self-attention of the chosen sites is the identity: each
     query takes its own value. The default sites and strength are those of diffusers' pipelines.
 
     Args:
         scale: Strength, one number or one per row.
-        adaptive: Lowers the strength to ``scale - adaptive (1000 - t)``, never below 0; 0 keeps it.
+        adaptive: Lowers the strength to ``scale - adaptive (1000 - t)``, at least 0; 0 for a constant strength.
         places: ``down``, ``mid``, ``up``; all when ``None``.
         levels: Map levels; all when ``None``.
         names: Glob patterns over module paths; any when ``None``.
-        start: Where it begins, in ``unit``.
-        stop: Where it ends.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit``.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
 
     Raises:
@@ -71,14 +71,14 @@ class PerturbedAttention(Injection):
         return noise_pred + strength * (answers["cond"] - answers["perturbed"])
 
     def _strengths(self, step: Step) -> list[float]:
-        """One for all rows, or one per row."""
+        """Strength at a step, one for all rows, or one per row."""
         scales = EachRow(self.scale, "scale").values
         lowered = self.adaptive * (1000 - step.timestep)
         return [max(scale - lowered, 0.0) if self.adaptive else float(scale) for scale in scales]
 
 
 class _Identity(WindowEdit):
-    """Self-attention without neighbours, in the perturbed branch."""
+    """Identity self-attention in the perturbed branch."""
 
     def __init__(self, method: PerturbedAttention, targets: Targets) -> None:
         super().__init__(method.sites, ("probs",), method.window, method.scale, len(targets.regions))

@@ -22,7 +22,7 @@ from attnguide.schedules import MOST_SIGMA, Unit, Window
 from attnguide.types import PassContext, Region
 
 _PIXELS_PER_CELL = 8
-"""Of a latent; the reference draws its masks on the picture."""
+"""Pixels along one side of a latent cell; the reference draws its masks at picture size."""
 
 Seeds = Mapping[str, int] | None
 
@@ -33,18 +33,18 @@ class PaintWithWords(Injection):
     ``w`` is the sum of ``weight * mask`` over the regions of a token, and ``u`` one number per row and site: ``log(1 + sigma)
     max S`` (eDiff-I, https://arxiv.org/abs/2211.01324), or, from the reimplementation cloneofsimo/paint-with-words-sd whose
     settings are the defaults, ``log(1 + sigma) std S`` and ``log(1 + sigma^2) std S``, over all heads, queries and tokens.
-    Sigma counts as 16 at most, since it is infinite where flow matching begins.
+    Sigma is limited to 16, since it is infinite where flow matching begins.
 
     Args:
         weight_function: ``max``, ``std`` or ``std_squared`` (the three above).
         scale: Strength, one number or one per row; the reference's examples use 0.4.
-        start: Where it begins, in ``unit``.
-        stop: Where it ends.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit``.
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
         region_seeds: Phrase -> seed of the noise inside that phrase's regions; one mapping, or one per row.
-        quirks: ``reference`` paints every occurrence of the region's tokens instead of the one that is meant, samples masks
-            at points (corners aligned) instead of averaging over cells, and adds up the noise of seeded regions weighted by
-            their masks, which changes its variance at edges and overlaps.
+        quirks: ``reference`` raises the scores of every occurrence of the region's tokens instead of the one that is meant,
+            samples masks at points (corners aligned) instead of averaging over cells, and adds up the noise of seeded regions
+            weighted by their masks, which changes its variance at edges and overlaps.
 
     Raises:
         ValueError: If an option is out of range; for a batch, if a seed's phrase belongs to no region.
@@ -105,12 +105,12 @@ class PaintWithWords(Injection):
 
 
 def _on_picture(region: Region, height: int, width: int) -> Tensor:
-    """Yes-or-no mask at the size of a picture whose latents are ``height x width``."""
+    """Binary mask at picture size, for latents of ``height x width``."""
     return (rasterise(region, height * _PIXELS_PER_CELL, width * _PIXELS_PER_CELL) >= 0.5).float()
 
 
 def _occurrences(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[int]:
-    """Positions of every run of the same tokens in the same segment."""
+    """Token positions of every occurrence of a region's tokens, searched in each segment."""
     found: list[int] = []
     for room in prompt.rooms():
         wanted = [prompt.ids[position] for position in positions if position in room]
@@ -120,14 +120,14 @@ def _occurrences(prompt: TokenizedPrompt, positions: Sequence[int]) -> list[int]
 
 
 def _spread(scores: Tensor) -> Tensor:
-    """Standard deviation of each element's finite scores, ``batch 1 1 1``; those of keys that it has not are infinite."""
+    """Standard deviation of each batch element's finite scores, ``batch 1 1 1``; scores of padding are minus infinity."""
     if bool(torch.isfinite(scores).all()):
         return scores.std((1, 2, 3), keepdim=True)
     return torch.stack([element[torch.isfinite(element)].std() for element in scores]).view(-1, 1, 1, 1)
 
 
 class _Painting(WindowEdit):
-    """One :class:`PaintWithWords` over one batch of rows."""
+    """Edit of scores of a :class:`PaintWithWords` for one batch of rows."""
 
     def __init__(self, method: PaintWithWords, targets: Targets) -> None:
         super().__init__(SiteSelector(kind="cross"), ("scores",), method.window, method.scale, len(targets.regions))
@@ -142,7 +142,7 @@ class _Painting(WindowEdit):
         return scores + self.gate(scores, context) * growth * unit * painted
 
     def _weights(self, site: Site) -> Tensor:
-        """``w`` of every row: ``batch query key``."""
+        """Weights ``w`` of every row, ``batch query key``."""
         targets, size = self.targets, (site.height, site.width)
         if size in self._painted:
             return self._painted[size]

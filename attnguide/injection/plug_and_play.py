@@ -1,4 +1,4 @@
-"""Plug-and-play: self-attention scores and one feature map of the source's picture."""
+"""Plug-and-play: self-attention queries and keys, and one feature map, of the source's picture."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ PLUGGED: tuple[Branch, ...] = tuple(reader for reader, _ in READERS)
 class PlugAndPlay(Injection):
     """Queries and keys of decoder self-attention, and a residual block's features, become the source's.
 
-    Half by half (https://arxiv.org/abs/2211.12572). The source is denoised beside the row from the same noise, as the paper
+    In each CFG half (https://arxiv.org/abs/2211.12572). The source is denoised beside the row from the same noise, as the paper
     does for generated pictures; with the row's own ``cfg_scale``, where the published settings have 5 for the source and 7.5
     for the row. A picture is inverted along the row's own steps; the published code inverts it in 999.
 
-    With a ``negative_alpha`` below 1, or a schedule that lowers it, classifier-free guidance leads away from
-    ``a e + (1 - a) n`` instead of ``e``, the answer under the row's own negative prompt: ``n`` is the answer under
-    ``negative_prompt``, a branch more in every pass, and ``a`` falls from ``negative_alpha`` in the first step to 0
-    (``linear``) or ``exp(-6)`` of it (``exponential``) in the last. It does nothing where ``cfg_scale`` is at most 1.
+    With a ``negative_alpha`` below 1, or a schedule that lowers it, the unconditional prediction of classifier-free guidance is
+    ``a e + (1 - a) n`` instead of ``e``, the prediction under the row's own negative prompt: ``n`` is the prediction under
+    ``negative_prompt``, a further branch in every pass, and ``a`` falls from ``negative_alpha`` in the first step to 0
+    (``linear``) or ``exp(-6)`` of it (``exponential``) in the last. No effect where ``cfg_scale`` is at most 1.
 
     Args:
-        source_prompt: One for all rows, or one per row; the row's own when ``None``.
-        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
-            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
-        attention_stop: Progress at which self-attention is left alone again; nothing is done to it at 0.
-        feature_stop: The same for features.
+        source_prompt: Source prompt, one for all rows, or one per row; the row's own when ``None``.
+        source_image: Path of a picture as source, one for all rows, or one per row: it is inverted under the source prompt, and
+            the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Network evaluations per step of the inversion beyond the first (:mod:`attnguide.engine.inversion`).
+        attention_stop: Progress at which the edit of self-attention ends; 0 for no edit.
+        feature_stop: Progress at which the edit of features ends; 0 for no edit.
         attention_names: Glob patterns over the module paths of self-attention.
-        feature_names: Glob patterns over those of the last convolutions of residual blocks.
-        negative_prompt: What the picture should not be, one for all rows, or one per row; the source prompt when ``None``.
-        negative_alpha: See above, in [0, 1]; the published settings are 0.75 for generated pictures and 1 for real ones, both
-            with the linear schedule.
-        negative_schedule: ``constant``, ``linear`` or ``exponential``.
-        scale: Share of the source's, one number or one per row; 1 is the paper's. 0 also leaves out the negative prompt.
+        feature_names: Glob patterns over the module paths of the last convolutions of residual blocks.
+        negative_prompt: Text of the prediction ``n``, one for all rows, or one per row; the source prompt when ``None``.
+        negative_alpha: Share ``a`` of the row's own negative prompt in the first step, in [0, 1]; the published settings are
+            0.75 for generated pictures and 1 for real ones, both with the linear schedule.
+        negative_schedule: Schedule of ``a``: ``constant``, ``linear`` or ``exponential``.
+        scale: Share of the source's values, one number or one per row; 1 is the paper's. 0 also leaves out ``negative_prompt``.
         quirks: ``reference`` goes on for one step more: its "first half" of 50 steps is 26.
 
     Raises:
@@ -113,7 +113,7 @@ class PlugAndPlay(Injection):
         return found
 
     def alpha(self, step: Step) -> float:
-        """Share of the row's own negative prompt in what guidance leads away from."""
+        """Share ``a`` of the row's own negative prompt in the unconditional prediction at a step."""
         return self.negative_alpha * _FADING[self.negative_schedule](step.overall_index / max(step.overall_count - 1, 1))
 
     def branches(self, step: Step) -> tuple[Branch, ...]:
@@ -142,7 +142,7 @@ _FADING: Mapping[str, Callable[[float], float]] = {
 
 
 class _Plug(WindowEdit):
-    """Takes over the source's queries and keys, or its features."""
+    """Replaces queries and keys, or features, by the source's."""
 
     def __init__(self, method: PlugAndPlay, targets: Targets, sites: SiteSelector, stage: Stage, stop: float) -> None:
         super().__init__(sites, (stage,), Window(), method.scale, len(targets.regions))

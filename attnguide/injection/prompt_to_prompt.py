@@ -1,4 +1,4 @@
-"""Prompt-to-prompt: attention of another prompt's picture put into this one's, token by token."""
+"""Prompt-to-prompt: cross-attention of a source prompt's picture replaces the row's own, token by token."""
 
 from __future__ import annotations
 
@@ -38,31 +38,32 @@ class PromptToPrompt(Injection):
     within the window, ``P_j`` becomes ``c_j (sum_i P_src,i M_ij + P_j k_j)``: ``M`` aligns the tokens of the two prompts
     (:mod:`attnguide.prompt.alignment`), ``k`` is 1 for tokens without a source, ``c`` the factor of a reweighted word. Probs
     are not renormalised. The same prompt twice with factors is the paper's reweighting. A phrase of the prompt means every
-    place where it occurs; ``phrase[1]`` is its second occurrence alone.
+    occurrence; ``phrase[1]`` is its second occurrence alone.
 
     Args:
-        source_prompt: One for all rows, or one per row; the row's own when ``None``.
-        source_image: A picture's file that is the source instead, one for all rows, or one per row: it is inverted under the
-            source prompt, and the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
-        source_iterations: Evaluations per step of that inversion beyond the first (:mod:`attnguide.engine.inversion`).
-        edit: ``replace`` swaps words one for one; ``refine`` keeps the words both prompts have.
+        source_prompt: Source prompt, one for all rows, or one per row; the row's own when ``None``.
+        source_image: Path of a picture as source, one for all rows, or one per row: it is inverted under the source prompt, and
+            the row starts from its noise. Needs a scheduler with the noise levels of ``ddim``.
+        source_iterations: Network evaluations per step of the inversion beyond the first (:mod:`attnguide.engine.inversion`).
+        edit: Alignment of the prompts: ``replace`` swaps words one for one; ``refine`` keeps the words both prompts have.
         reweight: Phrase of the prompt -> factor, which may be negative; one mapping, or one per row.
-        cross_stop: Progress at which cross-attention is left alone again.
-        self_stop: The same for self-attention.
+        cross_stop: Progress at which the edit of cross-attention ends.
+        self_stop: Progress at which the edit of self-attention ends.
         cross_start: Progress from which cross-attention is edited: all tokens have the window ``(cross_start, cross_stop)``.
-        self_start: The same for self-attention.
-        word_windows: Phrase of the prompt -> ``(start, stop)`` in progress, instead of that of all tokens; one mapping, or one
-            per row.
-        self_cells: Largest self-attention maps that are replaced, in cells.
-        blend: Phrases of the prompt, separated by commas: outside of where they and ``blend_source`` attend, latents become
+        self_start: Progress from which self-attention is edited.
+        word_windows: Phrase of the prompt -> ``(start, stop)`` in progress, instead of the window of all tokens; one mapping,
+            or one per row.
+        self_cells: Number of cells of the largest self-attention maps that are replaced.
+        blend: Comma-separated phrases of the prompt: outside of the attention of these and of ``blend_source``, latents become
             the source's (the paper's local blend); one text, or one per row.
-        blend_source: Phrases of the source prompt, likewise; ``blend`` when ``None``.
+        blend_source: Comma-separated phrases of the source prompt for ``blend``, one text, or one per row; ``blend`` when
+            ``None``.
         blend_threshold: Share of the map's peak above which a cell belongs to the words.
         blend_start: Progress at which blending begins.
         scale: Share of the edit, one number or one per row; 1 is the paper's.
         quirks: ``reference`` aligns tokens after the last swapped word, and padding, by position, counts windows on a schedule
-            of one more step, gives nothing to padding without a counterpart, and blends by maps after the edit instead of the
-            prompt's own.
+            of one more step, sets probs of padding without a counterpart to 0, and blends by maps after the edit instead of
+            before it.
 
     Raises:
         ValueError: If an option is out of range; for a batch, if the prompts cannot be aligned or a phrase does not occur.
@@ -120,7 +121,7 @@ class PromptToPrompt(Injection):
             cells=self.self_cells,
         )
         edits: list[Edit] = [self._cross_attention(targets)]
-        if blend.blends:  # the first to come sees the prompt's own maps
+        if blend.blends:  # the first edit sees the maps before the others' edits
             edits.insert(1 if self.quirks == "reference" else 0, blend)
         return [*edits, _SelfAttention(self, targets)] if self.self_window[0] < self.self_window[1] else edits
 
@@ -138,13 +139,13 @@ class PromptToPrompt(Injection):
         )
 
     def covers(self, step: Step, start: float, stop: float) -> bool:
-        """Whether a word's window of progress includes a step."""
+        """Whether a word's progress window includes a step."""
         rows = step.overall_count + 1 if self.quirks == "reference" else step.overall_count
         return _within(step.overall_index, rows, start, stop)
 
 
 def _window(name: str, given: Sequence[float]) -> tuple[float, float]:
-    """A window of progress that an option gives.
+    """A progress window from an option, checked.
 
     Raises:
         ValueError: If it is not two numbers in order within [0, 1].
@@ -156,12 +157,12 @@ def _window(name: str, given: Sequence[float]) -> tuple[float, float]:
 
 
 def _within(index: int, count: int, start: float, stop: float) -> bool:
-    # The slack undoes the rounding of products such as 0.29 * 100.
+    # 1e-9 undoes the rounding of products such as 0.29 * 100.
     return int(start * count + 1e-9) <= index < int(stop * count + 1e-9)
 
 
 class _SelfAttention(WindowEdit):
-    """Replaces self-attention by the source's on small maps."""
+    """Replaces self-attention probs by the source's on small maps."""
 
     def __init__(self, method: PromptToPrompt, targets: Targets) -> None:
         small = SiteSelector(kind="self", where=lambda site: site.height * site.width <= method.self_cells)

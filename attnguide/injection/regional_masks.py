@@ -1,4 +1,4 @@
-"""Which positions of an attention call see which others, where every region of a picture has a text of its own."""
+"""Attention masks for regional prompts: cells and texts of a row attend to each other by region."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 PictureRule = Literal["own", "background", "free"]
-"""What cells see of other cells.
+"""Which cells a cell attends to.
 
-``own``: those that share a region with them, and the background sees itself. ``background``: also the background sees
-everything and is seen by everything. ``free``: all.
+``own``: cells that share a region with it, and background to background. ``background``: besides, background to all and all to
+background. ``free``: all cells.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts of a batch of rows, one behind the other in the network's text axis.
+    """Masks between cells and the texts of a batch of rows, which are concatenated along the network's text axis.
 
     Attributes:
-        lengths: Positions of each text; the first is the row's prompt.
-        cells: Which cells see each text, bool, ``batch texts cells``.
-        seen: Which cells each text sees, likewise.
-        regions: Cells of each region, bool, ``batch regions cells``; what they leave is the background.
+        lengths: Number of positions of each text; the first is the row's prompt.
+        cells: Cells that attend to each text, bool, ``batch texts cells``.
+        seen: Cells that each text attends to, bool, ``batch texts cells``.
+        regions: Cells of each region, bool, ``batch regions cells``; all other cells are background.
     """
 
     lengths: tuple[int, ...]
@@ -33,7 +33,7 @@ class Texts:
     regions: Tensor
 
     def of_positions(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The text of each of ``count`` positions, and which positions belong to none (padding behind the last text)."""
+        """Index of the text of each of ``count`` positions, and mask of padding behind the last text."""
         numbers = torch.arange(len(self.lengths), device=device)
         owner = numbers.repeat_interleave(torch.tensor(self.lengths, device=device))[:count]
         padding = torch.zeros(count - len(owner), dtype=owner.dtype, device=device)
@@ -41,22 +41,22 @@ class Texts:
         return torch.cat([owner, padding]), beyond
 
     def cells_see_text(self, count: int) -> Tensor:
-        """``batch cells count``, bool; nothing sees padding."""
+        """Mask from cells to text, bool, ``batch cells count``; no cell attends to padding."""
         owner, beyond = self.of_positions(count, self.cells.device)
         return self.cells[:, owner].transpose(1, 2) & ~beyond
 
     def text_sees_cells(self, count: int) -> Tensor:
-        """``batch count cells``, bool; padding sees all of them."""
+        """Mask from text to cells, bool, ``batch count cells``; padding attends to all cells."""
         owner, beyond = self.of_positions(count, self.seen.device)
         return self.seen[:, owner] | beyond[:, None]
 
     def text_sees_text(self, count: int) -> Tensor:
-        """``1 count count``, bool: positions of one text see one another, and so does padding."""
+        """Mask from text to text, bool, ``1 count count``: positions attend within their text, padding to padding."""
         owner, beyond = self.of_positions(count, self.cells.device)
         return ((owner[:, None] == owner) & (beyond[:, None] == beyond))[None]
 
     def cells_see_cells(self, rule: PictureRule) -> Tensor:
-        """``batch cells cells``, bool."""
+        """Mask from cells to cells, bool, ``batch cells cells``."""
         cells = self.regions.shape[-1]
         if rule == "free":
             return torch.ones(1, cells, cells, dtype=torch.bool, device=self.regions.device)
@@ -68,14 +68,14 @@ class Texts:
 
 
 def joint_mask(texts: Texts, queries: int, image: range, text: range, rule: PictureRule) -> Tensor:
-    """Mask of a joint attention call, bool, ``batch 1 queries queries``; true where a query may look.
+    """Mask of a joint attention call, bool, ``batch 1 queries queries``; True where a query may attend.
 
     Args:
-        texts: The rows'.
-        queries: Positions of the call, text and image.
-        image: Those of the cells.
-        text: Those of the text. Positions in neither (registers, padding of the image) see everything and are seen by all.
-        rule: What cells see of other cells.
+        texts: Masks of the rows' texts.
+        queries: Number of positions of the call, text and image.
+        image: Positions of the cells.
+        text: Positions of the text. Positions in neither (registers, image padding) attend to all and all attend to them.
+        rule: Rule between cells.
     """
     batch = len(texts.cells)
     mask = torch.ones(batch, queries, queries, dtype=torch.bool, device=texts.cells.device)

@@ -1,4 +1,4 @@
-"""Regional prompts: every region of the picture reads a text of its own."""
+"""Regional prompts: cells of each region attend to the region's own prompt."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ BetweenRule = Literal["base", "all"]
 
 
 class RegionalPrompts(Injection):
-    """Cells of a region see the region's text, which sees them alone, by masks on attention.
+    """Attention masks by which cells of a region and the region's text attend to each other alone.
 
-    Texts stand behind the row's prompt in the network's text axis: those of the placed regions (their ``prompt``, else their
-    phrase), and ``background``. Texts do not see one another. Cells outside of all regions see ``background``, or the row's
-    prompt where it is ``None``. How much the row's prompt says everywhere is decided by ``base``: attention's output at the
-    cells is ``(1 - base)`` times that under these masks plus ``base`` times that in which cells see the row's prompt and one
-    another, without regions. Pooled text states stay those of the row's prompt. Regions' negative prompts, where a row has
-    some, do the same to the unconditional half; a region without one has the row's.
+    Texts are appended to the row's prompt along the network's text axis: those of the placed regions (their ``prompt``, else
+    their phrase), and ``background``. Texts do not attend to one another. Cells outside of all regions attend to
+    ``background``, or to the row's prompt where it is ``None``. The share of the row's prompt everywhere is ``base``: the
+    attention output at cells is ``(1 - base)`` times that under these masks plus ``base`` times that in which cells attend to
+    the row's prompt and one another, without regions. Pooled text states stay those of the row's prompt. Regions' negative
+    prompts, where a row has some, act alike in the unconditional half; a region without one has the row's.
 
-    After the window, and in blocks that are left out, the row's prompt is all that cells see.
+    Outside of the window, and in blocks that are left out, cells attend to the row's prompt alone.
 
     In joint attention (FLUX, SD3) the defaults are those of Regional-Prompting-FLUX (https://arxiv.org/abs/2411.02395), to its
     float rounding, but that masks are drawn by area and not by nearest cells. InvokeAI's variants are ``base=0`` with
@@ -47,14 +47,15 @@ class RegionalPrompts(Injection):
     Args:
         base: Share of the picture without regions in attention's output, in [0, 1).
         background: Text of the cells outside of all regions; the row's prompt when ``None``.
-        picture: What cells see of other cells: ``own`` those that share a region, ``background`` besides these the background
-            sees all and is seen by all, ``free`` all.
-        interval: Every so many-th block is masked, counted by the first number in its path (``transformer_blocks.4`` is 4).
-        between: What holds in the other blocks: ``base`` is the row's prompt alone, ``all`` that everything sees everything.
-        start: Where the window begins, in ``unit``.
-        stop: Where it ends (the first 10 of 24 steps).
+        picture: Cells that a cell attends to: ``own`` cells of its regions, ``background`` besides these background to all and
+            all to background, ``free`` all cells.
+        interval: Blocks whose number is divisible by this are masked; the first number in a block's path counts
+            (``transformer_blocks.4`` is 4).
+        between: Attention in the other blocks: ``base`` to the row's prompt alone, ``all`` unmasked over all texts.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit`` (the first 10 of 24 steps).
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
-        scale: Share of the masked output, one number or one per row; 1 is the above, 0 the row's prompt alone.
+        scale: Share of the masked output, one number or one per row, in [0, 1]; 0 is the row's prompt alone.
 
     Raises:
         ValueError: If an option is out of range; while running, if a text is longer than the network reads.
@@ -100,7 +101,7 @@ class RegionalPrompts(Injection):
         return [*texts, *negative]
 
     def _texts(self, targets: Targets, row: int) -> list[str]:
-        """What a row reads besides its prompt."""
+        """Texts of a row besides its prompt."""
         own = [region.phrase if region.prompt is None else region.prompt for region in self.regions(targets, row)]
         return own if self.background is None else [*own, self.background]
 
@@ -129,7 +130,7 @@ class RegionalPrompts(Injection):
         return [_Masks(self, targets)]
 
     def texts_of(self, targets: Targets, rows: Sequence[int], height: int, width: int, device: torch.device) -> Texts:
-        """What the texts of some rows see on a map, and what sees them."""
+        """Masks between cells of a map and the texts of some rows."""
         places = [[region.has_place and region.weight != 0 for region in targets.regions[row]] for row in rows]
         drawn = targets.select(rows).binary_masks(height, width).flatten(2).to(device)
         count, cells = len(self._lengths), height * width
@@ -156,13 +157,13 @@ class RegionalPrompts(Injection):
 
 
 def _behind(states: Conditioning, texts: Conditioning, negative: Tensor, length: int) -> Conditioning:
-    """The rows' text states with further texts behind them, and likewise of masks over the text; other states stay.
+    """The rows' text states and text masks with further texts appended; other states are unchanged.
 
     Args:
-        states: Of the rows' prompts.
-        texts: Of all further texts, row by row.
-        negative: Which of them have a negative prompt of their own, bool, ``rows texts``; others have that of their row.
-        length: Positions that each text takes, the rest of which is padding.
+        states: Text states of the rows' prompts.
+        texts: Text states of all further texts, row by row.
+        negative: Mask of texts with a negative prompt of their own, bool, ``rows texts``; others get that of their row.
+        length: Number of positions of each text, to which it is padded.
     """
 
     def joined(own: Tensor, further: Tensor, given: Tensor | None) -> Tensor:
@@ -184,13 +185,13 @@ def _behind(states: Conditioning, texts: Conditioning, negative: Tensor, length:
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """``batch positions ...`` with zeros up to a length."""
+    """``batch tokens ...`` padded with zeros to ``length`` tokens."""
     missing = length - values.shape[1]
     return F.pad(values, (*(0, 0) * (values.ndim - 2), 0, missing)) if missing else values
 
 
 class _Masks(WindowEdit):
-    """One :class:`RegionalPrompts` over one batch of rows; in place in every pass, as the further texts are."""
+    """Masks of a :class:`RegionalPrompts` for one batch of rows; active in every pass, as are the further texts."""
 
     guides = True
     whole_text = True
@@ -207,12 +208,12 @@ class _Masks(WindowEdit):
         return context.kind in ("denoise", "guide")
 
     def _regional(self, context: PassContext) -> list[bool]:
-        """Elements of a pass that have regions: conditional ones, and unconditional ones of rows with negative texts."""
+        """Whether each batch element is masked by region: conditional ones, and unconditional ones with regional negatives."""
         elements = zip(context.rows, context.branches, strict=True)
         return [self.scales[row] > 0 and (branch != "uncond" or self._negative[row]) for row, branch in elements]
 
     def _acts(self, site: Site, context: PassContext) -> bool:
-        """Whether a site is one that is masked by region at this step."""
+        """Whether a site is masked by region at this step."""
         number = re.search(r"\d+", site.name)
         among = number is None or int(number[0]) % self.method.interval == 0
         return among and self.window.active(context.step)
@@ -255,7 +256,7 @@ class _Masks(WindowEdit):
     def _mask(
         self, site: Site, queries: int, keys: int, rows: tuple[int, ...], regional: tuple[bool, ...], device: torch.device
     ) -> Tensor:
-        """Masks of a pass, bool, ``batch 1 queries keys``; the same tensor for all sites of one shape."""
+        """Mask of a pass, bool, ``batch 1 queries keys``, cached for all sites of one shape."""
         image, text = self._spans(site, queries, keys)
         key = (site.kind, site.height, site.width, queries, keys, image, text, rows, regional, device)
         if key not in self._made:

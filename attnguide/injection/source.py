@@ -1,4 +1,4 @@
-"""What methods that read another picture's pass beside their own have in common."""
+"""Common parts of injections that read a source's pass beside the row's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnguide.prompt.targets import Targets
 from attnguide.types import Branch, PassContext
 
 Readers = tuple[tuple[Branch, Branch], ...]
-"""Branches that are edited, each with the branch it reads."""
+"""Pairs of an edited branch and the branch that it reads."""
 
 CONDITIONAL: Readers = (("cond", "source"),)
 HALVES: Readers = (("uncond", "source_uncond"), *CONDITIONAL)
@@ -33,7 +33,7 @@ def source_unless_idle(
     pictures: str | Sequence[str | None] | None = None,
     iterations: int = 0,
 ) -> Source | None:
-    """A source on a trajectory of its own; ``None`` if no row has a strength, so that nothing is denoised for nobody.
+    """A source on a trajectory of its own; ``None`` if the strength of every row is 0, so that no source is denoised.
 
     Raises:
         ValueError: If a file is not a picture, or ``iterations`` is below 0.
@@ -57,10 +57,10 @@ def from_source(values: Tensor, share: Tensor, context: PassContext, readers: Re
     """Interpolate the readers' values towards those of the branches they read.
 
     Args:
-        values: Of a whole pass, ``batch ...``.
-        share: Of every batch element, in [0, 1] for an interpolation; broadcast against ``values``.
-        context: The pass.
-        readers: Who reads whom; branches that are not in the pass are left out.
+        values: Values of a whole pass, ``batch ...``.
+        share: Weight of the read branch for every batch element, in [0, 1]; broadcast against ``values``.
+        context: Context of the pass.
+        readers: Edited and read branches; pairs that are not in the pass are skipped.
     """
     edited = values.clone()
     for reader, read in readers:
@@ -75,13 +75,13 @@ def word_positions(
     source_words: Words | Sequence[Words],
     names: tuple[str, str] = ("words", "source_words"),
 ) -> Positions:
-    """Where words stand in the rows' prompts, and in their sources'.
+    """Token positions of words in the rows' prompts and in their source prompts.
 
     Args:
         targets: All rows.
-        words: One text, or one per row.
-        source_words: Likewise; ``words`` where there are none.
-        names: What errors call the two.
+        words: Comma-separated phrases of the prompt, one text, or one per row.
+        source_words: Comma-separated phrases of the source prompt, one text, or one per row; ``words`` where ``None``.
+        names: Names of the two options in errors.
 
     Raises:
         ValueError: If a phrase does not occur, or there is neither one text nor one per row.
@@ -97,12 +97,12 @@ def word_positions(
 
 
 def word_attention(probs: Tensor, words: Positions, context: PassContext) -> Tensor:
-    """Attention to the words, the mean over heads and the sum over words, of the rows and of their sources.
+    """Attention to words of the rows and of their sources, mean over heads and sum over words.
 
     Args:
-        probs: Of a whole pass, ``batch heads query key``.
-        words: From :func:`word_positions`.
-        context: The pass.
+        probs: Probs of a whole pass, ``batch heads query key``.
+        words: Token positions from :func:`word_positions`.
+        context: Context of the pass.
 
     Returns:
         ``2 rows query``, the rows first.

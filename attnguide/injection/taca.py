@@ -1,4 +1,4 @@
-"""TACA: the picture listens more to the text in the first steps."""
+"""TACA: scores of image queries with text keys are scaled up in the first steps."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Taca(Injection):
 
     In joint attention text competes with many more image positions in one softmax: scores of image queries with text keys are
     multiplied by ``gamma`` before it, at every site and every text position, padding too, in both halves of classifier-free
-    guidance. Scores have signs: this sharpens attention to text and does not simply add some. All other scores stay. In a
-    network with cross-attention of its own it is the temperature of that.
+    guidance. Scores have signs: this sharpens attention to text instead of adding mass to it. All other scores are unchanged.
+    In a network with cross-attention it is the inverse temperature of cross-attention.
 
-    The published code does the same for pictures of 1024 pixels, and to SD3.5 nothing at all at another size; its LoRA weights
-    are not here.
+    The published code does the same for pictures of 1024 pixels, and nothing on SD3.5 at other sizes; its LoRA weights are not
+    included.
 
     Args:
-        gamma: Factor.
-        start: Where it begins, in ``unit``.
-        stop: Where it ends (the first 3 of 30 steps).
+        gamma: Factor on the scores at ``scale`` 1.
+        start: First bound of the window, in ``unit``.
+        stop: Second bound of the window, in ``unit`` (the first 3 of 30 steps).
         unit: ``progress``, ``timestep`` (t / 1000) or ``sigma``.
-        scale: The factor is ``1 + scale (gamma - 1)``, one number or one per row.
+        scale: Strength, one number or one per row: the factor is ``1 + scale (gamma - 1)``.
 
     Raises:
         ValueError: If a number is not finite.
@@ -55,7 +55,7 @@ class Taca(Injection):
 
 
 class _Temperature(WindowEdit):
-    """One :class:`Taca` over one batch of rows."""
+    """Gain of a :class:`Taca` for one batch of rows."""
 
     whole_text = True
 

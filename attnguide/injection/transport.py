@@ -1,4 +1,4 @@
-"""Moving words' attention to their places so that nothing is added: no word gains mass and every row keeps its sum."""
+"""Transport of words' attention into their regions: no word gains mass, and every row keeps its sum."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Later = Literal["end", "all", "keep"]
 _TINY = 1e-12
 
 Sinks = Sequence[tuple[int, Tensor]]
-"""Positions of tokens that take what is left over, each with its share in every row, ``batch``, in [0, 1]."""
+"""Positions of sink tokens, which take left-over mass, each with its share for every batch element, ``batch`` in [0, 1]."""
 
 
 def _hand(probs: Tensor, surplus: Tensor, sinks: Sinks | None) -> None:
-    """Add ``batch heads query`` to the sinks, in place; to token 0, which opens CLIP's sentences, when ``None``."""
+    """Add left-over mass ``batch heads query`` to the sinks, in place; to token 0 (CLIP's start token) when ``None``."""
     for position, share in sinks or ():
         probs[..., position] += surplus * share.to(probs)[:, None, None]
     if sinks is None:
@@ -44,34 +44,34 @@ def transport(
 ) -> Float[Tensor, "batch heads query key"]:
     """Interpolate the columns of some tokens towards goals; every row keeps its sum.
 
-    With ``M_k = sum_q P_qk`` a token's mass over the map, ``g_k`` its goal, which sums to 1, and ``s_k`` its strength, it
-    keeps ``(1 - s_k) P_qk`` in a cell, and ``s_k M_k g_qk`` wants to come in. What the tokens do not keep of a cell is free;
-    at most the share ``room`` of that is given away, and where more wants to come in, all get less by one factor. So a token
-    never gains mass, and loses some only where its region has no room for it.
+    With ``M_k = sum_q P_qk`` a token's mass over the map, ``g_k`` its goal, which sums to 1, and ``s_k`` its strength, the
+    token keeps ``(1 - s_k) P_qk`` in a cell and should receive ``s_k M_k g_qk`` there. A cell's mass that steered tokens do not
+    keep is free; they may receive at most the share ``room`` of it, and are scaled down by one factor where they should receive
+    more. So a token never gains mass, and loses some only where its region has no room for it.
 
-    What is left of a cell belongs to the other tokens. Where they have to make room they shrink by one factor. Where they would
-    grow, ``surplus`` says who does: with ``others`` all of them in proportion; with ``first`` the sinks alone, for CLIP the
-    first token, which opens every sentence and says nothing about it, whereas end and padding tokens know all of its words,
-    and would draw the same objects where their words have just been taken away.
+    The rest of a cell's mass belongs to the other tokens. Where they lose mass they shrink by one factor. Where they would
+    gain, ``surplus`` decides: with ``others`` all of them gain in proportion; with ``first`` the sinks alone, for CLIP the
+    start token, whose state is the same for every prompt, whereas end and padding tokens know all words, and would draw the
+    same objects where their words' attention was removed.
 
     Args:
-        probs: At least 0.
-        goals: Where each token's mass should lie; columns sum to 1, or to 0 for tokens that stay.
-        strength: In [0, 1]; 0 for tokens that stay, the sinks among them.
-        room: Largest share of what is free in a cell that tokens may take, in (0, 1].
-        surplus: ``first`` or ``others``; also ``first`` where a cell held none of the others.
-        columns: Positions of the tokens that are steered in any row, where they are known.
-        sinks: Who takes what is left over; token 0 when ``None``.
+        probs: Probs, at least 0.
+        goals: Distribution of each token over the map; columns sum to 1, or to 0 for tokens that are not steered.
+        strength: Strength ``s`` in [0, 1]; 0 for tokens that are not steered, such as the sinks.
+        room: Largest share of a cell's free mass that steered tokens may receive, in (0, 1].
+        surplus: ``first`` or ``others``; the sinks also gain where a cell has no mass of other tokens.
+        columns: Positions of the tokens that are steered in any row; computed when ``None``.
+        sinks: Tokens that take left-over mass; token 0 when ``None``.
 
     Returns:
-        Probabilities at least 0 with the row sums of ``probs``.
+        Probs, at least 0, with the row sums of ``probs``.
     """
     if columns is None:
         columns = (strength > 0).any(0).nonzero()[:, 0]
     steered = (strength > 0).any(-1)[:, None, None]
     moved = strength.index_select(-1, columns)[:, None, None]  # batch 1 1 columns
     found = probs.index_select(-1, columns)
-    # A product of matrices would be slower: one of them had a single column.
+    # A matrix product with a single column would be slower.
     held = (probs * (strength <= 0)[:, None, None]).sum(-1)
     free = held + (moved * found).sum(-1)
     coming = moved * found.sum(2, keepdim=True) * goals.index_select(-1, columns)[:, None]
@@ -95,22 +95,22 @@ def hush_later(
     later: Bool[Tensor, "batch key"] | None = None,
     sinks: Sinks | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
-    """Outside of all goals, hand what later tokens hold to the sinks.
+    """Outside of all goals, move the mass of later tokens to the sinks.
 
-    A causal text encoder lets the tokens after the steered words know them, most of all the end and padding tokens, and where
-    those are attended to the words' objects may be drawn without the words. A token loses the share ``s`` of what it holds in a
-    cell, the largest strength of the row; the sinks gain it.
+    In a causal text encoder the tokens after the steered words know them, most of all end and padding tokens, and where those
+    are attended to, the words' objects may be drawn without the words. Outside, a later token loses the share ``s`` of its
+    probs, the largest strength of the row; the sinks gain it.
 
     Args:
-        probs: At least 0.
-        goals: As for :func:`transport`; a cell lies outside if no token has a goal there.
-        strength: Likewise.
-        later: Tokens that hand over; all after the last steered one when ``None``. What those say of the picture, its
-            background for one, is then lost outside.
-        sinks: Who takes it; token 0 when ``None``.
+        probs: Probs, at least 0.
+        goals: Goals as for :func:`transport`; a cell lies outside if no token has a goal there.
+        strength: Strength as for :func:`transport`.
+        later: Mask of later tokens; all after the last steered one when ``None``, in which case their content (such as the
+            background) is lost outside.
+        sinks: Tokens that take the mass; token 0 when ``None``.
 
     Returns:
-        Probabilities at least 0 with the row sums of ``probs``.
+        Probs, at least 0, with the row sums of ``probs``.
     """
     steered, positions = strength > 0, torch.arange(strength.shape[-1], device=strength.device)
     if later is None:
@@ -124,9 +124,9 @@ def hush_later(
 
 
 def even_goals(targets: Targets, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Goals that are even over each region, with equal shares for all regions of a word.
+    """Goals for :func:`transport` that are uniform over each region, with equal shares for all regions of a word.
 
-    A region's weight is a factor on its share and, as the mean over the word's regions, on the word's strength.
+    A region's weight is a factor on its share and, averaged over the word's regions, on the word's strength.
 
     Returns:
         Goals ``batch query key``, and factors on the strength in [0, 1], ``batch key``.
@@ -141,18 +141,18 @@ def even_goals(targets: Targets, height: int, width: int) -> tuple[Tensor, Tenso
 
 
 class Transport(WindowEdit):
-    """:func:`transport` of every placed word's cross-attention towards its regions, conditional half, while sampling.
+    """Edit that applies :func:`transport` to placed words' cross-attention, in the conditional half of denoising passes.
 
     Args:
-        sites: Where it acts.
+        sites: Sites to edit.
         scale: Strength in [0, 1], one number or one per row.
-        window: When it acts.
-        fade: Factor on the strength, in [0, 1].
-        targets: Of the batch.
-        room: Largest share of what is free in a cell that words may take, in (0, 1].
-        surplus: Which tokens grow where words leave: ``first``, the sinks, or ``others``.
-        later: Which tokens hand what they hold outside of all regions to the sinks (:func:`hush_later`): the ``end`` token and
-            padding, ``all`` after the last placed word, or none (``keep``).
+        window: The part of the schedule in which the edit acts.
+        fade: Schedule of a factor on the strength, in [0, 1].
+        targets: Words and places of the batch.
+        room: Largest share of a cell's free mass that words may receive, in (0, 1].
+        surplus: Tokens that gain mass where words lose it: ``first`` (the sinks) or ``others``.
+        later: Tokens whose mass outside of all regions goes to the sinks (:func:`hush_later`): the ``end`` token and padding,
+            ``all`` after the last placed word, or none (``keep``).
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Transport(WindowEdit):
             self._drawn[key] = self._fitted(site, context, probs)
         drawn = self._drawn[key]
         strength = self.gate(probs, context).view(-1, 1) * self.fade(context.step) * drawn.factors
-        own = probs if drawn.own is None else probs * drawn.own  # what other rows' columns show of a row is its padding
+        own = probs if drawn.own is None else probs * drawn.own  # columns of other rows' longer texts are padding
         moved = transport(own, drawn.goals, strength, self.room, self.surplus, drawn.columns, drawn.sinks)
         if self.later != "keep":
             moved = hush_later(moved, drawn.goals, strength, drawn.later, drawn.sinks)
@@ -205,9 +205,9 @@ class Transport(WindowEdit):
 
 
 class _Fitted(NamedTuple):
-    """Of a pass's batch elements: goals, factors on the strength, columns of all rows' words, later tokens, sinks, own tokens.
+    """Arguments of :func:`transport` and :func:`hush_later` for a pass's batch elements.
 
-    The last is 1 on the row's own tokens, ``batch 1 1 key``; ``None`` where all are.
+    ``own`` is 1 at tokens of the element's own text, ``batch 1 1 key``; ``None`` where all tokens are.
     """
 
     goals: Tensor
@@ -219,7 +219,7 @@ class _Fitted(NamedTuple):
 
 
 def after_words(targets: Targets, steered: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
-    """True in each segment after its last steered token."""
+    """Mask of tokens after the last steered one in each segment, bool."""
     later = torch.zeros_like(steered)
     for row, prompt in enumerate(targets.tokenized):
         for room in prompt.rooms():
