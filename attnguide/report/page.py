@@ -17,6 +17,7 @@ from PIL import Image
 from attnguide.report.content import Row, inked_places, places, read_content
 from attnguide.report.target import REPORT_FILE, check_target
 from attnguide.run_folder.files import write_atomic
+from attnguide.sheets.colors import css, method_color
 from attnguide.sheets.sheet import record_picture
 
 _LARGE = 200_000
@@ -71,7 +72,15 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
+    environment.filters["two_lines"] = _two_lines
+    environment.filters["method_ink"] = lambda arm: css(method_color(arm))
     return environment.get_template("page.html.jinja")
+
+
+def _two_lines(cell: str) -> Markup:
+    """A cell with its interval, ``31.2 [12, 56]*``, as the number over the interval, so that tables stay narrow."""
+    found = re.fullmatch(r"(\S+) \[([^\]]+)\](.*)", cell)
+    return Markup("{}{}<small>{}</small>").format(found[1], found[3], found[2]) if found else escape(cell)
 
 
 def _breakable(name: str) -> Markup:

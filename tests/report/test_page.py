@@ -14,6 +14,7 @@ from attnguide.report.content import places, read_content
 from attnguide.report.page import report_page, write_report
 from attnguide.run_folder.files import write_atomic
 from attnguide.run_folder.tables import append_table
+from attnguide.sheets.colors import css, method_color
 
 BASE = {
     "id": "",
@@ -100,6 +101,14 @@ def test_lines_of_an_ablation_stand_in_the_order_of_their_axes_however_rows_ende
     append_table(tmp_path / "records.csv", tuple(rows[0]), rows)
     places = [line.place for line in read_content(tmp_path).means]
     assert places == [("1", "plain"), ("1", "9"), ("2", "plain"), ("2", "9"), ("2", "10")]
+
+
+def test_tables_of_a_comparison_have_intervals_below_and_arms_in_the_colours_of_their_methods(folder: Path) -> None:
+    table = "| category | arm | hits |\n| --- | --- | --- |\n| a <b> | stable | 31.2 [12, 56]* |\n| c | plain | |\n"
+    write_atomic(folder / "table.md", f"# title\n\n## Scores\n\nPercent.\n\n{table}")
+    text = report_page(folder)
+    assert "<td>31.2*<small>12, 56</small></td>" in text and "a &lt;b&gt;" in text
+    assert re.search(f'style="color: {css(method_color("stable"))}">[^<]*</span>[^<]*stable</td>', text)
 
 
 class _Reader(HTMLParser):
