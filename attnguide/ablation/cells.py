@@ -9,13 +9,12 @@ from typing import Any
 
 from attnguide.ablation.axes import Ablation, Cell
 from attnguide.ablation.entries import named_methods, split_option
-from attnguide.inputs import inputs_key
 from attnguide.methods import check_options
 from attnguide.prompt.inputs import absolute_row
-from attnguide.prompt.notation import region_to_dict
 from attnguide.rows.samples import MOST_ROWS, Checked, check_ids, checked_row, sample_from_dict, sample_to_dict
+from attnguide.rows.twins import with_twins
 from attnguide.run_folder.records import AXIS, CELL
-from attnguide.types import MethodConfig, Region, Sample
+from attnguide.types import MethodConfig, Sample
 
 MethodReader = Callable[[Any], list[dict[str, Any]]]
 """Checks a list of methods, each ``{"name": ..., option: value}``."""
@@ -72,7 +71,7 @@ def expand(
     for cell in cells:
         made = _Cell(ablation, cell, _methods(ablation, cell, base_methods, read), known, strict)
         rows += [Row(made.sample(subject, used), subject.id, cell) for subject in subjects]
-    return _with_plain(rows, used) if plain else rows
+    return with_twins(rows, lambda row: row.sample, lambda row: _twin(row, used)) if plain else rows
 
 
 def _methods(ablation: Ablation, cell: Cell, base: Sequence[Mapping[str, Any]], read: MethodReader) -> list[dict[str, Any]]:
@@ -178,19 +177,6 @@ def _unused(id: str, used: dict[str, int]) -> str:
     return found
 
 
-def _with_plain(rows: Sequence[Row], used: dict[str, int]) -> list[Row]:
-    """The rows, with the plain row that a row is compared with inserted before the first that needs it."""
-    places: dict[int, str] = {}
-    seen = {_picture(row.sample, places) for row in rows if not row.sample.methods}
-    found: list[Row] = []
-    for row in rows:
-        if row.sample.methods and row.sample.problem is None and (picture := _picture(row.sample, places)) not in seen:
-            seen.add(picture)
-            found.append(_twin(row, used))
-        found.append(row)
-    return found
-
-
 def _twin(row: Row, used: dict[str, int]) -> Row:
     """The plain counterpart of a row: no methods, and a cell of only the axes that change more than methods."""
     kept = {
@@ -204,18 +190,3 @@ def _twin(row: Row, used: dict[str, int]) -> Row:
     tags = {**own, CELL: name, **{AXIS + axis: value for axis, value in cell.values.items()}}
     sample = replace(row.sample, id=_unused(f"{row.subject}-{_slug(name)}", used), methods=(), tags=tags)
     return Row(sample, row.subject, cell)
-
-
-def _picture(sample: Sample, places: dict[int, str]) -> tuple[Any, ...]:
-    """Key of a row's plain picture: rows with equal keys have the same plain picture and the same scores for it.
-
-    Args:
-        sample: The row.
-        places: Cache of the regions' text by ``id()`` of the tuple, which rows share; filled in here.
-    """
-    for given in (sample.regions, sample.groups):
-        if id(given) not in places:
-            places[id(given)] = repr([region_to_dict(item) if isinstance(item, Region) else item for item in given])
-    size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
-    words = (sample.prompt, sample.prompt_syntax, sample.negative_prompt, places[id(sample.regions)], places[id(sample.groups)])
-    return (*words, sample.seed, *size, *inputs_key(sample))

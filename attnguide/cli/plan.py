@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError
-from attnguide.inputs import INPUTS, inputs_key
-from attnguide.types import MethodConfig, Region, Sample
+from attnguide.inputs import INPUTS
+from attnguide.types import MethodConfig, Sample
 from attnguide.weighted import words_of
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
         UsageError: If the settings contradict each other or a row is invalid.
     """
     from attnguide.rows.samples import checked_samples
+    from attnguide.rows.twins import with_twins
 
     config = _filled(settings)
     if config["resume"] and config["out"] is None:
@@ -99,7 +100,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
         table = _own_rows(config)
         own = table.samples
         samples = [sample for row in own for sample in _arms(row, config, named=row.id in table.named)]
-        samples = _with_twins(samples) if config["plain"] else samples
+        samples = with_twins(samples, _itself, _twin) if config["plain"] else samples
         samples = checked_samples(samples, strict=is_strict(config))
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -250,31 +251,10 @@ def _joined(methods: Sequence[MethodConfig]) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "_", "_".join(method.name for method in methods))
 
 
-def _with_twins(samples: Sequence[Sample]) -> list[Sample]:
-    """The rows, with the plain row that a steered row is compared with inserted before the first that needs it."""
-    seen = {_picture(sample) for sample in samples if not sample.methods}
-    found: list[Sample] = []
-    for sample in samples:
-        if sample.methods and sample.problem is None and _picture(sample) not in seen:
-            seen.add(_picture(sample))
-            found.append(_twin(sample))
-        found.append(sample)
-    return found
+def _itself(sample: Sample) -> Sample:
+    return sample
 
 
 def _twin(sample: Sample) -> Sample:
     suffix = f"-{_joined(sample.methods)}"
     return replace(sample, id=sample.id.removesuffix(suffix)).plain()
-
-
-def _picture(sample: Sample) -> tuple[Any, ...]:
-    """Key of a row's plain picture: rows with equal keys have the same one."""
-    size = (sample.height, sample.width, sample.steps, sample.cfg_scale, sample.true_cfg_scale, sample.scheduler)
-    words = (sample.prompt, sample.prompt_syntax, sample.negative_prompt)
-    return (*words, sample.seed, _places(sample.regions), *size, *inputs_key(sample))
-
-
-def _places(regions: Sequence[Region]) -> tuple[str, ...]:
-    from attnguide.prompt.notation import region_to_dict
-
-    return tuple(repr(region_to_dict(region)) for region in regions)
