@@ -47,10 +47,10 @@ OWN_RANGES: dict[str, dict[str, str]] = {
     "self_guidance": {"sharpness": _POSITIVE},
     "stable": {"scale": _SHARE, "fade": _ANY_COUNT, "inject_until": _ANY_COUNT},
 }
-"""What an option of a single method may be, where others take something else by that name."""
+"""Ranges by method and option, where an option's range in one method differs from :data:`RANGES`."""
 
 _TIMED = (*(f"inject{number}" for number in range(1, 9)), "map_injection")
-"""Methods whose ``start`` and ``stop`` are not shares of the steps, but of the scheduler's time."""
+"""Methods whose ``start`` and ``stop`` are timesteps / 1000 by default, not progress."""
 
 
 def option_range(method: str, option: str) -> str:

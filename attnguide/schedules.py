@@ -90,7 +90,11 @@ def constant(value: float) -> Schedule:
 
 
 def sqrt_linear(value: float, start: float = 1.0, stop: float = 0.5) -> Schedule:
-    """``value * sqrt(linspace(start, stop, count)[index])``, the step size of attend-and-excite (https://arxiv.org/abs/2301.13826)."""
+    """``value * sqrt(linspace(start, stop, count)[index])``, the step size of attend-and-excite.
+
+    ``index`` and ``count`` are those of the whole schedule, ``Step.overall_index`` and ``Step.overall_count``
+    (https://arxiv.org/abs/2301.13826).
+    """
     _require_finite(value)
 
     def at(step: Step) -> float:

@@ -60,7 +60,7 @@ class Sample:
 
     Attributes:
         id: Unique in the run; names the files. Letters, digits, ``.``, ``_`` and ``-``.
-        prompt: What to draw; empty only without methods, for the picture of no words.
+        prompt: The prompt; may be empty only in rows without methods.
         seed: Seed of the initial noise and of a stochastic scheduler's noise.
         regions: Phrases of the prompt and their places.
         groups: Words of the prompt that belong together, each group's noun last: ``(("red", "circle"), ("blue", "square"))``;
@@ -330,7 +330,7 @@ class ExpectedCost:
 
 @dataclass(frozen=True, eq=False)
 class SampleResult:
-    """What a row became.
+    """Result of a row.
 
     Attributes:
         sample: The row.

@@ -114,7 +114,7 @@ def written(text: str, syntax: str) -> Prompt:
     """Parse a text into a prompt for a model.
 
     Args:
-        text: As the user wrote it.
+        text: The text as the user wrote it.
         syntax: One of :data:`SYNTAXES`.
 
     Raises:
@@ -151,7 +151,7 @@ def read_weights(prompt: str) -> WeightedPrompt:
     In the resulting text two parts are joined by a comma, or by a space if the first ends with punctuation.
 
     Args:
-        prompt: As the user wrote it.
+        prompt: The prompt as the user wrote it.
 
     Raises:
         ValueError: If a bracket is never closed, a weight lies outside [0, :data:`MOST_WEIGHT`], or the prompt has marks that

@@ -27,8 +27,8 @@ class Refinement:
     Attributes:
         until: A row goes on while its indicator exceeds this; one number, or one per row.
         iterations: Most updates in one step.
-        at: Progress points of the refinement (0.2 means the step that includes the evaluation ``round(0.2 * count)``);
-            every step when ``None``.
+        at: Progress points of the refinement (0.2 means the step that includes the evaluation ``round(0.2 * count)`` of the
+            whole schedule); every step when ``None``.
         lagging: Decide on the indicator from before the newest update, as attend-and-excite's code does (one update too many).
     """
 

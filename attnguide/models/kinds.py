@@ -37,10 +37,10 @@ SEEDLESS: dict[str, str] = {
 """Supported pipeline -> why rows cannot use its ControlNets (``attnguide.steer`` can, in the user's pipeline)."""
 
 CENTRED: tuple[str, ...] = ("FluxPipeline",)
-"""Supported pipelines whose ControlNets read pixels in [-1, 1]; those of others read [0, 1]."""
+"""Supported pipelines whose ControlNets read pixels in [-1, 1]; ControlNets of others read [0, 1]."""
 
 SINGLE: tuple[str, ...] = ("FluxPipeline",)
-"""Supported pipelines whose relatives cannot mix ControlNets in all kinds of rows."""
+"""Supported pipelines whose rows take one control picture, since not all of their ControlNet pipelines take several."""
 
 KEEPING: dict[str, int] = {"StableDiffusionPipeline": 4, "StableDiffusionXLPipeline": 4, "StableDiffusion3Pipeline": 16}
 """Supported pipeline -> latent channels for which its inpainting restores the kept area; all, if it is not listed."""

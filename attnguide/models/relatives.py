@@ -28,7 +28,7 @@ def check_relative(model: ModelAdapter, kind: Kind | None, controls: Sequence[st
 
 
 def reads(model: ModelAdapter, kind: Kind, argument: str) -> bool:
-    """Whether the pipeline that makes rows of a kind has an argument of this name."""
+    """Whether the call of the pipeline for rows of a kind has an argument of this name."""
     chosen = getattr(diffusers, pipeline_name(type(model.pipeline).__name__, kind))
     return argument in inspect.signature(chosen.__call__).parameters
 

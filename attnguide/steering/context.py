@@ -21,7 +21,7 @@ _Held = TypeVar("_Held")
 
 
 class _Once(AbstractContextManager[_Held]):
-    """A block that can be entered once; ``name`` is what its maker is called."""
+    """A context manager that can be entered once; ``name`` is the function that made it."""
 
     def __init__(self, block: AbstractContextManager[_Held], name: str) -> None:
         self._block, self._name, self._entered = block, name, False
@@ -37,7 +37,7 @@ class _Once(AbstractContextManager[_Held]):
 
 
 def entered_once(make: Callable[_Given, AbstractContextManager[_Held]]) -> Callable[_Given, AbstractContextManager[_Held]]:
-    """A maker of context managers that say so, as a :class:`SteerError`, when one of them is entered a second time."""
+    """Decorate a function that returns context managers: entering one a second time raises a :class:`SteerError`."""
 
     @functools.wraps(make)
     def made(*args: _Given.args, **kwargs: _Given.kwargs) -> AbstractContextManager[_Held]:

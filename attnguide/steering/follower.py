@@ -104,10 +104,10 @@ class Follower:
         return self._inside or threading.get_ident() != self._owner
 
     def _same_thread(self, did: str) -> None:
-        """Refuse what another thread has the pipeline do: in that thread nothing is read or changed.
+        """Refuse a call of another thread, in which attention is neither read nor edited.
 
         Raises:
-            SteerError: In that thread.
+            SteerError: If this is not the thread that entered the block.
         """
         if threading.get_ident() != self._owner:
             raise SteerError(

@@ -22,8 +22,8 @@ class _Live(NoiseScheduler):
         timestep: Timestep of the first evaluation.
         exact: Tolerance of ``timestep``.
         count: Evaluations that the pipeline will make; those to the end of the schedule when ``None``.
-        goes_on: Whether another call has made the evaluations before the first (``denoising_start``), so that progress is
-            counted with them; else the picture begins here, from noise or from another picture (``strength``).
+        goes_on: Whether an earlier call made the evaluations before the first (``denoising_start``), so that progress counts
+            them; else the picture begins here, from noise or from another picture (``strength``).
 
     Attributes:
         begin: Index of the first evaluation in the whole schedule.

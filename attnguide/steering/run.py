@@ -21,7 +21,7 @@ from attnguide.types import Cost, PassContext, Sample, SampleResult
 
 
 class Maps(dict[str, Tensor]):
-    """Maps by phrase; one that is not there is told with those that are, as a ``KeyError``."""
+    """Maps by phrase; a missing phrase is a ``KeyError`` that names the phrases with maps."""
 
     def __missing__(self, phrase: str) -> Tensor:
         known = ", ".join(map(repr, self)) or "none, before a call has ended, without regions, or with maps=False"

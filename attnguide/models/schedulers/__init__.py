@@ -1,4 +1,4 @@
-"""Noise schedulers of diffusers behind one face that knows when latents may be changed."""
+"""Noise schedulers of diffusers behind a common interface, which knows when latents may be changed."""
 
 from attnguide.models.schedulers.base import NoiseScheduler as NoiseScheduler
 from attnguide.models.schedulers.base import unpatched_copy as unpatched_copy

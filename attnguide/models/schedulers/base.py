@@ -1,4 +1,4 @@
-"""The contract of a noise scheduler: a schedule of evaluations, and what moves latents from one to the next."""
+"""The contract of a noise scheduler: a schedule of network evaluations, and the step of latents after each."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class NoiseScheduler(ABC):
     """A diffusers scheduler, set to a number of steps.
 
     Args:
-        scheduler: A new one of diffusers; it is taken over.
+        scheduler: A new scheduler of diffusers, which must not be used elsewhere.
         steps: Denoising steps.
-        device: Where latents live.
+        device: Device of the latents.
 
     Attributes:
         steps: One entry per network evaluation.
 
     Raises:
-        ValueError: If the scheduler is of a class or for a network that is not supported, or cannot make this many steps.
+        ValueError: If the scheduler's class or configuration is not supported, or it cannot make this many steps.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
@@ -54,7 +54,7 @@ class NoiseScheduler(ABC):
 
     @abstractmethod
     def _check_kind(self, scheduler: Any) -> None:
-        """Refuse a scheduler that the loop would drive wrongly.
+        """Refuse a scheduler whose class or configuration is not supported.
 
         Raises:
             ValueError: Naming its class, and the setting that does not fit.
@@ -65,11 +65,11 @@ class NoiseScheduler(ABC):
         """Set the scheduler of diffusers to a number of steps.
 
         Raises:
-            ValueError: If it cannot make so many, or so few.
+            ValueError: If it cannot make this number of steps.
         """
 
     def _set_or_say(self, steps: int, **settings: Any) -> None:
-        """``set_timesteps`` of diffusers, whose errors become one sentence.
+        """Call ``set_timesteps`` of diffusers, with errors turned into one sentence.
 
         Raises:
             ValueError: Naming the scheduler, and whether more or fewer steps would work.
@@ -77,26 +77,26 @@ class NoiseScheduler(ABC):
         try:
             self._scheduler.set_timesteps(**settings)
         except (ValueError, IndexError, ZeroDivisionError) as error:
-            told = re.search(r"(larger|smaller) than", str(error))  # else it speaks of shapes and indices of its arrays
+            told = re.search(r"(larger|smaller) than", str(error))  # other messages are about array shapes and indices
             wanted, why = ("fewer", f" ({error})") if told else ("more", "")
             raise ValueError(f"steps must be {wanted} for {self.name}; got {steps}{why}.") from error
 
     @abstractmethod
     def _levels(self) -> Sequence[tuple[float, float, float]]:
-        """Of every evaluation: what the network is told (1000 noise, 0 clean), and the shares of signal and noise it reads."""
+        """Timestep (1000 noise, 0 clean), signal and noise of every evaluation, in the network's input scale."""
 
     def anew(self) -> Self:
-        """The same scheduler before its first step."""
+        """A copy of the scheduler before its first step."""
         other = copy.copy(self)
         other._scheduler = copy.deepcopy(self._fresh)
         return other
 
     def unset(self) -> Any:
-        """A scheduler of diffusers that is set up alike, for a pipeline that sets its steps and moves it."""
+        """A copy of the diffusers scheduler, for a pipeline that sets its timesteps and steps it."""
         return copy.deepcopy(self._fresh)
 
     def at(self, step: Step) -> Self:
-        """The same scheduler standing at ``step``, without a past."""
+        """A copy of the scheduler at ``step``, without state of earlier steps."""
         other = self.anew()
         if hasattr(other._scheduler, "_step_index"):
             other._scheduler._step_index = step.index
@@ -104,7 +104,7 @@ class NoiseScheduler(ABC):
 
     @property
     def name(self) -> str:
-        """Class of the scheduler."""
+        """Class name of the diffusers scheduler."""
         return type(self._scheduler).__name__
 
     @property
@@ -118,10 +118,10 @@ class NoiseScheduler(ABC):
         return 1.0
 
     def check(self) -> None:
-        """Make one step on blank latents, so that a scheduler that does not fit the network is found before a run.
+        """Try one step on zero latents, to find a scheduler that does not fit the network before a run.
 
         Raises:
-            ValueError: Naming the scheduler and what the network predicts, or that its noise is not the row's own.
+            ValueError: If the step fails, is not finite, or adds noise that is not drawn from the row's generator.
         """
         try:
             moved, again = (self._tried(self.anew()) for _ in range(2))
@@ -144,7 +144,10 @@ class NoiseScheduler(ABC):
         return trial.step(blank, trial.steps[0], blank, [torch.Generator().manual_seed(0)])
 
     def _begins(self, index: int) -> bool:
-        """Second-order schedulers keep the latents of the step's first evaluation; a change at a later one would be lost."""
+        """Whether a denoising step begins at an evaluation.
+
+        Second-order schedulers keep the latents of a step's first evaluation; a change at a later one would be lost.
+        """
         if getattr(self._scheduler, "order", 1) == 2:
             return index % 2 == 0
         if self.name == "DPMSolverSinglestepScheduler":
@@ -152,33 +155,33 @@ class NoiseScheduler(ABC):
         return True
 
     def scale_model_input(self, latents: Tensor, step: Step) -> Tensor:
-        """Latents as the network reads them at ``step``."""
+        """Latents in the network's input scale at ``step``."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return latents
         scaled: Tensor = self._scheduler.scale_model_input(latents, self._timesteps[step.index])
         return scaled
 
     def input_scale(self, step: Step) -> float:
-        """What :meth:`scale_model_input` multiplies by.
+        """Factor of :meth:`scale_model_input`.
 
-        1 on variance-preserving latents and under flow matching, ``1 / sqrt(1 + sigma^2)`` on exploding ones.
+        1 on variance-preserving latents and under flow matching, ``1 / sqrt(1 + sigma^2)`` on variance-exploding ones.
         """
         return float(self.scale_model_input(torch.ones((), dtype=torch.float64), step))
 
     def own_scale(self, step: Step) -> float:
-        """Factor from latents as the network reads them to the scheduler's own: 1, or ``sqrt(1 + sigma^2)`` where they explode.
+        """Factor from the network's input scale to the scheduler's: 1, or ``sqrt(1 + sigma^2)`` if variance-exploding.
 
-        Unlike the inverse of :meth:`input_scale`, which diffusers tells of the step it has reached only, known at every step.
+        It is known at every step, unlike the inverse of :meth:`input_scale`, which diffusers knows only at its current step.
         """
         return 1.0
 
     def span(self, step: Step) -> int:
-        """Evaluations of the denoising step that begins at ``step``."""
+        """Number of evaluations of the denoising step that begins at ``step``."""
         later = [other.index for other in self.steps[step.index + 1 :] if other.begins]
         return (later[0] if later else len(self.steps)) - step.index
 
     def latents_moved(self, change: Tensor, step: Step) -> None:
-        """Say that guidance added ``change`` to the latents at ``step``, for schedulers that would otherwise undo it.
+        """Notify the scheduler that ``change`` was added to the latents at ``step``, which some would otherwise undo.
 
         The correctors of UniPC and SA-Solver recompute each step's starting point from that of the step before, of which it is
         a linear function; the change is carried back through that function, so that the corrected point moves by exactly the
@@ -191,24 +194,24 @@ class NoiseScheduler(ABC):
         part = 1 if inner.predict_x0 else 0
         keeps = float(now[part] / before[part])
         if self.name == "SASolverScheduler" and inner.predict_x0:
-            # From pure noise on, signal over noise grows without bound.
+            # From pure noise, signal over noise grows without bound.
             rise = math.log(float(now[0] * before[1]) / float(now[1] * before[0])) if before[0] > 0 else math.inf
             keeps *= math.exp(-(float(inner.tau_func(inner.timestep_list[-1])) ** 2) * rise)
         inner.last_sample = inner.last_sample + change / keeps
 
     def adopt(self, other: NoiseScheduler, rows: Sequence[int], places: Sequence[int]) -> None:
-        """Copy some rows of another scheduler's state, which stands at the same step.
+        """Copy some rows of another scheduler's state at the same step.
 
         Args:
-            other: Whose rows ``places`` become ``rows`` here.
-            rows: Numbers of latents here.
-            places: Numbers of latents there, one for each of ``rows``.
+            other: The other scheduler.
+            rows: Batch positions here, which are overwritten.
+            places: Batch positions in ``other``, one for each of ``rows``.
         """
         for name, theirs in vars(other._scheduler).items():
             setattr(self._scheduler, name, _with_rows(getattr(self._scheduler, name), theirs, list(rows), list(places)))
 
     def step(self, noise_pred: Tensor, step: Step, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """One evaluation's move. ``generators`` hold one CPU generator per row, for schedulers that add noise."""
+        """Latents after one evaluation; ``generators`` are one CPU generator per row, for schedulers that add noise."""
         options: dict[str, Any] = {"return_dict": False}
         if "eta" in self._accepts:
             options["eta"] = 0.0
@@ -219,22 +222,22 @@ class NoiseScheduler(ABC):
 
     @abstractmethod
     def denoised(self, noise_pred: Tensor, inputs: Tensor, step: Step) -> Tensor:
-        """Predicted clean latents from the network's answer and its (scaled) input."""
+        """Predicted clean latents from the network's prediction and its (scaled) input."""
 
     @abstractmethod
     def shift_noise(self, noise_pred: Tensor, shift: Tensor, step: Step) -> Tensor:
-        """Add ``shift`` to the predicted noise, whatever the network predicts.
+        """Add ``shift`` to the predicted noise, in the network's parametrisation.
 
         The predicted clean latents move by ``-shift noise / signal``.
         """
 
     def add_noise(self, latents: Tensor, noise: Tensor, step: Step) -> Tensor:
-        """Clean latents noised to ``step``, in the scheduler's own scale; at any step, wherever the scheduler stands."""
+        """Clean latents noised to ``step`` (any step of the schedule), in the scheduler's own scale."""
         return (step.signal * latents + step.noise * noise) * self.own_scale(step)
 
 
 def _with_rows(mine: Any, theirs: Any, rows: list[int], places: list[int]) -> Any:
-    """State in which ``mine[rows]`` is ``theirs[places]``; only tensors of four axes, as latents have, hold rows."""
+    """State with ``mine[rows]`` replaced by ``theirs[places]``; only 4-D tensors have a batch axis."""
     if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
         return [_with_rows(one, other, rows, places) for one, other in zip(mine, theirs, strict=True)]
     if not (isinstance(mine, Tensor) and isinstance(theirs, Tensor) and mine.ndim == 4):
@@ -245,9 +248,9 @@ def _with_rows(mine: Any, theirs: Any, rows: list[int], places: list[int]) -> An
 
 
 def unpatched_copy(scheduler: Any) -> Any:
-    """A held pipeline's own scheduler once more, with whatever was set on it since it was made.
+    """A copy of a user's pipeline's scheduler, with attributes that were set on it later.
 
-    Once its timesteps are set, it remembers nothing of past runs.
+    Setting its timesteps clears state of past runs.
 
     Raises:
         ValueError: If one of its methods was replaced: the replacement may act on the original alone.
@@ -261,9 +264,9 @@ def unpatched_copy(scheduler: Any) -> Any:
 
 
 def written_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration in which values that were registered after it was made count as written.
+    """A scheduler's configuration in which values registered after construction count as explicitly given.
 
-    The library's list of defaults that were in use is made once; from it, another scheduler would lose such values.
+    Diffusers lists the defaults in use at construction only; ``from_config`` of another class would drop later values.
     """
     config = scheduler.config
     parameters = inspect.signature(type(scheduler).__init__).parameters

@@ -1,4 +1,4 @@
-"""Schedulers for networks that predict noise, and were trained at a thousand noise levels of one schedule."""
+"""Schedulers for networks trained at a thousand discrete noise levels, which predict noise, ``v`` or clean latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnguide.models.schedulers.base import NoiseScheduler, unpatched_copy, wri
 from attnguide.types import Step
 
 _KNOWN = frozenset({*SCHEDULERS.values(), "DDIMParallelScheduler", "DDPMParallelScheduler"})
-"""Classes of diffusers of which it is known where a denoising step begins and where their noise comes from."""
+"""Supported classes of diffusers: known beginnings of denoising steps and known sources of noise."""
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -27,19 +27,19 @@ _ROUNDING = (
     "UniPCMultistepScheduler",
     "SASolverScheduler",
 )
-"""Classes that tell the network the nearest whole timestep of a noise level between two."""
+"""Classes that round a noise level between two timesteps to the nearest whole timestep."""
 
 
 class DiscreteScheduler(NoiseScheduler):
     """A scheduler for a network that predicts noise, ``v`` or clean latents, on variance-preserving or exploding latents.
 
     Args:
-        scheduler: A new one of diffusers; it is taken over.
+        scheduler: A new scheduler of diffusers, which must not be used elsewhere.
         steps: Denoising steps.
-        device: Where latents live.
+        device: Device of the latents.
 
     Raises:
-        ValueError: If the scheduler is of a class or for a network that is not supported, or cannot make this many steps.
+        ValueError: If the scheduler's class or configuration is not supported, or it cannot make this many steps.
     """
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
@@ -90,7 +90,7 @@ class DiscreteScheduler(NoiseScheduler):
         return str(self._scheduler.config.prediction_type)
 
     def sigma_at(self, timestep: float) -> float:
-        """Noise over signal at a training timestep, between two of them by interpolation in ``log sigma``."""
+        """Noise over signal at a timestep, interpolated in ``log sigma`` between training timesteps."""
         alphas = self._scheduler.alphas_cumprod
         low = min(max(math.floor(timestep), 0), len(alphas) - 1)
         high = min(low + 1, len(alphas) - 1)
@@ -98,7 +98,7 @@ class DiscreteScheduler(NoiseScheduler):
         return math.exp(logs[0] + (logs[1] - logs[0]) * min(max(timestep - low, 0.0), 1.0))
 
     def _sigma(self, index: int, timestep: float) -> float:
-        """Noise level of an evaluation; of the scheduler itself where the timestep is rounded."""
+        """Sigma of an evaluation; the scheduler's own value where the timestep is rounded."""
         if self.name in _ROUNDING and any(self._scheduler.config.get(name) for name in _OTHER_LEVELS):
             return float(self._scheduler.sigmas[index])
         return self.sigma_at(timestep)
@@ -132,10 +132,10 @@ class DiscreteScheduler(NoiseScheduler):
 
 
 class _BrownianNoise:
-    """Unit noise of DPM++ SDE, each row's from its own generator (the library's would be one stream for the whole batch).
+    """Unit noise of DPM++ SDE, drawn per row from its generator (diffusers has one stream for the whole batch).
 
-    The second evaluation of a denoising step asks for the noise of an interval whose first part the first evaluation has
-    already been given: both are increments of one Brownian motion over the noise level.
+    The noise interval of a denoising step's second evaluation contains that of its first: both are increments of one Brownian
+    motion over the noise level.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class _BrownianNoise:
         self._first: tuple[float, float, Tensor] | None = None
 
     def serve(self, latents: Tensor, generators: Sequence[torch.Generator]) -> None:
-        """Draw for these latents ``batch channels height width`` from now on."""
+        """Set the latents ``batch channels height width`` and generators for which noise is drawn."""
         self._latents, self._generators = latents, generators
 
     def __call__(self, start: Tensor, end: Tensor) -> Tensor:
@@ -163,14 +163,13 @@ def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A scheduler of diffusers by name, for a model whose own scheduler has this configuration.
 
     Raises:
-        ValueError: If the name is unknown, a package that it needs is not installed, or the configuration does not say with
-            which noise the network was trained.
+        ValueError: If the name is unknown, a package that it needs is not installed, or the configuration has no beta schedule.
     """
     if config.get("beta_schedule") is None and config.get("trained_betas") is None:
         raise ValueError(f"Scheduler {name!r} cannot be set up: the pipeline's own does not say which noise the network knows.")
-    # A scheduler that never clips does not say so in its configuration; latents must not be clipped to [-1, 1].
+    # Schedulers without clipping have no clip_sample in their config, but DDIM's default is True; latents must not be clipped.
     options = scheduler_choice(name).options
-    # The library lets values go that another class had by default, among them those that the name means.
+    # from_config drops values listed in _use_default_values; options set by the name must stay.
     defaults = [key for key in config.get("_use_default_values", ()) if key not in options]
     written = {"clip_sample": False, **config, **options, "_use_default_values": defaults}
     return scheduler_class(name).from_config(written)
@@ -200,9 +199,9 @@ def make_discrete(own: Any, name: str | None, steps: int, device: torch.device) 
 
     Args:
         own: The pipeline's own scheduler.
-        name: Of another one; the model's own when ``None``.
+        name: Name of another scheduler; the pipeline's own when ``None``.
         steps: Denoising steps.
-        device: Where latents live.
+        device: Device of the latents.
 
     Raises:
         ValueError: If the name is unknown, or the scheduler does not fit the network or cannot make this many steps.

@@ -19,27 +19,25 @@ from attnguide.types import Step
 _OTHER_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 LEAST_SIGNAL = 1 / MOST_SIGMA
-"""Signal below which a shift of the noise counts as one at this signal.
-
-Where there is none, it would move the clean latents without bound.
+"""Smallest signal by which a shift of the noise is divided; at signal 0 clean latents would move without bound.
 """
 
 
 class FlowScheduler(NoiseScheduler):
     """A scheduler for a network that predicts the velocity of flow matching (https://arxiv.org/abs/2210.02747).
 
-    Latents keep the network's scale, and unit noise is where they begin. Where the network's time runs from data to noise
+    Latents have the network's input scale and begin as unit noise. Where the network's time is 0 at noise and 1 at data
     (``invert_sigmas``), :attr:`~attnguide.types.Step.timestep` still falls from 1000 to 0.
 
     Args:
-        scheduler: A new one of diffusers; it is taken over.
+        scheduler: A new scheduler of diffusers, which must not be used elsewhere.
         steps: Denoising steps.
-        device: Where latents live.
-        sigmas: Noise shares before the schedule's own shift, where the model's pipeline gives them.
-        mu: Of the shift that depends on the picture's size, where the schedule has one (:func:`size_shift`).
+        device: Device of the latents.
+        sigmas: Sigmas before the schedule's own shift, where the model's pipeline passes them.
+        mu: Shift ``mu`` by picture size, where the schedule has dynamic shifting (:func:`size_shift`).
 
     Raises:
-        ValueError: If the scheduler is of a class or set up in a way that is not supported, or cannot make this many steps.
+        ValueError: If the scheduler's class or configuration is not supported, or it cannot make this many steps.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class FlowScheduler(NoiseScheduler):
                 f"{choose}."
             )
         levels = [level for level in _OTHER_LEVELS if config.get(level)]
-        if levels:  # they are those of another kind of network
+        if levels:  # such noise levels are for variance-preserving networks
             raise ValueError(f"Scheduler {name} has no noise levels of flow matching with {levels[0]}; {choose}.")
 
     def _set_timesteps(self, steps: int, device: torch.device) -> None:
@@ -86,7 +84,7 @@ class FlowScheduler(NoiseScheduler):
                 )
             settings["mu"] = self._mu
         self._set_or_say(steps, **settings)
-        # Of equal first timesteps the library would take the second for the first.
+        # With two equal first timesteps diffusers would begin at the second.
         self._scheduler.set_begin_index(0)
 
     def _levels(self) -> Sequence[tuple[float, float, float]]:
@@ -109,17 +107,17 @@ class FlowScheduler(NoiseScheduler):
         return inputs + step.noise * noise_pred if self._inverted else inputs - step.noise * noise_pred
 
     def shift_noise(self, noise_pred: Tensor, shift: Tensor, step: Step) -> Tensor:
-        """Add ``shift`` to the noise ``eps = x + signal v`` that the velocity ``v`` tells of.
+        """Add ``shift`` to the noise ``eps = x + signal v`` that the velocity ``v`` implies.
 
-        With the latents ``x`` as they are, the velocity moves by ``shift / signal`` and the clean latents by
-        ``-shift noise / signal``; for a signal below :data:`LEAST_SIGNAL` by what they would move there.
+        At fixed latents ``x`` the velocity moves by ``shift / signal`` and the clean latents by ``-shift noise / signal``, with
+        the signal taken as at least :data:`LEAST_SIGNAL`.
         """
         moved = shift / max(step.signal, LEAST_SIGNAL)
         return noise_pred - moved if self._inverted else noise_pred + moved
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether a scheduler of diffusers is one of flow matching."""
+    """Whether a scheduler of diffusers is for flow matching."""
     config = scheduler.config
     flowing = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     return type(scheduler).__name__.startswith("FlowMatch") or bool(flowing)
@@ -129,11 +127,11 @@ def size_shift(tokens: int, config: Mapping[str, Any]) -> float:
     """The shift ``mu`` of a schedule that depends on the picture's size (https://arxiv.org/abs/2403.03206, 5.3.2).
 
     Linear in the number of image tokens, from ``base_shift`` at ``base_image_seq_len`` to ``max_shift`` at
-    ``max_image_seq_len``, as the pipelines of diffusers have it.
+    ``max_image_seq_len``, as in the pipelines of diffusers.
 
     Args:
-        tokens: Image positions that the network reads.
-        config: Of the scheduler.
+        tokens: Number of image tokens.
+        config: Configuration of the scheduler.
     """
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
@@ -145,9 +143,9 @@ def named_flow_scheduler(name: str, config: Mapping[str, Any], mu: float | None 
     """A scheduler of diffusers by name, for a flow-matching model whose own scheduler has this configuration.
 
     Args:
-        name: As a user writes it.
-        config: Of the model's own scheduler.
-        mu: Of the shift by size, if the own one has such.
+        name: Scheduler name as a user writes it.
+        config: Configuration of the model's own scheduler.
+        mu: Shift by picture size, if the model's own scheduler has dynamic shifting.
 
     Raises:
         ValueError: If the name is unknown, or there is no such scheduler for flow matching.
@@ -169,7 +167,7 @@ def named_flow_scheduler(name: str, config: Mapping[str, Any], mu: float | None 
 
 
 def _shift(config: Mapping[str, Any], mu: float | None) -> float:
-    """The factor ``f`` of the shift ``s -> f s / (1 + (f - 1) s)``; a shift by size is one too, by ``exp(mu)`` or ``mu``."""
+    """Factor ``f`` of the shift ``s -> f s / (1 + (f - 1) s)``; ``exp(mu)`` or ``mu`` for a shift by size."""
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift", config.get("flow_shift", 1.0)))
     if mu is None:
@@ -190,9 +188,9 @@ def make_flow(
 
     Args:
         own: The pipeline's own scheduler.
-        name: Of another one; the model's own when ``None``.
+        name: Name of another scheduler; the pipeline's own when ``None``.
         steps: Denoising steps.
-        device: Where latents live.
+        device: Device of the latents.
         sigmas: As for :class:`FlowScheduler`.
         mu: As for :class:`FlowScheduler`.
 
