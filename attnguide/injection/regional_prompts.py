@@ -14,6 +14,7 @@ from torch import Tensor
 from attnguide.attention.blocks import resolve
 from attnguide.attention.edits import Edit
 from attnguide.attention.sites import Site, SiteSelector
+from attnguide.guidance.per_row import EachRow
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import Injection, WindowEdit, finite, one_of
 from attnguide.injection.regional_masks import PictureRule, Texts, joint_mask
@@ -124,7 +125,7 @@ class RegionalPrompts(Injection):
         return _behind(states, found, given, length)
 
     def hides_words(self, step: Step) -> bool:
-        return self.interval == 1 and self.scale != 0 and self.window.active(step)
+        return self.interval == 1 and any(EachRow(self.scale).values) and self.window.active(step)
 
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_Masks(self, targets)]

@@ -43,23 +43,30 @@ def check_class(index: Any) -> None:
 
 
 def is_distilled(name: str) -> bool:
-    """Whether a local folder's network reads the guidance weight as a condition; False where there is no such folder."""
-    for network, setting in (("unet", "time_cond_proj_dim"), ("transformer", "guidance_embeds")):
-        try:
-            return bool(_read_json(Path(name, network, "config.json")).get(setting))
-        except ValueError:
-            continue
-    return False
+    """Whether guidance is distilled into a local or cached model, so that a step is one pass; False where neither is found."""
+    index = _model_index(name)
+    family = FAMILIES.get(str(index.get("_class_name")))
+    if family is not None and family.distilled != "never":
+        return family.distilled == "always" or bool(index.get("is_distilled"))
+    try:
+        return bool(_read_json(Path(name, "unet", "config.json")).get("time_cond_proj_dim"))
+    except ValueError:
+        return False
 
 
 def pipeline_class(name: str) -> str | None:
     """Pipeline class of a model in a local folder, or of a cached hub id; ``None`` where there is no ``model_index.json``."""
+    index = _model_index(name)
+    return str(index.get("_class_name")) if index else None
+
+
+def _model_index(name: str) -> dict[str, Any]:
+    """Content of ``model_index.json`` of a local folder or of a cached hub id; empty where there is none."""
     folder = Path(name)
     try:
-        index = _read_json((folder if folder.is_dir() else cached_folder(name) or folder) / "model_index.json")
+        return _read_json((folder if folder.is_dir() else cached_folder(name) or folder) / "model_index.json")
     except (ValueError, OSError):
-        return None
-    return str(index.get("_class_name"))
+        return {}
 
 
 def usual_half(name: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 DEFAULT_MODEL = "shapes"
 
@@ -23,12 +23,15 @@ class Family:
         parts: Parts that it must have.
         optional: Further networks and tokenizers that it may do without.
         half: Half-precision dtype in which its weights work, the default on a GPU.
+        distilled: Whether guidance is distilled into its transformer, which then makes one pass a step: ``always``, ``never``,
+            or as ``model_index.json`` says (``is_distilled``).
     """
 
     adapter: str
     parts: tuple[str, ...]
     optional: tuple[str, ...] = ()
     half: str = "fp16"
+    distilled: Literal["never", "always", "index"] = "never"
 
 
 _TRANSFORMER = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -53,10 +56,10 @@ FAMILIES: dict[str, Family] = {
     "Lumina2Pipeline": Family("lumina2:Lumina2", _TRANSFORMER, half="bf16"),
     "ZImagePipeline": Family("z_image:ZImage", _TRANSFORMER, half="bf16"),
     "Krea2Pipeline": Family("krea2:Krea2", _TRANSFORMER, half="bf16"),
-    "FluxPipeline": Family("flux:Flux", (*_TRANSFORMER, "text_encoder_2", "tokenizer_2"), half="bf16"),
+    "FluxPipeline": Family("flux:Flux", (*_TRANSFORMER, "text_encoder_2", "tokenizer_2"), half="bf16", distilled="always"),
     "ChromaPipeline": Family("chroma:Chroma", _TRANSFORMER, half="bf16"),
-    "Flux2Pipeline": Family("flux2:Flux2", _TRANSFORMER, half="bf16"),
-    "Flux2KleinPipeline": Family("flux2:Flux2Klein", _TRANSFORMER, half="bf16"),
+    "Flux2Pipeline": Family("flux2:Flux2", _TRANSFORMER, half="bf16", distilled="always"),
+    "Flux2KleinPipeline": Family("flux2:Flux2Klein", _TRANSFORMER, half="bf16", distilled="index"),
 }
 """Supported pipelines of diffusers by class name.
 

@@ -88,4 +88,12 @@ def test_a_network_distilled_for_guidance_runs_once_a_step(tmp_path: Path) -> No
     for value, expected in ((256, True), (None, False)):
         (tmp_path / "unet" / "config.json").write_text(json.dumps({"time_cond_proj_dim": value}))
         assert is_distilled(str(tmp_path)) is expected
+    for index, expected in (
+        ({"_class_name": "FluxPipeline"}, True),
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, True),
+        ({"_class_name": "Flux2KleinPipeline"}, False),
+        ({"_class_name": "Krea2Pipeline", "is_distilled": True}, False),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        assert is_distilled(str(tmp_path)) is expected
     assert not is_distilled("shapes") and not is_distilled(str(tmp_path / "gone"))

@@ -191,3 +191,7 @@ def test_guidance_towards_places_that_see_no_word_of_the_prompt_is_refused() -> 
     (refused, *fine) = mark_rows(tiny.model(), [hidden, seen, early, none])
     assert str(refused.problem).startswith("Method 'mask_guidance' reads where words of the prompt look inside their regions")
     assert [one.problem for one in fine] == [None] * 3
+
+
+def test_no_strength_in_any_row_hides_no_word() -> None:
+    assert [_method(scale=scale).hides_words(FIRST) for scale in (0.0, [0.0, 0.0], [0.0, 0.5])] == [False, False, True]
