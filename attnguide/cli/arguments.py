@@ -200,7 +200,7 @@ def check_config(path: str, settings: Sequence[Setting]) -> None:
     except ValueError as error:
         raise UsageError(one_line(error)) from error
     if root is None:
-        return
+        raise UsageError(f"{path}: expected settings as 'name: value'; the file is empty")
     if not isinstance(content, dict):
         raise UsageError(f"{path}, line 1: expected settings as 'name: value'; got something else")
     for key, _ in root.value:

@@ -103,7 +103,7 @@ def _compared() -> list[Setting]:
             values.words,
             None,
             f"the benchmark: {', '.join(FILES)} (embedded), or a file: 7Bench's columns (.csv), GenEval, GLIGEN, LLM-grounded, "
-            "LayoutSAM (.json, .jsonl), COCO's instances (.json), prompts (.txt), or rows of our own; see docs/tables.md",
+            "LayoutSAM (.json, .jsonl), COCO's instances (.json), prompts (.txt), or rows of your own; see docs/tables.md",
             metavar="FILE",
         ),
         Setting(

@@ -63,7 +63,11 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; see :func:`attnguide.cli.main` for the status."""
     asked = parse("attnguide sample", going_on(argv), settings(), description=DESCRIPTION, examples=EXAMPLES)
     if asked["resume"] and asked["out"] and asked["prompt"] is None and asked["rows"] is None:
-        raise UsageError(f"out: expected the folder of a run to go on with; {asked['out']!r} holds no config.yaml")
+        from attnguide.run_folder.made_with import CONFIG_FILE
+
+        there = Path(asked["out"], CONFIG_FILE).is_file()
+        holds = f"a {CONFIG_FILE} that names no prompt and no rows" if there else f"no {CONFIG_FILE}"
+        raise UsageError(f"out: expected the folder of a run to go on with; {asked['out']!r} holds {holds}")
     from attnguide.cli.plan import make_plan
 
     plan = make_plan(asked)

@@ -298,14 +298,15 @@ class Follower:
             return
         started, run, latents = following.started, self.run, following.last
         batch, rows = started.batch, len(started.batch.samples)
-        if not following.done:
-            run.notes.append(f"the pipeline ended after {following.index} of {len(following.scheduler.steps)} evaluations")
+        early = f"the pipeline ended after {following.index} of {len(following.scheduler.steps)} evaluations"
+        early = "" if following.done else early
+        run.notes += [early] if early else []
         if started.maps is not None:
             run.step_maps = started.maps.steps()
             run.maps = started.maps.by_phrase(run.step_maps)
-        notes = [batch.effects.note(row) if following.done else None for row in range(rows)]
+        notes = [None if row in batch.stopped else early or batch.effects.note(row) for row in range(rows)]
         statuses = [batch.stopped.get(row) or (f"ok: {note}" if note else "ok") for row, note in enumerate(notes)]
-        for remark in dict.fromkeys([*batch.stopped.values(), *(note for note in notes if note)]):
+        for remark in dict.fromkeys([*batch.stopped.values(), *(note for note in notes if note and note != early)]):
             run.notes.append(remark)
             warnings.warn(f"In the steered call: {remark}.", stacklevel=4)
         run.ended(lambda: pictures.pictures(model, latents, rows), latents, batch.ledger.close(), statuses)

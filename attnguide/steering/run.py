@@ -96,16 +96,15 @@ class SteerRun:
             ``rows channels height width``.
 
         Raises:
-            ValueError: If ``rows`` is no whole number from 1 on.
+            ValueError: If ``rows`` or a size is no whole number from 1 on.
         """
         assert self.model is not None
-        number = as_whole(rows)
-        if number is None or number < 1:
-            raise ValueError(f"rows must be a whole number from 1 on; got {shown(rows)}.")
-        rows = number
-        size = self.model.default_size
-        shape = self.model.latent_shape(height or size[0], width or size[1])
-        sources = generators([self.seed + row for row in range(rows)])
+        default = self.model.default_size
+        number = _from_one("rows", rows)
+        tall = _from_one("height", default[0] if height is None else height)
+        wide = _from_one("width", default[1] if width is None else width)
+        sources = generators([self.seed + row for row in range(number)])
+        shape = self.model.latent_shape(tall, wide)
         noise = initial_noise(sources, shape, self.model.latents_dtype, self.model.device)
         self._noise = noise, sources
         return noise.clone()
@@ -131,6 +130,13 @@ class SteerRun:
         self._pictures, self._final, self._results = pictures, final, None
         self.cost, self.statuses = cost, statuses
         self.calls += 1
+
+
+def _from_one(name: str, value: Any) -> int:
+    number = as_whole(value)
+    if number is None or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1 on; got {shown(value)}.")
+    return number
 
 
 class MapRecord:

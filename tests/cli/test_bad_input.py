@@ -18,6 +18,7 @@ FILES = {
     "key.yaml": "prompt: a cat\nstep: 10\n",
     "open.yaml": "prompt: [a cat\nsteps: 2\n",
     "list.yaml": "- prompt\n",
+    "empty.yaml": "# nothing yet\n",
     "nan.yaml": "prompt: a cat\nregions: ['cat=0,0,1,1']\nmethods:\n- name: mask_guidance\n  scale: .nan\n",
     "method.yaml": "prompt: a cat\nmethods:\n- nmae: mask_guidance\n",
     "rows.yaml": "- prompt: a cat\n- promt: a dog\n",
@@ -93,6 +94,7 @@ WITH_PROMPT: list[tuple[list[str], list[str]]] = [
     (["--config", "key.yaml"], ["key.yaml, line 2", "'step'", "did you mean 'steps'"]),
     (["--config", "open.yaml"], ["open.yaml, line", "not valid YAML"]),
     (["--config", "list.yaml"], ["list.yaml, line 1", "name: value"]),
+    (["--config", "empty.yaml"], ["empty.yaml", "name: value", "empty"]),
     (["--config", "nan.yaml"], ["nan.yaml, line 3", "scale", "nan"]),
     (["--config", "method.yaml"], ["method.yaml, line 2", "expected a name"]),
     (["--config", "text.png"], ["text.png, line 1"]),
@@ -253,6 +255,14 @@ def test_no_run_to_go_on_with(attnguide: Command) -> None:
     found = attnguide("sample", "--resume", "--out", "never")
     assert found.status == 2 and not Path("never").exists()
     assert "out: expected the folder of a run to go on with; 'never' holds no config.yaml" in found.err
+
+
+def test_no_prompt_to_go_on_with(attnguide: Command) -> None:
+    Path("cut").mkdir()
+    Path("cut", "config.yaml").write_text("steps: 3\n")
+    found = attnguide("sample", "--resume", "--out", "cut")
+    assert found.status == 2
+    assert "'cut' holds a config.yaml that names no prompt and no rows" in found.err
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ def test_an_interrupted_call_is_noted(pipeline: Any) -> None:
     with attnguide.steer(pipeline, **MOVING) as run:
         call(pipeline, callback_on_step_end=interrupt)
     assert run.notes == ["the pipeline ended after 1 of 2 evaluations"]
+    assert run.results[0].status == "ok: the pipeline ended after 1 of 2 evaluations"
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
@@ -220,6 +221,17 @@ def test_nan_of_a_loss_ends_a_row_and_is_told(pipeline: Any) -> None:
         with attnguide.steer(pipeline, **{**MOVING, "step_size": 1e38}) as run:
             call(pipeline)
     assert "not finite" in run.stopped[0]
+
+
+@pytest.mark.filterwarnings("ignore:In the steered call")
+def test_a_row_that_has_broken_is_not_told_of_methods_without_effect(pipeline: Any) -> None:
+    with attnguide.steer(pipeline, **MOVING) as run:
+        noise = run.latents(2)
+        noise[1] = torch.nan
+        call(pipeline, latents=noise, num_images_per_prompt=2)
+    reason = "loss of mask_guidance is not finite at step 0"
+    assert [result.status for result in run.results] == ["ok", reason]
+    assert run.notes == [reason]
 
 
 # ------------------------------------------------------------------------------------------------ blocks, threads, hooks

@@ -118,6 +118,12 @@ class TestBlocks:
                 with attnguide.steer(pipeline, **MOVING) as run:
                     run.latents(rows)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("side", [0, -8, 16.5, "x"])
+    def test_noise_of_no_size(self, side: Any, pipeline: Any) -> None:
+        with pytest.raises(ValueError, match="width must be a whole number from 1 on; got"):
+            with attnguide.steer(pipeline, **MOVING) as run:
+                run.latents(width=side)
+
     def test_a_block_that_is_entered_twice(self, pipeline: Any) -> None:
         block = attnguide.steer(pipeline, **MOVING)
         with block:
