@@ -13,6 +13,7 @@ from attnguide.sampling.arguments import check_observer
 from attnguide.steering.context import entered_once, steer_calls
 from attnguide.steering.request import Request
 from attnguide.steering.run import SteerRun
+from attnguide.text.fields import MOST_SEED
 from attnguide.text.parsing import as_whole, shown
 from attnguide.types import Region
 
@@ -98,8 +99,8 @@ def steer(
         run.maps["cat"], run.save("runs/park")
     """
     number = as_whole(seed)
-    if number is None:
-        raise ValueError(f"seed must be a whole number; got {shown(seed)}.")
+    if number is None or not 0 <= number <= MOST_SEED:
+        raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}; got {shown(seed)}.")
     for name, switch in (("maps", maps), ("refresh_controlnet", refresh_controlnet)):
         if not isinstance(switch, bool):
             raise ValueError(f"{name} must be True or False; got {shown(switch)}.")

@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
-
-from torch import Tensor
+from pathlib import Path
 
 from attnguide.batching import build_methods
 from attnguide.engine.branches import common_source, read_rows, source_prompts
@@ -69,9 +68,9 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
 def _but_for_seed(sample: Sample) -> str | None:
     """Key of a row without id, seed and tags, so that rows that differ in their seed alone are checked once.
 
-    ``None`` for a row with a tensor as mask, whose ``repr`` is abridged.
+    ``None`` for a row with an array or a picture as mask, whose ``repr`` is abridged.
     """
-    if any(isinstance(region.mask, Tensor) for region in sample.regions):
+    if any(not isinstance(region.mask, Path | None) for region in sample.regions):
         return None
     return repr(replace(sample, id="row", seed=0, tags={}))
 

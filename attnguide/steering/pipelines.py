@@ -103,6 +103,8 @@ def known_pipeline(pipeline: Any) -> Known:
             f"{name} of {kind.__module__} is not diffusers' own and may call its network in another way; hand over "
             f"{base}.from_pipe(pipeline)."
         )
+    if isinstance(pipeline, ModelAdapter):
+        raise SteerError(f"{name} is a model of attnguide around a pipeline; hand over that one, model.pipeline.")
     parent = next((one.__name__ for one in kind.__mro__[1:] if one.__name__ in PIPELINES), None)
     why = next((f" ({reason})" for pattern, reason in _WHY.items() if re.search(pattern, name)), "")
     way = f"; hand over {parent}.from_pipe(pipeline), if that is what it should do" if parent else ""

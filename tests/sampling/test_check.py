@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_dispatch import attention_backend
@@ -57,6 +58,16 @@ def test_seeds_of_one_prompt_are_checked_once_and_each_bad_row_keeps_its_reason(
     assert [row.id for row in marked] == ["g0", "g1", "g2", "o", "b0", "b1", "m0.5", "m1.0"]
     assert [row.id for row in marked if row.problem and "'cow'" in row.problem] == ["b0", "b1"]
     assert seen == ["g0", "o", "b0", "b1", "m0.5", "m1.0"]
+
+
+def test_masks_as_arrays_that_differ_within_are_checked_each() -> None:
+    rows = []
+    for value in (1.0, 0.0):
+        disc = np.zeros((64, 64))  # numpy shows no more than the corners
+        disc[16:48, 16:48] = value
+        rows.append(tiny.row(f"{value}", regions=(Region("red cat", mask=disc),), methods=GUIDED))  # type: ignore[arg-type]
+    good, empty = mark_rows(tiny.model(), rows)
+    assert good.problem is None and empty.problem is not None and "covers no cell" in empty.problem
 
 
 def test_a_soft_term_takes_a_small_region() -> None:

@@ -49,7 +49,8 @@ class TestTexts:
 
     def test_names_that_are_none(self, pipeline: Any) -> None:
         refused(pipeline, "prompt must be text", named=[])
-        refused(pipeline, "seed must be a whole number", seed="x")
+        for seed in ("x", -1, 2**63):
+            refused(pipeline, "seed must be a whole number from 0 to 9223372036854775807; got", seed=seed)
         with pytest.raises(ValueError, match="Unknown method 'mask'"), attnguide.steer(pipeline, method="mask"):
             pass
         refused(pipeline, "regions must be a mapping", regions=3)
@@ -191,6 +192,11 @@ class TestPipelines:
             attnguide.SteerError, match=f"{name} cannot be steered from inside.*Known are .* pipelines of StableDiffusion"
         ):
             with attnguide.steer(kind()):
+                pass
+
+    def test_a_loaded_model(self) -> None:
+        with pytest.raises(attnguide.SteerError, match="is a model of attnguide around a pipeline; hand over that one"):
+            with attnguide.steer(tiny.model()):
                 pass
 
     def test_classes_of_other_people(self) -> None:
