@@ -14,6 +14,7 @@ from attnguide.methods import method_info
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype, check_offload
 from attnguide.prompt.notation import regions_from_places
 from attnguide.rows.samples import MOST_ROWS, check_samples
+from attnguide.rows.values import READERS
 from attnguide.text.fields import FOREIGN_NAMES
 from attnguide.text.parsing import as_whole, shown, unpacked
 from attnguide.types import MethodConfig, Region, Sample
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from attnguide.figures.results import Results
     from attnguide.models.base import ModelAdapter
 
-Method = str | MethodConfig
-"""A method by name, or by name with options."""
+Method = str | MethodConfig | Mapping[str, Any]
+"""A method by name (``a+b`` is two), as a :class:`~attnguide.types.MethodConfig`, or as a mapping with name and options."""
 
 
 def sample(
@@ -213,17 +214,17 @@ def _adapter(
 def methods_of(
     method: Method | Sequence[Method] | None, options: Mapping[str, Any], regions: Sequence[Region]
 ) -> tuple[MethodConfig, ...]:
-    """Methods of a call; ``None`` gives ``mask_guidance`` if a region has a place, else none.
+    """Methods of a call, read as in a table of rows; ``None`` gives ``mask_guidance`` if a region has a place, else none.
 
     Raises:
         ValueError: If a method does not exist, or options are given without a single method given by its name.
     """
     if method is None:
         method = "mask_guidance" if any(region.has_place for region in regions) else "plain"
-    several = [method] if isinstance(method, str | MethodConfig) else method
-    if not isinstance(several, list | tuple) or not all(isinstance(item, str | MethodConfig) for item in several):
-        raise ValueError(f"method must be a name, a MethodConfig, or a list of these; got {shown(method)}.")
-    chosen = [item if isinstance(item, MethodConfig) else MethodConfig(item) for item in several if item != "plain"]
+    several = method if isinstance(method, list | tuple) else [method]
+    if not all(isinstance(item, str | MethodConfig | Mapping) for item in several):
+        raise ValueError(f"method must be a name, a+b, a MethodConfig, a mapping, or a list of these; got {shown(method)}.")
+    chosen = [config for config in READERS["methods"]("method", method) if config.name != "plain"]
     for config in chosen:
         method_info(config.name)
     if options:

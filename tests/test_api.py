@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import attnguide
+from attnguide.api import methods_of
 from attnguide.sampling.table import sample_rows
 from attnguide.types import MethodConfig, Region, Sample, SampleResult
 from tests import tiny
@@ -65,6 +66,15 @@ def test_regions_mean_mask_guidance_with_a_plain_twin_before_each() -> None:
 def test_plain_is_plain_in_spite_of_regions() -> None:
     (result,) = sample(regions=PLACES, method="plain")
     assert result.sample.method == "plain" and np.array_equal(pixels(result), pixels(sample()[0]))
+
+
+def test_methods_are_said_as_in_a_table() -> None:
+    scaled = {"name": "inject5", "options": {"scale": 2.0}}
+    both = (MethodConfig("inject5"), MethodConfig("mask_guidance"))
+    assert methods_of("inject5+mask_guidance", {}, ()) == both
+    assert methods_of(scaled, {}, ()) == methods_of([scaled, "plain"], {}, ()) == (MethodConfig("inject5", {"scale": 2.0}),)
+    with pytest.raises(ValueError, match="a method is a name, or a mapping with name and options"):
+        methods_of({"name": "inject5", "scale": 2.0}, {}, ())
 
 
 def test_several_methods_work_together() -> None:

@@ -112,7 +112,8 @@ def _resuming(setting: Setting) -> Setting:
     if setting.name != "resume":
         return setting
     told = "go on with the run in --out, given the same options; rows that are complete are kept"
-    return Setting(setting.name, setting.read, setting.default, told)
+    (resume,) = under(setting.section, [Setting(setting.name, setting.read, setting.default, told)])
+    return resume
 
 
 def run(argv: Sequence[str]) -> int:

@@ -66,8 +66,12 @@ def settings() -> list[Setting]:
         shared["prompt"],
         *under("maps and their picture", _mapped()),
         *(shared[name] for name in _SHARED),
-        Setting("out", local_path, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR"),
+        *under("the run", [_out()]),
     ]
+
+
+def _out() -> Setting:
+    return Setting("out", local_path, None, "new folder for the maps; maps/<date and time> by default", metavar="DIR")
 
 
 def _mapped() -> list[Setting]:

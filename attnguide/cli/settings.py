@@ -237,7 +237,7 @@ def _given() -> list[Setting]:
             "picture that a ControlNet reads (edges, depths, ...), and the factor on what it adds, 1 by default; repeatable, "
             "with another TYPE each",
             metavar="TYPE=IMAGE[:SCALE]",
-            follows=values.alone,
+            follows=values.more_controls,
         ),
     ]
 

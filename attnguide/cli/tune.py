@@ -72,10 +72,13 @@ def settings() -> list[Setting]:
     return [
         *_shared(),
         *under("strengths", _strengths_tried()),
-        Setting(
-            "out", local_path, None, "new folder for tuned.yaml and tuning.csv; tune/<date and time> by default", metavar="DIR"
-        ),
+        *under("the run", [_out()]),
     ]
+
+
+def _out() -> Setting:
+    told = "new folder for tuned.yaml and tuning.csv; tune/<date and time> by default"
+    return Setting("out", local_path, None, told, metavar="DIR")
 
 
 def _strengths_tried() -> list[Setting]:

@@ -101,6 +101,11 @@ def alone(word: str) -> bool:
     return False
 
 
+def more_controls(word: str) -> bool:
+    """Whether a word after a control picture is one, too: ``TYPE=IMAGE``."""
+    return re.match(r"[A-Za-z0-9_-]+=.", word) is not None
+
+
 def more_seeds(word: str) -> bool:
     """``follows`` of seeds: whether a further word is a seed or a range of seeds."""
     return re.fullmatch(r"\d+(\.\.\d+)?", word) is not None

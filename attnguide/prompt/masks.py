@@ -128,6 +128,8 @@ def open_picture(path: Path, what: str = "Picture") -> Any:
     from PIL import Image, ImageOps
 
     try:
+        if path.is_dir():
+            raise ValueError(f"{what} file '{path}' is a folder; expected a picture.")
         if not path.is_file():
             raise ValueError(f"{what} file '{path}' does not exist.")
     except OSError as error:

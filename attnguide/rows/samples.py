@@ -157,7 +157,7 @@ def check_ids(samples: Sequence[Sample]) -> None:
     for sample in samples:
         read_id("id", sample.id)
         if sample.id.lower() in seen:
-            raise ValueError(f"Row ids must be unique; {sample.id!r} stands for more than one row.")
+            raise ValueError(f"Row ids must be unique whatever their case; {sample.id!r} stands for more than one row.")
         seen.add(sample.id.lower())
 
 

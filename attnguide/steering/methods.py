@@ -67,4 +67,4 @@ def check_places(regions: Sequence[Region]) -> None:
             )
 
 
-_WAY = "Use attnguide.sample, which makes the pictures itself."
+_WAY = "Use attnguide.sample on rows without input pictures, which it makes itself."

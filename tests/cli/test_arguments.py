@@ -1,9 +1,12 @@
 """From typed words to values."""
 
+from types import ModuleType
+
 import pytest
 
+from attnguide.cli import ablate, eval, maps, sample, tune, ui
 from attnguide.cli.arguments import parse
-from attnguide.cli.sample import run, settings
+from attnguide.cli.sample import settings
 
 CASES = {
     "trainer.strategy=ddp trainer.devices=2": {"strategy": "ddp", "devices": 2},
@@ -19,14 +22,23 @@ def test_values_of_names_keep_their_types(typed: str) -> None:
     assert parse("attnguide sample", words, settings(), description="", examples="")[typed.split(".")[0]] == CASES[typed]
 
 
-def test_help_lists_options_under_what_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_control_pictures_are_typed_one_after_the_other() -> None:
+    words = ["--control", "canny=a.png", "depth=b.png:0.5", "a cat", "--control", "pose=c.png"]
+    asked = parse("attnguide sample", words, settings(), description="", examples="")
+    assert asked["prompt"] == "a cat"
+    assert [(one["type"], one.get("scale")) for one in asked["control"]] == [("canny", None), ("depth", 0.5), ("pose", None)]
+
+
+@pytest.mark.parametrize("command", [sample, ablate, eval, maps, tune, ui], ids=lambda command: command.__name__)
+def test_help_lists_options_under_what_they_are_about(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(["--help"])
+        command.run(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    sections = list(dict.fromkeys(setting.section for setting in settings()))
+    options = command.settings()[1:]  # the first is typed without a name
+    sections = {setting.section for setting in options}
     headings = [line.removesuffix(":") for line in lines if line.removesuffix(":") in sections]
     assert "" not in sections
-    assert headings == sections
-    for setting in settings()[1:]:
+    assert len(headings) == len(sections)
+    for setting in options:
         (at,) = [index for index, line in enumerate(lines) if line.split(" ")[:3] == ["", "", setting.option]]
         assert next(line for line in reversed(lines[:at]) if line[:1].isalpha()) == f"{setting.section}:"

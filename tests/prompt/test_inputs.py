@@ -40,6 +40,7 @@ def test_sound_files_pass_and_are_read_once(folder: Path) -> None:
     ("given", "said"),
     [
         ({"init_image": "none.png"}, "init_image file 'none.png' does not exist"),
+        ({"init_image": "."}, "init_image file '.' is a folder; expected a picture"),
         ({"init_image": "text.png"}, "init_image file 'text.png' is not a picture"),
         ({"init_image": "a.png", "inpaint_mask": "none.png"}, "inpaint_mask file 'none.png' does not exist"),
         ({"init_image": "a.png", "inpaint_mask": "small.png"}, "inpaint_mask must have the size .* 8x4 pixels; got 4x4"),
@@ -47,7 +48,7 @@ def test_sound_files_pass_and_are_read_once(folder: Path) -> None:
         ({"control": (Control("canny", "none.png"),)}, "control canny file 'none.png' does not exist"),
         ({"init_image": "a.png", "strength": 0.02}, "strength 0.02 of 30 steps leaves none to make; expected at least 0.033"),
     ],
-    ids=["missing", "text", "mask", "size", "black", "control", "strength"],
+    ids=["missing", "folder", "text", "mask", "size", "black", "control", "strength"],
 )
 def test_files_that_cannot_be_used_end_their_row_alone(folder: Path, given: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
