@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from attnguide.ablation.plots import PLOTS_FOLDER, curves, steered, varying_metr
 from attnguide.ablation.sheets import SHEETS_FOLDER
 from attnguide.ablation.stability import stability
 from attnguide.ablation.summary import Record, estimate, metrics_of, summarise
-from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.base import run_folder
+from attnguide.callbacks.closing import ClosingCallback
 from attnguide.callbacks.keys import ABLATION_PLOTS, ABLATION_SHEETS
 from attnguide.callbacks.log import wandb_run
 from attnguide.callbacks.sinks import MOST_PICTURES
@@ -28,7 +28,7 @@ _MOST_SHEETS = 16
 _TOLD = ("region_hit", "inside")
 
 
-class AblationLog(SamplingCallback):
+class AblationLog(ClosingCallback):
     """Puts everything of :func:`~attnguide.ablation.outputs.write_outputs` into the run folder, also of a run that is stopped.
 
     W&B gets the same: the table ``summary``, a table ``cells`` with a line for each row's cell and scores, line plots of the
@@ -51,20 +51,7 @@ class AblationLog(SamplingCallback):
         self.axes, self.rows, self.tradeoff, self.cell_runs = tuple(axes), tuple(rows), tradeoff, cell_runs
         self.written = False
 
-    def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the files once all rows are on record, and log them to W&B."""
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        self._finish(trainer)
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Write and log what a stopped run finished; what W&B refuses then does not hide why the run stopped."""
-        if trainer.is_global_zero:
-            with suppress(Exception):
-                self._finish(trainer)
-
-    def _finish(self, trainer: L.Trainer) -> None:
+    def finish(self, trainer: L.Trainer) -> None:
         """Write the files, then log them to the trainer's W&B run."""
         folder = run_folder(trainer)
         files = self._write(folder)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from attnguide.callbacks.base import SamplingCallback, run_folder
+from attnguide.callbacks.base import run_folder
+from attnguide.callbacks.closing import ClosingCallback
 from attnguide.callbacks.keys import EVAL_SHEETS, EVAL_TABLE
 from attnguide.callbacks.sinks import Picture, sinks_of
 from attnguide.evaluation.choosing import Tuned
@@ -19,7 +19,7 @@ from attnguide.evaluation.tables import COLUMNS, table_lines
 from attnguide.types import Sample
 
 
-class EvalLog(SamplingCallback):
+class EvalLog(ClosingCallback):
     """Writes tables and sheets into the run folder, also for a stopped run.
 
     Loggers get the table as ``eval/table`` and the sheets as ``eval/sheets``.
@@ -54,20 +54,7 @@ class EvalLog(SamplingCallback):
         self.found: Comparison | None = None
         self.sheets: list[Path] = []
 
-    def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compare the arms once all rows are on record, write the files, and log table and sheets."""
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        self._finish(trainer)
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Write and log what a stopped run finished; what a disk or a logger refuses then does not hide why the run stopped."""
-        if trainer.is_global_zero:
-            with suppress(Exception):
-                self._finish(trainer)
-
-    def _finish(self, trainer: L.Trainer) -> None:
+    def finish(self, trainer: L.Trainer) -> None:
         """Compare, write the files, log table and sheets."""
         lines = table_lines(self.write(run_folder(trainer)))
         for sink in sinks_of(trainer):
