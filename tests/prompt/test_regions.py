@@ -186,7 +186,7 @@ def test_mask_file_errors(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:1000])
     for path, problem in [
         (tmp_path / "none.png", "does not exist"),
-        (tmp_path, "does not exist"),
+        (tmp_path, "is a folder; expected a picture"),
         (tmp_path / "text.png", "is not a picture that can be read"),
         (tmp_path / "half.png", "is not a picture that can be read"),
         (black, "is empty"),
