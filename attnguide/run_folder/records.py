@@ -45,7 +45,7 @@ SETTINGS: tuple[str, ...] = (
 """
 
 _BEFORE = {"prompt_syntax": "plain"}
-"""Column that records of older runs lack -> its value in those runs."""
+"""Column that records of older runs lack, or leave empty once newer rows have joined them -> its value in those runs."""
 
 COSTS: tuple[str, ...] = ("unet_forwards", "unet_backwards", "seconds", "peak_memory_mb", "status")
 """Last columns of ``records.csv``, after the metrics."""
@@ -220,7 +220,7 @@ def _other_setting(
 ) -> tuple[str, Any, Any] | None:
     """The first setting of a row that differs from its record's, with both values."""
     for name, value in settings_of(sample, defaults).items():
-        before, now = record.get(name, _BEFORE.get(name, "")), cell_text(value)
+        before, now = record.get(name) or _BEFORE.get(name, ""), cell_text(value)
         if name == "options":
             was, known = full_options(sample, _options_in(before), kept), full_options(sample)
             if was != known:

@@ -78,6 +78,9 @@ def test_a_record_from_before_prompts_had_a_syntax_is_one_of_a_plain_prompt(tmp_
     assert complete_ids(tmp_path, [ROW]) == {ROW.id}
     with pytest.raises(ValueError, match="was made with prompt_syntax 'plain', not 'weights'"):
         complete_ids(tmp_path, [Sample(**{**vars(ROW), "prompt_syntax": "weights"})])
+    finish(tmp_path, Sample("newer", "a cat"))
+    assert [record["prompt_syntax"] for record in read_records(tmp_path)] == ["", "plain"]
+    assert ROW.id in complete_ids(tmp_path, [ROW])
 
 
 def test_keep_rows(tmp_path: Path) -> None:
