@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PLAIN = "plain"
+"""Method name of rows without methods."""
+
 _LONGEST_PROBLEM = 1000
 """Most characters kept of a row's ``problem``."""
 
@@ -140,7 +143,7 @@ class Sample:
     @property
     def method(self) -> str:
         """Names of the methods joined by ``+``, or ``"plain"``."""
-        return "+".join(config.name for config in self.methods) or "plain"
+        return "+".join(config.name for config in self.methods) or PLAIN
 
     @property
     def kind(self) -> Kind | None:

@@ -31,7 +31,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from attnguide.benchmark import layout_samples
 from attnguide.cli import main as attnguide
 from attnguide.engine.ledger import high_water_mb
-from attnguide.evaluation.arms import PLAIN
 from attnguide.judges.boxes import box_iou
 from attnguide.methods import METHODS, method_info
 from attnguide.models.load import load_model, quiet_libraries
@@ -41,7 +40,7 @@ from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout, choose_layouts, layout_scene, load_layouts
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import COLORS
-from attnguide.types import MethodConfig
+from attnguide.types import PLAIN, MethodConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 EDITING = ("prompt_to_prompt", "cross_attention_control", "masactrl", "plug_and_play")

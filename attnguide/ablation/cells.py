@@ -14,12 +14,10 @@ from attnguide.prompt.inputs import absolute_row
 from attnguide.rows.samples import MOST_ROWS, Checked, check_ids, checked_row, sample_from_dict, sample_to_dict
 from attnguide.rows.twins import with_twins
 from attnguide.run_folder.records import AXIS, CELL
-from attnguide.types import MethodConfig, Sample
+from attnguide.types import PLAIN, MethodConfig, Sample
 
 MethodReader = Callable[[Any], list[dict[str, Any]]]
 """Checks a list of methods, each ``{"name": ..., option: value}``."""
-
-PLAIN = "plain"
 
 _METHOD_KEYS = ("method", "methods")
 

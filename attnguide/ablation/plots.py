@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.ablation.axes import Axis
-from attnguide.ablation.cells import PLAIN
 from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
 from attnguide.run_folder.files import replacing
 from attnguide.run_folder.records import AXIS, CELL
 from attnguide.sheets.colors import css, method_color
 from attnguide.text.html import Color
+from attnguide.types import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 from attnguide.ablation.axes import Axis, Point
-from attnguide.ablation.cells import PLAIN, Row
+from attnguide.ablation.cells import Row
 from attnguide.run_folder.files import replacing
 from attnguide.sheets.colors import method_color
 from attnguide.sheets.grid import Grid, draw_grids
 from attnguide.sheets.sheet import Record, record_picture
 from attnguide.text.html import Color
+from attnguide.types import PLAIN
 
 SHEETS_FOLDER = "sheets"
 _LIMIT = 200

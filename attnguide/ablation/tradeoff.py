@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnguide.ablation.axes import Axis, Tradeoff
-from attnguide.ablation.cells import PLAIN
 from attnguide.ablation.plots import PLOTS_FOLDER, curve_colors, new_figure, plain_of, plain_ticks, save_figure, slug
 from attnguide.ablation.stability import QUALITY_LOSS, Climb, climbs, counted
 from attnguide.ablation.summary import Estimate, Record, estimate
+from attnguide.types import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

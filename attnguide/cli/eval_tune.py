@@ -12,7 +12,7 @@ from attnguide.cli.execute import INTERRUPTED, NOT_JUDGED, execute
 from attnguide.cli.going_on import check_settings
 from attnguide.cli.opening import Opened, is_first_process
 from attnguide.cli.plan import Plan
-from attnguide.evaluation.arms import PLAIN, Arm, arm_rows
+from attnguide.evaluation.arms import Arm, arm_rows
 from attnguide.evaluation.benchmark import with_settings
 from attnguide.evaluation.choosing import RULE, Tuned, choose, metrics_for, score_of
 from attnguide.evaluation.development import Parts
@@ -21,6 +21,7 @@ from attnguide.methods import Knob
 from attnguide.run_folder.files import replacing
 from attnguide.run_folder.tables import append_table
 from attnguide.shapes.expectation import expectation_from_prompt
+from attnguide.types import PLAIN
 
 if TYPE_CHECKING:
     from attnguide.evaluation.compare import Comparison

@@ -13,9 +13,8 @@ from typing import Any
 from attnguide.methods import check_methods, method_info
 from attnguide.rows.samples import MOST_ROWS
 from attnguide.sampling.problems import with_problem
-from attnguide.types import ExpectedCost, MethodConfig, Sample
+from attnguide.types import PLAIN, ExpectedCost, MethodConfig, Sample
 
-PLAIN = "plain"
 BEST = "best_of_"
 """Prefix of the arm ``best_of_K``, which keeps the best of K plain pictures."""
 

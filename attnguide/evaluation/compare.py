@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attnguide.evaluation.arms import BEST, PLAIN
+from attnguide.evaluation.arms import BEST
 from attnguide.evaluation.entries import Entry, entries_of, seen_by, with_best
 from attnguide.evaluation.statistics import Difference, Mean, clustered_mean, holm, paired_difference
 from attnguide.judges.names import COUNT_FOUND
@@ -21,7 +21,7 @@ from attnguide.metrics.distance import PictureDistance
 from attnguide.metrics.functional import DETAILS, QUESTIONS
 from attnguide.metrics.precision import AveragePrecision
 from attnguide.run_folder.records import SAMPLES_FOLDER
-from attnguide.types import Sample
+from attnguide.types import PLAIN, Sample
 
 PRECISION, DISTANCE = "ap", "distance"
 """Metrics over all pictures of an arm together: average precision, and kernel distance to real pictures."""

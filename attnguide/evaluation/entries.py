@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from attnguide.evaluation.arms import ARM, ATTEMPT, BEST, PLAIN, SUBJECT
+from attnguide.evaluation.arms import ARM, ATTEMPT, BEST, SUBJECT
 from attnguide.judges.base import Asked, Detection, Seen
 from attnguide.judges.names import COUNT_FOUND
 from attnguide.run_folder.records import JUDGED_FILE, read_records
 from attnguide.run_folder.tables import read_table
-from attnguide.types import Sample, verdict
+from attnguide.types import PLAIN, Sample, verdict
 
 CATEGORY = "category"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attnguide.evaluation.arms import PLAIN
 from attnguide.evaluation.choosing import RULE, Tuned
 from attnguide.evaluation.compare import DISTANCE, PRECISION, Comparison, Line
 from attnguide.evaluation.statistics import Difference, Mean
+from attnguide.types import PLAIN
 
 TABLE_FILES = ("table.md", "table.csv", "table.tex")
 

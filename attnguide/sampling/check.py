@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from attnguide.batching import build_methods
 from attnguide.engine.branches import common_source, read_rows, source_prompts
@@ -68,11 +69,19 @@ def mark_rows(model: ModelAdapter, samples: Iterable[Sample]) -> list[Sample]:
 def _but_for_seed(sample: Sample) -> str | None:
     """Key of a row without id, seed and tags, so that rows that differ in their seed alone are checked once.
 
-    ``None`` for a row with an array or a picture as mask, whose ``repr`` is abridged.
+    ``None`` for a row with an array or a picture as mask, or an array among options, whose ``repr`` is abridged.
     """
-    if any(not isinstance(region.mask, Path | None) for region in sample.regions):
+    masks = [region.mask for region in sample.regions]
+    if not all(isinstance(mask, Path | None) for mask in masks) or any(_has_array(one.options) for one in sample.methods):
         return None
     return repr(replace(sample, id="row", seed=0, tags={}))
+
+
+def _has_array(value: Any) -> bool:
+    """Whether plain values hold an array of numpy or torch."""
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(_has_array, value.values() if isinstance(value, Mapping) else value))
+    return hasattr(value, "dtype")
 
 
 def sampleable(model: ModelAdapter, samples: Iterable[Sample], *, strict: bool = False) -> list[Sample]:

@@ -16,10 +16,10 @@ from attnguide.run_folder.records import AXIS, CELL, SAMPLES_FOLDER, read_record
 from attnguide.sheets.colors import method_color
 from attnguide.sheets.grid import Grid, draw_grids
 from attnguide.sheets.overlays import draw_regions
-from attnguide.sheets.variants import PLAIN, across_axis, variant_labels, varied_axes
+from attnguide.sheets.variants import across_axis, variant_labels, varied_axes
 from attnguide.sources.files import target_path
 from attnguide.text.html import Color
-from attnguide.types import Region
+from attnguide.types import PLAIN, Region
 
 _CELL = 256
 _SUBJECT = ("prompt", "negative_prompt", "seed", "regions", "init_image", "inpaint_mask")

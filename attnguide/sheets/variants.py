@@ -8,14 +8,13 @@ from typing import Any
 
 from attnguide.inputs import INPUTS
 from attnguide.run_folder.records import AXIS, CELL
+from attnguide.types import PLAIN
 
 SETTINGS = (
     *("steps", "cfg_scale", "true_cfg_scale", "prompt_syntax", "scheduler", "height", "width", "negative_prompt"),
     *INPUTS,
 )
 """Columns of a record, beside method and options, that change the picture of a prompt, seed and regions."""
-
-PLAIN = "plain"
 
 Record = Mapping[str, str]
 

@@ -298,9 +298,8 @@ class Follower:
             return
         started, run, latents = following.started, self.run, following.last
         batch, rows = started.batch, len(started.batch.samples)
-        early = f"the pipeline ended after {following.index} of {len(following.scheduler.steps)} evaluations"
-        early = "" if following.done else early
-        run.notes += [early] if early else []
+        early = following.ended_early
+        run.notes += filter(None, [early])
         if started.maps is not None:
             run.step_maps = started.maps.steps()
             run.maps = started.maps.by_phrase(run.step_maps)

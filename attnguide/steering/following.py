@@ -48,6 +48,11 @@ class Following:
         """Whether every evaluation was made."""
         return self.index >= len(self.scheduler.steps)
 
+    @property
+    def ended_early(self) -> str:
+        """Remark on a call without its last evaluations; empty if all were made."""
+        return "" if self.done else f"the pipeline ended after {self.index} of {len(self.scheduler.steps)} evaluations"
+
     def at(self, call: Call) -> Step:
         """The evaluation that a network call belongs to.
 

@@ -21,7 +21,7 @@ from attnguide.methods import METHODS, method_options
 from attnguide.models.base import ModelAdapter
 from attnguide.text.html import region_colors
 from attnguide.text.yaml12 import dump_yaml, yaml_value
-from attnguide.types import MethodConfig, Region, Sample
+from attnguide.types import PLAIN, MethodConfig, Region, Sample
 from attnguide.ui.drawing import (
     as_yaml,
     command_line,
@@ -38,7 +38,6 @@ from attnguide.ui.news import data_url, shown_news
 from attnguide.ui.running import run_rows
 
 PROMPT = "a red circle and a blue square on a white background"
-PLAIN = "plain"
 _LARGEST_UPLOAD = "20mb"
 _SIDE = 256
 _WAYS = {"only to draw on": "none", "places of words, by inversion": "invert", "places of words, by noising": "noise"}

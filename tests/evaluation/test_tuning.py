@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnguide.evaluation.arms import PLAIN, Arm
+from attnguide.evaluation.arms import Arm
 from attnguide.evaluation.choosing import Score, Tuned, choose, metrics_for, score_of
 from attnguide.evaluation.compare import compare
 from attnguide.evaluation.development import Parts, split_lines, split_rows
@@ -16,7 +16,7 @@ from attnguide.evaluation.entries import Entry
 from attnguide.evaluation.grids import candidates, changes, knobs_of
 from attnguide.evaluation.tables import markdown
 from attnguide.methods import METHODS, Knob, build_method
-from attnguide.types import MethodConfig, Sample
+from attnguide.types import PLAIN, MethodConfig, Sample
 
 # ------------------------------------------------------------------------------------------------------------- the grids
 

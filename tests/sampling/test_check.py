@@ -70,6 +70,20 @@ def test_masks_as_arrays_that_differ_within_are_checked_each() -> None:
     assert good.problem is None and empty.problem is not None and "covers no cell" in empty.problem
 
 
+def test_rows_with_arrays_among_their_options_are_checked_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("attnguide.sampling.check.build_methods", lambda rows: ([], []))
+    monkeypatch.setattr("attnguide.sampling.check._check_row", lambda model, row: seen.append(row.id))
+    first, second = torch.zeros(5000), torch.zeros(5000)
+    second[2500] = 1  # which no repr shows
+    rows = [
+        tiny.row(id, methods=(MethodConfig("mask_guidance", {"losses": {"mass": [value]}}),))
+        for id, value in (("a", first), ("b", second), ("c", 1.0), ("d", 1.0))
+    ]
+    mark_rows(tiny.model(), rows)
+    assert seen == ["a", "b", "c"]
+
+
 def test_a_soft_term_takes_a_small_region() -> None:
     check_rows(tiny.model(), [tiny.row(regions=(Region("red cat", box=(0.40, 0.40, 0.42, 0.42)),), methods=GUIDED)])
 
