@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.costs import cost_table, costs_of, headline
 from attnguide.cli.errors import UsageError
+from attnguide.cli.folders import timed
 from attnguide.cli.plan import Plan, is_strict, make_plan
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
@@ -320,9 +320,9 @@ def _check_base_methods(ablation: Ablation, config: Mapping[str, Any]) -> None:
 
 
 def _new_folder(name: str) -> Path:
-    """A new folder named by ablation and time, with W&B's run id in a sweep, whose agents may start in the same second."""
+    """A new folder named by ablation and time, and by W&B's run id in a sweep, so that an agent's run is found."""
     run = os.environ.get("WANDB_RUN_ID")
-    return Path("runs") / "_".join([name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), *([run] if run else [])])
+    return Path("runs") / "_".join([timed(name), *([run] if run else [])])
 
 
 def _read_methods(value: Any) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
+from attnguide.cli.folders import timed
 from attnguide.cli.plan import Plan
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
@@ -301,7 +301,7 @@ def _kept(source: str) -> str:
 
 
 def _new_name(source: str) -> str:
-    return f"eval_{slug(Path(source).stem)}_{datetime.now().strftime('%Y-%m-%d_%H-%M-%S')}"
+    return timed("eval", slug(Path(source).stem))
 
 
 def _tries_of(chosen: Sequence[Arm], rows: Sequence[Sample], settings: Mapping[str, Any]) -> dict[str, int]:

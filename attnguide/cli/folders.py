@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def probe(folder: Path, longest: str = "config.yaml") -> None:
         raise UsageError(_refusal(folder, error)) from error
     finally:
         _remove(made)
+
+
+def timed(*before: str) -> str:
+    """The name of a new folder: what it holds and when it was begun, to the millisecond.
+
+    A loop in a shell begins two runs in the same second, and each wants a folder of its own.
+    """
+    now = datetime.now()
+    return "_".join([*before, f"{now:%Y-%m-%d_%H-%M-%S}-{now.microsecond // 1000:03d}"])
 
 
 @contextmanager

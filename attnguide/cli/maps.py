@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, one_line, reason
-from attnguide.cli.folders import filling, local_path, probe
+from attnguide.cli.folders import filling, local_path, probe, timed
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
 from attnguide.text.fields import MOST_SEED
@@ -143,7 +142,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
     """
     if asked["prompt"] is None:
         raise UsageError("prompt: expected the prompt whose words' maps are wanted; got none")
-    folder = Path(asked["out"] or Path("maps") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = Path(asked["out"] or Path("maps") / timed())
     probe(folder, "x" * 80)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"out: expected a new or empty folder; '{folder}' is neither")

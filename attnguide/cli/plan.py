@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import UsageError
+from attnguide.cli.folders import timed
 from attnguide.inputs import INPUTS
 from attnguide.types import MethodConfig, Sample
 from attnguide.weighted import words_of
@@ -106,7 +106,7 @@ def make_plan(settings: Mapping[str, Any]) -> Plan:
         raise UsageError(str(error)) from error
     if config["rows"] is not None:
         config |= {"rows": [_kept_row(row, named=row.id in table.named) for row in own], **_SETTLED}
-    folder = Path(config["out"] or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = Path(config["out"] or Path("runs") / timed())
     notes = [f"columns {', '.join(table.tags)} are tags"] if table.tags else []
     return Plan(config, tuple(samples), folder, (*notes, *_weight_notes(samples)))
 

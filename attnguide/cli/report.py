@@ -20,7 +20,7 @@ numbers, the configuration. Runs write it themselves when they end; this is for 
 
 EXAMPLES = """\
 examples:
-  attnguide report runs/2026-01-31_12-00-00
+  attnguide report runs/2026-01-31_12-00-00-123
   attnguide report runs/sweep --out sweep.html --limit 1000"""
 
 

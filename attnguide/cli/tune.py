@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli import values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import RunError, UsageError, reason
-from attnguide.cli.folders import filling, local_path, probe
+from attnguide.cli.folders import filling, local_path, probe, timed
 from attnguide.cli.plan import Plan, make_plan
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
@@ -101,7 +100,7 @@ def run(argv: Sequence[str]) -> int:
     asked = parse("attnguide tune", argv, settings(), description=DESCRIPTION, examples=EXAMPLES)
     plan, method = _planned(asked)
     tried = _tried(asked, method)
-    folder = Path(asked["out"] or Path("tune") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = Path(asked["out"] or Path("tune") / timed())
     probe(folder, "tuning.csv")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"out: expected a new or empty folder; '{folder}' is neither")

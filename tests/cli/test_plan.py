@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -39,6 +40,14 @@ def test_the_demonstration_can_be_judged() -> None:
     expected = expectation_from_prompt(DEMO["prompt"])
     assert expected is not None and len(expected.names) == 2
     assert {region.phrase for region in plan().samples[0].regions} == set(expected.names)
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own() -> None:
+    folders = []
+    for _ in range(3):
+        folders.append(plan().folder)
+        time.sleep(0.002)
+    assert len(set(folders)) == 3
 
 
 def test_the_demonstration_under_other_methods_and_seeds() -> None:
