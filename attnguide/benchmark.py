@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from attnguide.prompt.targets import region_maps
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.judge import judge
 from attnguide.shapes.layouts import Layout
+from attnguide.statistics import clustered_mean
 from attnguide.types import MethodConfig, PassContext, Region, Sample, SampleResult, verdict
 
 FIELDS = (
@@ -188,23 +187,13 @@ def values_of(records: Iterable[Mapping[str, str]], metric: str) -> list[float]:
     return values
 
 
-def bootstrap_interval(values: Sequence[float], draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values``.
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of independent ``values``.
 
     Raises:
         ValueError: If there are no values.
     """
-    if not values:
+    found = clustered_mean({index: [value] for index, value in enumerate(values)})
+    if found is None:
         raise ValueError("values must hold at least one number; got none.")
-    own = np.asarray(values, dtype=float)
-    means = np.sort([own[chosen].mean() for chosen in _drawn(len(own), draws, seed)])
-    return float(means[int(0.025 * draws)]), float(means[int(0.975 * draws) - 1])
-
-
-@lru_cache(maxsize=4)
-def _drawn(count: int, draws: int, seed: int) -> np.ndarray:
-    """Indices of each bootstrap draw, ``draws count``, equal to those of ``random.Random(seed).choices`` but vectorised."""
-    _, state, _ = random.Random(seed).getstate()
-    stream = np.random.RandomState()
-    stream.set_state(("MT19937", np.array(state[:-1], dtype=np.uint32), state[-1], 0, 0.0))
-    return np.stack([(stream.random_sample(count) * count).astype(np.int32) for _ in range(draws)])
+    return found.low, found.high

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -165,8 +165,8 @@ def _joined(parts: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float
 def stability(records: Sequence[Record], axes: Sequence[Axis], tradeoff: Tradeoff) -> list[dict[str, object]]:
     """A line for each curve: its stable range in octaves with a 95 % interval, its best control, the best that keeps quality.
 
-    The interval is a bootstrap over prompts and seeds, the same draws for the curve and for plain pictures. Rows without a
-    picture count as 0 in control and quality.
+    The interval is a bootstrap over prompts, or over seeds where there is one prompt, the same draws for the curve and for
+    plain pictures. Rows without a picture count as 0 in control and quality.
 
     Returns:
         ``curve``; ``octaves`` with ``low`` and ``high``; the range's ends ``from`` and ``to``, and at which of them (``open``)
@@ -235,7 +235,7 @@ def _values(records: Iterable[Record], metric: str) -> dict[tuple[str, ...], flo
 
 
 def _interval(climb: Climb, plain: Sequence[Record], tradeoff: Tradeoff) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the stable range's octaves, resampled over prompts and seeds."""
+    """95 % percentile bootstrap interval of the stable range's octaves, over prompts, or seeds where there is one prompt."""
     control = [_values(rows, tradeoff.control) for rows in climb.records]
     quality = [_values(rows, tradeoff.quality) for rows in climb.records]
     plain_quality = _values(plain, tradeoff.quality)
@@ -243,9 +243,13 @@ def _interval(climb: Climb, plain: Sequence[Record], tradeoff: Tradeoff) -> tupl
     subjects = [subject for subject in plain_quality if all(subject in table for table in tables)]
     if not subjects:
         return math.nan, math.nan
+    prompts: dict[Hashable, list[tuple[str, ...]]] = {}
+    several = len({prompt for prompt, *_ in subjects}) > 1
+    for subject in subjects:
+        prompts.setdefault(subject[0] if several else subject, []).append(subject)
     rng, octaves = random.Random(0), []
     for _ in range(_DRAWS):
-        drawn = rng.choices(subjects, k=len(subjects))
+        drawn = [subject for own in rng.choices([*prompts.values()], k=len(prompts)) for subject in own]
         means = [fmean(map(table.__getitem__, drawn)) for table in tables]
         ends = means[: len(control)], means[len(control) : -1], means[-1] - QUALITY_LOSS
         found = stable_range(climb.strengths, *ends)

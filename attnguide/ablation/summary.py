@@ -1,18 +1,18 @@
-"""Means of metrics with bootstrap intervals over an ablation's records, by cell or along an axis."""
+"""Means of metrics and differences to plain sampling over an ablation's records, by cell or along an axis, with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
 
-from attnguide.benchmark import bootstrap_interval
 from attnguide.run_folder.files import replacing
 from attnguide.run_folder.records import AXIS, CELL, COSTS, SETTINGS, is_cell_column
 from attnguide.run_folder.tables import append_table
+from attnguide.statistics import Difference, clustered_mean, paired_difference
 from attnguide.text.aligned import aligned
-from attnguide.types import verdict
+from attnguide.types import PLAIN, verdict
 
 SUMMARY_FILE = "summary.csv"
 
@@ -25,15 +25,17 @@ class Estimate:
 
     Attributes:
         mean: Mean over the rows that have the metric.
-        low: Lower end of the 95 % bootstrap interval over rows; the mean itself where there is one row.
+        low: Lower end of the 95 % bootstrap interval over ``clusters``; the mean itself where there is one.
         high: Upper end of the interval.
         n: Number of rows that have the metric.
+        clusters: Number of prompts, or, where all rows have the same prompt, of seeds.
     """
 
     mean: float
     low: float
     high: float
     n: int
+    clusters: int
 
 
 def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
@@ -50,15 +52,25 @@ def metrics_of(records: Iterable[Record], *, costs: bool = True) -> list[str]:
 
 
 def estimate(records: Iterable[Record], metric: str) -> Estimate | None:
-    """Mean of a metric with its 95 % bootstrap interval, without costs of refused rows; ``None`` if no row has the metric."""
-    values = [float(record[metric]) for record in records if record.get(metric) and not _costless(record, metric)]
-    if not values:
-        return None
-    mean = fmean(values)
-    if len(set(values)) == 1:
-        return Estimate(mean, mean, mean, len(values))
-    low, high = bootstrap_interval(values)
-    return Estimate(mean, low, high, len(values))
+    """Mean of a metric with its 95 % bootstrap interval, without costs of refused rows; ``None`` if no row has the metric.
+
+    Pictures of one prompt have much in common, so whole prompts are drawn (:func:`~attnguide.statistics.clustered_mean`); where
+    all rows have the same prompt, seeds are.
+    """
+    having = [record for record in records if record.get(metric) and not _costless(record, metric)]
+    values: dict[Hashable, list[float]] = {}
+    for cluster, record in zip(_clusters(having), having, strict=True):
+        values.setdefault(cluster, []).append(float(record[metric]))
+    found = clustered_mean(values)
+    return None if found is None else Estimate(found.mean, found.low, found.high, found.pictures, found.clusters)
+
+
+def _clusters(records: Sequence[Record]) -> list[Hashable]:
+    """The prompt of each record; its seed and regions where all have the same prompt."""
+    prompts = [record.get("prompt", "") for record in records]
+    if len(set(prompts)) > 1:
+        return [*prompts]
+    return [(record.get("seed", ""), record.get("regions", "")) for record in records]
 
 
 def _costless(record: Record, metric: str) -> bool:
@@ -80,6 +92,38 @@ def seed_std(records: Iterable[Record], metric: str) -> float | None:
     return fmean(spreads) ** 0.5 if spreads else None
 
 
+_OF_A_METHOD = ("id", "method", "options", "groups", "tags")
+"""Settings in which a steered row differs from its plain twin."""
+
+
+def _twin_key(record: Record) -> tuple[str, ...]:
+    return tuple(record.get(name, "") for name in SETTINGS if name not in _OF_A_METHOD)
+
+
+def difference(records: Sequence[Record], plain: Mapping[tuple[str, ...], Record], metric: str) -> Difference | None:
+    """Mean difference of a metric between rows and their plain twins, pair by pair, with its 95 % bootstrap interval.
+
+    Args:
+        records: Rows of a cell.
+        plain: Plain rows by their settings (:func:`plain_twins`).
+        metric: Column of the records.
+
+    Returns:
+        The difference; ``None`` if no row and its twin both have the metric.
+    """
+    having = [record for record in records if record.get(metric)]
+    clusters = dict(enumerate(_clusters(having)))
+    after = {index: float(record[metric]) for index, record in enumerate(having)}
+    twins = {index: plain.get(_twin_key(record), {}) for index, record in enumerate(having)}
+    before = {index: float(twin[metric]) for index, twin in twins.items() if twin.get(metric)}
+    return paired_difference(after, before, clusters)
+
+
+def plain_twins(records: Iterable[Record]) -> dict[tuple[str, ...], Record]:
+    """Plain rows by the settings that they share with their steered twins."""
+    return {_twin_key(record): record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN}
+
+
 def grouped(records: Iterable[Record], columns: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
     """Records grouped by their values in ``columns``, in order of first occurrence."""
     groups: dict[tuple[str, ...], list[Record]] = {}
@@ -89,22 +133,32 @@ def grouped(records: Iterable[Record], columns: Sequence[str]) -> dict[tuple[str
 
 
 def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
-    """Mean, 95 % interval and n of every metric in every cell; ``failed`` is the share of rows that gave no picture.
+    """Mean and 95 % interval of every metric in every cell; ``failed`` is the share of rows that gave no picture.
 
     Returns:
-        One line for each cell and metric: ``cell``, the axes, ``metric``, ``mean``, ``low``, ``high``, ``n``, and ``seed_std``
-        as :func:`seed_std` has it.
+        One line for each cell and metric: ``cell``, the axes, ``metric``, ``mean``, ``low``, ``high``, ``n``, ``clusters`` as
+        :class:`Estimate` has them, ``seed_std`` as :func:`seed_std` has it, and ``to_plain``, ``to_plain_low``,
+        ``to_plain_high``: the :func:`difference` to plain twins, ``None`` in plain cells and without twins.
     """
+    records = [{**record, "failed": "0" if verdict(record["status"]) == "ok" else "1"} for record in records]
+    twins = plain_twins(records)
     axes = list(dict.fromkeys(name for record in records for name in record if name.startswith(AXIS)))
     lines: list[dict[str, object]] = []
     for rows in grouped(records, [CELL, *axes]).values():
         place = {name: rows[0].get(name, "") for name in (CELL, *axes)}
-        marked = [{**row, "failed": "0" if verdict(row["status"]) == "ok" else "1"} for row in rows]
-        for metric in [*metrics_of(rows), "failed"]:
-            found = estimate(marked, metric)
+        for metric in [*(name for name in metrics_of(rows) if name != "failed"), "failed"]:
+            found = estimate(rows, metric)
             if found is not None:
-                lines.append({**place, "metric": metric, **vars(found), "seed_std": seed_std(marked, metric)})
+                own = {"seed_std": seed_std(rows, metric), **_to_plain(rows, twins, metric)}
+                lines.append({**place, "metric": metric, **vars(found), **own})
     return lines
+
+
+def _to_plain(rows: Sequence[Record], twins: Mapping[tuple[str, ...], Record], metric: str) -> dict[str, float | None]:
+    steered = [row for row in rows if row.get(CELL, "").split(", ")[0] != PLAIN]
+    found = difference(steered, twins, metric)
+    mean, low, high = (None, None, None) if found is None else (found.mean, found.low, found.high)
+    return {"to_plain": mean, "to_plain_low": low, "to_plain_high": high}
 
 
 def write_summary(path: Path, records: Sequence[Record]) -> list[dict[str, object]]:

@@ -15,12 +15,12 @@ from PIL import Image
 
 from attnguide.evaluation.arms import BEST
 from attnguide.evaluation.entries import Entry, entries_of, seen_by, with_best
-from attnguide.evaluation.statistics import Difference, Mean, clustered_mean, holm, paired_difference
 from attnguide.judges.names import COUNT_FOUND
 from attnguide.metrics.distance import PictureDistance
 from attnguide.metrics.functional import DETAILS, QUESTIONS
 from attnguide.metrics.precision import AveragePrecision
 from attnguide.run_folder.records import SAMPLES_FOLDER
+from attnguide.statistics import Difference, Mean, clustered_mean, holm, paired_difference
 from attnguide.types import PLAIN, Sample
 
 PRECISION, DISTANCE = "ap", "distance"

@@ -7,7 +7,7 @@ from typing import Any
 
 from attnguide.evaluation.choosing import RULE, Tuned
 from attnguide.evaluation.compare import DISTANCE, PRECISION, Comparison, Line
-from attnguide.evaluation.statistics import Difference, Mean
+from attnguide.statistics import Difference, Mean
 from attnguide.types import PLAIN
 
 TABLE_FILES = ("table.md", "table.csv", "table.tex")

@@ -9,12 +9,15 @@ import pytest
 from attnguide.ablation.summary import cell_table, estimate, metrics_of, seed_std, summarise, write_summary
 from attnguide.run_folder.tables import read_table
 
+SPREAD = ("seed_std", "to_plain", "to_plain_low", "to_plain_high")
+
 
 def record(id: str, cell: str, scale: str, hit: str, status: str = "ok") -> dict[str, str]:
     """A line of ``records.csv``."""
     return {
         "id": id,
-        "seed": "0",
+        "prompt": "a red circle",
+        "seed": id,
         "method": "inject1",
         "cell": cell,
         "axis.scale": scale,
@@ -41,17 +44,46 @@ def test_metrics_are_the_numbers_about_rows() -> None:
 
 def test_an_interval_holds_its_mean_and_narrows_with_rows() -> None:
     few = estimate(RECORDS[:2], "hit")
-    many = estimate(RECORDS[:2] * 50, "hit")
+    many = estimate([{**RECORDS[index % 2], "seed": str(index)} for index in range(100)], "hit")
     assert few is not None and many is not None
     assert (few.mean, few.low, few.high, few.n) == (0.5, 0, 1, 2)
     assert many.mean == 0.5 and 0.35 < many.low < 0.5 < many.high < 0.65 and many.n == 100
     assert estimate(RECORDS, "absent") is None
 
 
+def test_seeds_of_a_prompt_are_drawn_together() -> None:
+    hits = {"a": "1", "b": "0", "c": "1", "d": "0"}
+    rows = [{"prompt": name, "seed": str(seed), "hit": hit} for name, hit in hits.items() for seed in range(16)]
+    apart = [{**row, "prompt": "one", "seed": str(index)} for index, row in enumerate(rows)]
+    by_prompt, by_seed = estimate(rows, "hit"), estimate(apart, "hit")
+    assert by_prompt is not None and by_seed is not None
+    assert (by_prompt.mean, by_prompt.n, by_prompt.clusters) == (0.5, 64, 4) and by_seed.clusters == 64
+    assert by_prompt.high - by_prompt.low > 2.5 * (by_seed.high - by_seed.low)
+
+
+def test_cells_are_compared_with_plain_twins_pair_by_pair(tmp_path: Path) -> None:
+    plain = [
+        {**record(f"{seed}-plain", "plain", "", hit), "seed": seed, "method": "plain"} for seed, hit in (("0", "0"), ("1", "1"))
+    ]
+    twenty = [{**row, "id": f"{row['id']}-20", "cell": "plain, 20", "steps": "20", "hit": "0.5"} for row in plain]
+    steered = [
+        record("0", "a", "1", "0.5"),
+        record("1", "a", "1", "1"),
+        {**record("2", "b", "2", "0.75"), "seed": "0", "steps": "20"},
+    ]
+    write_summary(tmp_path / "summary.csv", [*plain, *twenty, *steered])
+    lines = read_table(tmp_path / "summary.csv")
+    found = {(line["cell"], line["metric"]): [line[name] for name in SPREAD[1:]] for line in lines}
+    mean, low, high = map(float, found["a", "hit"])
+    assert mean == 0.25 and (low, high) == (0.0, 0.5)
+    assert float(found["b", "hit"][0]) == 0.25  # of the plain picture with as many steps
+    assert found["plain", "hit"] == ["", "", ""] and float(found["a", "failed"][0]) == 0
+
+
 def test_summary_has_a_line_for_each_cell_and_metric(tmp_path: Path) -> None:
     write_summary(tmp_path / "summary.csv", RECORDS)
     lines = read_table(tmp_path / "summary.csv")
-    assert list(lines[0]) == ["cell", "axis.scale", "metric", "mean", "low", "high", "n", "seed_std"]
+    assert list(lines[0]) == ["cell", "axis.scale", "metric", "mean", "low", "high", "n", "clusters", *SPREAD]
     found = {(line["cell"], line["metric"]): line for line in lines}
     assert (found["a", "hit"]["mean"], found["a", "hit"]["n"]) == ("0.5", "2")
     assert (found["b", "hit"]["mean"], found["b", "hit"]["n"], found["b", "hit"]["axis.scale"]) == ("0.25", "1", "2")

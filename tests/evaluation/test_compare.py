@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from attnguide.evaluation.arms import arm_rows, make_arms, slug
+from attnguide.evaluation.arms import arm_rows, make_arms, slug, tries_for
 from attnguide.evaluation.compare import compare, ordered
 from attnguide.evaluation.entries import Entry, with_best
 from attnguide.evaluation.tables import COLUMNS, latex, markdown, table_lines
 from attnguide.report.content import read_tables
-from attnguide.types import MethodConfig, Region, Sample
+from attnguide.types import ExpectedCost, MethodConfig, Region, Sample
 
 
 def entry(arm: str, subject: str, seed: int, hit: float | None, *, category: str = "boxes", **settings: object) -> Entry:
@@ -126,3 +126,11 @@ def test_arms_of_one_method_are_told_apart_by_options() -> None:
     with pytest.raises(ValueError, match="stable more than once"):
         make_arms([[{"name": "stable"}]] * 2)
     assert slug("stable room=0.8") == "stable_room_0.8"
+
+
+def test_tries_cost_at_least_as_much() -> None:
+    plain = ExpectedCost(60, 0, 60, 0)
+    assert tries_for(plain, plain) == 1
+    assert tries_for(ExpectedCost(75, 15, 75, 15), plain) == 2  # one and a half, rounded up
+    assert tries_for(ExpectedCost(60, 0, 180, 0), plain) == 2  # thresholds decide: between one and three
+    assert tries_for(ExpectedCost(60000, 0, 60000, 0), plain) == 16

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnguide.evaluation.arms import tries_for
-from attnguide.evaluation.statistics import clustered_mean, holm, paired_difference
-from attnguide.types import ExpectedCost
+from attnguide.statistics import clustered_mean, holm, paired_difference
 
 
 def test_the_mean_is_over_pictures_and_the_interval_over_clusters() -> None:
@@ -37,6 +35,12 @@ def test_nothing_and_one() -> None:
     one = clustered_mean({"a": [0.25, 0.75]})
     assert one is not None and (one.low, one.mean, one.high) == (0.5, 0.5, 0.5)
     assert paired_difference({"a": 1.0}, {"b": 0.0}, {"a": 0, "b": 1}) is None
+
+
+def test_equal_values_leave_no_interval() -> None:
+    found = clustered_mean({index: [0.1] * (index + 1) for index in range(5)})
+    assert found is not None and found.low <= found.mean <= found.high
+    assert found.low == pytest.approx(found.high, abs=1e-12)
 
 
 def test_differences_are_pair_by_pair() -> None:
@@ -67,11 +71,3 @@ def test_holm_keeps_the_order_and_never_lowers(ps: list[float]) -> None:
     assert all(1 >= after >= before for after, before in zip(found, ps, strict=True))
     pairs = sorted(zip(ps, found, strict=True))
     assert [after for _, after in pairs] == sorted(after for _, after in pairs)
-
-
-def test_tries_cost_at_least_as_much() -> None:
-    plain = ExpectedCost(60, 0, 60, 0)
-    assert tries_for(plain, plain) == 1
-    assert tries_for(ExpectedCost(75, 15, 75, 15), plain) == 2  # one and a half, rounded up
-    assert tries_for(ExpectedCost(60, 0, 180, 0), plain) == 2  # thresholds decide: between one and three
-    assert tries_for(ExpectedCost(60000, 0, 60000, 0), plain) == 16
