@@ -53,6 +53,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|diffusers|transformers|wandb|torch|huggingface_hub)\b")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Where one process of several dies, this is the only line said before Lightning kills the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
 
 
 def judging(configs: Sequence[Mapping[str, Any]] | None) -> list[Judge]:

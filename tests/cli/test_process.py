@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -118,3 +119,25 @@ def test_what_ends_before_its_first_row_leaves_nothing(tmp_path: Path, how: sign
     ended = _run("-c", code, folder=tmp_path)
     assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_process_of_several_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.fabric.strategies.launchers import subprocess_script
+
+    from attnguide.cli.opening import quiet
+
+    dead = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    dead.wait()
+    watch = subprocess_script._ChildProcessObserver(os.getpid(), [dead])
+    monkeypatch.setattr(watch, "_terminate_all", lambda: None)
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", told.append)
+    logger = logging.getLogger(subprocess_script.__name__)
+    logger.addHandler(handler)
+    try:
+        quiet()
+        assert watch._run()
+    finally:
+        logger.removeHandler(handler)
+    assert "terminated with code 3" in told[0].getMessage()
