@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from attnguide.text.fields import check_text, set_real
@@ -67,6 +68,8 @@ def read_control(value: Any) -> Control:
         raise ValueError(f"control must be TYPE=IMAGE[:SCALE], or a mapping with type, image and scale; got {shown(value)}.")
     image, colon, number = rest.rpartition(":")
     scale = real_number(number) if colon and image else None
+    if scale is None and PurePath(image).suffix and not PurePath(number).suffix and "/" not in number:
+        raise ValueError(f"control must be TYPE=IMAGE[:SCALE] with a number as scale; got {shown(value)}.")
     return Control(kind.strip(), rest) if scale is None else Control(kind.strip(), image, scale)
 
 

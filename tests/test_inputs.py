@@ -78,6 +78,12 @@ def test_what_names_no_control_is_refused(value: object) -> None:
         read_control(value)
 
 
+@pytest.mark.parametrize("scale", ["x", "0,5", ""], ids=["letter", "comma", "nothing"])
+def test_a_scale_that_is_no_number_is_no_part_of_the_file_name(scale: str) -> None:
+    with pytest.raises(ValueError, match="number as scale"):
+        read_control(f"canny=edges.png:{scale}")
+
+
 def test_rows_share_a_batch_if_one_call_can_make_them() -> None:
     def row(**given: Any) -> Sample:
         return Sample("x", "a cat", **{"init_image": "a.png", "strength": 0.5, **given})
