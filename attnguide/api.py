@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.inputs import Control, read_control
-from attnguide.methods import method_info
+from attnguide.methods import DEFAULT, method_info
 from attnguide.models.names import DEFAULT_MODEL, check_device, check_dtype, check_offload
 from attnguide.prompt.notation import regions_from_places
 from attnguide.rows.samples import MOST_ROWS, check_samples
@@ -70,7 +70,7 @@ def sample(
             places; or a list of regions.
         groups: Words that belong together, the noun last (``"red circle"``), for methods that bind words; found by rule if
             none are given.
-        method: One method, or several that work together; ``"plain"`` for none. When ``None``: ``mask_guidance`` if a region
+        method: One method, or several that work together; ``"plain"`` for none. When ``None``: ``forward_layout`` if a region
             has a place, else none.
         seed: Seeds, one picture for each; whole numbers of Python, numpy or torch.
         model: ``shapes``, a folder, a file, a hub id, an adapter, or a diffusers pipeline. A name is loaded at every call; to
@@ -214,13 +214,13 @@ def _adapter(
 def methods_of(
     method: Method | Sequence[Method] | None, options: Mapping[str, Any], regions: Sequence[Region]
 ) -> tuple[MethodConfig, ...]:
-    """Methods of a call, read as in a table of rows; ``None`` gives ``mask_guidance`` if a region has a place, else none.
+    """Methods of a call, read as in a table of rows; ``None`` gives ``forward_layout`` if a region has a place, else none.
 
     Raises:
         ValueError: If a method does not exist, or options are given without a single method given by its name.
     """
     if method is None:
-        method = "mask_guidance" if any(region.has_place for region in regions) else "plain"
+        method = DEFAULT if any(region.has_place for region in regions) else "plain"
     several = method if isinstance(method, list | tuple) else [method]
     if not all(isinstance(item, str | MethodConfig | Mapping) for item in several):
         raise ValueError(f"method must be a name, a+b, a MethodConfig, a mapping, or a list of these; got {shown(method)}.")

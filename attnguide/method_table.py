@@ -110,6 +110,9 @@ def _hand_map(summary: str, stage: str, operation: str, levels: tuple[int, ...],
     return MethodInfo(_MAPS, "injection", summary, preset=preset, knobs=_WINDOW)
 
 
+DEFAULT = "forward_layout"
+"""Method of a row that names none and has a region with a place: without a gradient, at the cost of a plain picture."""
+
 METHODS: dict[str, MethodInfo] = {
     "mask_guidance": MethodInfo(
         "attnguide.guidance.mask_guidance:MaskGuidance",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from attnguide.method_table import DEFAULT as DEFAULT
 from attnguide.method_table import METHODS as METHODS
 from attnguide.method_table import Family as Family
 from attnguide.method_table import Knob as Knob

@@ -73,7 +73,7 @@ def steer(
             states (``prompt_embeds``), since phrases are located in it.
         regions: Phrase -> place, or a list of regions, as for :func:`attnguide.sample`; or a list of these, one per prompt.
         groups: Words that belong together, the noun last.
-        method: One method, or several that work together. When ``None``: ``mask_guidance`` if a region has a place, else none.
+        method: One method, or several that work together. When ``None``: ``forward_layout`` if a region has a place, else none.
         seed: Seed of the noise that methods draw; further pictures of a call have the following numbers. The pipeline draws its
             own noise from its ``generator``, or takes ``latents=run.latents()``.
         observer: Observer of the steps.

@@ -51,13 +51,13 @@ def test_equals_the_engine_on_the_same_row() -> None:
     assert np.array_equal(pixels(result), pixels(expected))
 
 
-def test_regions_mean_mask_guidance_with_a_plain_twin_before_each() -> None:
+def test_regions_mean_the_default_method_with_a_plain_twin_before_each() -> None:
     results = sample(regions=PLACES, seed=[3, 1], plain=True, batch_size=1)
     assert [(r.sample.seed, r.sample.method) for r in results] == [
         (3, "plain"),
-        (3, "mask_guidance"),
+        (3, "forward_layout"),
         (1, "plain"),
-        (1, "mask_guidance"),
+        (1, "forward_layout"),
     ]
     assert not np.array_equal(pixels(results[0]), pixels(results[1]))
     assert np.array_equal(pixels(results[0]), pixels(sample(seed=3)[0]))
@@ -94,10 +94,10 @@ def test_a_place_may_be_written_in_many_ways(place: Any, tmp_path: Path, monkeyp
     left[:, :16] = 1
     Image.fromarray((left.numpy() * 255).astype(np.uint8)).save("left.png")
     place = {"mask": left, "array": left.numpy()}.get(place, place) if isinstance(place, str) else place
-    regions = sample(regions={"red cat": place})[0].sample.regions
+    regions = sample(regions={"red cat": place}, method="mask_guidance")[0].sample.regions
     assert [region.phrase for region in regions] == ["red cat"] * len(regions)
-    (boxed,) = sample(regions={"red cat": (0, 0, 0.5, 1)})
-    assert np.allclose(pixels(sample(regions=regions)[0]).astype(int), pixels(boxed), atol=1)
+    (boxed,) = sample(regions={"red cat": (0, 0, 0.5, 1)}, method="mask_guidance")
+    assert np.allclose(pixels(sample(regions=regions, method="mask_guidance")[0]).astype(int), pixels(boxed), atol=1)
 
 
 def test_regions_without_a_place_name_words_only() -> None:
@@ -147,7 +147,7 @@ def test_a_pipeline_or_a_folder_is_a_model_too(tmp_path: Path) -> None:
         ({"regions": {"red cat": torch.zeros(4, 4, device="meta")}}, "'red cat': mask must be an array of numbers"),
         ({"regions": {"red cat": torch.eye(4).to_sparse()}}, "'red cat': mask must be an array of numbers"),
         ({"regions": {"red cat": torch.zeros(4, device="meta")}}, "'red cat': a place must be"),
-        ({"regions": PLACES, "step_size": 10**400}, "'mask_guidance' with step_size: int too large"),
+        ({"regions": PLACES, "method": "mask_guidance", "step_size": 10**400}, "'mask_guidance' with step_size: int too large"),
     ],
 )
 def test_mistakes_are_told(settings: dict[str, Any], says: str) -> None:
@@ -190,7 +190,7 @@ def test_options_are_judged_before_a_model_is_loaded(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("attnguide.models.load.load_model", load)
     with pytest.raises(ValueError, match="iterations must be at least 0; got -1"):
-        attnguide.sample(tiny.PROMPT, regions=PLACES, iterations=-1)
+        attnguide.sample(tiny.PROMPT, regions=PLACES, method="mask_guidance", iterations=-1)
     with pytest.raises(ValueError, match="levels must be a list of whole numbers; got 'coarse'"):
         attnguide.sample(tiny.PROMPT, regions=PLACES, method="inject1", levels="coarse")
 

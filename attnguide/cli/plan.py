@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnguide.cli.errors import UsageError
 from attnguide.cli.folders import timed
 from attnguide.inputs import INPUTS
+from attnguide.methods import DEFAULT
 from attnguide.types import MethodConfig, Sample
 from attnguide.weighted import words_of
 
@@ -150,7 +151,7 @@ def _filled(settings: Mapping[str, Any]) -> dict[str, Any]:
         config["regions"] = [_plain_region(item, config) for item in config["regions"] or ()]
         if config["methods"] is None:
             placed = any(len(region) > 1 for region in config["regions"])
-            config["methods"] = [{"name": "mask_guidance"}] if placed else []
+            config["methods"] = [{"name": DEFAULT}] if placed else []
     return config
 
 
@@ -233,7 +234,7 @@ def _arms(row: Sample, config: Mapping[str, Any], *, named: bool) -> list[Sample
     given = config["methods"]
     if given is None:
         placed = any(region.has_place for region in row.regions)
-        given = [{"name": "mask_guidance"}] if placed and not named else []
+        given = [{"name": DEFAULT}] if placed and not named else []
     methods = [MethodConfig(method["name"], {k: v for k, v in method.items() if k != "name"}) for method in given]
     if row.methods or not methods:
         return [row if row.methods or config["rows"] is not None else row.plain()]

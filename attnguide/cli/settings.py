@@ -107,7 +107,7 @@ def _steered() -> list[Setting]:
             values.methods,
             None,
             "how to steer (see: attnguide methods); repeatable, several work together; --method.OPTION VALUE sets an option of "
-            "the method before it; 'plain' for none; mask_guidance where regions have places, also in rows of a "
+            "the method before it; 'plain' for none; forward_layout where regions have places, also in rows of a "
             "table that name no method",
             option="--method",
             metavar="NAME",

@@ -14,6 +14,7 @@ from attnguide.cli.folders import filling, local_path, probe, timed
 from attnguide.cli.plan import Plan, make_plan
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
+from attnguide.methods import DEFAULT
 from attnguide.types import MethodConfig
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Plan, MethodConfig]:
     given = {setting.name: asked[setting.name] for setting in _shared()}
     demo = asked["prompt"] is None and asked["rows"] is None
     if given["methods"] is None:
-        given["methods"] = [{"name": "mask_guidance"}]
+        given["methods"] = [{"name": DEFAULT}]
     if given["seed"] is None and asked["rows"] is None:
         given["seed"] = SEEDS
     plan = make_plan({**plain, **given, "plain": False, "strict": True, "resume": False, "out": None})

@@ -17,7 +17,7 @@ import gradio as gr
 from PIL import Image
 
 from attnguide.method_docs import option_meanings
-from attnguide.methods import METHODS, method_options
+from attnguide.methods import DEFAULT, METHODS, method_options
 from attnguide.models.base import ModelAdapter
 from attnguide.text.html import region_colors
 from attnguide.text.yaml12 import dump_yaml, yaml_value
@@ -208,11 +208,11 @@ class Page:
                     picture = gr.Image(type="filepath", sources=["upload"], label="Picture", height=200)
                     way = gr.Radio(list(_WAYS), value=next(iter(_WAYS)), label="What it is for")
             with gr.Column(scale=1):
-                method = gr.Dropdown([PLAIN, *METHODS], value="mask_guidance", label="Method", elem_id="method")
-                said = gr.Markdown(METHODS["mask_guidance"].summary)
+                method = gr.Dropdown([PLAIN, *METHODS], value=DEFAULT, label="Method", elem_id="method")
+                said = gr.Markdown(METHODS[DEFAULT].summary)
                 with gr.Accordion("Options", open=False):
                     options = gr.Dataframe(
-                        _option_lines("mask_guidance"),
+                        _option_lines(DEFAULT),
                         headers=["option", "value", "meaning"],
                         datatype="str",
                         static_columns=[0, 2],

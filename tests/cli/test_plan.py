@@ -55,17 +55,17 @@ def test_the_demonstration_under_other_methods_and_seeds() -> None:
     assert ids(made) == ["seed4-plain", "seed4-mask_guidance_inject1"]
 
 
-def test_a_prompt_alone_is_plain_and_a_place_asks_for_mask_guidance() -> None:
+def test_a_prompt_alone_is_plain_and_a_place_asks_for_the_default_method() -> None:
     assert ids(plan(prompt=PROMPT)) == ["seed0-plain"]
     assert ids(plan(prompt=PROMPT, regions=["red cat"])) == ["seed0-plain"]
-    assert ids(plan(prompt=PROMPT, regions=PLACE)) == ["seed0-plain", "seed0-mask_guidance"]
+    assert ids(plan(prompt=PROMPT, regions=PLACE)) == ["seed0-plain", "seed0-forward_layout"]
     assert ids(plan(prompt=PROMPT, regions=PLACE, methods=["plain"])) == ["seed0-plain"]
 
 
 def test_twins_stand_before_what_is_compared_with_them() -> None:
     made = plan(prompt=PROMPT, regions=PLACE, seed="1..2", compare=True, methods=["inject1", "inject2"])
     assert ids(made) == [f"seed{seed}-{name}" for seed in (1, 2) for name in ("plain", "inject1", "inject2")]
-    assert ids(plan(prompt=PROMPT, regions=PLACE, plain=False)) == ["seed0-mask_guidance"]
+    assert ids(plan(prompt=PROMPT, regions=PLACE, plain=False)) == ["seed0-forward_layout"]
 
 
 def test_options_reach_the_rows() -> None:
@@ -119,7 +119,7 @@ def test_rows_that_name_no_method_are_guided_where_regions_have_places() -> None
     rows = [{**placed, "id": "a"}, {**placed, "id": "b", "methods": "plain"}, {"prompt": PROMPT, "id": "c"}]
     made = plan(rows=rows, plain=False)
     assert [(sample.id, sample.method) for sample in made.samples] == [
-        ("a-mask_guidance", "mask_guidance"),
+        ("a-forward_layout", "forward_layout"),
         ("b", "plain"),
         ("c", "plain"),
     ]

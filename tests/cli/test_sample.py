@@ -214,11 +214,11 @@ def test_method_plain_and_a_prompt_alone_are_plain(attnguide: Command, tiny_fold
     assert not Path("alone/maps").exists() and not Path("alone/map_norms.csv").exists()
 
 
-def test_a_region_alone_means_mask_guidance(attnguide: Command, tiny_folder: Path) -> None:
+def test_a_region_alone_means_the_default_method(attnguide: Command, tiny_folder: Path) -> None:
     Image.fromarray(np.pad(np.full((8, 4), 255, np.uint8), ((0, 0), (0, 4)))).save("left.png")
     words = [tiny.PROMPT, "--region", "red cat=left.png", "--steps", "2", *QUICK, "--model", tiny_folder, "--out", "run"]
     assert attnguide("sample", *words).status == 0
-    assert _ids("run") == {"seed0-plain", "seed0-mask_guidance"}
+    assert _ids("run") == {"seed0-plain", "seed0-forward_layout"}
     kept = yaml.safe_load(Path("run/config.yaml").read_text())
     assert kept["regions"] == [{"phrase": "red cat", "mask": str(Path("left.png").absolute())}]
 

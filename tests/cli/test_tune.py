@@ -56,7 +56,7 @@ def test_rows_of_a_table_are_not_kept(tiny_folder: Path, attnguide: Command) -> 
         (["--method", "inject1", "--method", "pag"], "method: expected one method"),
         (["--method", "plain"], "method: expected one method"),
         (["--seed", "0", "1"], "seed: expected at least 3 rows"),
-        (["--knob", "losses"], "knob: Method 'mask_guidance' needs an option 'losses' that is a number above 0"),
+        (["--knob", "losses"], "knob: Method 'forward_layout' needs an option 'losses' that is a number above 0"),
         (["--method", "forward_layout", "--value", "0.5", "2"], "value: scale must"),
         (["--value", "1", "0"], "values: expected numbers above 0"),
         (["--value", "many"], "values: expected a"),

@@ -19,6 +19,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from attnguide.metrics.scoring import shapes_scores
 from attnguide.report.page import write_report
@@ -78,6 +79,14 @@ def _set(browser: webdriver.Chrome, selector: str, text: str) -> None:
     field.send_keys(text + "\t")
 
 
+def _choose(browser: webdriver.Chrome, selector: str, option: str) -> None:
+    field = browser.find_element(By.CSS_SELECTOR, f"{selector} input")
+    field.click()
+    field.send_keys(Keys.CONTROL + "a" + Keys.NULL + option)
+    _until(lambda: browser.find_elements(By.CSS_SELECTOR, f'[role="option"][aria-label="{option}"]'), 20)
+    field.send_keys(Keys.ENTER)
+
+
 def _tab(browser: webdriver.Chrome, name: str) -> None:
     browser.find_element(By.XPATH, f"//button[@role='tab' and contains(., '{name}')]").click()
 
@@ -104,6 +113,7 @@ def two_boxes_are_drawn_and_the_judge_finds_both_objects_in_them(browser: webdri
         _drag(browser, phrase, box)
     assert _layers(browser) == ["blue square", "red circle"], "the newest on top"
     _set(browser, '#steps input[type="number"]', "8")
+    _choose(browser, "#method", "mask_guidance")
     _tab(browser, "Loss")
     browser.execute_script(FALLING)
     browser.find_element(By.ID, "go").click()
