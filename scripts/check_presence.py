@@ -1,0 +1,159 @@
+"""Does attention tell which objects a picture lacks? Plain pictures, judged, beside the maps of their words.
+
+    python scripts/check_presence.py                                 # pairs of the benchmark, 4 seeds a prompt
+    python scripts/check_presence.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2
+
+`contrast` is the least peak of a word's map over its mean, of a picture's words; `shared` is the largest attention that two
+words' maps have in common. For each the area under the ROC curve says how well it tells pictures that lack an object from those
+that show all: 0.5 is chance, 1 is certain. Then the best of every two seeds, chosen by the contrast at the end or by the judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnguide.benchmark import layout_samples
+from attnguide.figures.watch import Watch
+from attnguide.judges.shapes import asked_from_layout, seen_shapes
+from attnguide.metrics.functional import score
+from attnguide.models.base import ModelAdapter
+from attnguide.models.load import load_model
+from attnguide.sampling.table import sample_rows
+from attnguide.shapes.layouts import Layout, choose_layouts, load_layouts
+from attnguide.types import Sample
+
+PROGRESS = (0.1, 0.25, 0.5, 1.0)
+DRAWS = 1000
+
+
+class Picture(NamedTuple):
+    """What is kept of a picture.
+
+    Attributes:
+        prompt: Its prompt.
+        presence: Share of its objects that the judge found.
+        contrast: Contrast at each of :data:`PROGRESS`.
+        shared: Attention that two words share at each of them.
+    """
+
+    prompt: str
+    presence: float
+    contrast: tuple[float, ...]
+    shared: tuple[float, ...]
+
+
+def contrast(maps: Sequence[np.ndarray]) -> float:
+    """Least peak over mean of maps ``height width``."""
+    return min(float(values.max() / max(values.mean(), 1e-12)) for values in maps)
+
+
+def shared(maps: Sequence[np.ndarray]) -> float:
+    """Largest mass that two of the maps ``height width`` share, each with a sum of 1; 0 for a single map."""
+    shares = [values / max(values.sum(), 1e-12) for values in maps]
+    return max((float(np.minimum(a, b).sum()) for a, b in itertools.combinations(shares, 2)), default=0.0)
+
+
+def auc(lacking: Iterable[float], whole: Iterable[float]) -> float:
+    """Area under the ROC curve: share of pairs in which ``lacking`` is above ``whole``, ties by half; NaN without pairs."""
+    above = np.subtract.outer([*lacking], [*whole])
+    return float(np.mean((above > 0) + 0.5 * (above == 0))) if above.size else float("nan")
+
+
+def gather(model: ModelAdapter, layouts: Sequence[Layout], rows: Sequence[Sample], batch_size: int = 16) -> list[Picture]:
+    """Sample and judge the rows; rows without a picture are left out."""
+    asked = {layout.id: asked_from_layout(layout) for layout in layouts}
+    watch = Watch()
+    found = []
+    for result in sample_rows(model, rows, batch_size=batch_size, observer=watch):
+        watched = watch.rows.pop(0)
+        if result.image is None:
+            continue
+        own = asked[result.sample.id.rpartition("-")[0]]
+        presence = score(seen_shapes(result.image), own)["presence"]
+        steps = [max(0, round(share * result.sample.steps) - 1) for share in PROGRESS]
+        maps = [[maps[step].astype(float) for maps in watched.maps.values()] for step in steps]
+        found.append(Picture(result.sample.prompt, presence, tuple(map(contrast, maps)), tuple(map(shared, maps))))
+    return found
+
+
+def told(pictures: Sequence[Picture], values: Sequence[float]) -> tuple[float, float, float]:
+    """:func:`auc` of the values, higher where an object is lacking, with a 95 % bootstrap interval over prompts."""
+    by_prompt: dict[str, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        by_prompt.setdefault(picture.prompt, []).append(index)
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        chosen = [
+            index for which in rng.integers(len(by_prompt), size=len(by_prompt)) for index in [*by_prompt.values()][which]
+        ]
+        drawn.append(_split(pictures, values, chosen))
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return _split(pictures, values, range(len(pictures))), float(low), float(high)
+
+
+def _split(pictures: Sequence[Picture], values: Sequence[float], chosen: Iterable[int]) -> float:
+    lacking: list[float] = []
+    whole: list[float] = []
+    for index in chosen:
+        (whole if pictures[index].presence == 1 else lacking).append(values[index])
+    return auc(lacking, whole)
+
+
+def best_of_two(pictures: Sequence[Picture]) -> dict[str, float]:
+    """Mean presence of the first of every two pictures of a prompt, and of the one that contrast or the judge chooses."""
+    pairs: list[tuple[Picture, Picture]] = []
+    for _, own in itertools.groupby(pictures, lambda picture: picture.prompt):
+        rows = [*own]
+        pairs += [*zip(rows[::2], rows[1::2], strict=False)]
+    return {
+        "first": fmean(pair[0].presence for pair in pairs),
+        "by contrast": fmean(max(pair, key=lambda picture: picture.contrast[-1]).presence for pair in pairs),
+        "by the judge": fmean(max(picture.presence for picture in pair) for pair in pairs),
+    }
+
+
+def main() -> None:
+    """Sample, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--layouts", default="benchmark")
+    parser.add_argument("--categories", nargs="*", default=["two_objects"])
+    parser.add_argument("--prompts", type=int, default=None, help="as many of each category, spread evenly over it")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds a prompt")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--true-cfg-scale", type=float, default=None, help="for pipelines of FLUX.1's kind")
+    args = parser.parse_args()
+
+    layouts = choose_layouts(load_layouts(args.layouts), args.categories, args.prompts)
+    settings: dict[str, Any] = {"steps": args.steps}
+    if args.true_cfg_scale is not None:
+        settings |= {"true_cfg_scale": args.true_cfg_scale, "negative_prompt": ""}
+    pictures = gather(load_model(args.model), layouts, layout_samples(layouts, range(args.seeds), **settings))
+    lacking = sum(picture.presence < 1 for picture in pictures)
+    print(f"{len(pictures)} plain pictures of {len(layouts)} prompts; {lacking} lack an object\n")
+    print(f"{'progress':<10}{'contrast':>22}{'shared':>22}")
+    for index, share in enumerate(PROGRESS):
+        low = _cell(told(pictures, [-picture.contrast[index] for picture in pictures]))
+        high = _cell(told(pictures, [picture.shared[index] for picture in pictures]))
+        print(f"{share:<10g}{low:>22}{high:>22}")
+    _print_best(best_of_two(pictures))
+
+
+def _cell(found: tuple[float, float, float]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+
+
+def _print_best(presence: Mapping[str, float]) -> None:
+    print("\nbest of two seeds: share of the objects that are there")
+    for name, value in presence.items():
+        print(f"{name:<14}{value:.3f}")
+
+
+if __name__ == "__main__":
+    main()

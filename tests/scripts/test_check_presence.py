@@ -1,0 +1,69 @@
+"""Whether attention tells what is missing: areas and choices by hand, and a run on a tiny model."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import check_presence
+from check_presence import Picture
+
+from attnguide.benchmark import layout_samples
+from attnguide.shapes.layouts import Layout
+from tests import tiny
+
+
+def _picture(prompt: str, presence: float, contrast: float) -> Picture:
+    return Picture(prompt, presence, (contrast,) * 4, (0.0,) * 4)
+
+
+def test_areas_by_hand() -> None:
+    assert check_presence.auc([3.0, 1.0], [2.0, 0.0]) == 0.75
+    assert check_presence.auc([1.0], [1.0]) == 0.5
+    assert math.isnan(check_presence.auc([], [1.0]))
+
+
+def test_maps_by_hand() -> None:
+    left, right = np.zeros((2, 2)), np.zeros((2, 2))
+    left[0, 0], right[1, 1] = 4.0, 1.0
+    even = np.ones((2, 2))
+    assert check_presence.contrast([left, even]) == 1 and check_presence.contrast([left, right]) == 4
+    assert check_presence.shared([left, right]) == 0 and check_presence.shared([left, even, right]) == 0.25
+    assert check_presence.shared([even]) == 0
+
+
+def test_the_interval_is_over_prompts() -> None:
+    pictures = [_picture(f"{prompt}", prompt % 2, 0.0) for prompt in range(8) for _ in range(2)]
+    area, low, high = check_presence.told(pictures, [1 - picture.presence for picture in pictures])
+    assert (area, low, high) == (1, 1, 1)
+
+
+def test_two_seeds_by_hand() -> None:
+    pictures = [
+        _picture("a", 0.5, 1.0),
+        _picture("a", 1.0, 2.0),
+        _picture("b", 1.0, 1.0),
+        _picture("b", 0.5, 2.0),
+        _picture("b", 1, 9),
+    ]
+    assert check_presence.best_of_two(pictures) == {"first": 0.75, "by contrast": 0.75, "by the judge": 1.0}
+
+
+def test_pictures_come_with_their_words_maps() -> None:
+    layout = Layout(
+        "a0", "two_objects", "a red circle and a blue square", ("red circle", "blue square"), ((0, 0, 0.5, 1), (0.5, 0, 1, 1))
+    )
+    rows = layout_samples([layout], range(2), steps=2)
+    found = check_presence.gather(tiny.model(), [layout], rows, batch_size=1)
+    assert [picture.prompt for picture in found] == [layout.prompt] * 2
+    for picture in found:
+        assert len(picture.contrast) == len(picture.shared) == 4 and 0 <= picture.presence <= 1
+        assert (
+            picture.contrast[0] >= 1
+            and 0 <= picture.shared[0] <= 1
+            and picture.contrast[2] != pytest.approx(picture.contrast[3], abs=0)
+        )
