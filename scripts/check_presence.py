@@ -1,22 +1,23 @@
 """Does attention tell which objects a picture lacks? Plain pictures, judged, beside the maps of their words.
 
-    python scripts/check_presence.py                                 # pairs of the benchmark, 4 seeds a prompt
+    python scripts/check_presence.py                                 # pairs of the benchmark, 8 seeds a prompt
     python scripts/check_presence.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2
 
 `contrast` is the least peak of a word's map over its mean, of a picture's words; `shared` is the largest attention that two
 words' maps have in common. For each the area under the ROC curve says how well it tells pictures that lack an object from those
-that show all: 0.5 is chance, 1 is certain. Then the best of every two seeds, chosen by the contrast at the end or by the judge.
+that show all: 0.5 is chance, 1 is certain. Then the best of k seeds by the contrast at the end, as `best_of_k` with
+`judge: attention` keeps it, and by the judge itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from attnguide.benchmark import layout_samples
 from attnguide.figures.watch import Watch
@@ -24,8 +25,10 @@ from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model
+from attnguide.sampling.contrast import least_contrast
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.layouts import Layout, choose_layouts, load_layouts
+from attnguide.statistics import Mean, clustered_mean
 from attnguide.types import Sample
 
 PROGRESS = (0.1, 0.25, 0.5, 1.0)
@@ -49,8 +52,8 @@ class Picture(NamedTuple):
 
 
 def contrast(maps: Sequence[np.ndarray]) -> float:
-    """Least peak over mean of maps ``height width``."""
-    return min(float(values.max() / max(values.mean(), 1e-12)) for values in maps)
+    """:func:`~attnguide.sampling.contrast.least_contrast` of maps ``height width``."""
+    return least_contrast(torch.from_numpy(np.stack(maps)).flatten(1))
 
 
 def shared(maps: Sequence[np.ndarray]) -> float:
@@ -105,17 +108,22 @@ def _split(pictures: Sequence[Picture], values: Sequence[float], chosen: Iterabl
     return auc(lacking, whole)
 
 
-def best_of_two(pictures: Sequence[Picture]) -> dict[str, float]:
-    """Mean presence of the first of every two pictures of a prompt, and of the one that contrast or the judge chooses."""
-    pairs: list[tuple[Picture, Picture]] = []
-    for _, own in itertools.groupby(pictures, lambda picture: picture.prompt):
-        rows = [*own]
-        pairs += [*zip(rows[::2], rows[1::2], strict=False)]
-    return {
-        "first": fmean(pair[0].presence for pair in pairs),
-        "by contrast": fmean(max(pair, key=lambda picture: picture.contrast[-1]).presence for pair in pairs),
-        "by the judge": fmean(max(picture.presence for picture in pair) for pair in pairs),
-    }
+def best_of(pictures: Sequence[Picture], k: int, by: Callable[[Picture], float]) -> Mean | None:
+    """Mean presence of the best of every ``k`` pictures of a prompt, with an interval over prompts.
+
+    Args:
+        pictures: Pictures of all prompts.
+        k: Number of pictures of which one is kept; what is left over of a prompt's pictures is not used.
+        by: Value that is highest for the picture that is kept.
+    """
+    kept: dict[str, list[float]] = {}
+    by_prompt: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        by_prompt.setdefault(picture.prompt, []).append(picture)
+    for prompt, own in by_prompt.items():
+        starts = range(0, len(own) - k + 1, k)
+        kept[prompt] = [max(own[start : start + k], key=by).presence for start in starts]
+    return clustered_mean(kept)
 
 
 def main() -> None:
@@ -125,7 +133,7 @@ def main() -> None:
     parser.add_argument("--layouts", default="benchmark")
     parser.add_argument("--categories", nargs="*", default=["two_objects"])
     parser.add_argument("--prompts", type=int, default=None, help="as many of each category, spread evenly over it")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds a prompt")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds a prompt")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--true-cfg-scale", type=float, default=None, help="for pipelines of FLUX.1's kind")
     args = parser.parse_args()
@@ -142,17 +150,19 @@ def main() -> None:
         low = _cell(told(pictures, [-picture.contrast[index] for picture in pictures]))
         high = _cell(told(pictures, [picture.shared[index] for picture in pictures]))
         print(f"{share:<10g}{low:>22}{high:>22}")
-    _print_best(best_of_two(pictures))
+    _print_best(pictures, [k for k in (1, 2, 4) if k <= args.seeds])
 
 
 def _cell(found: tuple[float, float, float]) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
-def _print_best(presence: Mapping[str, float]) -> None:
-    print("\nbest of two seeds: share of the objects that are there")
-    for name, value in presence.items():
-        print(f"{name:<14}{value:.3f}")
+def _print_best(pictures: Sequence[Picture], counts: Sequence[int]) -> None:
+    print("\nshare of the objects that are there, in the best of k seeds")
+    print(f"{'k':<10}{'by contrast':>22}{'by the judge':>22}")
+    for k in counts:
+        ways = [best_of(pictures, k, lambda one: one.contrast[-1]), best_of(pictures, k, lambda one: one.presence)]
+        print(f"{k:<10}" + "".join(f"{_cell((way.mean, way.low, way.high)) if way else '-':>22}" for way in ways))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Best of k, the baseline for every method: several seeds, the best picture kept."""
+"""Best of k, the baseline for every method: several seeds, the best picture kept, by a judge or by attention."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from typing import Any
 
 from attnguide.engine.observer import Observer, Observers
 from attnguide.methods import baseline_of, build_method
+from attnguide.sampling.contrast import Contrast, require_nouns
 from attnguide.types import Cost, Sample, SampleResult
 
 Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]
 """Samples one batch."""
 
+ATTENTION = "attention"
+"""Judge that needs no network of its own and knows every prompt: the contrast of the nouns' attention."""
+
 _STRIDE = 1_000_003
 """Distance between a row's seeds, so that rows with neighbouring seeds do not repeat each other's pictures."""
+
+_NO_SCORE = -1e9
+"""Score of a picture that the judge has no score for: below every score, above no picture at all."""
 
 
 class BestOfK:
@@ -28,10 +35,12 @@ class BestOfK:
     Args:
         k: Tries per row; their seeds are the row's own plus multiples of a large prime.
         judge: ``module:function``, from a :class:`~attnguide.types.SampleResult` to scores by name, higher is better, whose
-            mean counts; the default knows the world of coloured shapes.
+            mean counts; the default knows the world of coloured shapes. Or ``attention``, for any model: the picture is kept
+            whose least attended noun has the highest peak over its mean in the last pass
+            (:class:`~attnguide.sampling.contrast.Contrast`).
 
     Raises:
-        ValueError: If ``k`` is below 1 or the judge does not exist; while running, if it gives a picture no score.
+        ValueError: If ``k`` is below 1 or the judge does not exist.
     """
 
     name = "best_of_k"
@@ -40,12 +49,17 @@ class BestOfK:
     def __init__(self, *, k: int = 2, judge: str = "attnguide.metrics.scoring:shapes_scores") -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number of at least 1; got {k}.")
-        module, _, function = judge.partition(":")
-        try:
-            self._judge: Callable[[SampleResult], Mapping[str, float]] = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"judge must be module:function of something that exists; got {judge!r} ({error}).") from error
         self.k, self.judge = k, judge
+        self._judge = None if judge == ATTENTION else _function(judge)
+
+    def check(self, sample: Sample) -> None:
+        """Refuse a row that the judge cannot score.
+
+        Raises:
+            ValueError: If attention decides and the prompt has no noun.
+        """
+        if self._judge is None:
+            require_nouns(sample)
 
     def sample(self, run: Run, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
         """Make all tries and keep the best of each row.
@@ -58,28 +72,55 @@ class BestOfK:
             observer: Observer of the kept pictures only.
 
         Returns:
-            One result per row, with the row's id, the kept seed, and the cost of all tries.
+            One result per row, with the row's id, the kept seed, and the cost of all tries; without a picture, and with the
+            reason as its status, where the judge gives none of a row's pictures a score.
         """
         seeds = [[replace(sample, seed=sample.seed + index * _STRIDE) for sample in samples] for index in range(self.k)]
-        tries = list(zip(*(run(rows, Observer()) for rows in seeds), strict=True))
-        kept = [max(row, key=self.score) for row in tries]
-        costs = {result.sample.id: _sum([one.cost for one in row]) for result, row in zip(kept, tries, strict=True)}
-        if type(observer) is not Observer:
+        tries = list(zip(*(self._tried(run, rows) for rows in seeds), strict=True))
+        best = [max(row, key=lambda one: one[0]) for row in tries]
+        costs = {result.sample.id: _sum([one.cost for _, one in row]) for (_, result), row in zip(best, tries, strict=True)}
+        kept = [result for score, result in best if score != _NO_SCORE]
+        lost = [self._unjudged(result, costs[result.sample.id]) for score, result in best if score == _NO_SCORE]
+        if type(observer) is not Observer and kept:
             kept = run([result.sample for result in kept], _Counting(observer, costs))
-        return [replace(result, cost=costs[result.sample.id]) for result in kept]
+        if lost:
+            observer.on_rows_given_up(lost)
+        found = {result.sample.id: result for result in [*(replace(one, cost=costs[one.sample.id]) for one in kept), *lost]}
+        return [found[sample.id] for sample in samples]
 
-    def score(self, result: SampleResult) -> float:
-        """Mean of the judge's scores; minus infinity for a row that stopped.
+    def _tried(self, run: Run, rows: Sequence[Sample]) -> list[tuple[float, SampleResult]]:
+        """Pictures of one seed a row with scores: minus infinity without a picture, :data:`_NO_SCORE` without a score."""
+        if self._judge is not None:
+            results = run(rows, Observer())
+            found = [{} if result.image is None else self._judge(result) for result in results]
+            scores = [fmean(own.values()) if own else _NO_SCORE for own in found]
+        else:
+            watch = Contrast()
+            results = run(rows, watch)
+            scores = watch.scores or [_NO_SCORE] * len(results)
+        return [
+            (float("-inf") if result.image is None else score, result) for score, result in zip(scores, results, strict=True)
+        ]
 
-        Raises:
-            ValueError: If the judge gives a picture no score.
-        """
-        if result.image is None:
-            return float("-inf")
-        scores = self._judge(result)
-        if not scores:
-            raise ValueError(f"{self.name}: judge {self.judge!r} has no score for the prompt {result.sample.prompt!r}.")
-        return fmean(scores.values())
+    def _unjudged(self, result: SampleResult, cost: Cost) -> SampleResult:
+        why = f"{self.name}: judge {self.judge!r} has no score for the prompt {result.sample.prompt!r}"
+        return replace(result, image=None, latents=None, cost=cost, status=why)
+
+
+def _function(judge: str) -> Callable[[SampleResult], Mapping[str, float]]:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ValueError: If it does not exist.
+    """
+    module, _, name = judge.partition(":")
+    try:
+        found: Callable[[SampleResult], Mapping[str, float]] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"judge must be module:function of something that exists, or {ATTENTION!r}; got {judge!r} ({error})."
+        ) from error
+    return found
 
 
 def build_baseline(sample: Sample) -> BestOfK | None:

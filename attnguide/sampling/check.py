@@ -114,6 +114,8 @@ def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int, heig
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
     check_methods(sample)
+    if (baseline := build_baseline(sample)) is not None:
+        baseline.check(sample)
     read_rows(model, [sample])
     model.check_row(sample)
     check_foreign(model, sample)

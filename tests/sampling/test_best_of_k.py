@@ -7,6 +7,8 @@ from PIL import Image
 from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.methods import build_method
 from attnguide.sampling.best_of_k import BestOfK, build_baseline
+from attnguide.sampling.check import mark_rows
+from attnguide.sampling.contrast import Contrast
 from attnguide.sampling.table import sample_batch
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject
@@ -98,7 +100,7 @@ def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() ->
     [
         ({"k": 0}, "k must be a whole number of at least 1; got 0"),
         ({"k": 2.5}, "k must be a whole number; got 2.5"),
-        ({"judge": "nowhere:nothing"}, "judge must be module:function of something that exists; got 'nowhere:nothing'"),
+        ({"judge": "nowhere:nothing"}, "judge must be module:function of something that exists, or 'attention'; got 'nowhere:nothing'"),
         ({"judge": "likes_dark"}, "judge must be module:function"),
     ],
 )
@@ -107,9 +109,44 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
         build_method("best_of_k", options)
 
 
-def test_a_prompt_that_the_judge_cannot_read_and_two_baselines() -> None:
-    run, _ = _run([["right"], ["right"]])
-    with pytest.raises(ValueError, match="has no score for the prompt 'a cat'"):
-        BestOfK().sample(run, [Sample("a", "a cat")], Observer())
+def test_a_prompt_that_the_judge_cannot_read_ends_its_row_alone() -> None:
+    class Watching(Observer):
+        def __init__(self) -> None:
+            self.lost: list[SampleResult] = []
+
+        def on_rows_given_up(self, results: Sequence[SampleResult]) -> None:
+            self.lost += results
+
+    run, _ = _run([["right", "wrong"], ["right", "right"], ["right"]])
+    watching = Watching()
+    cat, circle = BestOfK().sample(run, [Sample("a", "a cat"), Sample("b", "a red circle")], watching)
+    assert cat.image is None and "has no score for the prompt 'a cat'" in cat.status and cat.cost.unet_forwards == 20
+    assert [result.sample.id for result in watching.lost] == ["a"]
+    assert circle.image is not None and circle.sample.seed == 1_000_003
+
+
+def test_attention_decides_on_any_prompt() -> None:
+    options = {"k": 3, "judge": "attention"}
+    rows = [
+        tiny.row(str(seed), seed=seed, steps=2, regions=(), methods=(MethodConfig("best_of_k", options),)) for seed in (1, 2)
+    ]
+    kept = sample_batch(tiny.model(), rows)
+    for row, result in zip(rows, kept, strict=True):
+        scores = {}
+        for seed in (row.seed + index * 1_000_003 for index in range(3)):
+            watch = Contrast()
+            sample_batch(tiny.model(), [tiny.row(seed=seed, steps=2, regions=())], watch)
+            (scores[seed],) = watch.scores
+        assert result.sample.seed == max(scores, key=scores.__getitem__) and len(set(scores.values())) == 3
+        assert result.image is not None and result.cost.unet_forwards == 12
+
+
+def test_attention_needs_a_noun() -> None:
+    row = tiny.row(steps=2, regions=(), prompt="and", methods=(MethodConfig("best_of_k", {"judge": "attention"}),))
+    (marked,) = mark_rows(tiny.model(), [row])
+    assert marked.problem is not None and "finds no noun in the prompt 'and'" in marked.problem
+
+
+def test_two_baselines() -> None:
     with pytest.raises(ValueError, match="Only one baseline can be named; got best_of_k, best_of_k"):
         build_baseline(Sample("a", "a cat", methods=(MethodConfig("best_of_k"), MethodConfig("best_of_k"))))
