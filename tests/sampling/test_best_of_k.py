@@ -100,7 +100,7 @@ def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() ->
     [
         ({"k": 0}, "k must be a whole number of at least 1; got 0"),
         ({"k": 2.5}, "k must be a whole number; got 2.5"),
-        ({"judge": "nowhere:nothing"}, "judge must be module:function of something that exists, or 'attention'; got 'nowhere:nothing'"),
+        ({"judge": "nowhere:nothing"}, "module:function of something that exists, or 'attention'; got 'nowhere:nothing'"),
         ({"judge": "likes_dark"}, "judge must be module:function"),
     ],
 )
