@@ -32,7 +32,7 @@ def test_it_is_of_the_last_pass_row_by_row() -> None:
     assert len(contrast.scores) == 2
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux", "sd3", "qwen_image", "lumina2"])
+@pytest.mark.parametrize("family", ["sdxl", "flux_dev", "sd3", "qwen_image", "lumina2"])
 def test_words_are_found_among_the_keys_of_every_family(family: str) -> None:
     model = adapt(families.shared(family))
     side = 32 if family != "sdxl" else model.default_size[0]
