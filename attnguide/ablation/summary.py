@@ -109,12 +109,15 @@ def difference(records: Sequence[Record], plain: Mapping[tuple[str, ...], Record
         metric: Column of the records.
 
     Returns:
-        The difference; ``None`` if no row and its twin both have the metric.
+        The difference; ``None`` if no row and its twin both have the metric, or if a row has no twin, as those of ``best_of_k``
+        that kept another seed than their own.
     """
     having = [record for record in records if record.get(metric)]
+    if any(_twin_key(record) not in plain for record in having):
+        return None
     clusters = dict(enumerate(_clusters(having)))
     after = {index: float(record[metric]) for index, record in enumerate(having)}
-    twins = {index: plain.get(_twin_key(record), {}) for index, record in enumerate(having)}
+    twins = {index: plain[_twin_key(record)] for index, record in enumerate(having)}
     before = {index: float(twin[metric]) for index, twin in twins.items() if twin.get(metric)}
     return paired_difference(after, before, clusters)
 

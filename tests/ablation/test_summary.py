@@ -71,12 +71,14 @@ def test_cells_are_compared_with_plain_twins_pair_by_pair(tmp_path: Path) -> Non
         record("1", "a", "1", "1"),
         {**record("2", "b", "2", "0.75"), "seed": "0", "steps": "20"},
     ]
-    write_summary(tmp_path / "summary.csv", [*plain, *twenty, *steered])
+    strayed = [record("0", "c", "3", "1"), {**record("1", "c", "3", "1"), "seed": "1000004"}]
+    write_summary(tmp_path / "summary.csv", [*plain, *twenty, *steered, *strayed])
     lines = read_table(tmp_path / "summary.csv")
     found = {(line["cell"], line["metric"]): [line[name] for name in SPREAD[1:]] for line in lines}
     mean, low, high = map(float, found["a", "hit"])
     assert mean == 0.25 and (low, high) == (0.0, 0.5)
     assert float(found["b", "hit"][0]) == 0.25  # of the plain picture with as many steps
+    assert found["c", "hit"] == ["", "", ""]  # one of its two rows has no twin
     assert found["plain", "hit"] == ["", "", ""] and float(found["a", "failed"][0]) == 0
 
 
