@@ -3,7 +3,7 @@
     python scripts/check_presence.py                                 # pairs of the benchmark, 8 seeds a prompt
     python scripts/check_presence.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2
 
-`contrast` is the least peak of a word's map over its mean, of a picture's words; `shared` is the largest attention that two
+`contrast` is the least peak of a word's map over its mean, of a picture's words; `overlap` is the largest attention that two
 words' maps have in common. For each the area under the ROC curve says how well it tells pictures that lack an object from those
 that show all: 0.5 is chance, 1 is certain. Then the best of k seeds by the contrast at the end, as `best_of_k` with
 `judge: attention` keeps it, and by the judge itself.
@@ -42,13 +42,13 @@ class Picture(NamedTuple):
         prompt: Its prompt.
         presence: Share of its objects that the judge found.
         contrast: Contrast at each of :data:`PROGRESS`.
-        shared: Attention that two words share at each of them.
+        overlap: Attention that two words share at each of them.
     """
 
     prompt: str
     presence: float
     contrast: tuple[float, ...]
-    shared: tuple[float, ...]
+    overlap: tuple[float, ...]
 
 
 def contrast(maps: Sequence[np.ndarray]) -> float:
@@ -56,7 +56,7 @@ def contrast(maps: Sequence[np.ndarray]) -> float:
     return least_contrast(torch.from_numpy(np.stack(maps)).flatten(1))
 
 
-def shared(maps: Sequence[np.ndarray]) -> float:
+def overlap(maps: Sequence[np.ndarray]) -> float:
     """Largest mass that two of the maps ``height width`` share, each with a sum of 1; 0 for a single map."""
     shares = [values / max(values.sum(), 1e-12) for values in maps]
     return max((float(np.minimum(a, b).sum()) for a, b in itertools.combinations(shares, 2)), default=0.0)
@@ -81,21 +81,18 @@ def gather(model: ModelAdapter, layouts: Sequence[Layout], rows: Sequence[Sample
         presence = score(seen_shapes(result.image), own)["presence"]
         steps = [max(0, round(share * result.sample.steps) - 1) for share in PROGRESS]
         maps = [[maps[step].astype(float) for maps in watched.maps.values()] for step in steps]
-        found.append(Picture(result.sample.prompt, presence, tuple(map(contrast, maps)), tuple(map(shared, maps))))
+        found.append(Picture(result.sample.prompt, presence, tuple(map(contrast, maps)), tuple(map(overlap, maps))))
     return found
 
 
-def told(pictures: Sequence[Picture], values: Sequence[float]) -> tuple[float, float, float]:
+def area(pictures: Sequence[Picture], values: Sequence[float]) -> tuple[float, float, float]:
     """:func:`auc` of the values, higher where an object is lacking, with a 95 % bootstrap interval over prompts."""
     by_prompt: dict[str, list[int]] = {}
     for index, picture in enumerate(pictures):
         by_prompt.setdefault(picture.prompt, []).append(index)
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        chosen = [
-            index for which in rng.integers(len(by_prompt), size=len(by_prompt)) for index in [*by_prompt.values()][which]
-        ]
-        drawn.append(_split(pictures, values, chosen))
+    clusters = [*by_prompt.values()]
+    draws = np.random.default_rng(0).integers(len(clusters), size=(DRAWS, len(clusters)))
+    drawn = [_split(pictures, values, [index for which in draw for index in clusters[which]]) for draw in draws]
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return _split(pictures, values, range(len(pictures))), float(low), float(high)
 
@@ -145,10 +142,10 @@ def main() -> None:
     pictures = gather(load_model(args.model), layouts, layout_samples(layouts, range(args.seeds), **settings))
     lacking = sum(picture.presence < 1 for picture in pictures)
     print(f"{len(pictures)} plain pictures of {len(layouts)} prompts; {lacking} lack an object\n")
-    print(f"{'progress':<10}{'contrast':>22}{'shared':>22}")
+    print(f"{'progress':<10}{'contrast':>22}{'overlap':>22}")
     for index, share in enumerate(PROGRESS):
-        low = _cell(told(pictures, [-picture.contrast[index] for picture in pictures]))
-        high = _cell(told(pictures, [picture.shared[index] for picture in pictures]))
+        low = _cell(area(pictures, [-picture.contrast[index] for picture in pictures]))
+        high = _cell(area(pictures, [picture.overlap[index] for picture in pictures]))
         print(f"{share:<10g}{low:>22}{high:>22}")
     _print_best(pictures, [k for k in (1, 2, 4) if k <= args.seeds])
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnguide.ablation.axes import Axis
-from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of
+from attnguide.ablation.summary import Estimate, Record, estimate, grouped, metrics_of, plain_of
 from attnguide.run_folder.files import replacing
-from attnguide.run_folder.records import AXIS, CELL
+from attnguide.run_folder.records import AXIS
 from attnguide.sheets.colors import css, method_color
 from attnguide.text.html import Color
 from attnguide.types import PLAIN
@@ -56,11 +56,6 @@ class Curve:
 def steered(records: Sequence[Record], axes: Sequence[Axis]) -> list[Record]:
     """Records of rows that have a value on every axis; plain rows are left out."""
     return [record for record in records if all(record.get(AXIS + axis.name) for axis in axes)]
-
-
-def plain_of(records: Sequence[Record]) -> list[Record]:
-    """Records of the plain rows, which cells are compared with."""
-    return [record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN]
 
 
 def curves(records: Sequence[Record], axes: Sequence[Axis], over: Axis, metric: str) -> list[Curve]:

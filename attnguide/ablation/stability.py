@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 
 from attnguide.ablation.axes import Axis, Tradeoff
-from attnguide.ablation.plots import plain_of, steered
-from attnguide.ablation.summary import Record, estimate, grouped, seed_std
+from attnguide.ablation.plots import steered
+from attnguide.ablation.summary import Record, estimate, grouped, plain_of, seed_std
 from attnguide.run_folder.files import replacing
 from attnguide.run_folder.records import AXIS
 from attnguide.run_folder.tables import append_table

@@ -92,6 +92,11 @@ def seed_std(records: Iterable[Record], metric: str) -> float | None:
     return fmean(spreads) ** 0.5 if spreads else None
 
 
+def plain_of(records: Iterable[Record]) -> list[Record]:
+    """Records of the plain rows, which cells are compared with."""
+    return [record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN]
+
+
 _OF_A_METHOD = ("id", "method", "options", "groups", "tags")
 """Settings in which a steered row differs from its plain twin."""
 
@@ -100,31 +105,25 @@ def _twin_key(record: Record) -> tuple[str, ...]:
     return tuple(record.get(name, "") for name in SETTINGS if name not in _OF_A_METHOD)
 
 
-def difference(records: Sequence[Record], plain: Mapping[tuple[str, ...], Record], metric: str) -> Difference | None:
+def difference(records: Sequence[Record], twins: Sequence[Record | None], metric: str) -> Difference | None:
     """Mean difference of a metric between rows and their plain twins, pair by pair, with its 95 % bootstrap interval.
 
     Args:
         records: Rows of a cell.
-        plain: Plain rows by their settings (:func:`plain_twins`).
+        twins: The plain twin of each row; ``None`` for a row without one.
         metric: Column of the records.
 
     Returns:
-        The difference; ``None`` if no row and its twin both have the metric, or if a row has no twin, as those of ``best_of_k``
-        that kept another seed than their own.
+        The difference; ``None`` if no row and its twin both have the metric, or if a row that has it has no twin, as those of
+        ``best_of_k`` that kept another seed than their own.
     """
-    having = [record for record in records if record.get(metric)]
-    if any(_twin_key(record) not in plain for record in having):
+    having = [(record, twin) for record, twin in zip(records, twins, strict=True) if record.get(metric)]
+    if any(twin is None for _, twin in having):
         return None
-    clusters = dict(enumerate(_clusters(having)))
-    after = {index: float(record[metric]) for index, record in enumerate(having)}
-    twins = {index: plain[_twin_key(record)] for index, record in enumerate(having)}
-    before = {index: float(twin[metric]) for index, twin in twins.items() if twin.get(metric)}
+    clusters = dict(enumerate(_clusters([record for record, _ in having])))
+    after = {index: float(record[metric]) for index, (record, _) in enumerate(having)}
+    before = {index: float(twin[metric]) for index, (_, twin) in enumerate(having) if twin and twin.get(metric)}
     return paired_difference(after, before, clusters)
-
-
-def plain_twins(records: Iterable[Record]) -> dict[tuple[str, ...], Record]:
-    """Plain rows by the settings that they share with their steered twins."""
-    return {_twin_key(record): record for record in records if record.get(CELL, "").split(", ")[0] == PLAIN}
 
 
 def grouped(records: Iterable[Record], columns: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
@@ -144,12 +143,14 @@ def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
         ``to_plain_high``: the :func:`difference` to plain twins, ``None`` in plain cells and without twins.
     """
     records = [{**record, "failed": "0" if verdict(record["status"]) == "ok" else "1"} for record in records]
-    twins = plain_twins(records)
+    plain = {_twin_key(record): record for record in plain_of(records)}
     axes = list(dict.fromkeys(name for record in records for name in record if name.startswith(AXIS)))
     lines: list[dict[str, object]] = []
     for rows in grouped(records, [CELL, *axes]).values():
         place = {name: rows[0].get(name, "") for name in (CELL, *axes)}
-        for metric in [*(name for name in metrics_of(rows) if name != "failed"), "failed"]:
+        steered = not plain_of(rows)
+        twins = [plain.get(_twin_key(row)) if steered else None for row in rows]
+        for metric in metrics_of(rows):
             found = estimate(rows, metric)
             if found is not None:
                 own = {"seed_std": seed_std(rows, metric), **_to_plain(rows, twins, metric)}
@@ -157,9 +158,8 @@ def summarise(records: Sequence[Record]) -> list[dict[str, object]]:
     return lines
 
 
-def _to_plain(rows: Sequence[Record], twins: Mapping[tuple[str, ...], Record], metric: str) -> dict[str, float | None]:
-    steered = [row for row in rows if row.get(CELL, "").split(", ")[0] != PLAIN]
-    found = difference(steered, twins, metric)
+def _to_plain(rows: Sequence[Record], twins: Sequence[Record | None], metric: str) -> dict[str, float | None]:
+    found = difference(rows, twins, metric)
     mean, low, high = (None, None, None) if found is None else (found.mean, found.low, found.high)
     return {"to_plain": mean, "to_plain_low": low, "to_plain_high": high}
 

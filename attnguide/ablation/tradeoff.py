@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnguide.ablation.axes import Axis, Tradeoff
-from attnguide.ablation.plots import PLOTS_FOLDER, curve_colors, new_figure, plain_of, plain_ticks, save_figure, slug
+from attnguide.ablation.plots import PLOTS_FOLDER, curve_colors, new_figure, plain_ticks, save_figure, slug
 from attnguide.ablation.stability import QUALITY_LOSS, Climb, climbs, counted
-from attnguide.ablation.summary import Estimate, Record, estimate
+from attnguide.ablation.summary import Estimate, Record, estimate, plain_of
 from attnguide.types import PLAIN
 
 if TYPE_CHECKING:

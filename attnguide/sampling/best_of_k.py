@@ -22,8 +22,8 @@ ATTENTION = "attention"
 _STRIDE = 1_000_003
 """Distance between a row's seeds, so that rows with neighbouring seeds do not repeat each other's pictures."""
 
-_NO_SCORE = -1e9
-"""Score of a picture that the judge has no score for: below every score, above no picture at all."""
+Try = tuple[float | None, SampleResult]
+"""Score and result of one seed; ``None`` where the judge has no score."""
 
 
 class BestOfK:
@@ -64,7 +64,7 @@ class BestOfK:
     def sample(self, run: Run, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
         """Make all tries and keep the best of each row.
 
-        Tries are not observed. For an observer, the kept seeds are sampled once more; that is not counted in the cost.
+        The observer does not see the tries. For it, the kept seeds are sampled once more; that is not counted in the cost.
 
         Args:
             run: Samples one batch.
@@ -77,10 +77,11 @@ class BestOfK:
         """
         seeds = [[replace(sample, seed=sample.seed + index * _STRIDE) for sample in samples] for index in range(self.k)]
         tries = list(zip(*(self._tried(run, rows) for rows in seeds), strict=True))
-        best = [max(row, key=lambda one: one[0]) for row in tries]
+        best = [max(row, key=_rank) for row in tries]
         costs = {result.sample.id: _sum([one.cost for _, one in row]) for (_, result), row in zip(best, tries, strict=True)}
-        kept = [result for score, result in best if score != _NO_SCORE]
-        lost = [self._unjudged(result, costs[result.sample.id]) for score, result in best if score == _NO_SCORE]
+        unjudged = {result.sample.id for score, result in best if score is None and result.image is not None}
+        kept = [result for _, result in best if result.sample.id not in unjudged]
+        lost = [self._unjudged(result, costs[result.sample.id]) for _, result in best if result.sample.id in unjudged]
         if type(observer) is not Observer and kept:
             kept = run([result.sample for result in kept], _Counting(observer, costs))
         if lost:
@@ -88,23 +89,27 @@ class BestOfK:
         found = {result.sample.id: result for result in [*(replace(one, cost=costs[one.sample.id]) for one in kept), *lost]}
         return [found[sample.id] for sample in samples]
 
-    def _tried(self, run: Run, rows: Sequence[Sample]) -> list[tuple[float, SampleResult]]:
-        """Pictures of one seed a row with scores: minus infinity without a picture, :data:`_NO_SCORE` without a score."""
+    def _tried(self, run: Run, rows: Sequence[Sample]) -> list[Try]:
+        """Pictures of one seed a row, with scores."""
         if self._judge is not None:
             results = run(rows, Observer())
             found = [{} if result.image is None else self._judge(result) for result in results]
-            scores = [fmean(own.values()) if own else _NO_SCORE for own in found]
+            scores: Sequence[float | None] = [fmean(own.values()) if own else None for own in found]
         else:
             watch = Contrast()
             results = run(rows, watch)
-            scores = watch.scores or [_NO_SCORE] * len(results)
-        return [
-            (float("-inf") if result.image is None else score, result) for score, result in zip(scores, results, strict=True)
-        ]
+            scores = watch.scores or [None] * len(results)
+        return list(zip(scores, results, strict=True))
 
     def _unjudged(self, result: SampleResult, cost: Cost) -> SampleResult:
         why = f"{self.name}: judge {self.judge!r} has no score for the prompt {result.sample.prompt!r}"
         return replace(result, image=None, latents=None, cost=cost, status=why)
+
+
+def _rank(one: Try) -> tuple[bool, bool, float]:
+    """Sort key of a try: a picture before none, a score before none, then the score."""
+    score, result = one
+    return result.image is not None, score is not None, score or 0.0
 
 
 def _function(judge: str) -> Callable[[SampleResult], Mapping[str, float]]:

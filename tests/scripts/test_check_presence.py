@@ -32,14 +32,14 @@ def test_maps_by_hand() -> None:
     left[0, 0], right[1, 1] = 4.0, 1.0
     even = np.ones((2, 2))
     assert check_presence.contrast([left, even]) == 1 and check_presence.contrast([left, right]) == 4
-    assert check_presence.shared([left, right]) == 0 and check_presence.shared([left, even, right]) == 0.25
-    assert check_presence.shared([even]) == 0
+    assert check_presence.overlap([left, right]) == 0 and check_presence.overlap([left, even, right]) == 0.25
+    assert check_presence.overlap([even]) == 0
 
 
 def test_the_interval_is_over_prompts() -> None:
     pictures = [_picture(f"{prompt}", prompt % 2, 0.0) for prompt in range(8) for _ in range(2)]
-    area, low, high = check_presence.told(pictures, [1 - picture.presence for picture in pictures])
-    assert (area, low, high) == (1, 1, 1)
+    found, low, high = check_presence.area(pictures, [1 - picture.presence for picture in pictures])
+    assert (found, low, high) == (1, 1, 1)
 
 
 def test_two_seeds_by_hand() -> None:
@@ -62,9 +62,9 @@ def test_pictures_come_with_their_words_maps() -> None:
     found = check_presence.gather(tiny.model(), [layout], rows, batch_size=1)
     assert [picture.prompt for picture in found] == [layout.prompt] * 2
     for picture in found:
-        assert len(picture.contrast) == len(picture.shared) == 4 and 0 <= picture.presence <= 1
+        assert len(picture.contrast) == len(picture.overlap) == 4 and 0 <= picture.presence <= 1
         assert (
             picture.contrast[0] >= 1
-            and 0 <= picture.shared[0] <= 1
+            and 0 <= picture.overlap[0] <= 1
             and picture.contrast[2] != pytest.approx(picture.contrast[3], abs=0)
         )
