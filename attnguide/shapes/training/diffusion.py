@@ -88,7 +88,7 @@ class DiffusionModule(L.LightningModule):
 
     def validation_step(self, batch: list[int], batch_idx: int) -> None:
         vae = self.__dict__["_vae"]
-        if vae is None or self.previews is None:
+        if vae is None or self.previews is None or self.global_rank:
             return
         pipeline = build_pipeline(vae.to(self.device), self.text_encoder, self.tokenizer, self.unet)
         self.log_dict(plain_preview(pipeline, batch, self.previews / f"{self.global_step:06d}.png"), batch_size=len(batch))

@@ -165,7 +165,7 @@ class FlowModule(L.LightningModule):
 
     def validation_step(self, batch: list[int], batch_idx: int) -> None:
         vae = self.__dict__["_frozen"]["vae"]
-        if vae is None or self.previews is None:
+        if vae is None or self.previews is None or self.global_rank:
             return
         pipeline = self.pipeline(vae.to(self.device))
         self.log_dict(plain_preview(pipeline, batch, self.previews / f"{self.global_step:06d}.png"), batch_size=len(batch))

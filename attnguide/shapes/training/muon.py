@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
@@ -31,6 +32,24 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
         gram = values @ values.mT
         values = a * values + (b * gram + c * (gram @ gram)) @ values
     return values.to(matrices.dtype)
+
+
+def _orthogonal_updates(gradients: list[Tensor]) -> list[Tensor]:
+    """:func:`orthogonalise` of every gradient as a matrix; each process of a group makes its share of them."""
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, gradient in enumerate(gradients):
+        by_shape[tuple(gradient.flatten(1).shape)].append(index)
+    made = gradients[0].new_zeros(sum(gradient.numel() for gradient in gradients))
+    updates = [part.view_as(g) for part, g in zip(made.split([g.numel() for g in gradients]), gradients, strict=True)]
+    for members in by_shape.values():
+        mine = members[rank::processes]
+        if mine:
+            done = orthogonalise(torch.stack([gradients[index].flatten(1) for index in mine]))
+            torch._foreach_copy_([updates[index].flatten(1) for index in mine], list(done))
+    if processes > 1:
+        dist.all_reduce(made)
+    return updates
 
 
 OUTER = ("embed", "conv_in.", "conv_out.", "norm", "shared.", "bias", "transformer.proj_out.", "content.")
@@ -57,7 +76,7 @@ class Muon(Optimizer):
     this class.
     Updates are scaled to AdamW's usual size, ``0.2 sqrt(max(rows, columns))``
     (`Liu et al., 2025 <https://arxiv.org/abs/2502.16982>`_), so that both groups share a learning rate.
-    Weights of equal shape are made orthogonal together.
+    Weights of equal shape are made orthogonal together. Processes that train together share this work between them.
 
     Args:
         hidden: Parameters of two or more dimensions.
@@ -104,15 +123,10 @@ class Muon(Optimizer):
         means = [self._mean(p) for p in parameters]
         torch._foreach_lerp_(means, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, means, group["momentum"])
-        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, gradient in enumerate(nesterov):
-            by_shape[tuple(gradient.flatten(1).shape)].append(index)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for shape, members in by_shape.items():
-            updates = orthogonalise(torch.stack([nesterov[index].flatten(1) for index in members]))
-            moved = [parameters[index] for index in members]
-            size = group["lr"] * 0.2 * math.sqrt(max(shape))
-            torch._foreach_add_(moved, [u.view_as(p) for u, p in zip(updates, moved, strict=True)], alpha=-size)
+        for parameter, update in zip(parameters, _orthogonal_updates(nesterov), strict=True):
+            size = group["lr"] * 0.2 * math.sqrt(max(parameter.flatten(1).shape))
+            parameter.add_(update, alpha=-size)
 
     def _mean(self, parameter: Tensor) -> Tensor:
         """The running mean of a parameter's gradients, which begins at 0."""

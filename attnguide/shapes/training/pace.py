@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
@@ -55,7 +56,19 @@ class Clock:
     def progress(self) -> Progress:
         """Progress function of the time from now to the limit: the share that has passed at a later step."""
         start, end = time.monotonic(), self.begin + (self.seconds or 0.0)
-        return lambda step: 1.0 if end <= start else min((time.monotonic() - start) / (end - start), 1.0)
+        return _shared(lambda step: 1.0 if end <= start else min((time.monotonic() - start) / (end - start), 1.0))
+
+
+def _shared(progress: Progress) -> Progress:
+    """The first process's progress in every process of a group: their clocks differ, and their rates must not."""
+
+    def shared(step: int) -> float:
+        share = torch.tensor(progress(step), dtype=torch.float64)
+        if dist.is_initialized():
+            dist.broadcast(share, src=0)
+        return float(share)
+
+    return shared
 
 
 class Averages(WeightAveraging):
@@ -91,6 +104,8 @@ def decay_after(seen: int, decay: float) -> float:
 class Keeper(Callback):
     """Writes a checkpoint every few minutes and at the end, and stops the training at the time limit or on SIGTERM.
 
+    Of several processes one that is told to stop stops all.
+
     Args:
         path: File of the checkpoint, replaced atomically.
         clock: Time limit of the command.
@@ -111,17 +126,19 @@ class Keeper(Callback):
         self.before = signal.signal(signal.SIGTERM, self._told_to_stop)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self.told or self.clock.is_up:
+        if trainer.strategy.reduce_boolean_decision(self.told or self.clock.is_up, all=False):
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # a trainer that stops early validates once more, for which there is no time
         last = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if last or time.monotonic() - self.written >= 60 * self.every:
+        due = time.monotonic() - self.written >= 60 * self.every
+        if last or trainer.strategy.reduce_boolean_decision(due, all=False):
             if not all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
                 raise RuntimeError(f"weights are no longer finite at step {trainer.global_step}; {self.path} is as it was")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_suffix(".part")
             trainer.save_checkpoint(part)
-            part.replace(self.path)
+            if trainer.is_global_zero:
+                part.replace(self.path)
             self.written = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

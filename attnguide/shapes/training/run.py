@@ -88,6 +88,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", default=None, help="default: 32-true, on a graphics card bf16-mixed")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="on a CPU: processes that train one network together, each with batches of --batch-size; one a core is faster than "
+        "one process with as many threads; default: 1",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=None,
@@ -108,6 +115,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     card = args.device == "cuda"
     if card and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no graphics card here; leave the option out to train on the CPU.")
+    if args.processes < 1 or (card and args.processes > 1):
+        parser.error(f"--processes must be 1 or more, and 1 with --device cuda; got {args.processes}.")
     for name, value in (ON_A_CARD if card else ON_A_CPU).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -119,6 +128,7 @@ class Command:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out, self.clock = args, args.out, Clock(args.minutes)
+        self.rank = int(os.environ.get("LOCAL_RANK", 0))  # Lightning starts the further processes with this command's line
 
     @cached_property
     def tokenizers(self) -> tuple[CLIPTokenizer, T5Tokenizer]:
@@ -141,10 +151,10 @@ class Command:
         return max((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
 
     def seed(self, stage: str) -> int:
-        """Seed all generators; a resumed stage gets another seed, so that it does not repeat draws."""
+        """Seed all generators; a resumed stage and each process get another seed, so that no draws are repeated."""
         path = self.checkpoint(stage)
         done = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"]) if path.exists() else 0
-        return L.seed_everything(self.args.seed + done, workers=True)
+        return L.seed_everything(self.args.seed + done + 1_000_003 * self.rank, workers=True)
 
     def progress(self, steps: int) -> Progress:
         """Progress of the learning-rate schedule: by steps, by this call's minutes with ``--finish``, else constant 0."""
@@ -163,7 +173,9 @@ class Command:
         keeper = Keeper(self.checkpoint(stage, args.finish), self.clock, args.checkpoint_every)
         return L.Trainer(
             accelerator="gpu" if args.device == "cuda" else "cpu",
-            devices=1,
+            devices=args.processes,
+            strategy="ddp" if args.processes > 1 else "auto",
+            use_distributed_sampler=False,  # batches are drawn by a seed of the process, previews by the first process alone
             max_steps=steps,
             max_epochs=-1,
             precision=args.precision,
@@ -331,5 +343,5 @@ def main(argv: list[str] | None = None) -> None:
         train_diffusion(command)
     if args.stage == "mmdit":
         train_mmdit(command)
-    if args.stage in ("all", "diffusion", "mmdit", "export"):
+    if args.stage in ("all", "diffusion", "mmdit", "export") and not command.rank:
         log.info("pipeline: %s", ", ".join(map(str, export(command))))
