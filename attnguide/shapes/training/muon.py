@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     return values.to(matrices.dtype)
 
 
-def _orthogonal_updates(gradients: list[Tensor]) -> list[Tensor]:
+def _orthogonal_updates(gradients: Sequence[Tensor]) -> list[Tensor]:
     """:func:`orthogonalise` of every gradient as a matrix; each process of a group makes its share of them."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)

@@ -91,8 +91,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--processes",
         type=int,
         default=1,
-        help="on a CPU: processes that train one network together, each with batches of --batch-size; one a core is faster than "
-        "one process with as many threads; default: 1",
+        help="on a CPU: processes that train one network together, each with its own batches; a process a core is faster "
+        "than one process of as many threads; default: 1",
     )
     parser.add_argument(
         "--workers",

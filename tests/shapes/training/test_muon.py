@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -130,3 +133,28 @@ def test_the_loss_of_a_convolution_falls() -> None:
 
     losses = [float(optimizer.step(closure)) for _ in range(80)]
     assert losses[-1] < 0.1 * losses[0]
+
+
+def _step_of_one(rank: int, processes: int, folder: Path) -> None:
+    """One step of a process of a group, whose weights are written to a file of its own."""
+    if processes > 1:
+        dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=processes)
+    torch.manual_seed(0)
+    network = _network()
+    weights = [nn.Parameter(torch.randn(3, 5)) for _ in range(3)]
+    _trained(network, Muon(*split_parameters(network), lr=0.01), 2)
+    for weight in weights:
+        weight.grad = torch.randn(3, 5)
+    Muon(weights, [], lr=0.1).step()
+    torch.save([*network.parameters(), *weights], folder / f"{processes}_{rank}.pt")
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def test_processes_share_the_work_and_come_to_the_same_weights(tmp_path: Path) -> None:
+    _step_of_one(0, 1, tmp_path)
+    torch.multiprocessing.spawn(_step_of_one, (2, tmp_path), nprocs=2)
+    alone, *together = (torch.load(tmp_path / name, weights_only=True) for name in ("1_0.pt", "2_0.pt", "2_1.pt"))
+    for found in together:
+        for one, other in zip(alone, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

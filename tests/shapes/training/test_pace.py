@@ -82,8 +82,11 @@ def test_averages_by_hand(every: int) -> None:
     assert averages._average_model.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
-def _trainer(**values: Any) -> Any:
-    return SimpleNamespace(should_stop=False, max_steps=-1, limit_val_batches=1, callback_metrics={}, **values)
+def _trainer(agreed: Any = lambda said, all: said, **values: Any) -> Any:
+    """A trainer of one process, or of several that agree by ``agreed``."""
+    strategy = SimpleNamespace(reduce_boolean_decision=agreed)
+    common = {"should_stop": False, "max_steps": -1, "limit_val_batches": 1, "callback_metrics": {}, "is_global_zero": True}
+    return SimpleNamespace(strategy=strategy, **(common | values))
 
 
 def test_weights_that_are_no_numbers_do_not_take_the_checkpoint_s_place(tmp_path: Path) -> None:
@@ -98,6 +101,27 @@ def test_weights_that_are_no_numbers_do_not_take_the_checkpoint_s_place(tmp_path
     torch.nn.init.zeros_(module.weight)
     keeper.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
     assert path.read_text() == "new"
+
+
+def test_one_of_several_processes_that_is_told_to_stop_stops_all_and_the_first_one_writes(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for first in (False, True):
+        keeper = Keeper(path, Clock(None), every=60)
+        trainer = _trainer(
+            lambda said, all: True,  # another one says so
+            global_step=1,
+            is_global_zero=first,
+            save_checkpoint=lambda part: Path(part).write_text("state"),
+        )
+        keeper.on_train_batch_end(trainer, _Module())  # type: ignore[arg-type]
+        assert trainer.should_stop and path.exists() is first
+
+
+def test_processes_follow_the_first_one_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Clock(minutes=1).progress()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda share, src: share.fill_(0.5 + src))
+    assert progress(3) == 0.5
 
 
 def test_a_training_tells_where_it_stands(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,17 @@ def test_a_finished_training_can_still_go_on(resumed: Path, monkeypatch: pytest.
     assert steps == [2]
 
 
+def test_two_processes_train_one_network(resumed: Path) -> None:
+    """As a command, since the second process is started with the first one's line."""
+    words = ["--out", resumed, "--scenes", 8, "--batch-size", 4, "--device", "cpu", "--stage", "mmdit", "--mmdit-steps", 4]
+    line = [sys.executable, Path("scripts/train_shapes.py"), *words, "--processes", 2, "--preview-every", 3]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert _checkpoint(resumed, "mmdit")["global_step"] == 4 and done.stderr.count("pipeline: ") == 1
+    assert FluxPipeline.from_pretrained(resumed / "pipeline-mmdit").transformer.num_parameters() < 1_000_000
+    assert len(list((resumed / "previews-mmdit").iterdir())) == 1 and not list(resumed.rglob("*.part"))
+
+
 def test_previews_are_drawn_and_judged(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -254,8 +267,12 @@ def test_export_without_a_checkpoint_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--finish"], "--finish needs --minutes"), (["--device", "cuda"], "torch sees no graphics card here")],
-    ids=["finish", "cuda"],
+    [
+        (["--finish"], "--finish needs --minutes"),
+        (["--device", "cuda"], "torch sees no graphics card here"),
+        (["--processes", "0"], "--processes must be 1 or more"),
+    ],
+    ids=["finish", "cuda", "processes"],
 )
 def test_what_cannot_be_is_refused(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
