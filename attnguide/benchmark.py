@@ -16,6 +16,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer
+from attnguide.judges.patches import seen_patches
 from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
 from attnguide.models.base import ModelAdapter
@@ -71,10 +72,11 @@ class Localisation(Observer):
 
     Args:
         per_block: Whether to group by block, for networks whose maps all have one size, instead of by map size.
+        any_shape: Whether a patch of a word's colour is its object, however badly it is drawn.
     """
 
-    def __init__(self, per_block: bool = False) -> None:
-        self.per_block = per_block
+    def __init__(self, per_block: bool = False, any_shape: bool = False) -> None:
+        self.per_block, self.any_shape = per_block, any_shape
         self.table: dict[str, list[tuple[float, float]]] = {}
         self._sums: dict[Site, Tensor] = {}
         self._info: BatchInfo | None = None
@@ -97,7 +99,7 @@ class Localisation(Observer):
         for row, result in enumerate(results):
             if result.image is None:
                 continue
-            found = judge(result.image).detections
+            found = judge(result.image, _likeliest(result.sample) if self.any_shape else None).detections
             for index, region in enumerate(result.sample.regions):
                 masks = [d.mask for d in found if f"{d.color} {d.shape}" == region.phrase]
                 if len(masks) != 1:
@@ -110,6 +112,15 @@ class Localisation(Observer):
                     self.table.setdefault(name, []).append((inside, float(cover.mean())))
 
 
+def _likeliest(sample: Sample) -> dict[str, list[str]]:
+    """Colour -> shapes of that colour that a row's regions name."""
+    found: dict[str, list[str]] = {}
+    for region in sample.regions:
+        color, shape = region.phrase.rsplit(" ", 1)
+        found.setdefault(color, []).append(shape)
+    return found
+
+
 def run_benchmark(
     model: ModelAdapter,
     layouts: Sequence[Layout],
@@ -118,6 +129,7 @@ def run_benchmark(
     *,
     batch_size: int = 16,
     observer: Observer | None = None,
+    any_shape: bool = False,
 ) -> list[dict[str, str]]:
     """Sample and judge the rows that are not in ``folder/records.csv`` yet.
 
@@ -128,6 +140,7 @@ def run_benchmark(
         folder: Folder for ``records.csv`` and ``samples/<row id>.png``.
         batch_size: Most rows in one batch.
         observer: Observer of the loop.
+        any_shape: Whether objects count by their colour alone, as for the judge ``patches``.
 
     Returns:
         All records, earlier ones first.
@@ -154,7 +167,9 @@ def run_benchmark(
         scores: Mapping[str, float] = {}
         if result.image is not None:
             result.image.save(folder / "samples" / f"{sample.id}.png")
-            scores = score(seen_shapes(result.image), expected[sample.id.rsplit("-", 1)[0]])
+            asked = expected[sample.id.rsplit("-", 1)[0]]
+            seen = seen_patches(result.image, asked) if any_shape else seen_shapes(result.image)
+            scores = score(seen, asked)
         record["scores"] = json.dumps({name: round(float(value), 4) for name, value in scores.items()})
         _append(path, record)
     return read_records(path)

@@ -2,7 +2,7 @@
 
     python scripts/bench_shapes.py                                    # benchmark file, 8 seeds a prompt
     python scripts/bench_shapes.py --categories single two_objects --seeds 4 --layouts development
-    python scripts/bench_shapes.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2 --blocks   # the joint-attention model
+    python scripts/bench_shapes.py --model shapes-mmdit --true-cfg-scale 2 --blocks   # the joint-attention model
 
 Resumable: rows already in OUT/records.csv are not sampled again. OUT/sheet.png shows the first pictures of every category.
 """
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_shapes"))
     parser.add_argument("--localisation", action="store_true", help="also measure where the words' attention lies")
     parser.add_argument("--blocks", action="store_true", help="the same for each block")
+    parser.add_argument("--any-shape", action="store_true", help="objects count by their colour alone, however badly drawn")
     parser.add_argument("--time", action="store_true", help="also time one picture alone")
     args = parser.parse_args()
 
@@ -51,12 +52,13 @@ def main() -> None:
     chosen = args.categories or names
     layouts = choose_layouts(layouts, chosen, args.prompts)
     model = load_model(args.model)
-    observer = Localisation(args.blocks) if args.localisation or args.blocks else None
+    observer = Localisation(args.blocks, args.any_shape) if args.localisation or args.blocks else None
     guidance: dict[str, Any] = {"cfg_scale": args.cfg_scale}
     if args.true_cfg_scale is not None:
         guidance = {"true_cfg_scale": args.true_cfg_scale, "negative_prompt": ""}
     samples = layout_samples(layouts, range(args.seeds), steps=args.steps, **guidance)
-    records = run_benchmark(model, layouts, samples, args.out, batch_size=args.batch_size, observer=observer)
+    how: dict[str, Any] = {"batch_size": args.batch_size, "observer": observer, "any_shape": args.any_shape}
+    records = run_benchmark(model, layouts, samples, args.out, **how)
 
     weight = args.true_cfg_scale or args.cfg_scale
     print(f"{len(records)} pictures, {args.seeds} seeds a prompt, {args.steps} steps, cfg {weight}\n")

@@ -1,7 +1,7 @@
 """Does attention tell which objects a picture lacks? Plain pictures, judged, beside the maps of their words.
 
     python scripts/check_presence.py                                 # pairs of the benchmark, 8 seeds a prompt
-    python scripts/check_presence.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2
+    python scripts/check_presence.py --model shapes-mmdit --true-cfg-scale 2
 
 `contrast` is the least peak of a word's map over its mean, of a picture's words; `overlap` is the largest attention that two
 words' maps have in common. For each the area under the ROC curve says how well it tells pictures that lack an object from those

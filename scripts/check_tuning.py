@@ -2,7 +2,7 @@
 
     python scripts/check_tuning.py                                   # mask_guidance and forward_layout, 12 development prompts
     python scripts/check_tuning.py --methods mask_guidance --values 0.25 0.5 1 2 4 --prompts 8 --seeds 2
-    python scripts/check_tuning.py --model runs/shapes/pipeline-mmdit --true-cfg-scale 2
+    python scripts/check_tuning.py --model shapes-mmdit --true-cfg-scale 2
 
 Every strength's pictures are measured both ways: attention inside and strain, which decide for the command, and region hits and
 recognised foreground. The judge's choice is the least strength with nine tenths of the largest gain in region hits among those

@@ -45,3 +45,22 @@ def test_shares_of_attention_by_hand(per_block: bool, names: list[str]) -> None:
     assert small == pytest.approx(4 * area, rel=0.01)  # it holds the whole square
     if per_block:
         assert shares["second"][0] == pytest.approx(shares["first"][0] / 4)
+
+
+def test_a_badly_drawn_object_counts_by_its_color_where_any_shape_does() -> None:
+    """The same square under the word for another shape: nothing was drawn as asked, but where it was drawn is known."""
+    picture = render(Scene((SceneObject("square", "red", 0.25, 0.25, 0.2),)))
+    row = Sample("a", "a red star", regions=(Region("red star"),))
+    model = adapt(tiny.pipeline())
+    targets = Targets.build([row], [model.tokenize(row.prompt)], torch.device("cpu"))
+    context = PassContext(Step(0, 1, 500.0, 0.7, 0.7), "denoise", (0, 0), ("uncond", "cond"))
+    tables = []
+    for any_shape in (False, True):
+        watch = Localisation(any_shape=any_shape)
+        watch.probes(SimpleNamespace(targets=targets))  # type: ignore[arg-type]
+        even = torch.ones(2, 1, 16, targets.tokens.shape[-1])
+        watch._record(Site("only", "cross", 4, 4, 1, depth=0.0), even, context)
+        watch.on_sample_end([SimpleNamespace(image=picture, sample=row)])  # type: ignore[list-item]
+        tables.append(watch.table)
+    ((inside, area),) = tables[1]["4x4"]
+    assert tables[0] == {} and inside == pytest.approx(area)  # even attention: as much inside as the object covers

@@ -23,7 +23,7 @@ from attnguide.cli.plan import Plan, is_strict, make_plan
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
 from attnguide.methods import check_options
-from attnguide.models.names import DEFAULT_MODEL
+from attnguide.models.names import EMBEDDED
 from attnguide.rows.samples import MOST_ROWS, sample_to_dict
 from attnguide.sampling.problems import require_rows
 from attnguide.types import MethodConfig, Sample
@@ -139,7 +139,7 @@ def run(argv: Sequence[str]) -> int:
         print(headline(ablation, rows), flush=True)
     if asked["dry_run"]:
         print(cost_table(rows, costs))
-        if plan.config["scheduler"] is None and plan.config["model"] != DEFAULT_MODEL:
+        if plan.config["scheduler"] is None and plan.config["model"] not in EMBEDDED:
             print("for schedulers with one evaluation a step; name the model's --scheduler to count what it makes")
         return 0
     from attnguide.ablation.callback import AblationLog

@@ -9,6 +9,7 @@ from attnguide.cli.values import Setting
 
 MODELS: dict[str, str] = {
     "shapes": "embedded: coloured shapes on plain backgrounds, no download",
+    "shapes-mmdit": 'the same world, embedded, in FLUX.1\'s format; wants --true-cfg-scale 2 --negative-prompt ""',
     "FOLDER": "a pipeline in diffusers format (Stable Diffusion, XL, 3, PixArt, FLUX, ...), as save_pretrained writes it",
     "FILE.safetensors": "Stable Diffusion 1.x, 2.x or XL as a single checkpoint; offline with --model-config FOLDER",
     "OWNER/NAME": "its hub id, e.g. stable-diffusion-v1-5/stable-diffusion-v1-5; read from the local cache if offline",

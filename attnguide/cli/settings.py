@@ -124,7 +124,7 @@ def _loaded() -> list[Setting]:
             "model",
             values.words,
             DEFAULT_MODEL,
-            "'shapes' (embedded), a folder in diffusers format, a .safetensors file, or a hub id owner/name",
+            "'shapes' or 'shapes-mmdit' (embedded), a folder in diffusers format, a .safetensors file, or a hub id owner/name",
         ),
         Setting(
             "model_config",
@@ -248,7 +248,8 @@ def _measured() -> list[Setting]:
             "judge",
             values.judges,
             None,
-            "who looks at the pictures: shapes (the embedded world; the default), detector=MODEL (OWLv2, Grounding DINO, ...), "
+            "who looks at the pictures: shapes (the embedded world; the default), patches (its colours alone, whatever the "
+            "shape), detector=MODEL (OWLv2, Grounding DINO, ...), "
             "clip=MODEL, vqa=MODEL (a folder or a hub id each), module:Class of your own, or none; repeatable; "
             "--judge.OPTION VALUE sets an option of the judge before it (detector: threshold, nms)",
             metavar="NAME",

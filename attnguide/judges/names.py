@@ -14,6 +14,7 @@ from attnguide.text.parsing import shown
 
 JUDGES: dict[str, str] = {
     "shapes": "attnguide.judges.shapes:ShapesJudge",
+    "patches": "attnguide.judges.patches:PatchesJudge",
     "detector": "attnguide.judges.detector:DetectorJudge",
     "clip": "attnguide.judges.clip:ClipJudge",
     "vqa": "attnguide.judges.vqa:VqaJudge",

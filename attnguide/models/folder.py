@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attnguide.models.names import FAMILIES, no_adapter
+from attnguide.models.names import FAMILIES, model_path, no_adapter
 
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<late>[\w-]+))?"
@@ -49,7 +49,7 @@ def is_distilled(name: str) -> bool:
     if family is not None and family.distilled != "never":
         return family.distilled == "always" or bool(index.get("is_distilled"))
     try:
-        return bool(_read_json(Path(name, "unet", "config.json")).get("time_cond_proj_dim"))
+        return bool(_read_json(model_path(name) / "unet" / "config.json").get("time_cond_proj_dim"))
     except ValueError:
         return False
 
@@ -61,8 +61,8 @@ def pipeline_class(name: str) -> str | None:
 
 
 def _model_index(name: str) -> dict[str, Any]:
-    """Content of ``model_index.json`` of a local folder or of a cached hub id; empty where there is none."""
-    folder = Path(name)
+    """Content of ``model_index.json`` of an embedded model, a local folder or a cached hub id; empty where there is none."""
+    folder = model_path(name)
     try:
         return _read_json((folder if folder.is_dir() else cached_folder(name) or folder) / "model_index.json")
     except (ValueError, OSError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from attnguide.models.controlnets import read_controlnets
 from attnguide.models.folder import cached_folder
 from attnguide.models.loras import read_lora
-from attnguide.models.names import DEFAULT_MODEL
+from attnguide.models.names import model_path
 
 _READ = (".json", ".safetensors", ".txt", ".model")
 _PIECES, _PIECE = 64, 4096
@@ -26,9 +26,7 @@ def model_fingerprint(name: str, config: str | None = None) -> str | None:
     Returns:
         The fingerprint; ``None`` if there are no files, such as of a hub id that has not been loaded yet.
     """
-    from attnguide.models.load import shapes_folder
-
-    path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
+    path = model_path(name)
     if not path.exists():
         return _revision(name)
     digest = hashlib.blake2b(digest_size=8)

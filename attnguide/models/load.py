@@ -20,7 +20,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.controlnets import load_controlnets, read_controlnets
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
 from attnguide.models.loras import Lora, checked_loras, load_loras
-from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype
+from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype, model_path
 from attnguide.models.offload import Placement
 from attnguide.models.quiet import quietly
 from attnguide.text.parsing import shown
@@ -44,11 +44,6 @@ _CONFIGURATION = ("*.json", "*.txt", "*.model")
 
 class ModelNotFoundError(ValueError):
     """No model under this name."""
-
-
-def shapes_folder() -> Path:
-    """Folder of the embedded model's weights."""
-    return Path(__file__).resolve().parent.parent / "shapes" / "weights"
 
 
 def quiet_libraries() -> None:
@@ -119,8 +114,8 @@ def load_model(
     """Load a model.
 
     Args:
-        name: ``shapes`` (the embedded model), a local folder in diffusers format, a single ``.safetensors`` checkpoint, or
-            a hub id.
+        name: ``shapes`` or ``shapes-mmdit`` (the embedded models), a local folder in diffusers format, a single
+            ``.safetensors`` checkpoint, or a hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or one of torch's; the best available by default.
         dtype: ``fp32``, ``fp16`` or ``bf16``, or one of torch's; by default fp16 (some families: bf16) on a GPU and fp32
             elsewhere.
@@ -165,7 +160,7 @@ def load_model(
 
 def _pipeline(name: str, where: Placement, config: str | None, variant: str | None) -> Any:
     """The pipeline of a file, a folder or a hub id; arguments and errors are those of :func:`load_model`."""
-    path = shapes_folder() if name == DEFAULT_MODEL else Path(name)
+    path = model_path(name)
     if len(name) > _LONGEST:
         raise ModelNotFoundError(f"Model {name[:40]!r}... not found: a name of {len(name)} characters is no file's.")
     if path.is_file():
@@ -286,7 +281,7 @@ def _from_hub(name: str, where: Placement, variant: str | None) -> Any:
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"Model {name!r}: {error}") from error
     except Exception as error:
-        hint = "offline, give a local folder in diffusers format, or 'shapes' for the embedded model"
+        hint = "offline, give a local folder in diffusers format, or 'shapes' for an embedded model"
         raise ModelNotFoundError(f"Model {name!r} could not be loaded: {_first_line(error)}; {hint}") from error
 
 

@@ -6,9 +6,20 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 DEFAULT_MODEL = "shapes"
+
+_WEIGHTS = Path(__file__).resolve().parent.parent / "shapes"
+EMBEDDED: dict[str, Path] = {DEFAULT_MODEL: _WEIGHTS / "weights", "shapes-mmdit": _WEIGHTS / "weights_mmdit"}
+"""Folders of the models that the package carries, by name: a UNet, and a transformer with joint attention."""
+
+
+def model_path(name: str) -> Path:
+    """Folder or file that a model's name stands for; of a hub id there is none."""
+    return EMBEDDED.get(name) or Path(name)
+
 
 OFFLOADS = ("none", "model", "group", "sequential")
 """What is kept in CPU memory: nothing, networks that do not run, all blocks but one, all modules but one."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from attnguide.shapes.matching import match
+from attnguide.shapes.matching import Match, match
+from attnguide.shapes.scene import SHAPES
 from attnguide.shapes.segmentation import Piece, Segmentation, segment
 from attnguide.types import Box
 
@@ -111,19 +113,29 @@ def _softness(alpha: np.ndarray) -> float:
     return float((alpha * (1 - alpha)).sum()) / max(rim, 1)
 
 
-def _recognize(piece: Piece, size: tuple[int, int]) -> Detection | None:
+def _has_color(piece: Piece, area: float) -> bool:
+    """Whether a piece is of one of the world's colours, and no fleck."""
+    color = piece.color
+    if color.distance > COLOR_DISTANCE or color.margin < COLOR_MARGIN or color.strength < COLOR_STRENGTH:
+        return False
+    return piece.purity >= PURITY and AREA[0] <= area <= AREA[1]
+
+
+def _has_shape(piece: Piece, found: Match, side: int) -> bool:
+    """Whether a piece is drawn clearly, and as its best shape."""
+    if piece.leak > LEAK or _softness(piece.alpha) * 128 / side > SOFTNESS:
+        return False
+    return found.overlap >= OVERLAP[found.shape] and found.margin >= MARGIN
+
+
+def _recognize(piece: Piece, size: tuple[int, int], shapes: Collection[str] | None) -> Detection | None:
     height, width = size
     inside = piece.alpha > 0.5
     area = float(inside.sum()) / (height * width)
-    color = piece.color
-    if color.distance > COLOR_DISTANCE or color.margin < COLOR_MARGIN or color.strength < COLOR_STRENGTH:
+    if not _has_color(piece, area):
         return None
-    if piece.purity < PURITY or not AREA[0] <= area <= AREA[1]:
-        return None
-    if piece.leak > LEAK or _softness(piece.alpha) * 128 / min(size) > SOFTNESS:
-        return None
-    found = match(piece.alpha)
-    if found.overlap < OVERLAP[found.shape] or found.margin < MARGIN:
+    found = match(piece.alpha, shapes or SHAPES)
+    if shapes is None and not _has_shape(piece, found, min(size)):
         return None
     mask = np.zeros(size, dtype=bool)
     mask[piece.window] = inside
@@ -131,12 +143,12 @@ def _recognize(piece: Piece, size: tuple[int, int]) -> Detection | None:
     y, x = (float(value) for value in ndimage.center_of_mass(mask))
     return Detection(
         shape=found.shape,
-        color=color.name,
+        color=piece.color.name,
         box=(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height),
         mask=mask,
         center=((x + 0.5) / width, (y + 0.5) / height),
         area=area,
-        confidence=found.overlap * piece.purity * (1 - color.distance / COLOR_DISTANCE / 2),
+        confidence=found.overlap * piece.purity * (1 - piece.color.distance / COLOR_DISTANCE / 2),
     )
 
 
@@ -149,7 +161,7 @@ def _explained(segmentation: Segmentation, detections: list[Detection]) -> float
     return float((covered & segmentation.foreground).sum() / total)
 
 
-def judge(picture: Image.Image | np.ndarray) -> Verdict:
+def judge(picture: Image.Image | np.ndarray, likeliest: Mapping[str, Collection[str]] | None = None) -> Verdict:
     """Recognise the objects and the background of a picture.
 
     Nothing is learned: the background is the plain colour of the border; a pixel belongs to the nearest flat patch of one
@@ -158,6 +170,9 @@ def judge(picture: Image.Image | np.ndarray) -> Verdict:
 
     Args:
         picture: RGB, or uint8 ``height width 3``; sides of at least 16 pixels.
+        likeliest: Colour -> shapes that a patch of it may be, all shapes for a colour that is not named: every patch of a
+            colour is then an object, of whichever of them overlaps it most, however badly it is drawn. When ``None``, an
+            object must be drawn well enough to be recognised.
 
     Raises:
         ValueError: If the picture has another type or shape, or a side below 16 pixels.
@@ -172,7 +187,11 @@ def judge(picture: Image.Image | np.ndarray) -> Verdict:
     """
     pixels = _as_pixels(picture)
     segmentation = segment(pixels)
-    found = [_recognize(piece, pixels.shape[:2]) for piece in segmentation.pieces]  # type: ignore[arg-type]
+    size = pixels.shape[0], pixels.shape[1]
+    found = []
+    for piece in segmentation.pieces:
+        shapes = None if likeliest is None else likeliest.get(piece.color.name, SHAPES)
+        found.append(_recognize(piece, size, shapes))
     detections = sorted((d for d in found if d is not None), key=lambda d: d.center)
     background = segmentation.background.name if segmentation.background else None
     return Verdict(tuple(detections), background, segmentation.foreground, _explained(segmentation, detections))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,11 +81,12 @@ def _templates() -> tuple[np.ndarray, np.ndarray]:
     return np.stack(masks), np.array(shapes)
 
 
-def match(alpha: np.ndarray) -> Match:
+def match(alpha: np.ndarray, among: Collection[str] = SHAPES) -> Match:
     """The shape of the world that overlaps most with a mask.
 
     Args:
         alpha: Coverage in [0, 1], ``height width``; must not be empty.
+        among: Shapes to choose from; the margin of an only one is its overlap.
     """
     templates, shapes = _templates()
     mask = normalize(alpha.astype(np.float32))
@@ -92,5 +94,6 @@ def match(alpha: np.ndarray) -> Match:
     overlaps = common / (templates.sum(1) + mask.sum() - common)
     best = np.zeros(len(SHAPES))
     np.maximum.at(best, shapes, overlaps)
+    best[[shape not in among for shape in SHAPES]] = 0.0
     order = best.argsort()
     return Match(SHAPES[order[-1]], float(best[order[-1]]), float(best[order[-1]] - best[order[-2]]))
