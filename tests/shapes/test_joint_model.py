@@ -40,12 +40,12 @@ def test_methods_are_compared_on_it(model: str, tmp_path: Path) -> None:
 
 
 def test_blocks_are_told_one_by_one(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of random weights hold no object to look for, so the judge sees every one in the left half."""
+    """Pictures of random weights hold no object to look for, so the judge sees every one in the left half, of any shape."""
     left = np.arange(SIDE) < SIDE // 2
     seen = [SimpleNamespace(color=c, shape=s, mask=np.tile(left, (SIDE, 1))) for c in COLORS for s in SHAPES]
-    monkeypatch.setattr(benchmark, "judge", lambda image: SimpleNamespace(detections=seen))
+    monkeypatch.setattr(benchmark, "judge", lambda image, likeliest: SimpleNamespace(detections=seen if likeliest else []))
     rows = ["--layouts", "development", "--categories", "single", "--prompts", "1", "--seeds", "1", "--steps", "2"]
-    words = ["--model", model, *rows, "--true-cfg-scale", "2", "--blocks", "--out", str(tmp_path / "run")]
+    words = ["--model", model, *rows, "--true-cfg-scale", "2", "--blocks", "--any-shape", "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["bench_shapes.py", *words])
     with redirect_stdout(StringIO()) as said:
         runpy.run_path(str(ROOT / "scripts" / "bench_shapes.py"), run_name="__main__")
