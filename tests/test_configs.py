@@ -51,7 +51,9 @@ def command_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     words = command_of(path)
     assert words[:2] == ["attnguide", "sample"] and str(path) in words
     monkeypatch.chdir(tmp_path)
@@ -63,6 +65,7 @@ def test_configuration_runs(path: Path, model: str, tmp_path: Path, monkeypatch:
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "layouts.csv").write_text(f'prompt,obj1,bbox1\n{tiny.PROMPT},red cat,"0,0,256,512"\n')
     steps = "4" if keys.get("scheduler") == "pndm" else "2"  # its Runge-Kutta start takes no fewer
+    model = request.getfixturevalue("joint_model" if "true_cfg_scale" in keys else "model")
     small = [*SMALL, "--steps", steps, *(ONE_PROCESS if "trainer" in keys else [])]
     seed = [] if "--seed" in words or "--rows" in words else ["--seed", "0"]
     said = StringIO()
