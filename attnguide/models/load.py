@@ -20,7 +20,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.controlnets import load_controlnets, read_controlnets
 from attnguide.models.folder import UnsupportedModelError, check_class, check_folder, usual_half
 from attnguide.models.loras import Lora, checked_loras, load_loras
-from attnguide.models.names import DEFAULT_MODEL, FAMILIES, check_device, check_dtype, model_path
+from attnguide.models.names import DEFAULT_MODEL, EMBEDDED, FAMILIES, check_device, check_dtype, model_path, nearest
 from attnguide.models.offload import Placement
 from attnguide.models.quiet import quietly
 from attnguide.text.parsing import shown
@@ -172,7 +172,8 @@ def _pipeline(name: str, where: Placement, config: str | None, variant: str | No
     if path.is_dir():
         return _from_folder(path, name, where, variant)
     if name.endswith(WEIGHTS) or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelNotFoundError(f"Model {name!r} not found: no such file or folder, and not a hub id (owner/name).")
+        near = nearest(name, EMBEDDED)
+        raise ModelNotFoundError(f"Model {name!r} not found{near}: no such file or folder, and not a hub id (owner/name).")
     return _from_hub(name, where, variant)
 
 

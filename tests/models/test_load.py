@@ -343,3 +343,8 @@ def test_a_single_file_of_a_transformer_is_refused_by_name(tmp_path: Path) -> No
     save_file({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, path)
     with pytest.raises(UnsupportedModelError, match="holds a transformer; single files are read of Stable Diffusion and"):
         load_model(path, device="cpu")
+
+
+def test_a_name_close_to_an_embedded_model_s_is_suggested() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"'shapes-mmd' not found \(did you mean 'shapes-mmdit'\?\): no such file"):
+        load_model("shapes-mmd", device="cpu")
