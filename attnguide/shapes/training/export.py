@@ -49,6 +49,11 @@ def _readable_by_older_versions(folder: Path) -> None:
     for name in ("CLIPTokenizer", "T5Tokenizer"):
         text = text.replace(f'"{name}"', f'"{name}Fast"')
     index.write_text(text)
+    for path in folder.glob("tokenizer*/tokenizer_config.json"):
+        config = json.loads(path.read_text())
+        if config.get("extra_special_tokens") == []:  # version 4 expects a mapping, and fails on a list
+            del config["extra_special_tokens"]
+            path.write_text(json.dumps(config, indent=2) + "\n")
     weights = folder / "text_encoder" / "model.safetensors"
     named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(weights).items()}
     save_file(named, weights, metadata={"format": "pt"})
