@@ -16,7 +16,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer
-from attnguide.judges.patches import seen_patches
+from attnguide.judges.patches import seen_patches, shapes_by_color
 from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
 from attnguide.models.base import ModelAdapter
@@ -99,7 +99,9 @@ class Localisation(Observer):
         for row, result in enumerate(results):
             if result.image is None:
                 continue
-            found = judge(result.image, _likeliest(result.sample) if self.any_shape else None).detections
+            phrases = (region.phrase.rsplit(" ", 1) for region in result.sample.regions)
+            shapes = shapes_by_color((color, shape) for color, shape in phrases) if self.any_shape else None
+            found = judge(result.image, shapes).detections
             for index, region in enumerate(result.sample.regions):
                 masks = [d.mask for d in found if f"{d.color} {d.shape}" == region.phrase]
                 if len(masks) != 1:
@@ -112,15 +114,6 @@ class Localisation(Observer):
                     self.table.setdefault(name, []).append((inside, float(cover.mean())))
 
 
-def _likeliest(sample: Sample) -> dict[str, list[str]]:
-    """Colour -> shapes of that colour that a row's regions name."""
-    found: dict[str, list[str]] = {}
-    for region in sample.regions:
-        color, shape = region.phrase.rsplit(" ", 1)
-        found.setdefault(color, []).append(shape)
-    return found
-
-
 def run_benchmark(
     model: ModelAdapter,
     layouts: Sequence[Layout],
@@ -129,7 +122,6 @@ def run_benchmark(
     *,
     batch_size: int = 16,
     observer: Observer | None = None,
-    any_shape: bool = False,
 ) -> list[dict[str, str]]:
     """Sample and judge the rows that are not in ``folder/records.csv`` yet.
 
@@ -140,10 +132,10 @@ def run_benchmark(
         folder: Folder for ``records.csv`` and ``samples/<row id>.png``.
         batch_size: Most rows in one batch.
         observer: Observer of the loop.
-        any_shape: Whether objects count by their colour alone, as for the judge ``patches``.
 
     Returns:
-        All records, earlier ones first.
+        All records, earlier ones first. Their scores are those of the judge ``shapes``, and with ``patches.`` before their
+        names those of the judge ``patches``, which looks at colours alone.
     """
     expected = {layout.id: asked_from_layout(layout) for layout in layouts}
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -168,8 +160,11 @@ def run_benchmark(
         if result.image is not None:
             result.image.save(folder / "samples" / f"{sample.id}.png")
             asked = expected[sample.id.rsplit("-", 1)[0]]
-            seen = seen_patches(result.image, asked) if any_shape else seen_shapes(result.image)
-            scores = score(seen, asked)
+            by_color = score(seen_patches(result.image, asked), asked)
+            scores = {
+                **score(seen_shapes(result.image), asked),
+                **{f"patches.{name}": found for name, found in by_color.items()},
+            }
         record["scores"] = json.dumps({name: round(float(value), 4) for name, value in scores.items()})
         _append(path, record)
     return read_records(path)

@@ -4,12 +4,15 @@
     python scripts/bench_shapes.py --categories single two_objects --seeds 4 --layouts development
     python scripts/bench_shapes.py --model shapes-mmdit --true-cfg-scale 2 --blocks   # the joint-attention model
 
-Resumable: rows already in OUT/records.csv are not sampled again. OUT/sheet.png shows the first pictures of every category.
+A second table counts objects by their colour alone, however badly they are drawn: it tells placing from drawing.
+Resumable: rows already in OUT/records.csv are not sampled again; other settings need another OUT. OUT/sheet.png shows the first
+pictures of every category.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from statistics import fmean
@@ -43,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_shapes"))
     parser.add_argument("--localisation", action="store_true", help="also measure where the words' attention lies")
     parser.add_argument("--blocks", action="store_true", help="the same for each block")
-    parser.add_argument("--any-shape", action="store_true", help="objects count by their colour alone, however badly drawn")
+    parser.add_argument("--any-shape", action="store_true", help="look for words' objects by colour alone")
     parser.add_argument("--time", action="store_true", help="also time one picture alone")
     args = parser.parse_args()
 
@@ -57,25 +60,41 @@ def main() -> None:
     if args.true_cfg_scale is not None:
         guidance = {"true_cfg_scale": args.true_cfg_scale, "negative_prompt": ""}
     samples = layout_samples(layouts, range(args.seeds), steps=args.steps, **guidance)
-    how: dict[str, Any] = {"batch_size": args.batch_size, "observer": observer, "any_shape": args.any_shape}
-    records = run_benchmark(model, layouts, samples, args.out, **how)
+    _require_same(args.out, {"model": args.model, "layouts": args.layouts, "steps": args.steps, **guidance})
+    records = run_benchmark(model, layouts, samples, args.out, batch_size=args.batch_size, observer=observer)
 
     weight = args.true_cfg_scale or args.cfg_scale
     print(f"{len(records)} pictures, {args.seeds} seeds a prompt, {args.steps} steps, cfg {weight}\n")
-    print(f"{'category':<28}{'rows':>6}" + "".join(f"{metric:>22}" for metric in METRICS))
-    for name in chosen:
-        rows = [record for record in records if record["category"] == name]
-        groups = {name: rows}
-        if name == "counting":
-            groups["counting 2 to 4"] = [record for record in rows if int(record["objects"]) <= 4]
-        for label, group in groups.items():
-            print(f"{label:<28}{len(group):>6}" + "".join(f"{_cell(values_of(group, metric)):>22}" for metric in METRICS))
-    print(f"{'all':<28}{len(records):>6}" + "".join(f"{_cell(values_of(records, metric)):>22}" for metric in METRICS))
+    _print_scores(records, chosen)
+    print("\nby colour alone")
+    _print_scores(records, chosen, "patches.")
     if isinstance(observer, Localisation):
         _print_localisation(observer)
     if args.time:
         _print_time(model, args.steps)
     _sheet(args.out, chosen)
+
+
+def _require_same(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder whose pictures were made with other settings; their scores would be told as if of these."""
+    path = folder / "settings.json"
+    if path.exists() and (before := json.loads(path.read_text())) != settings:
+        raise SystemExit(f"--out {folder} holds pictures made with {before}; give another folder for {settings}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings))
+
+
+def _print_scores(records: list[dict[str, str]], chosen: list[str], judge: str = "") -> None:
+    """Table of means with intervals, by category; ``judge`` stands before the metrics' names in the records."""
+    print(f"{'category':<28}{'rows':>6}" + "".join(f"{metric:>22}" for metric in METRICS))
+    groups: dict[str, list[dict[str, str]]] = {}
+    for name in chosen:
+        groups[name] = [record for record in records if record["category"] == name]
+        if name == "counting":
+            groups["counting 2 to 4"] = [record for record in groups[name] if int(record["objects"]) <= 4]
+    for label, rows in {**groups, "all": records}.items():
+        cells = (_cell(values_of(rows, judge + metric)) for metric in METRICS)
+        print(f"{label:<28}{len(rows):>6}" + "".join(f"{cell:>22}" for cell in cells))
 
 
 def _cell(values: list[float]) -> str:

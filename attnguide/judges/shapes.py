@@ -25,9 +25,12 @@ class ShapesJudge(Judge):
     def look(self, pictures: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Seen | None]:
         check_equally_many(pictures, asked)
         return [
-            seen_shapes(picture) if min(picture.size) >= SMALLEST_SIDE and expectation_from_prompt(one.prompt) else None
+            self._see(picture, one) if min(picture.size) >= SMALLEST_SIDE and expectation_from_prompt(one.prompt) else None
             for picture, one in zip(pictures, asked, strict=True)
         ]
+
+    def _see(self, picture: Image.Image, asked: Asked) -> Seen:
+        return seen_shapes(picture)
 
 
 def seen_shapes(picture: Image.Image) -> Seen:
