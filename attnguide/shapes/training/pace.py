@@ -23,7 +23,11 @@ Progress = Callable[[int], float]
 """Share of a training that is done at a step, from 0 to 1."""
 
 
-def learning_rate_factor(step: int, progress: float, warmup: int = 200, decay: float = 0.4) -> float:
+DECAY = 0.4
+"""Share of a training over which its learning rate falls to 0."""
+
+
+def learning_rate_factor(step: int, progress: float, warmup: int = 200, decay: float = DECAY) -> float:
     """Learning-rate factor: linear warmup over ``warmup`` steps, constant, then linear decay to 0 over the last ``decay``.
 
     Because of the constant part, a training that is resumed and extended equals one that was that long from the start.
@@ -53,10 +57,20 @@ class Clock:
         """Whether the time is over."""
         return self.seconds is not None and time.monotonic() - self.begin >= self.seconds
 
-    def progress(self) -> Progress:
-        """Progress function of the time from now to the limit: the share that has passed at a later step."""
+    def progress(self, falling: float = DECAY) -> Progress:
+        """Progress function of the time from now to the limit: the share that has passed at a later step.
+
+        Args:
+            falling: Share of that time over which the rate shall fall to 0. With another one than :data:`DECAY` the time is
+                taken for the end of a longer or shorter training, and progress begins above or below 0.
+        """
         start, end = time.monotonic(), self.begin + (self.seconds or 0.0)
-        return _shared(lambda step: 1.0 if end <= start else min((time.monotonic() - start) / (end - start), 1.0))
+
+        def progress(step: int) -> float:
+            left = 0.0 if end <= start else max((end - time.monotonic()) / (end - start), 0.0)
+            return 1.0 - left * DECAY / falling
+
+        return _shared(progress)
 
 
 def _shared(progress: Progress) -> Progress:

@@ -33,7 +33,7 @@ from attnguide.shapes.training.drawing import FIRST_TRAINING_SEED, Reader, Token
 from attnguide.shapes.training.export import save_pipeline
 from attnguide.shapes.training.flow import FlowModule
 from attnguide.shapes.training.mmdit import LARGE, SMALL, Size, build_t5_tokenizer, size_of, size_of_weights
-from attnguide.shapes.training.pace import Averages, Clock, Keeper, Progress, Told
+from attnguide.shapes.training.pace import DECAY, Averages, Clock, Keeper, Progress, Told
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 """The embedded UNet model, whose autoencoder and CLIP the joint-attention model reads."""
@@ -72,7 +72,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=None, help="end the command after so long, instead of after the steps")
-    parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 over the end of --minutes")
+    parser.add_argument(
+        "--finish",
+        type=float,
+        nargs="?",
+        const=DECAY,
+        default=None,
+        metavar="SHARE",
+        help=f"let the learning rate fall to 0 over the last SHARE of --minutes, from 0 to 1; {DECAY} if none is given",
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--diffusion-steps", type=int, default=40000)
     parser.add_argument("--mmdit-steps", type=int, default=60000)
@@ -110,8 +118,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--logger", choices=("csv", "wandb"), default="csv")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if args.finish and args.minutes is None:
+    if args.finish is not None and args.minutes is None:
         parser.error("--finish needs --minutes; a training that counts steps finishes by itself.")
+    if args.finish is not None and not 0 < args.finish <= 1:
+        parser.error(f"--finish must be above 0 and at most 1; got {args.finish}.")
     card = args.device == "cuda"
     if card and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no graphics card here; leave the option out to train on the CPU.")
@@ -160,7 +170,7 @@ class Command:
         """Progress of the learning-rate schedule: by steps, by this call's minutes with ``--finish``, else constant 0."""
         if self.args.minutes is None:
             return lambda step: step / steps
-        return self.clock.progress() if self.args.finish else lambda step: 0.0
+        return (lambda step: 0.0) if self.args.finish is None else self.clock.progress(self.args.finish)
 
     def trainer(self, stage: str, steps: int, extra: list[Callback]) -> L.Trainer:
         """A trainer on one device that stops at the time limit and writes the stage's checkpoint."""
@@ -170,7 +180,7 @@ class Command:
             logger = WandbLogger(project="attnguide-shapes", name=stage, save_dir=self.out)
         else:
             logger = CSVLogger(self.out, name=f"log-{stage}", flush_logs_every_n_steps=10)
-        keeper = Keeper(self.checkpoint(stage, args.finish), self.clock, args.checkpoint_every)
+        keeper = Keeper(self.checkpoint(stage, args.finish is not None), self.clock, args.checkpoint_every)
         return L.Trainer(
             accelerator="gpu" if args.device == "cuda" else "cpu",
             devices=args.processes,

@@ -46,6 +46,11 @@ def test_clock_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress(0) == 0.0 and not clock.is_up
     now[0] = 160.0
     assert progress(7) == pytest.approx(0.25)
+    falling = clock.progress(falling=1.0)  # at its peak now, at 0 in a minute
+    rates = []
+    for now[0] in (160.0, 190.0, 205.0, 220.0):
+        rates.append(learning_rate_factor(1000, falling(0)))
+    assert rates == pytest.approx([1.0, 0.5, 0.25, 0.0])
     now[0] = 220.0
     assert progress(9) == 1.0 and clock.is_up
     assert clock.progress()(0) == 1.0  # nothing is left

@@ -269,10 +269,11 @@ def test_export_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--finish"], "--finish needs --minutes"),
+        (["--minutes", "1", "--finish", "1.5"], "--finish must be above 0 and at most 1; got 1.5"),
         (["--device", "cuda"], "torch sees no graphics card here"),
         (["--processes", "0"], "--processes must be 1 or more"),
     ],
-    ids=["finish", "cuda", "processes"],
+    ids=["finish", "share", "cuda", "processes"],
 )
 def test_what_cannot_be_is_refused(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
