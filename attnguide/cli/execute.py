@@ -103,6 +103,8 @@ def execute(
         if not first:
             return 0
         status = tell(plan, notes)
+        if status and held.lock is not None:
+            _check_folder(held.lock)  # or rows would be said to be missing, and not why
         _write_page(plan)
         return INTERRUPTED if interrupted else status
 
@@ -144,6 +146,14 @@ def _begun(plan: Plan) -> tuple[Plan, Mapping[str, Any], set[str]]:
             tidy(plan.folder)
         print(describe(plan, len(done)), flush=True)
     return plan, kept, done
+
+
+def _check_folder(lock: RunLock) -> None:
+    """Raise :class:`RunError` if the run folder was removed after its last row."""
+    try:
+        lock.check()
+    except FileNotFoundError as error:
+        raise RunError(f"{reason(error)}; make the run again") from error
 
 
 def _longest_path(plan: Plan) -> str:

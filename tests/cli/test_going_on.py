@@ -217,3 +217,19 @@ def test_a_folder_that_is_removed_ends_the_run(
     assert ended.status == 1 and len(batches) == 2
     assert "'run' was removed while the run was writing to it" in ended.err.splitlines()[-1]
     assert not Path("run").exists()
+
+
+def test_a_folder_that_is_removed_after_the_last_row_is_an_error(
+    first: Path, attnguide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = Samples.on_predict_end
+
+    def remove(self: Samples, *arguments: Any) -> None:
+        true(self, *arguments)
+        shutil.rmtree("run")
+
+    monkeypatch.setattr(Samples, "on_predict_end", remove)
+    ended = attnguide("sample", *WORDS, "--model", str(first.parent / "model"), "--out", "run")
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1] == "error: Folder 'run' was removed while the run was writing to it; make the run again"
+    assert not Path("run").exists()
