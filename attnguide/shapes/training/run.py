@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5Tokenizer
 
 from attnguide.shapes.training import store
 from attnguide.shapes.training.architecture import build_pipeline, build_tokenizer
+from attnguide.shapes.training.arguments import parse_args
 from attnguide.shapes.training.autoencoder import AutoencoderModule, standardise_latents
 from attnguide.shapes.training.data import Crops, picture_tensor
 from attnguide.shapes.training.diffusion import DiffusionModule
@@ -33,7 +34,7 @@ from attnguide.shapes.training.drawing import FIRST_TRAINING_SEED, Reader, Token
 from attnguide.shapes.training.export import save_pipeline
 from attnguide.shapes.training.flow import FlowModule
 from attnguide.shapes.training.mmdit import LARGE, SMALL, Size, build_t5_tokenizer, size_of, size_of_weights
-from attnguide.shapes.training.pace import DECAY, Averages, Clock, Keeper, Progress, Told
+from attnguide.shapes.training.pace import Averages, Clock, Keeper, Progress, Told
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 """The embedded UNet model, whose autoencoder and CLIP the joint-attention model reads."""
@@ -44,93 +45,7 @@ EXPORTED_AFTER = {"diffusion": ("all", "diffusion", "export"), "mmdit": ("mmdit"
 STANDARD = 256
 """Number of pictures over which latents are standardised."""
 
-ON_A_CPU = {
-    **{"batch_size": 32, "precision": "32-true", "compile": False},
-    **{"scenes": 60_000, "preview_every": 1000, "workers": 0, "size": "small"},
-}
-ON_A_CARD = {
-    **{"batch_size": 512, "precision": "bf16-mixed", "compile": True},
-    **{"scenes": 200_000, "preview_every": 2000, "workers": os.cpu_count() or 1, "size": "large"},
-}
-"""Defaults of arguments, by device."""
-
 log = logging.getLogger(__name__)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, with defaults by device."""
-    parser = argparse.ArgumentParser(description="Train the embedded models.")
-    parser.add_argument("--stage", choices=("all", "autoencoder", "scenes", "diffusion", "mmdit", "export"), default="all")
-    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="checkpoints, prepared scenes, logs, pipelines")
-    parser.add_argument("--export", type=Path, default=None, help="where pipeline and pipeline-mmdit go (default: OUT)")
-    parser.add_argument(
-        "--start-from",
-        type=Path,
-        default=None,
-        help="pipeline folder whose weights a new training begins from; its autoencoder stays; of the UNet model's the mmdit "
-        "takes autoencoder and CLIP alone",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=None, help="end the command after so long, instead of after the steps")
-    parser.add_argument(
-        "--finish",
-        type=float,
-        nargs="?",
-        const=DECAY,
-        default=None,
-        metavar="SHARE",
-        help=f"let the learning rate fall to 0 over the last SHARE of --minutes, from 0 to 1; {DECAY} if none is given",
-    )
-    parser.add_argument("--autoencoder-steps", type=int, default=6000)
-    parser.add_argument("--diffusion-steps", type=int, default=40000)
-    parser.add_argument("--mmdit-steps", type=int, default=60000)
-    parser.add_argument(
-        "--scenes", type=int, default=None, help="scenes prepared once and reused; default: 60000, on a graphics card 200000"
-    )
-    parser.add_argument("--batch-size", type=int, default=None, help="default: 32, on a graphics card 512")
-    parser.add_argument("--lr", type=float, default=None, help="peak learning rate; default: 1e-3, of the mmdit 4e-3")
-    parser.add_argument("--checkpoint-every", type=float, default=3.0, help="minutes between checkpoints")
-    parser.add_argument(
-        "--preview-every", type=int, default=None, help="steps between judged previews; default: 1000, on a graphics card 2000"
-    )
-    parser.add_argument("--precision", default=None, help="default: 32-true, on a graphics card bf16-mixed")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        help="on a CPU: processes that train one network together, each with its own batches; a process a core is faster "
-        "than one process of as many threads; default: 1",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=None,
-        help="processes that draw scenes; 0: this one; default: 0, on a graphics card all cores",
-    )
-    parser.add_argument(
-        "--size",
-        choices=("small", "large"),
-        default=None,
-        help="of a new mmdit: 5.1 or 10.1 million weights; default: small, on a graphics card large",
-    )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a graphics card")
-    parser.add_argument("--logger", choices=("csv", "wandb"), default="csv")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.finish is not None and args.minutes is None:
-        parser.error("--finish needs --minutes; a training that counts steps finishes by itself.")
-    if args.finish is not None and not 0 < args.finish <= 1:
-        parser.error(f"--finish must be above 0 and at most 1; got {args.finish}.")
-    card = args.device == "cuda"
-    if card and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no graphics card here; leave the option out to train on the CPU.")
-    if args.processes < 1 or (card and args.processes > 1):
-        parser.error(f"--processes must be 1 or more, and 1 with --device cuda; got {args.processes}.")
-    for name, value in (ON_A_CARD if card else ON_A_CPU).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
 
 
 class Command:
@@ -155,15 +70,25 @@ class Command:
         path: Path = self.out / stage / ("finished.ckpt" if finished else "last.ckpt")
         return path
 
+    def goes_on_from(self, stage: str) -> Path | None:
+        """The checkpoint that training goes on from: the last one, or where all calls were finishing ones the finished one."""
+        paths = (self.checkpoint(stage, finished) for finished in (False, True))
+        return next((path for path in paths if path.exists()), None)
+
     def newest(self, stage: str) -> Path | None:
-        """The checkpoint to export: the last one, or the finished one if that is newer."""
+        """The checkpoint to export, after training: the last one, or the finished one if that is newer."""
         paths = (self.checkpoint(stage, finished) for finished in (False, True))
         return max((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
 
     def seed(self, stage: str) -> int:
-        """Seed all generators; a resumed stage and each process get another seed, so that no draws are repeated."""
-        path = self.checkpoint(stage)
-        done = int(torch.load(path, map_location="cpu", weights_only=True)["global_step"]) if path.exists() else 0
+        """Seed all generators, and log where the stage begins.
+
+        A resumed stage and each process get another seed, so that no draws are repeated.
+        """
+        path = self.goes_on_from(stage)
+        done = 0 if path is None else int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+        if not self.rank:
+            log.info("%s: %s", stage, "a new training" if path is None else f"goes on from {path}, step {done}")
         return L.seed_everything(self.args.seed + done + 1_000_003 * self.rank, workers=True)
 
     def progress(self, steps: int) -> Progress:
@@ -180,7 +105,8 @@ class Command:
             logger = WandbLogger(project="attnguide-shapes", name=stage, save_dir=self.out)
         else:
             logger = CSVLogger(self.out, name=f"log-{stage}", flush_logs_every_n_steps=10)
-        keeper = Keeper(self.checkpoint(stage, args.finish is not None), self.clock, args.checkpoint_every)
+        finishing = args.finish is not None and stage in FOLDERS  # the autoencoder's rate falls by steps, whatever the call
+        keeper = Keeper(self.checkpoint(stage, finishing), self.clock, args.checkpoint_every)
         return L.Trainer(
             accelerator="gpu" if args.device == "cuda" else "cpu",
             devices=args.processes,
@@ -209,17 +135,16 @@ class Command:
         card = self.args.device == "cuda"
         trainer = self.trainer(stage, steps, [Averages(self.args.device, every=4 if card else 1)])
         previews: DataLoader[int] = DataLoader(list(range(24)), batch_size=24, collate_fn=list)  # type: ignore[arg-type]
-        last = self.checkpoint(stage)
-        trainer.fit(module, DataLoader(batches, batch_size=None), previews, ckpt_path=last if last.exists() else None)
+        trainer.fit(module, DataLoader(batches, batch_size=None), previews, ckpt_path=self.goes_on_from(stage))
 
 
 def train_autoencoder(command: Command) -> None:
     """Train (or go on training) the autoencoder, then standardise its latents and save it as ``OUT/vae``."""
-    steps, last = command.args.autoencoder_steps, command.checkpoint("autoencoder")
+    steps = command.args.autoencoder_steps
     seed = command.seed("autoencoder")
     module = AutoencoderModule(steps=steps)
     trainer = command.trainer("autoencoder", steps, [])
-    trainer.fit(module, DataLoader(Crops(seed=seed), batch_size=32), ckpt_path=last if last.exists() else None)
+    trainer.fit(module, DataLoader(Crops(seed=seed), batch_size=32), ckpt_path=command.goes_on_from("autoencoder"))
     if trainer.global_step < steps:
         raise SystemExit("autoencoder not finished; run the same command again to go on")
     vae = module.vae.float().cpu().eval()
@@ -269,12 +194,12 @@ def train_diffusion(command: Command) -> None:
     data, vae = batches(command, seed), autoencoder(command)
     progress = command.progress(args.diffusion_steps)
     module = DiffusionModule(command.tokenizers[0], progress, args.lr or 1e-3, args.compile, vae, command.out / "previews")
-    if args.start_from and not command.checkpoint("diffusion").exists():
+    if args.start_from and command.goes_on_from("diffusion") is None:
         module.load_weights(args.start_from)
     command.fit(module, "diffusion", args.diffusion_steps, data)
 
 
-def flow_module(command: Command, vae: AutoencoderKL | None) -> FlowModule:
+def flow_module(command: Command, vae: AutoencoderKL | None, size: Size) -> FlowModule:
     """The joint-attention model untrained, with the text encoder of ``--start-from`` or of the embedded model."""
     args = command.args
     clip = CLIPTextModel.from_pretrained((args.start_from or EMBEDDED) / "text_encoder").float()
@@ -282,7 +207,7 @@ def flow_module(command: Command, vae: AutoencoderKL | None) -> FlowModule:
         (command.tokenizers[0], clip),
         command.progress(args.mmdit_steps),
         args.lr or 4e-3,
-        size=_size(command),
+        size=size,
         compile_blocks=args.compile,
         vae=vae,
         previews=command.out / "previews-mmdit",
@@ -294,8 +219,8 @@ def _begins_from_mmdit(command: Command) -> bool:
 
 
 def _size(command: Command) -> Size:
-    """Size of the checkpoint's or the starting pipeline's transformer, else ``--size``."""
-    if (checkpoint := command.newest("mmdit")) is not None:
+    """Transformer size to train: that of the checkpoint or of the starting pipeline, else ``--size``."""
+    if (checkpoint := command.goes_on_from("mmdit")) is not None:
         return size_of_weights(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     if _begins_from_mmdit(command):
         return size_of(json.loads((command.args.start_from / "transformer" / "config.json").read_text()))
@@ -305,8 +230,8 @@ def _size(command: Command) -> Size:
 def train_mmdit(command: Command) -> None:
     """Train (or go on training) T5 and transformer on prepared scenes."""
     data = batches(command, command.seed("mmdit"))
-    module = flow_module(command, autoencoder(command))
-    if _begins_from_mmdit(command) and not command.checkpoint("mmdit").exists():
+    module = flow_module(command, autoencoder(command), _size(command))
+    if _begins_from_mmdit(command) and command.goes_on_from("mmdit") is None:
         module.load_weights(command.args.start_from)
     command.fit(module, "mmdit", command.args.mmdit_steps, data)
 
@@ -322,7 +247,7 @@ def export(command: Command) -> list[Path]:
         vae = autoencoder(command).cpu()
         target = (command.args.export or command.out) / folder
         if stage == "mmdit":
-            flow = flow_module(command, None)
+            flow = flow_module(command, None, size_of_weights(state))
             flow.load_state_dict(state)
             save_pipeline(flow.pipeline(vae), target)
         else:

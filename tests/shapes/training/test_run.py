@@ -43,6 +43,10 @@ def _small() -> Any:
         yield
 
 
+SHORT = 1e-6
+"""Minutes that are over before the first step, which is the only one then."""
+
+
 def _train(out: Path, *arguments: object) -> None:
     common = ["--out", out, "--scenes", 8, "--batch-size", 4, "--device", "cpu"]
     run.main([str(word) for word in [*common, *arguments]])
@@ -162,14 +166,14 @@ def test_sigterm_leaves_a_state_that_a_later_call_goes_on_from(resumed: Path, mo
 
 def test_time_ends_a_stage(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = _count_steps(monkeypatch, FlowModule)
-    _train(resumed, "--stage", "mmdit", "--minutes", 0)
+    _train(resumed, "--stage", "mmdit", "--minutes", SHORT)
     assert steps == [2] and _checkpoint(resumed, "mmdit")["global_step"] == 3
 
 
 def test_a_finished_training_can_still_go_on(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate falls to 0 within the minutes; the state before that stays, and the export takes what is newer."""
     old = _checkpoint(resumed, "mmdit")["state_dict"]
-    _train(resumed, "--stage", "mmdit", "--minutes", 0, "--finish")
+    _train(resumed, "--stage", "mmdit", "--minutes", SHORT, "--finish")
     finished = _checkpoint(resumed, "mmdit", "finished")
     assert finished["global_step"] == 3 and _checkpoint(resumed, "mmdit")["global_step"] == 2
     assert finished["optimizer_states"][0]["param_groups"][0]["lr"] == 0.0
@@ -180,6 +184,35 @@ def test_a_finished_training_can_still_go_on(resumed: Path, monkeypatch: pytest.
     steps = _count_steps(monkeypatch, FlowModule)
     _train(resumed, "--stage", "mmdit", "--mmdit-steps", 3)
     assert steps == [2]
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "weight", "finish"),
+    [
+        ("mmdit", FlowModule, "transformer.proj_out.weight", []),
+        ("diffusion", DiffusionModule, "unet.conv_in.weight", ["--finish"]),
+    ],
+    ids=["mmdit-held", "diffusion-finished"],
+)
+def test_a_training_of_finishing_calls_alone_goes_on_from_what_they_left(
+    resumed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
+    module: Any,
+    weight: str,
+    finish: list[str],
+) -> None:
+    """Also beside ``--start-from``, whose weights are for a new training alone."""
+    (resumed / stage / "last.ckpt").rename(resumed / stage / "finished.ckpt")
+    left = _checkpoint(resumed, stage, "finished")["current_model_state"][weight]
+    begun: list[torch.Tensor] = []
+    steps = _count_steps(monkeypatch, module, lambda one: begun.append(one.get_parameter(weight).detach().clone()))
+    with caplog.at_level("INFO", run.__name__):
+        _train(resumed, "--stage", stage, "--minutes", SHORT, "--start-from", run.EMBEDDED, *finish)
+    assert steps == [2] and torch.equal(begun[0], left)
+    assert f"{stage}: goes on from {resumed / stage / 'finished.ckpt'}, step 2" in caplog.messages
+    assert _checkpoint(resumed, stage, "finished" if finish else "last")["global_step"] == 3
 
 
 def test_two_processes_train_one_network(resumed: Path) -> None:
@@ -246,9 +279,12 @@ def test_what_a_graphics_card_is_given_runs_here_too(trained: Path, tmp_path: Pa
 def test_an_autoencoder_out_of_time_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = ("--stage", "autoencoder", "--autoencoder-steps", 3)
     with pytest.raises(SystemExit, match="run the same command again"):
-        _train(tmp_path, *autoencoder, "--minutes", 0)
+        _train(tmp_path, *autoencoder, "--minutes", SHORT)
     assert _checkpoint(tmp_path, "autoencoder")["global_step"] == 1 and not (tmp_path / "vae").exists()
     steps = _count_steps(monkeypatch, AutoencoderModule)
+    with pytest.raises(SystemExit, match="run the same command again"):
+        _train(tmp_path, *autoencoder, "--minutes", SHORT, "--finish")  # its rate falls by steps in any call
+    assert _checkpoint(tmp_path, "autoencoder")["global_step"] == 2
     _train(tmp_path, *autoencoder)
     assert steps == [1, 2] and (tmp_path / "vae").exists()
 
@@ -263,31 +299,3 @@ def test_scenes_can_be_prepared_alone(tmp_path: Path) -> None:
 def test_export_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no checkpoint in"):
         run.main(["--stage", "export", "--out", str(tmp_path)])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--finish"], "--finish needs --minutes"),
-        (["--minutes", "1", "--finish", "1.5"], "--finish must be above 0 and at most 1; got 1.5"),
-        (["--device", "cuda"], "torch sees no graphics card here"),
-        (["--processes", "0"], "--processes must be 1 or more"),
-    ],
-    ids=["finish", "share", "cuda", "processes"],
-)
-def test_what_cannot_be_is_refused(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        run.parse_args(arguments)
-    assert said in capsys.readouterr().err
-
-
-def test_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    card, processor = run.parse_args([]), run.parse_args(["--device", "cpu"])
-    assert (card.device, card.precision, card.batch_size, card.compile) == ("cuda", "bf16-mixed", 512, True)
-    assert (processor.precision, processor.batch_size, processor.compile) == ("32-true", 32, False)
-    assert (card.scenes, card.size, processor.workers, processor.size) == (200_000, "large", 0, "small")
-    assert run.parse_args(["--no-compile", "--batch-size", "64"]).batch_size == 64 and card.workers >= 1
