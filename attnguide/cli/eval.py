@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from attnguide.cli import sample, values
 from attnguide.cli.arguments import parse
 from attnguide.cli.errors import UsageError
-from attnguide.cli.folders import timed
+from attnguide.cli.eval_outcome import about, tell, title_of
+from attnguide.cli.folders import existing_folder, timed
 from attnguide.cli.plan import Plan
 from attnguide.cli.settings import run_settings
 from attnguide.cli.values import Setting, under
 from attnguide.evaluation.arms import Arm, arm_rows, make_arms, slug, tries_for
 from attnguide.evaluation.benchmark import FILES, benchmark_parts, with_settings
-from attnguide.evaluation.development import Parts
+from attnguide.evaluation.development import TUNE_FOLDER, Parts
 from attnguide.text.parsing import shown
 from attnguide.text.yaml12 import read_yaml
 from attnguide.types import Sample
 
 if TYPE_CHECKING:
-    from attnguide.evaluation.callback import EvalLog
     from attnguide.evaluation.choosing import Tuned
 
 DESCRIPTION = """\
@@ -44,9 +44,6 @@ examples:
 
 _LEFT_OUT = ("prompt", "regions", "groups", "methods", "compare", "plain", "seed", "rows", "maps", "norms")
 """Settings of ``attnguide sample`` that ``attnguide eval`` lacks or defines anew."""
-
-TUNE_FOLDER = "tune"
-"""Subfolder of the run folder with the pictures of the tuning run."""
 
 TUNE_LIMIT = 8
 """Default number of rows per category that settings are tuned on."""
@@ -181,7 +178,7 @@ def run(argv: Sequence[str]) -> int:
         return judge_pictures(asked)
     parts, chosen = _asked_for(asked)
     plan, tries = make_eval_plan(asked, parts, chosen)
-    reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
+    reference = None if asked["reference"] is None else existing_folder("reference", asked["reference"])
     from attnguide.cli.execute import INTERRUPTED, execute
     from attnguide.cli.opening import Opened
     from attnguide.evaluation.callback import EvalLog
@@ -198,7 +195,7 @@ def run(argv: Sequence[str]) -> int:
         plan, tries = make_eval_plan(asked, parts, [chosen[0], *(one.arm for one in tuned)], plan.folder)
     common = {name: asked[name] for name in ("steps", "cfg_scale", "scheduler") if asked[name] is not None}
     log = EvalLog(plan.samples, tries, title_of(asked), told, reference, tuned, common)
-    return execute(plan, [log], lambda plan, notes: _tell(plan, log, notes), opened)
+    return execute(plan, [log], lambda plan, notes: tell(plan, log, notes), opened)
 
 
 def _asked_for(settings: Mapping[str, Any]) -> tuple[Parts, list[Arm]]:
@@ -213,41 +210,6 @@ def _asked_for(settings: Mapping[str, Any]) -> tuple[Parts, list[Arm]]:
         return benchmark_parts(settings), make_arms(settings["methods"] or [])
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def folder_of(name: str, path: str) -> Path:
-    """The folder that a setting names.
-
-    Raises:
-        UsageError: If it is no folder.
-    """
-    found = Path(path).expanduser()
-    if not found.is_dir():
-        raise UsageError(f"{name}: expected a folder; {shown(path)} is none")
-    return found
-
-
-def title_of(config: Mapping[str, Any]) -> str:
-    """Title of the tables: the benchmark's file and the model."""
-    return f"{Path(str(config['rows'])).name} on {config['model']}"
-
-
-def about(config: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str]:
-    """Benchmark, model and judges of a comparison, each in words, by name."""
-    subjects = {sample.tags["subject"] for sample in samples}
-    judges = ["shapes"] if config["judge"] is None else [_judge(one) for one in config["judge"]]
-    scheduler = f", {config['scheduler']}" if config["scheduler"] else ""
-    return {
-        "benchmark": f"{config['rows']}, {len(subjects)} rows, {len(config['seed'])} pictures of each and arm",
-        "model": f"{config['model']}, {config['steps']} steps, cfg scale {config['cfg_scale']:g}{scheduler}",
-        "judges": ", ".join(judges) or "none",
-    }
-
-
-def _judge(config: Mapping[str, Any]) -> str:
-    options = [f"{key} {value}" for key, value in config.items() if key not in ("name", "model")]
-    model = f"={config['model']}" if "model" in config else ""
-    return f"{config['name']}{model}" + (f" ({', '.join(options)})" if options else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- the plan
@@ -318,47 +280,3 @@ def _tries_of(chosen: Sequence[Arm], rows: Sequence[Sample], settings: Mapping[s
     made = arm_rows([sound], chosen, [0], 1)
     plain, *costs = expected_costs(made, distilled=is_distilled(settings["model"]))
     return {arm.name: tries_for(cost, plain) for arm, cost in zip(steered, costs, strict=True)}
-
-
-# --------------------------------------------------------------------------------------------------------------- the end
-
-
-def _tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
-    """Print the arms with their means, rows that gave no picture, and paths of the results; 1 if there are such rows."""
-    from attnguide.cli.outcome import endings
-    from attnguide.run_folder.records import read_records
-
-    found = log.found or log.write(plan.folder)
-    ids = {one.id for one in plan.samples}
-    told, status = endings([record for record in read_records(plan.folder) if record["id"] in ids], plan)
-    print("\n".join(["", *summary(found), *told, "", *places(plan.folder), *notes]))
-    return status
-
-
-def summary(found: Any) -> list[str]:
-    """Arms and their means in percent, as an aligned table; empty if no judge gave a score."""
-    from attnguide.evaluation.tables import TABLE_FILES
-    from attnguide.text.aligned import aligned
-
-    if not found.metrics:
-        return []
-    rows = []
-    for arm in found.arms:
-        lines = [found.line(arm, metric) for metric in found.metrics]
-        rows.append([arm, *("" if line is None else f"{100 * line.mean.mean:.1f}" for line in lines)])
-    text, left_out = aligned(["arm, %", *found.metrics], rows)
-    return [text, *([f"all numbers are in {TABLE_FILES[1]}"] if left_out else [])]
-
-
-def places(folder: Path) -> list[str]:
-    """Files and folders of the run folder that exist, each with a sentence about its content."""
-    found = [
-        ("table.md", "scores, differences, categories and cost; table.csv and table.tex say the same"),
-        ("sheets", "examples of each category, arms side by side"),
-        ("tuned", "the settings that were chosen, a file an arm: --method FILE uses them"),
-        ("samples", "the pictures"),
-        ("judged.csv", "what every judge saw of every picture"),
-        ("records.csv", "settings, scores and costs, a line a row"),
-        ("config.yaml", "the whole configuration: attnguide eval --config makes the same run"),
-    ]
-    return [f"{folder / name}  {what}" for name, what in found if (folder / name).exists()]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from attnguide.cli.errors import UsageError, one_line
-from attnguide.cli.eval import about, folder_of, places, summary, title_of
+from attnguide.cli.eval_outcome import about, places, summary, title_of
+from attnguide.cli.folders import existing_folder
 from attnguide.evaluation.benchmark import benchmark_rows
 from attnguide.run_folder.folder import check_run_folder, config_text, locked_run
 from attnguide.run_folder.made_with import CONFIG_FILE
@@ -30,13 +31,13 @@ def judge_pictures(asked: Mapping[str, Any]) -> int:
     from attnguide.evaluation.pictures import judge_files, picture_rows
     from attnguide.report.page import write_report
 
-    pictures, out = folder_of("pictures", asked["pictures"]), asked["out"]
+    pictures, out = existing_folder("pictures", asked["pictures"]), asked["out"]
     if (name := next((name for name in ("methods", "resume", "tune") if asked[name]), None)) is not None:
         name = name.removesuffix("s")
         raise UsageError(f"{name}: expected pictures alone, which are only looked at; got --{name} beside --pictures")
     if out is None:
         raise UsageError("out: expected --out with a folder for the tables; got none")
-    reference = None if asked["reference"] is None else folder_of("reference", asked["reference"])
+    reference = None if asked["reference"] is None else existing_folder("reference", asked["reference"])
     try:
         found = picture_rows(pictures, benchmark_rows(asked))
         check_run_folder(out)

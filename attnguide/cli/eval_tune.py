@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from attnguide.cli.errors import RunError, UsageError
-from attnguide.cli.eval import TUNE_FOLDER
 from attnguide.cli.execute import INTERRUPTED, NOT_JUDGED, execute
 from attnguide.cli.going_on import check_settings
 from attnguide.cli.opening import Opened, is_first_process
@@ -15,7 +14,7 @@ from attnguide.cli.plan import Plan
 from attnguide.evaluation.arms import Arm, arm_rows
 from attnguide.evaluation.benchmark import with_settings
 from attnguide.evaluation.choosing import RULE, Tuned, choose, metrics_for, score_of
-from attnguide.evaluation.development import Parts
+from attnguide.evaluation.development import TUNE_FOLDER, Parts
 from attnguide.evaluation.grids import candidates, changes, knobs_of
 from attnguide.methods import Knob
 from attnguide.run_folder.files import replacing

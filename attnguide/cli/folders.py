@@ -15,6 +15,7 @@ from typing import Any
 
 from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.values import words
+from attnguide.text.parsing import shown
 
 _TRIED = 1 << 16
 """Size in bytes of the file that :func:`probe` writes."""
@@ -131,3 +132,15 @@ def _refusal(folder: Path, error: Exception) -> str:
     why = f"{str(file)!r} is a file" if file is not None else getattr(error, "strerror", None) or one_line(error)
     name = str(folder) if len(str(folder)) <= _LONGEST else f"{str(folder)[:_LONGEST]}..."
     return f"out: folder {name!r} cannot be written ({why}); choose another"
+
+
+def existing_folder(name: str, path: str) -> Path:
+    """The folder that a setting names.
+
+    Raises:
+        UsageError: If it is no folder.
+    """
+    found = Path(path).expanduser()
+    if not found.is_dir():
+        raise UsageError(f"{name}: expected a folder; {shown(path)} is none")
+    return found

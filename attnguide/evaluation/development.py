@@ -14,6 +14,9 @@ SHARE = 4
 
 DEVELOPMENT, TEST = "development", "test"
 
+TUNE_FOLDER = "tune"
+"""Subfolder of the run folder with the pictures of the development rows."""
+
 
 @dataclass(frozen=True)
 class Parts:
