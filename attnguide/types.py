@@ -306,6 +306,15 @@ class Cost:
     seconds: float
     peak_memory_mb: float
 
+    def __add__(self, other: Cost) -> Cost:
+        """Cost of both, one after the other: passes and seconds add up, memory is the higher peak."""
+        return Cost(
+            self.unet_forwards + other.unet_forwards,
+            self.unet_backwards + other.unet_backwards,
+            self.seconds + other.seconds,
+            max(self.peak_memory_mb, other.peak_memory_mb),
+        )
+
 
 @dataclass(frozen=True)
 class ExpectedCost:

@@ -1,12 +1,13 @@
-"""Does attention tell which objects a picture lacks? Plain pictures, judged, beside the maps of their words.
+"""Does the model itself tell which objects a picture lacks? Plain pictures, judged, beside maps and denoising errors.
 
     python scripts/check_presence.py                                 # pairs of the benchmark, 8 seeds a prompt
     python scripts/check_presence.py --model shapes-mmdit --true-cfg-scale 2
 
 `contrast` is the least peak of a word's map over its mean, of a picture's words; `overlap` is the largest attention that two
-words' maps have in common. For each the area under the ROC curve says how well it tells pictures that lack an object from those
-that show all: 0.5 is chance, 1 is certain. Then the best of k seeds by the contrast at the end, as `best_of_k` with
-`judge: attention` keeps it, and by the judge itself.
+words' maps have in common; `denoising` is the error with which the network denoises the finished picture, noised again a little.
+For each the area under the ROC curve says how well it tells pictures that lack an object from those that show all: 0.5 is chance,
+1 is certain. Then the best of k seeds by the contrast at the end and by the denoising error, as `best_of_k` with
+`judge: attention` and `judge: denoising` keeps it, and by the judge itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from attnguide.metrics.functional import score
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import load_model
 from attnguide.sampling.contrast import least_contrast
+from attnguide.sampling.denoising import denoising_errors
 from attnguide.sampling.table import sample_rows
 from attnguide.shapes.layouts import Layout, choose_layouts, load_layouts
 from attnguide.statistics import Mean, clustered_mean
@@ -43,12 +45,14 @@ class Picture(NamedTuple):
         presence: Share of its objects that the judge found.
         contrast: Contrast at each of :data:`PROGRESS`.
         overlap: Attention that two words share at each of them.
+        denoising: Log of the error of denoising the finished picture.
     """
 
     prompt: str
     presence: float
     contrast: tuple[float, ...]
     overlap: tuple[float, ...]
+    denoising: float
 
 
 def contrast(maps: Sequence[np.ndarray]) -> float:
@@ -81,7 +85,8 @@ def gather(model: ModelAdapter, layouts: Sequence[Layout], rows: Sequence[Sample
         presence = score(seen_shapes(result.image), own)["presence"]
         steps = [max(0, round(share * result.sample.steps) - 1) for share in PROGRESS]
         maps = [[maps[step].astype(float) for maps in watched.maps.values()] for step in steps]
-        found.append(Picture(result.sample.prompt, presence, tuple(map(contrast, maps)), tuple(map(overlap, maps))))
+        ((error,), _) = denoising_errors(model, [result])
+        found.append(Picture(result.sample.prompt, presence, tuple(map(contrast, maps)), tuple(map(overlap, maps)), error))
     return found
 
 
@@ -147,6 +152,7 @@ def main() -> None:
         low = _cell(area(pictures, [-picture.contrast[index] for picture in pictures]))
         high = _cell(area(pictures, [picture.overlap[index] for picture in pictures]))
         print(f"{share:<10g}{low:>22}{high:>22}")
+    print(f"{'denoising error':<32}{_cell(area(pictures, [picture.denoising for picture in pictures])):>22}")
     _print_best(pictures, [k for k in (1, 2, 4) if k <= args.seeds])
 
 
@@ -156,9 +162,14 @@ def _cell(found: tuple[float, float, float]) -> str:
 
 def _print_best(pictures: Sequence[Picture], counts: Sequence[int]) -> None:
     print("\nshare of the objects that are there, in the best of k seeds")
-    print(f"{'k':<10}{'by contrast':>22}{'by the judge':>22}")
+    print(f"{'k':<10}{'by contrast':>22}{'by denoising':>22}{'by the judge':>22}")
+    values: list[Callable[[Picture], float]] = [
+        lambda one: one.contrast[-1],
+        lambda one: -one.denoising,
+        lambda one: one.presence,
+    ]
     for k in counts:
-        ways = [best_of(pictures, k, lambda one: one.contrast[-1]), best_of(pictures, k, lambda one: one.presence)]
+        ways = [best_of(pictures, k, by) for by in values]
         print(f"{k:<10}" + "".join(f"{_cell((way.mean, way.low, way.high)) if way else '-':>22}" for way in ways))
 
 

@@ -1,23 +1,26 @@
-"""Best of k, the baseline for every method: several seeds, the best picture kept, by a judge or by attention."""
+"""Best of k, the baseline for every method: several seeds, the best picture kept, by a judge or by the network itself."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from statistics import fmean
 from typing import Any
 
 from attnguide.engine.observer import Observer, Observers
 from attnguide.methods import baseline_of, build_method
 from attnguide.sampling.contrast import Contrast, require_nouns
+from attnguide.sampling.denoising import Denoising
 from attnguide.types import Cost, Sample, SampleResult
 
 Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]
 """Samples one batch."""
 
-ATTENTION = "attention"
-"""Judge that needs no network of its own and knows every prompt: the contrast of the nouns' attention."""
+ATTENTION, DENOISING = "attention", "denoising"
+"""Judges that need no network of their own: the contrast of the nouns' attention, and the error of denoising the picture."""
 
 _STRIDE = 1_000_003
 """Distance between a row's seeds, so that rows with neighbouring seeds do not repeat each other's pictures."""
@@ -35,9 +38,10 @@ class BestOfK:
     Args:
         k: Tries per row; their seeds are the row's own plus multiples of a large prime.
         judge: ``module:function``, from a :class:`~attnguide.types.SampleResult` to scores by name, higher is better, whose
-            mean counts; the default knows the world of coloured shapes. Or ``attention``, for any model: the picture is kept
-            whose least attended noun has the highest peak over its mean in the last pass
-            (:class:`~attnguide.sampling.contrast.Contrast`).
+            mean counts; the default knows the world of coloured shapes. Or one that any model brings along: ``denoising``
+            keeps the picture that the network denoises best when it is noised again a little, for three forwards a picture
+            (:class:`~attnguide.sampling.denoising.Denoising`); ``attention`` keeps the one whose least attended noun has the
+            highest peak over its mean in the last pass (:class:`~attnguide.sampling.contrast.Contrast`).
 
     Raises:
         ValueError: If ``k`` is below 1 or the judge does not exist.
@@ -50,7 +54,8 @@ class BestOfK:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number of at least 1; got {k}.")
         self.k, self.judge = k, judge
-        self._judge = None if judge == ATTENTION else _function(judge)
+        own: dict[str, Callable[[Run, Sequence[Sample]], list[Try]]] = {ATTENTION: _by_contrast, DENOISING: _by_denoising}
+        self._tried = own.get(judge) or _by_function(_function(judge))
 
     def check(self, sample: Sample) -> None:
         """Refuse a row that the judge cannot score.
@@ -58,7 +63,7 @@ class BestOfK:
         Raises:
             ValueError: If attention decides and the prompt has no noun.
         """
-        if self._judge is None:
+        if self.judge == ATTENTION:
             require_nouns(sample)
 
     def sample(self, run: Run, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
@@ -78,7 +83,9 @@ class BestOfK:
         seeds = [[replace(sample, seed=sample.seed + index * _STRIDE) for sample in samples] for index in range(self.k)]
         tries = list(zip(*(self._tried(run, rows) for rows in seeds), strict=True))
         best = [max(row, key=_rank) for row in tries]
-        costs = {result.sample.id: _sum([one.cost for _, one in row]) for (_, result), row in zip(best, tries, strict=True)}
+        costs = {
+            result.sample.id: reduce(add, (one.cost for _, one in row)) for (_, result), row in zip(best, tries, strict=True)
+        }
         unjudged = {result.sample.id for score, result in best if score is None and result.image is not None}
         kept = [result for _, result in best if result.sample.id not in unjudged]
         lost = [self._unjudged(result, costs[result.sample.id]) for _, result in best if result.sample.id in unjudged]
@@ -89,21 +96,34 @@ class BestOfK:
         found = {result.sample.id: result for result in [*(replace(one, cost=costs[one.sample.id]) for one in kept), *lost]}
         return [found[sample.id] for sample in samples]
 
-    def _tried(self, run: Run, rows: Sequence[Sample]) -> list[Try]:
-        """Pictures of one seed a row, with scores."""
-        if self._judge is not None:
-            results = run(rows, Observer())
-            found = [{} if result.image is None else self._judge(result) for result in results]
-            scores: Sequence[float | None] = [fmean(own.values()) if own else None for own in found]
-        else:
-            watch = Contrast()
-            results = run(rows, watch)
-            scores = watch.scores or [None] * len(results)
-        return list(zip(scores, results, strict=True))
-
     def _unjudged(self, result: SampleResult, cost: Cost) -> SampleResult:
         why = f"{self.name}: judge {self.judge!r} has no score for the prompt {result.sample.prompt!r}"
         return replace(result, image=None, latents=None, cost=cost, status=why)
+
+
+def _by_function(judge: Callable[[SampleResult], Mapping[str, float]]) -> Callable[[Run, Sequence[Sample]], list[Try]]:
+    """Pictures of one seed a row, with the mean of a function's scores."""
+
+    def tried(run: Run, rows: Sequence[Sample]) -> list[Try]:
+        results = run(rows, Observer())
+        found = [{} if result.image is None else judge(result) for result in results]
+        return [(fmean(own.values()) if own else None, result) for own, result in zip(found, results, strict=True)]
+
+    return tried
+
+
+def _by_contrast(run: Run, rows: Sequence[Sample]) -> list[Try]:
+    """Pictures of one seed a row, with the contrast of their nouns' attention."""
+    watch = Contrast()
+    results = run(rows, watch)
+    scores: Sequence[float | None] = watch.scores or [None] * len(results)
+    return list(zip(scores, results, strict=True))
+
+
+def _by_denoising(run: Run, rows: Sequence[Sample]) -> list[Try]:
+    """Pictures of one seed a row, with how well the network denoises them; that counts as part of their cost."""
+    watch = Denoising()
+    return list(zip(*watch.scored(run(rows, watch)), strict=True))
 
 
 def _rank(one: Try) -> tuple[bool, bool, float]:
@@ -123,7 +143,7 @@ def _function(judge: str) -> Callable[[SampleResult], Mapping[str, float]]:
         found: Callable[[SampleResult], Mapping[str, float]] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"judge must be module:function of something that exists, or {ATTENTION!r}; got {judge!r} ({error})."
+            f"judge must be module:function of something that exists, {ATTENTION!r} or {DENOISING!r}; got {judge!r} ({error})."
         ) from error
     return found
 
@@ -148,12 +168,3 @@ class _Counting(Observers):
 
     def on_sample_end(self, results: Sequence[SampleResult]) -> None:
         super().on_sample_end([replace(result, cost=self._costs[result.sample.id]) for result in results])
-
-
-def _sum(costs: Sequence[Cost]) -> Cost:
-    return Cost(
-        sum(cost.unet_forwards for cost in costs),
-        sum(cost.unet_backwards for cost in costs),
-        sum(cost.seconds for cost in costs),
-        max(cost.peak_memory_mb for cost in costs),
-    )

@@ -9,6 +9,7 @@ from attnguide.methods import build_method
 from attnguide.sampling.best_of_k import BestOfK, build_baseline
 from attnguide.sampling.check import mark_rows
 from attnguide.sampling.contrast import Contrast
+from attnguide.sampling.denoising import denoising_errors
 from attnguide.sampling.table import sample_batch
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import Scene, SceneObject
@@ -75,6 +76,18 @@ def test_on_the_model_it_is_the_best_of_the_plain_pictures() -> None:
         assert_close(result.latents, best.latents)
 
 
+def test_denoising_keeps_the_picture_of_the_least_error_and_counts_its_passes() -> None:
+    method = MethodConfig("best_of_k", {"k": 3, "judge": "denoising"})
+    row = tiny.row(seed=1, steps=4, regions=(), methods=(method,))
+    (kept,) = sample_batch(tiny.model(), [row])
+    tries = [sample_batch(tiny.model(), [tiny.row(seed=1 + n * 1_000_003, steps=4, regions=())])[0] for n in range(3)]
+    errors, costs = zip(*(denoising_errors(tiny.model(), [one]) for one in tries), strict=True)
+    best = tries[min(range(3), key=lambda number: errors[number][0])]
+    assert kept.sample.seed == best.sample.seed
+    passes = [one.cost.unet_forwards + cost[0].unet_forwards for one, cost in zip(tries, costs, strict=True)]
+    assert kept.cost.unet_forwards == sum(passes) > 3 * best.cost.unet_forwards
+
+
 def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() -> None:
     class Watching(Observer):
         def __init__(self) -> None:
@@ -100,7 +113,10 @@ def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() ->
     [
         ({"k": 0}, "k must be a whole number of at least 1; got 0"),
         ({"k": 2.5}, "k must be a whole number; got 2.5"),
-        ({"judge": "nowhere:nothing"}, "module:function of something that exists, or 'attention'; got 'nowhere:nothing'"),
+        (
+            {"judge": "nowhere:nothing"},
+            "module:function of something that exists, 'attention' or 'denoising'; got 'nowhere:nothing'",
+        ),
         ({"judge": "likes_dark"}, "judge must be module:function"),
     ],
 )

@@ -18,7 +18,7 @@ from tests import tiny
 
 
 def _picture(prompt: str, presence: float, contrast: float) -> Picture:
-    return Picture(prompt, presence, (contrast,) * 4, (0.0,) * 4)
+    return Picture(prompt, presence, (contrast,) * 4, (0.0,) * 4, -contrast)
 
 
 def test_areas_by_hand() -> None:
@@ -63,6 +63,7 @@ def test_pictures_come_with_their_words_maps() -> None:
     assert [picture.prompt for picture in found] == [layout.prompt] * 2
     for picture in found:
         assert len(picture.contrast) == len(picture.overlap) == 4 and 0 <= picture.presence <= 1
+        assert math.isfinite(picture.denoising)
         assert (
             picture.contrast[0] >= 1
             and 0 <= picture.overlap[0] <= 1
