@@ -4,9 +4,9 @@
     python scripts/check_presence.py --model shapes-mmdit --true-cfg-scale 2
 
 `contrast` is the least peak of a word's map over its mean, of a picture's words; `overlap` is the largest attention that two
-words' maps have in common; `denoising` is the error with which the network denoises the finished picture, noised again a little.
-For each the area under the ROC curve says how well it tells pictures that lack an object from those that show all: 0.5 is chance,
-1 is certain. Then the best of k seeds by the contrast at the end and by the denoising error, as `best_of_k` with
+words' maps have in common; `denoising` is the error with which the network denoises the finished picture, noised again a
+little. For each the area under the ROC curve says how well it tells pictures that lack an object from those that show all: 0.5
+is chance, 1 is certain. Then the best of k seeds by the contrast at the end and by the denoising error, as `best_of_k` with
 `judge: attention` and `judge: denoising` keeps it, and by the judge itself.
 """
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnguide.cli.outcome import endings, guidance_told
 from attnguide.cli.plan import Plan
 from attnguide.types import Sample
 
@@ -25,7 +26,7 @@ def about(config: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str
     scheduler = f", {config['scheduler']}" if config["scheduler"] else ""
     return {
         "benchmark": f"{config['rows']}, {len(subjects)} rows, {len(config['seed'])} pictures of each and arm",
-        "model": f"{config['model']}, {config['steps']} steps, cfg scale {config['cfg_scale']:g}{scheduler}",
+        "model": f"{config['model']}, {config['steps']} steps, {guidance_told(config)}{scheduler}",
         "judges": ", ".join(judges) or "none",
     }
 
@@ -38,7 +39,6 @@ def _judge(config: Mapping[str, Any]) -> str:
 
 def tell(plan: Plan, log: EvalLog, notes: Sequence[str]) -> int:
     """Print the arms with their means, rows that gave no picture, and paths of the results; 1 if there are such rows."""
-    from attnguide.cli.outcome import endings
     from attnguide.run_folder.records import read_records
 
     found = log.found or log.write(plan.folder)

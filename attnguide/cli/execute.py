@@ -258,6 +258,7 @@ def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _
     from attnguide.callbacks import ValueInvariance, standard_callbacks
     from attnguide.callbacks.judging import Judging
     from attnguide.data import SampleDataModule
+    from attnguide.judges.shapes import ShapesJudge
     from attnguide.loggers import show_hint, sync_hint
     from attnguide.module import GuidanceModule, make_trainer
 
@@ -286,7 +287,7 @@ def _predict(ready: _Ready, done: set[str], further: Sequence[Callback], held: _
     hint, dashboard = sync_hint(loggers), show_hint(loggers)
     notes = [*verdicts, *([f"W&B kept the run offline; upload it with: {hint}"] if hint else [])]
     if any(isinstance(one, Judging) and one.looked and not one.judged for one in callbacks):
-        notes.append(NOT_JUDGED if all(judge.name == "shapes" for judge in judges) else NOTHING_ASKED)
+        notes.append(NOT_JUDGED if all(isinstance(judge, ShapesJudge) for judge in judges) else NOTHING_ASKED)
     notes += [f"trackio has the run; look at it with: {dashboard}"] if dashboard else []
     return trainer.interrupted, notes
 

@@ -38,7 +38,7 @@ READERS = ("attention", "concept_attention")
 
 _SHARED = (
     *("model", "model_config", "variant", "device", "dtype", "offload", "checkpointing", "lora"),
-    *("scheduler", "steps", "negative_prompt", "prompt_syntax", "height", "width"),
+    *("scheduler", "steps", "negative_prompt", "true_cfg_scale", "prompt_syntax", "height", "width"),
 )
 
 
@@ -161,6 +161,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Sample, MapSource, Path]:
             width=asked["width"],
             steps=asked["steps"],
             cfg_scale=5.0 if cfg_scale is None else cfg_scale,
+            true_cfg_scale=asked["true_cfg_scale"],
             scheduler=asked["scheduler"],
         )
     except ValueError as error:
@@ -245,10 +246,10 @@ def _check(model: ModelAdapter, row: Sample) -> None:
     Raises:
         UsageError: If the model cannot make the row.
     """
-    from attnguide.sampling.check import check_rows
+    from attnguide.sampling.check import sampleable
 
     try:
-        check_rows(model, [row])
+        sampleable(model, [row], strict=True)
         shape = model.latent_shape(row.height or model.default_size[0], row.width or model.default_size[1])
         model.make_scheduler(row.scheduler, row.steps, shape)
     except ValueError as error:

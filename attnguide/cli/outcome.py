@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from attnguide.cli.plan import Plan
 from attnguide.run_folder.records import COSTS, RECORDS_FILE, SETTINGS, is_cell_column, read_records
@@ -35,10 +36,16 @@ def describe(plan: Plan, done: int) -> str:
     if done:
         lines.append(f"resume   {done} of {len(rows)} rows are complete")
     size = f", {config['height'] or '?'}x{config['width'] or '?'} pixels" if config["height"] or config["width"] else ""
-    lines.append(f"model    {config['model']}, {config['steps']} steps, cfg scale {config['cfg_scale']:g}{size}")
+    lines.append(f"model    {config['model']}, {config['steps']} steps, {guidance_told(config)}{size}")
     lines += [f"note     {note}" for note in plan.notes]
     lines.append(f"folder   {plan.folder}")
     return "\n".join(lines)
+
+
+def guidance_told(config: Mapping[str, Any]) -> str:
+    """The run's guidance weights in words; the true scale where it is set."""
+    true = config["true_cfg_scale"]
+    return f"cfg scale {config['cfg_scale']:g}" + (f", true cfg scale {true:g}" if true != 1 else "")
 
 
 def _regions(plan: Plan) -> list[str]:

@@ -21,6 +21,9 @@ from attnguide.types import Sample, Step
 LONGEST = 512
 """Positions of T5, as the pipelines have it by default; fewer where the checkpoint's tokenizer says so."""
 
+FEW_STEPS = 8
+"""Steps that networks distilled into few steps are sampled with, at most; such networks need no guidance."""
+
 
 class PackedTransformer(TransformerAdapter):
     """Base of the adapters of FLUX-like transformers: double-stream blocks, then single-stream blocks.
@@ -55,10 +58,14 @@ class PackedTransformer(TransformerAdapter):
     def remarks(self, sample: Sample) -> Iterator[str]:
         unread = self.guidance_distilled and not self.transformer.config.guidance_embeds
         if unread and sample.cfg_scale not in (0.0, 1.0, Sample.cfg_scale):  # the last one is what nobody may have asked for
-            yield (
-                f"cfg_scale has no effect: {self.name} is distilled for guidance and reads no weight of it (FLUX.1-schnell and "
-                "its like)."
-            )
+            yield f"cfg_scale has no effect: {self.name} reads no weight of guidance{self._instead}."
+        elif unread and sample.steps > FEW_STEPS and "uncond" not in self.halves(sample):
+            yield f"Nothing guides these pictures: {self.name} reads no weight of guidance{self._instead}."
+
+    @property
+    def _instead(self) -> str:
+        other = "; true_cfg_scale above 1 with a negative prompt, which may be empty, guides it" if self.true_cfg else ""
+        return f"{other} (FLUX.1-schnell and its like, made for few steps, need none)"
 
     def pack(self, latents: Tensor) -> Tensor:
         """Latents ``batch channels height width`` as the network reads them, ``batch tokens channels``."""

@@ -37,19 +37,24 @@ def plan_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample
     batch_size = whole_batch_size(batch_size)
     alike: dict[Hashable, list[Sample]] = {}
     for sample in (sample for sample in samples if sample.problem is None):
-        alike.setdefault((batch_key(sample), len(halves(sample))), []).append(sample)
+        alike.setdefault((batch_key(sample), _passes(sample)), []).append(sample)
     lines: list[list[Sample]] = [[sample for sample in samples if sample.problem is not None]]  # each is cut into batches
     left: dict[Hashable, list[Sample]] = {}
     for key, rows in alike.items():
         whole = len(rows) // batch_size * batch_size
         lines.append(rows[:whole])
         if rest := rows[whole:]:
-            group: Hashable = (picture_key(rest[0]), len(halves(rest[0]))) if mixes(rest) else key
+            group: Hashable = (picture_key(rest[0]), _passes(rest[0])) if mixes(rest) else key
             if group not in left:
                 left[group] = []
                 lines.append(left[group])
             left[group] += rest
     return [line[start : start + batch_size] for line in lines for start in range(0, len(line), batch_size)]
+
+
+def _passes(sample: Sample) -> tuple[int, int]:
+    """Number of halves of a row's pass, on a model that combines both and on one that is distilled for guidance."""
+    return len(halves(sample)), len(halves(sample, distilled=True))
 
 
 def fitting_batch_size(model: ModelAdapter, samples: Collection[Sample], devices: int = 1) -> int:

@@ -50,8 +50,12 @@ def test_nobody_looks(attnguide: Command) -> None:
     assert "presence" not in records()[0] and not Path("run", "judged.csv").exists()
 
 
-def test_a_prompt_that_no_judge_knows_is_told_once_with_what_to_add(attnguide: Command, tiny_folder: Path) -> None:
-    ended = attnguide("sample", "a red cat", "--model", tiny_folder, "--seed", "0..2", "--steps", 2, *QUIET)
+@pytest.mark.parametrize("judges", [[], ["--judge", "patches"], ["--judge", "shapes", "--judge", "patches"]], ids=len)
+def test_a_prompt_that_no_judge_knows_is_told_once_with_what_to_add(
+    judges: list[str], attnguide: Command, tiny_folder: Path
+) -> None:
+    row = ("sample", "a red cat", "--region", "cat=0,0,.5,1")
+    ended = attnguide(*row, "--model", tiny_folder, "--seed", "0..2", "--steps", 2, *judges, *QUIET)
     assert ended.status == 0
     assert ended.out.count("not judged: no judge knows these prompts; add --judge detector=MODEL") == 1
 

@@ -130,6 +130,18 @@ def test_shares_of_concepts(tmp_path: Path, tiny_folder: Path, attnguide: Comman
     assert ended.status == 2 and "UNet2DConditionModel has none" in ended.err and not Path("none").exists()
 
 
+def test_maps_of_guided_pictures_of_flux(tmp_path: Path, attnguide: Command) -> None:
+    """The second half's weight acts on the picture, and so on the maps; a weight that nothing reads is told of."""
+    families.build("flux_schnell").save_pretrained(tmp_path / "flux")
+    words = ["maps", tiny.PROMPT, "--word", "cat", *SMALL, "--model", tmp_path / "flux"]
+    for out, guidance in (("plain", []), ("guided", ["--true-cfg-scale", "9", "--negative-prompt", "a dog"])):
+        ended = attnguide(*words, *guidance, "--out", out)
+        assert ended.status == 0, ended.err
+    assert not np.array_equal(np.load("plain/cat-steps.npy")[1], np.load("guided/cat-steps.npy")[1])
+    assert yaml.safe_load(Path("guided/_maps.yaml").read_text())["true_cfg_scale"] == 9
+    assert "cfg_scale has no effect" in attnguide(*words, "--cfg-scale", "9", "--out", "unread").err
+
+
 WRONG = [
     ([], ["prompt: expected"]),
     ([tiny.PROMPT, "--word", "red cst"], ["'red cst'", "'red cat'"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnguide.cli.outcome import means, table
+from attnguide.cli.outcome import guidance_told, means, table
 
 RECORDS = [
     {"id": "seed0-plain", "prompt": "a cat", "seed": "0", "method": "plain", "inside": "0.25", "loss_x": "", "seconds": "1.26"},
@@ -52,3 +52,8 @@ def test_means_of_each_method() -> None:
     assert (steered["rows"], float(steered["inside"]), float(steered["loss_x"])) == ("2", 0.75, -1.5)
     assert plain["loss_x"] == "" and "id" not in plain
     assert table(means(ROWS)).splitlines()[2].split()[:2] == ["x", "2"]
+
+
+def test_the_guidance_that_acts_is_told() -> None:
+    assert guidance_told({"cfg_scale": 5.0, "true_cfg_scale": 1.0}) == "cfg scale 5"
+    assert guidance_told({"cfg_scale": 3.5, "true_cfg_scale": 2.0}) == "cfg scale 3.5, true cfg scale 2"

@@ -90,13 +90,24 @@ def test_true_guidance_runs_both_halves(family: str) -> None:
 
 def test_schnell_reads_no_guidance_weight() -> None:
     assert torch.equal(*(latents(plain(cfg_scale=scale), model("flux_schnell")) for scale in (1.0, 7.5)))
-    with pytest.warns(UserWarning, match="cfg_scale has no effect: flux_schnell is distilled") as told:
+    with pytest.warns(UserWarning, match="cfg_scale has no effect: flux_schnell reads no weight") as told:
         sampleable(model("flux_schnell"), [plain(cfg_scale=7.5), plain("1", cfg_scale=3.0)])
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sampleable(model("flux_schnell"), [plain(cfg_scale=scale) for scale in (0.0, 1.0, Sample.cfg_scale)])
-        sampleable(model("flux_dev"), [plain(cfg_scale=7.5)])
+        sampleable(model("flux_dev"), [plain(cfg_scale=7.5), plain(steps=30)])
+
+
+def test_many_steps_that_nothing_guides_are_told_of_once() -> None:
+    """A network that reads no weight and is given many steps is FLUX.1-schnell in format alone."""
+    rows = [plain(steps=30), plain("1", steps=9)]
+    with pytest.warns(UserWarning, match="Nothing guides these pictures: flux_schnell .*true_cfg_scale above 1 with a") as told:
+        sampleable(model("flux_schnell"), rows)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampleable(model("flux_schnell"), [plain(steps=8), plain(steps=30, true_cfg_scale=2.0, negative_prompt="")])
 
 
 def test_prompts_beyond_clip_are_read_by_t5_and_told_of_once() -> None:
