@@ -73,8 +73,8 @@ def sample(
         method: One method, or several that work together; ``"plain"`` for none. When ``None``: ``forward_layout`` if a region
             has a place, else none.
         seed: Seeds, one picture for each; whole numbers of Python, numpy or torch.
-        model: ``shapes`` or ``shapes-mmdit``, a folder, a file, a hub id, an adapter, or a diffusers pipeline. A name is loaded at every call; to
-            sample more often, pass the adapter of :func:`~attnguide.models.load.load_model`.
+        model: ``shapes`` or ``shapes-mmdit``, a folder, a file, a hub id, an adapter, or a diffusers pipeline. A name is loaded
+            at every call; to sample more often, pass the adapter of :func:`~attnguide.models.load.load_model`.
         plain: Whether to make each seed's plain picture, too, before its steered one.
         steps: Denoising steps.
         cfg_scale: Classifier-free guidance weight.
