@@ -16,6 +16,7 @@ from torch import Tensor
 from attnguide.attention.capture import Probe
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.engine.observer import BatchInfo, Observer
+from attnguide.judges.base import Asked
 from attnguide.judges.patches import seen_patches, shapes_by_color
 from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
@@ -40,6 +41,13 @@ FIELDS = (
     "unet_backwards",
     "seconds",
 )
+
+
+RECORDS_FILE, SETTINGS_FILE = "records.csv", "settings.json"
+
+
+class OtherSettingsError(ValueError):
+    """A folder has rows that were made with other settings."""
 
 
 def layout_samples(
@@ -122,6 +130,7 @@ def run_benchmark(
     *,
     batch_size: int = 16,
     observer: Observer | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, str]]:
     """Sample and judge the rows that are not in ``folder/records.csv`` yet.
 
@@ -129,45 +138,62 @@ def run_benchmark(
         model: The model adapter.
         layouts: Layouts of the rows, which say what each should show.
         samples: Rows of :func:`layout_samples`.
-        folder: Folder for ``records.csv`` and ``samples/<row id>.png``.
+        folder: Folder for ``records.csv`` and ``samples/<row id>.png``; made with the first row.
         batch_size: Most rows in one batch.
-        observer: Observer of the loop.
+        observer: Observer of the loop, which sees the new rows alone.
+        settings: What decides the pictures beside the rows' ids, in types of JSON: model, weights, steps. It is kept in
+            ``folder/settings.json``, written with the first row; not compared when ``None``.
 
     Returns:
-        All records, earlier ones first. Their scores are those of the judge ``shapes``, and with ``patches.`` before their
-        names those of the judge ``patches``, which looks at colours alone.
+        Records of ``samples``, those of earlier calls first, without other rows of the folder. Their scores are those of the
+        judge ``shapes``, and with ``patches.`` before their names those of the judge ``patches``, which looks at colours alone.
+
+    Raises:
+        OtherSettingsError: If the folder's rows were made with other ``settings``, or nobody knows with which.
     """
     expected = {layout.id: asked_from_layout(layout) for layout in layouts}
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    path = folder / "records.csv"
-    done = read_records(path) if path.exists() else []
-    finished = {record["id"] for record in done}
+    finished = {record["id"] for record in read_records(folder / RECORDS_FILE)}
+    if settings is not None and finished:
+        _require_same(folder, settings)
     waiting = [sample for sample in samples if sample.id not in finished]
     for result in sample_rows(model, waiting, batch_size=batch_size, observer=observer):
-        sample = result.sample
-        record: dict[str, Any] = {
-            "id": sample.id,
-            "prompt": sample.prompt,
-            "seed": sample.seed,
-            "method": sample.method,
-            "status": result.status,
-            "unet_forwards": result.cost.unet_forwards,
-            "unet_backwards": result.cost.unet_backwards,
-            "seconds": f"{result.cost.seconds:.3f}",
-            **sample.tags,
-        }
-        scores: Mapping[str, float] = {}
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        if settings is not None and not (folder / RECORDS_FILE).exists():
+            (folder / SETTINGS_FILE).write_text(json.dumps(settings), encoding="utf-8")
         if result.image is not None:
-            result.image.save(folder / "samples" / f"{sample.id}.png")
-            asked = expected[sample.id.rsplit("-", 1)[0]]
-            by_color = score(seen_patches(result.image, asked), asked)
-            scores = {
-                **score(seen_shapes(result.image), asked),
-                **{f"patches.{name}": found for name, found in by_color.items()},
-            }
-        record["scores"] = json.dumps({name: round(float(value), 4) for name, value in scores.items()})
-        _append(path, record)
-    return read_records(path)
+            result.image.save(folder / "samples" / f"{result.sample.id}.png")
+        _append(folder / RECORDS_FILE, _record(result, expected[result.sample.id.rsplit("-", 1)[0]]))
+    asked = {sample.id for sample in samples}
+    return [record for record in read_records(folder / RECORDS_FILE) if record["id"] in asked]
+
+
+def _require_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder whose pictures were made with other settings; their scores would be told as if of these."""
+    path = folder / SETTINGS_FILE
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if before != json.loads(json.dumps(settings)):
+        known = "settings that are not on record" if before is None else before
+        raise OtherSettingsError(f"{folder} holds pictures made with {known}; give another folder for {dict(settings)}")
+
+
+def _record(result: SampleResult, asked: Asked) -> dict[str, Any]:
+    """A row's line of ``records.csv``."""
+    sample, scores = result.sample, dict[str, float]()
+    if result.image is not None:
+        by_color = score(seen_patches(result.image, asked), asked)
+        scores = {**score(seen_shapes(result.image), asked), **{f"patches.{name}": found for name, found in by_color.items()}}
+    return {
+        "id": sample.id,
+        "prompt": sample.prompt,
+        "seed": sample.seed,
+        "method": sample.method,
+        "status": result.status,
+        "unet_forwards": result.cost.unet_forwards,
+        "unet_backwards": result.cost.unet_backwards,
+        "seconds": f"{result.cost.seconds:.3f}",
+        **sample.tags,
+        "scores": json.dumps({name: round(float(value), 4) for name, value in scores.items()}),
+    }
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
@@ -180,7 +206,9 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
-    """Lines of a ``records.csv`` that :func:`run_benchmark` wrote."""
+    """Lines of a ``records.csv`` that :func:`run_benchmark` wrote; none if there is no such file."""
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
