@@ -42,7 +42,7 @@ class Denoising(Observer):
         Args:
             results: Results of the batch that was observed.
         """
-        made = [place for place, result in enumerate(results) if result.latents is not None]
+        made = [place for place, result in enumerate(results) if result.image is not None]
         scores: list[float | None] = [None] * len(results)
         costed = list(results)
         if not made:
@@ -57,17 +57,18 @@ class Denoising(Observer):
 def denoising_errors(model: ModelAdapter, results: Sequence[SampleResult]) -> tuple[list[float], list[Cost]]:
     """Log of the mean squared error of the predicted noise, averaged over :data:`LEVELS`, and what it cost, by row.
 
-    The final latents are noised to the evaluations of the rows' own schedule that are nearest to each level, and the network
-    predicts under the prompt alone, without classifier-free guidance and without methods: one forward a level.
+    The picture is encoded (its final latents hold traces of the last steps that nobody sees, and tell less), noised to the
+    evaluations of the rows' own schedule that are nearest to each level, and the network predicts under the prompt alone,
+    without classifier-free guidance and without methods: one forward a level.
 
     Args:
         model: The adapter.
-        results: Results of one batch, with latents.
+        results: Results of one batch, with pictures.
     """
     rows = [_plain(model, result.sample) for result in results]
     with torch.inference_mode(False), torch.no_grad(), model.evaluating():
         batch = make_batch(model, rows, (), (), Observer())
-        latents = torch.stack([result.latents for result in results if result.latents is not None]).to(batch.latents)
+        latents = model.encode_image([result.image for result in results if result.image is not None]).to(batch.latents)
         steps = nearest_steps(batch.scheduler.steps)
         errors = torch.stack([_log_error(batch, latents, step) for step in steps]).mean(0)
         return errors.tolist(), batch.ledger.close()
