@@ -7,13 +7,15 @@
 words' maps have in common; `denoising` is the error with which the network denoises the finished picture, noised again a
 little. For each the area under the ROC curve says how well it tells pictures that lack an object from those that show all: 0.5
 is chance, 1 is certain. Then the best of k seeds by the contrast at the end and by the denoising error, as `best_of_k` with
-`judge: attention` and `judge: denoising` keeps it, and by the judge itself.
+`judge: attention` and `judge: denoising` keeps it, by the sum of their logs, and by the judge itself: share of the objects that
+are there, and of the foreground that is recognised, as means over all choices of k among a prompt's seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +45,7 @@ class Picture(NamedTuple):
     Attributes:
         prompt: Its prompt.
         presence: Share of its objects that the judge found.
+        explained: Share of its foreground that lies in recognised objects.
         contrast: Contrast at each of :data:`PROGRESS`.
         overlap: Attention that two words share at each of them.
         denoising: Log of the error of denoising the finished picture.
@@ -50,9 +53,23 @@ class Picture(NamedTuple):
 
     prompt: str
     presence: float
+    explained: float
     contrast: tuple[float, ...]
     overlap: tuple[float, ...]
     denoising: float
+
+
+CHOICES: tuple[Callable[[Picture], float], ...] = (
+    lambda one: one.contrast[-1],
+    lambda one: -one.denoising,
+    lambda one: math.log(one.contrast[-1]) - one.denoising,
+)
+"""What the picture that is kept has most of."""
+
+SCORES: dict[str, Callable[[Picture], float]] = {
+    "share of the objects that are there": lambda one: one.presence,
+    "share of the foreground that is recognised": lambda one: one.explained,
+}
 
 
 def contrast(maps: Sequence[np.ndarray]) -> float:
@@ -82,11 +99,12 @@ def gather(model: ModelAdapter, layouts: Sequence[Layout], rows: Sequence[Sample
         if result.image is None:
             continue
         own = asked[result.sample.id.rpartition("-")[0]]
-        presence = score(seen_shapes(result.image), own)["presence"]
+        scores = score(seen_shapes(result.image), own)
         steps = [max(0, round(share * result.sample.steps) - 1) for share in PROGRESS]
         maps = [[maps[step].astype(float) for maps in watched.maps.values()] for step in steps]
         ((error,), _) = denoising_errors(model, [result])
-        found.append(Picture(result.sample.prompt, presence, tuple(map(contrast, maps)), tuple(map(overlap, maps)), error))
+        judged = scores["presence"], scores["explained"]
+        found.append(Picture(result.sample.prompt, *judged, tuple(map(contrast, maps)), tuple(map(overlap, maps)), error))
     return found
 
 
@@ -110,21 +128,21 @@ def _split(pictures: Sequence[Picture], values: Sequence[float], chosen: Iterabl
     return auc(lacking, whole)
 
 
-def best_of(pictures: Sequence[Picture], k: int, by: Callable[[Picture], float]) -> Mean | None:
-    """Mean presence of the best of every ``k`` pictures of a prompt, with an interval over prompts.
+def best_of(
+    pictures: Sequence[Picture], k: int, by: Callable[[Picture], float], wanted: Callable[[Picture], float]
+) -> Mean | None:
+    """Mean score of the picture that is kept of ``k`` of a prompt, with an interval over prompts.
 
     Args:
         pictures: Pictures of all prompts.
-        k: Number of pictures of which one is kept; what is left over of a prompt's pictures is not used.
+        k: Number of pictures of which one is kept; the mean is over all choices of ``k`` among a prompt's pictures.
         by: Value that is highest for the picture that is kept.
+        wanted: Score that is averaged.
     """
-    kept: dict[str, list[float]] = {}
     by_prompt: dict[str, list[Picture]] = {}
     for picture in pictures:
         by_prompt.setdefault(picture.prompt, []).append(picture)
-    for prompt, own in by_prompt.items():
-        starts = range(0, len(own) - k + 1, k)
-        kept[prompt] = [max(own[start : start + k], key=by).presence for start in starts]
+    kept = {prompt: [wanted(max(some, key=by)) for some in itertools.combinations(own, k)] for prompt, own in by_prompt.items()}
     return clustered_mean(kept)
 
 
@@ -161,16 +179,15 @@ def _cell(found: tuple[float, float, float]) -> str:
 
 
 def _print_best(pictures: Sequence[Picture], counts: Sequence[int]) -> None:
-    print("\nshare of the objects that are there, in the best of k seeds")
-    print(f"{'k':<10}{'by contrast':>22}{'by denoising':>22}{'by the judge':>22}")
-    values: list[Callable[[Picture], float]] = [
-        lambda one: one.contrast[-1],
-        lambda one: -one.denoising,
-        lambda one: one.presence,
-    ]
-    for k in counts:
-        ways = [best_of(pictures, k, by) for by in values]
-        print(f"{k:<10}" + "".join(f"{_cell((way.mean, way.low, way.high)) if way else '-':>22}" for way in ways))
+    for told, wanted in SCORES.items():
+        print(f"\n{told}, in the best of k seeds")
+        print(f"{'k':<10}{'by contrast':>22}{'by denoising':>22}{'by both':>22}{'by the judge':>22}")
+        for k in counts:
+            print(f"{k:<10}" + "".join(f"{_told(best_of(pictures, k, by, wanted)):>22}" for by in (*CHOICES, wanted)))
+
+
+def _told(way: Mean | None) -> str:
+    return _cell((way.mean, way.low, way.high)) if way else "-"
 
 
 if __name__ == "__main__":

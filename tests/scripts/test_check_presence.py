@@ -18,7 +18,7 @@ from tests import tiny
 
 
 def _picture(prompt: str, presence: float, contrast: float) -> Picture:
-    return Picture(prompt, presence, (contrast,) * 4, (0.0,) * 4, -contrast)
+    return Picture(prompt, presence, presence / 2, (contrast,) * 4, (0.0,) * 4, -contrast)
 
 
 def test_areas_by_hand() -> None:
@@ -48,10 +48,17 @@ def test_two_seeds_by_hand() -> None:
         _picture("a", 1.0, 2.0),
         _picture("b", 1.0, 1.0),
         _picture("b", 0.5, 2.0),
-        _picture("b", 1, 9),
+        _picture("b", 0.0, 9.0),
     ]
-    found = [check_presence.best_of(pictures, 2, by) for by in (lambda one: one.contrast[-1], lambda one: one.presence)]
-    assert [(one.mean, one.pictures, one.clusters) for one in found if one] == [(0.75, 2, 2), (1.0, 2, 2)]
+    presence, explained = check_presence.SCORES.values()
+    by_contrast, by_denoising, by_both = check_presence.CHOICES
+    found = [check_presence.best_of(pictures, 2, by, presence) for by in (by_contrast, by_denoising, by_both, presence)]
+    means = [(one.mean, one.pictures, one.clusters) for one in found if one]
+    kept = [1.0, 0.5, 0.0, 0.0]  # of a its second picture, of b's pairs the second, third and third
+    assert means[:3] == [(pytest.approx(sum(kept) / 4), 4, 2)] * 3
+    assert means[3] == (pytest.approx((1.0 + 1.0 + 1.0 + 0.5) / 4), 4, 2)
+    recognised = check_presence.best_of(pictures, 2, by_contrast, explained)
+    assert recognised is not None and recognised.mean == pytest.approx(means[0][0] / 2)
 
 
 def test_pictures_come_with_their_words_maps() -> None:
