@@ -20,6 +20,7 @@ from attnguide.models.base import ModelAdapter
 from attnguide.models.load import adapt
 from attnguide.sampling import foreign
 from attnguide.sampling.check import mark_rows
+from attnguide.sampling.denoising import denoising_errors
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch, sample_each, sample_rows
 from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult, Step
@@ -302,3 +303,15 @@ def test_prompts_with_weights_reach_the_pipeline_as_states(folder: Path, model: 
     assert first is not None and second is not None and third is not None
     assert_close(second, first)
     assert not torch.allclose(third, first, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denoising_chooses_among_pictures_of_every_kind(kind: str, folder: Path, model: ModelAdapter) -> None:
+    """The pictures are those of the kind's pipeline; the network denoises them under the prompt alone."""
+    methods = (MethodConfig("best_of_k", {"k": 3, "judge": "denoising"}),)
+    (kept,) = sample_batch(model, [row(folder, kind, methods=methods)])
+    tries = [sample_batch(model, [replace(row(folder, kind), seed=number * 1_000_003)])[0] for number in range(3)]
+    errors = [denoising_errors(model, [one])[0][0] for one in tries]
+    assert kept.status.startswith("ok") and kept.sample.seed == tries[errors.index(min(errors))].sample.seed
+    passes = sum(one.cost.unet_forwards for one in tries)
+    assert passes < kept.cost.unet_forwards <= passes + 3 * 3
