@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -20,7 +21,8 @@ Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]
 """Samples one batch."""
 
 ATTENTION, DENOISING = "attention", "denoising"
-"""Judges that need no network of their own: the contrast of the nouns' attention, and the error of denoising the picture."""
+BOTH = f"{ATTENTION}+{DENOISING}"
+"""Judges that need no network of their own: the contrast of the nouns' attention, the error of denoising the picture, both."""
 
 _STRIDE = 1_000_003
 """Distance between a row's seeds, so that rows with neighbouring seeds do not repeat each other's pictures."""
@@ -41,7 +43,8 @@ class BestOfK:
             mean counts; the default knows the world of coloured shapes. Or one that any model brings along: ``denoising``
             keeps the picture that the network denoises best when it is noised again a little, for three forwards a picture
             (:class:`~attnguide.sampling.denoising.Denoising`); ``attention`` keeps the one whose least attended noun has the
-            highest peak over its mean in the last pass (:class:`~attnguide.sampling.contrast.Contrast`).
+            highest peak over its mean in the last pass (:class:`~attnguide.sampling.contrast.Contrast`); with
+            ``attention+denoising`` the sum of both logs counts.
 
     Raises:
         ValueError: If ``k`` is below 1 or the judge does not exist.
@@ -54,8 +57,7 @@ class BestOfK:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number of at least 1; got {k}.")
         self.k, self.judge = k, judge
-        own: dict[str, Callable[[Run, Sequence[Sample]], list[Try]]] = {ATTENTION: _by_contrast, DENOISING: _by_denoising}
-        self._tried = own.get(judge) or _by_function(_function(judge))
+        self._tried = _OWN.get(judge) or _by_function(_function(judge))
 
     def check(self, sample: Sample) -> None:
         """Refuse a row that the judge cannot score.
@@ -63,7 +65,7 @@ class BestOfK:
         Raises:
             ValueError: If attention decides and the prompt has no noun.
         """
-        if self.judge == ATTENTION:
+        if self.judge in (ATTENTION, BOTH):
             require_nouns(sample)
 
     def sample(self, run: Run, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
@@ -126,6 +128,24 @@ def _by_denoising(run: Run, rows: Sequence[Sample]) -> list[Try]:
     return list(zip(*watch.scored(run(rows, watch)), strict=True))
 
 
+def _by_both(run: Run, rows: Sequence[Sample]) -> list[Try]:
+    """Pictures of one seed a row, with log contrast less the log error of denoising them."""
+    contrast, denoising = Contrast(), Denoising()
+    scores, results = denoising.scored(run(rows, Observers([contrast, denoising])))
+    clear: Sequence[float | None] = contrast.scores or [None] * len(scores)
+    pairs = zip(clear, scores, strict=True)
+    both = [None if first is None or second is None else math.log(first) + second for first, second in pairs]
+    return list(zip(both, results, strict=True))
+
+
+_OWN: dict[str, Callable[[Run, Sequence[Sample]], list[Try]]] = {
+    ATTENTION: _by_contrast,
+    DENOISING: _by_denoising,
+    BOTH: _by_both,
+}
+"""How pictures are tried and scored, by the name of a judge that any model brings along."""
+
+
 def _rank(one: Try) -> tuple[bool, bool, float]:
     """Sort key of a try: a picture before none, a score before none, then the score."""
     score, result = one
@@ -143,7 +163,7 @@ def _function(judge: str) -> Callable[[SampleResult], Mapping[str, float]]:
         found: Callable[[SampleResult], Mapping[str, float]] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"judge must be module:function of something that exists, {ATTENTION!r} or {DENOISING!r}; got {judge!r} ({error})."
+            f"judge must be module:function of something that exists, or {', '.join(_OWN)}; got {judge!r} ({error})."
         ) from error
     return found
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,25 @@ def test_denoising_keeps_the_picture_of_the_least_error_and_counts_its_passes() 
     assert kept.cost.unet_forwards == sum(passes) > 3 * best.cost.unet_forwards
 
 
+def test_both_judges_together_add_their_logs() -> None:
+    """Contrast and error of each try, on their own; a try without a picture has no score."""
+    both = MethodConfig("best_of_k", {"k": 3, "judge": "attention+denoising"})
+    row = tiny.row(seed=2, steps=4, regions=(), methods=(both,))
+    (kept,) = sample_batch(tiny.model(), [row])
+    worth: dict[int, float] = {}
+    for seed in (2 + number * 1_000_003 for number in range(3)):
+        watch = Contrast()
+        (one,) = sample_batch(tiny.model(), [tiny.row(seed=seed, steps=4, regions=())], watch)
+        worth[seed] = math.log(watch.scores[0]) - denoising_errors(tiny.model(), [one])[0][0]
+    assert kept.sample.seed == max(worth, key=lambda seed: worth[seed])
+
+    def fails(rows: Sequence[Sample], observer: Observer) -> list[SampleResult]:
+        return [SampleResult(one, None, None, Cost(1, 0, 0.0, 0.0), "stopped: NaN") for one in rows]
+
+    (lost,) = BestOfK(k=2, judge="attention+denoising").sample(fails, [row], Observer())
+    assert lost.image is None and lost.status == "stopped: NaN" and lost.cost.unet_forwards == 2
+
+
 def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() -> None:
     class Watching(Observer):
         def __init__(self) -> None:
@@ -115,7 +135,7 @@ def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() ->
         ({"k": 2.5}, "k must be a whole number; got 2.5"),
         (
             {"judge": "nowhere:nothing"},
-            "module:function of something that exists, 'attention' or 'denoising'; got 'nowhere:nothing'",
+            "module:function of something that exists, or attention, denoising, attention.denoising; got 'nowhere:nothing'",
         ),
         ({"judge": "likes_dark"}, "judge must be module:function"),
     ],
