@@ -193,7 +193,8 @@ def run(argv: Sequence[str]) -> int:
             return INTERRUPTED
         tuned, told = found, {**told, "tuned on": parts.told}
         plan, tries = make_eval_plan(asked, parts, [chosen[0], *(one.arm for one in tuned)], plan.folder)
-    common = {name: asked[name] for name in ("steps", "cfg_scale", "scheduler") if asked[name] is not None}
+    common = {name: asked[name] for name in ("steps", "cfg_scale", "scheduler", "negative_prompt") if asked[name] is not None}
+    common |= {"true_cfg_scale": asked["true_cfg_scale"]} if asked["true_cfg_scale"] != 1 else {}
     log = EvalLog(plan.samples, tries, title_of(asked), told, reference, tuned, common)
     return execute(plan, [log], lambda plan, notes: tell(plan, log, notes), opened)
 

@@ -161,7 +161,7 @@ def test_mistakes_are_one_line(attnguide: Command, no_model: None, words: list[s
 
 def test_settings_are_chosen_on_other_rows_and_a_stopped_choice_goes_on(attnguide: Command, no_model_later: list[bool]) -> None:
     words = ("--categories", "boxes", "--limit", 1, "--steps", 2, "--method", "forward_layout", "--best-of", 0)
-    ended = attnguide("eval", "benchmark", *words, "--tune", "--tune-limit", 1, *QUIET)
+    ended = attnguide("eval", "benchmark", *words, "--tune", "--tune-limit", 1, "--negative-prompt", "gray", *QUIET)
     assert ended.status == 0, ended.err
     assert "tuning   knob 2 of 2: forward_layout stop" in ended.out and "(5 settings tried, region_hit" in ended.out
     with Path("run", "tune", "records.csv").open(newline="") as file:
@@ -174,6 +174,7 @@ def test_settings_are_chosen_on_other_rows_and_a_stopped_choice_goes_on(attnguid
     steered = next(row for row in table() if row["method"] == "forward_layout")
     given = json.loads(steered["options"] or "{}").get("forward_layout", {})
     assert chosen["methods"] == [{"name": "forward_layout", **given}] and chosen["steps"] == 2
+    assert chosen["negative_prompt"] == "gray" and "true_cfg_scale" not in chosen
     assert "tune: true" in Path("run", "config.yaml").read_text()
 
     no_model_later.append(True)  # all is done: the choice is read from what is there
