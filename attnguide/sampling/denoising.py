@@ -33,6 +33,8 @@ class Denoising(Observer):
     (`Graham et al., 2023 <https://arxiv.org/abs/2211.07740>`_, who noise to many levels).
     """
 
+    _model: ModelAdapter
+
     def on_sample_start(self, info: BatchInfo) -> None:
         self._model = info.model
 
