@@ -18,6 +18,8 @@ from attnguide.injection.base import Injection
 from attnguide.methods import method_info, method_options
 from attnguide.models.base import halves
 from attnguide.models.schedulers import DiscreteScheduler, named_scheduler
+from attnguide.sampling.best_of_k import BOTH, DENOISING
+from attnguide.sampling.denoising import nearest_steps
 from attnguide.sampling.source_maps import expected_forwards
 from attnguide.types import ExpectedCost, Sample, Step
 
@@ -55,8 +57,8 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     Raises:
         ValueError: If a method's option is out of range, or the scheduler cannot make so few steps.
     """
-    steps = _steps(sample.steps) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
-    steps = _last(steps, sample.denoising_steps)
+    schedule = _steps(sample.steps) if sample.scheduler is None else _steps_of(sample.scheduler, sample.steps)
+    steps = _last(schedule, sample.denoising_steps)
     guidances, injections = build_methods([sample])
     branches = len(halves(sample, distilled=distilled))
     forwards = sum(branches + _further(injections, step, branches) for step in steps)
@@ -66,7 +68,8 @@ def expected_cost(sample: Sample, *, distilled: bool = False) -> ExpectedCost:
     sources = expected_forwards(sample, distilled=distilled) if sample.methods else 0  # a plain picture needs no map
     sources += sum(replay_forwards(guidance.source, sample.steps) for guidance in guidances)
     sources += sum(replay_forwards(injection.source, sample.steps) for injection in injections)
-    return ExpectedCost(sources, 0, sources, 0) + cost * _tries(sample)
+    apart = sources + _judging(sample, schedule)
+    return ExpectedCost(apart, 0, apart, 0) + cost * _tries(sample)
 
 
 @functools.cache
@@ -132,5 +135,16 @@ def _span(steps: Sequence[Step], step: Step) -> int:
 
 def _tries(sample: Sample) -> int:
     """Pictures made for each one kept: the ``k`` of best-of-k, 1 without it."""
-    baselines = [config for config in sample.methods if method_info(config.name).family == "baseline"]
-    return math.prod(int({**method_options(config.name), **config.options}.get("k", 1)) for config in baselines)
+    return math.prod(int(options.get("k", 1)) for options in _baselines(sample))
+
+
+def _judging(sample: Sample, schedule: Sequence[Step]) -> int:
+    """Forwards in which the network judges the pictures of best-of-k itself; 0 for other judges."""
+    itself = any(options.get("judge") in (DENOISING, BOTH) for options in _baselines(sample))
+    return _tries(sample) * len(nearest_steps(schedule)) if itself else 0
+
+
+def _baselines(sample: Sample) -> list[dict[str, Any]]:
+    """All options of the row's baselines, with defaults."""
+    found = [config for config in sample.methods if method_info(config.name).family == "baseline"]
+    return [{**method_options(config.name), **config.options} for config in found]

@@ -54,6 +54,13 @@ def test_plain_and_best_of_k() -> None:
     assert expected_cost(tiny.row(methods=(MethodConfig("best_of_k", {"k": 3}),))) == ExpectedCost(24, 0, 24, 0)
 
 
+@pytest.mark.parametrize("judge", ["attention", "denoising", "attention+denoising"])
+def test_a_network_that_judges_its_own_pictures_is_counted(judge: str) -> None:
+    row = tiny.row(steps=30, methods=(MethodConfig("best_of_k", {"k": 2, "judge": judge}),))
+    expected, made = expected_cost(row), sample_batch(tiny.model(), [row])[0].cost
+    assert expected.forwards == made.unet_forwards == 2 * (2 * 30 + (0 if judge == "attention" else 3))
+
+
 def test_thresholds_give_a_range() -> None:
     cost = expected_cost(tiny.row(methods=(MethodConfig("mask_guidance", {"until": 0.1, "iterations": 5}),)))
     assert cost == ExpectedCost(8 + 2, 0, 8 + 2 * 5, 2 * 5)  # half of four steps
