@@ -6,7 +6,8 @@
 
 Every strength's pictures are measured both ways: attention inside and strain, which decide for the command, and region hits and
 recognised foreground. The judge's choice is the least strength with nine tenths of the largest gain in region hits among those
-that lose at most two points of recognised foreground. OUT/tuning.csv holds the table.
+whose loss of recognised foreground, picture by picture, is two points at most or cannot be told from it (95 % interval).
+OUT/tuning.csv holds the table.
 """
 
 from __future__ import annotations
@@ -38,14 +39,24 @@ Row = dict[str, Any]
 
 
 def judged_choice(judged: Judged) -> float | None:
-    """The least strength with enough gain in region hits, among those that keep the recognised foreground."""
-    means = {value: {name: fmean(found) for name, found in scores.items()} for value, scores in judged.items()}
-    plain = means.pop(None)
-    good = {value: mean for value, mean in means.items() if mean["explained"] >= plain["explained"] - ALLOWANCE}
-    most = max((mean["region_hit"] for mean in good.values()), default=0.0) - plain["region_hit"]
-    if most <= 0:
-        return None
-    return min(v for v, mean in good.items() if v is not None and mean["region_hit"] - plain["region_hit"] >= SATURATED * most)
+    """The least strength with enough gain in region hits, among those that keep the recognised foreground.
+
+    Scores of the same pictures stand at the same places of all lists.
+    """
+    plain = judged[None]
+    gains = {
+        value: fmean(scores["region_hit"]) - fmean(plain["region_hit"])
+        for value, scores in judged.items()
+        if value is not None and _keeps(scores["explained"], plain["explained"])
+    }
+    most = max(gains.values(), default=0.0)
+    return min((value for value, gain in gains.items() if gain >= SATURATED * most), default=None) if most > 0 else None
+
+
+def _keeps(steered: Sequence[float], plain: Sequence[float]) -> bool:
+    """Whether no more is lost than the allowance, as far as these pictures can tell."""
+    changes = [after - before for after, before in zip(steered, plain, strict=True)]
+    return bootstrap_interval(changes)[1] >= -ALLOWANCE
 
 
 class Watched:
@@ -60,10 +71,10 @@ class Watched:
         self.judged: Judged = {}
 
     def keep(self, value: float | None, results: Sequence[SampleResult]) -> None:
-        """Judge the pictures of a strength; a missing picture counts as 0."""
+        """Judge the pictures of a strength, in the order of their rows; a missing picture counts as 0."""
         scores: dict[str, list[float]] = {"region_hit": [], "explained": []}
-        for result in results:
-            asked = self.asked[result.sample.id.removesuffix("-plain").rsplit("-", 1)[0]]
+        for row, result in sorted({result.sample.id.removesuffix("-plain"): result for result in results}.items()):
+            asked = self.asked[row.rsplit("-", 1)[0]]
             seen = {} if result.image is None else score(seen_shapes(result.image), asked)
             for metric, found in scores.items():
                 found.append(float(seen.get(metric, 0.0)))

@@ -36,6 +36,14 @@ def test_the_judge_s_choice_by_hand(judged: check_tuning.Judged, value: float | 
     assert check_tuning.judged_choice(judged) == value
 
 
+def test_a_loss_that_pictures_cannot_tell_is_allowed() -> None:
+    plain = {"region_hit": [0.0] * 4, "explained": [1.0, 1.0, 0.5, 0.5]}
+    unsure = {"region_hit": [1.0] * 4, "explained": [1.0, 0.5, 0.5, 0.75]}  # 6 points less in the mean, of one picture in four
+    sure = {"region_hit": [1.0] * 4, "explained": [0.94, 0.94, 0.44, 0.44]}  # 6 points less in every one
+    assert check_tuning.judged_choice({None: plain, 1.0: unsure}) == 1.0
+    assert check_tuning.judged_choice({None: plain, 1.0: sure}) is None
+
+
 def test_both_choices_are_of_the_same_pictures(capsys: pytest.CaptureFixture[str]) -> None:
     layout = Layout("a0", "boxes", PROMPT, ("red circle", "blue square"), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 1.0)))
     rows = layout_samples([layout], range(3), steps=2)

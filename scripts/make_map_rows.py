@@ -1,0 +1,73 @@
+"""Write rows that ask where maps may come from, and for which words: ``python scripts/make_map_rows.py --out runs/map_rows``.
+
+The benchmark's prompts with two objects, as tables that `attnguide eval` takes:
+
+    first.jsonl, second.jsonl    a box for one of the two objects alone
+    seed.jsonl                   each object's map as it was in the same prompt's picture of another seed
+    picture.jsonl                each object's map in a picture that shows both in their boxes (pictures/), noised
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from attnguide.shapes.layouts import Layout, choose_layouts, layout_scene, load_layouts
+from attnguide.shapes.renderer import render
+from attnguide.shapes.scene import BACKGROUNDS
+
+SEED = 100
+"""Seed of the pictures that ``seed.jsonl`` takes maps from."""
+
+
+def boxes(row: Layout, *which: int) -> list[str]:
+    """Regions of some of the row's objects: their boxes as fractions."""
+    return [f"{row.phrases[index]}={','.join(f'{corner:.6g}' for corner in row.boxes[index])}" for index in which]
+
+
+def borrowed(row: Layout, source: str) -> list[str]:
+    """Regions of all of the row's objects: their maps in one source."""
+    return [f"{phrase}={source}" for phrase in row.phrases]
+
+
+def lines(rows: Iterable[Layout], regions: Callable[[Layout], list[str]]) -> str:
+    """JSON lines of the rows with the regions that a function gives each."""
+    made = []
+    for row in rows:
+        tags = {"category": row.category, "held_out": row.held_out}
+        made.append(json.dumps({"id": row.id, "prompt": row.prompt, "regions": regions(row), "tags": tags}))
+    return "".join(line + "\n" for line in made)
+
+
+def draw(row: Layout, folder: Path) -> Path:
+    """Draw the row's objects in their boxes, on the prompt's background or white; returns the file."""
+    background = next((name for name in BACKGROUNDS if f"{name} background" in row.prompt), "white")
+    file = folder / f"{row.id}.png"
+    render(layout_scene(row, background)).save(file)
+    return file.resolve()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the four tables and the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/map_rows"))
+    parser.add_argument("--prompts", type=int, default=None, help="so many of the 32 prompts, spread evenly; all by default")
+    args = parser.parse_args(argv)
+    rows = choose_layouts(load_layouts("benchmark"), ["two_objects"], args.prompts)
+    pictures = args.out / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, Callable[[Layout], list[str]]] = {
+        "first.jsonl": lambda row: boxes(row, 0),
+        "second.jsonl": lambda row: boxes(row, 1),
+        "seed.jsonl": lambda row: borrowed(row, f"seed:{SEED}"),
+        "picture.jsonl": lambda row: borrowed(row, f"noise:{draw(row, pictures)}"),
+    }
+    for name, regions in tables.items():
+        (args.out / name).write_text(lines(rows, regions), encoding="utf-8")
+    print(f"{', '.join(tables)} in {args.out}, {len(rows)} prompts each")
+
+
+if __name__ == "__main__":
+    main()
