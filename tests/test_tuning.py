@@ -31,11 +31,12 @@ def _trial(value: float, inside: float, strain: float = 1.0) -> Trial:
         ([_trial(1, 0.2), _trial(2, 0.47), _trial(4, 0.5)], 2.0),  # nine tenths of 0.4 are 0.36
         ([_trial(1, 0.2), _trial(2, 0.45), _trial(4, 0.5)], 4.0),
         ([_trial(1, 0.2), _trial(2, 0.3), _trial(4, 0.5, strain=1.3)], 2.0),  # the strongest strains latents
+        ([_trial(1, 0.2), _trial(2, 0.3), _trial(4, 0.5, strain=0.7)], 2.0),  # the strongest leaves things out
         ([_trial(1, 0.05), _trial(2, 0.1)], None),  # nothing is gained
         ([_trial(1, 0.5, strain=2.0)], None),
         ([], None),
     ],
-    ids=["saturated", "not yet", "strained", "no gain", "none holds", "none"],
+    ids=["saturated", "not yet", "strained", "emptied", "no gain", "none holds", "none"],
 )
 def test_the_least_strength_of_nearly_the_largest_gain(tried: list[Trial], chosen: float | None) -> None:
     found = choose(Trial(None, 0.1, 1.0), tried)

@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -9,6 +10,8 @@ import check_tuning
 
 from attnguide.benchmark import layout_samples
 from attnguide.shapes.layouts import Layout
+from attnguide.shapes.scene import COLORS
+from attnguide.types import Cost, SampleResult
 from tests import tiny
 
 PROMPT = "a red circle and a blue square"
@@ -44,12 +47,28 @@ def test_a_loss_that_pictures_cannot_tell_is_allowed() -> None:
     assert check_tuning.judged_choice({None: plain, 1.0: sure}) is None
 
 
-def test_both_choices_are_of_the_same_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("any_shape", "guard"), [(False, "explained"), (True, "presence")])
+def test_both_choices_are_of_the_same_pictures(any_shape: bool, guard: str, capsys: pytest.CaptureFixture[str]) -> None:
     layout = Layout("a0", "boxes", PROMPT, ("red circle", "blue square"), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 1.0)))
     rows = layout_samples([layout], range(3), steps=2)
-    watched = check_tuning.Watched([layout])
+    watched = check_tuning.Watched([layout], any_shape)
     table = check_tuning.check(tiny.model(), "forward_layout", [0.5, 1.0], rows, watched)
     assert [row["scale"] for row in table] == ["plain", "0.5", "1"] and {*watched.judged} == {None, 0.5, 1.0}
-    assert all(len(scores["region_hit"]) == 3 for scores in watched.judged.values())
+    assert all(len(scores["region_hit"]) == len(scores[guard]) == 3 for scores in watched.judged.values())
     assert sum(row["without_judge"] for row in table) <= 1 and table[0]["without_judge"] == 0
     assert "without a judge" in capsys.readouterr().out
+
+
+def test_by_colour_a_bent_shape_is_there() -> None:
+    layout = Layout("a0", "boxes", PROMPT, ("red circle", "blue square"), ((0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 1.0)))
+    picture = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.polygon([(10, 40), (50, 50), (20, 60), (54, 80), (12, 90)], fill=COLORS["red"])  # no shape of this world
+    draw.rectangle((74, 50, 114, 90), fill=COLORS["blue"])
+    (row,) = layout_samples([layout], [0])
+    scores = {}
+    for any_shape in (False, True):
+        watched = check_tuning.Watched([layout], any_shape)
+        watched.keep(None, [SampleResult(row, picture, None, Cost())])
+        scores[any_shape] = watched.judged[None]
+    assert scores[False]["region_hit"] == [0.5] and scores[True] == {"region_hit": [1.0], "presence": [1.0]}
