@@ -69,6 +69,6 @@ def test_by_colour_a_bent_shape_is_there() -> None:
     scores = {}
     for any_shape in (False, True):
         watched = check_tuning.Watched([layout], any_shape)
-        watched.keep(None, [SampleResult(row, picture, None, Cost())])
+        watched.keep(None, [SampleResult(row, picture, None, Cost(0, 0, 0.0, 0.0))])
         scores[any_shape] = watched.judged[None]
     assert scores[False]["region_hit"] == [0.5] and scores[True] == {"region_hit": [1.0], "presence": [1.0]}
