@@ -2,13 +2,12 @@
 
     python scripts/check_tuning.py                                   # mask_guidance and forward_layout, 12 development prompts
     python scripts/check_tuning.py --methods mask_guidance --values 0.25 0.5 1 2 4 --prompts 8 --seeds 2
-    python scripts/check_tuning.py --model shapes-mmdit --true-cfg-scale 2 --any-shape   # a model that bends its shapes
+    python scripts/check_tuning.py --model shapes-mmdit --true-cfg-scale 2
 
-Every strength's pictures are measured both ways: attention inside and strain, which decide for the command, and region hits and
-recognised foreground. The judge's choice is the least strength with nine tenths of the largest gain in region hits among those
-whose loss of recognised foreground, picture by picture, is two points at most or cannot be told from it (95 % interval).
-With --any-shape objects are judged by colour alone, and the share of them that are there takes the place of the recognised
-foreground. OUT/tuning.csv holds the table.
+Every strength's pictures are measured both ways. Attention inside and strain decide for the command. The judge looks at places
+by colour alone (boxes hit, objects that are there) and at shapes (recognised foreground): its choice is the least strength with
+nine tenths of the largest gain in hits among those whose loss of objects and of foreground, picture by picture, is two points at
+most or cannot be told from it (95 % interval). OUT/tuning.csv holds the table.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from attnguide.benchmark import bootstrap_interval, layout_samples
-from attnguide.judges.base import Asked, Seen
+from attnguide.judges.base import Asked
 from attnguide.judges.patches import seen_patches
 from attnguide.judges.shapes import asked_from_layout, seen_shapes
 from attnguide.metrics.functional import score
@@ -37,22 +36,25 @@ VALUES = {"mask_guidance": (0.0625, 0.25, 1.0, 4.0), "forward_layout": (0.25, 0.
 """Strengths to try, by method; others need --values."""
 
 ALLOWANCE = 0.02
-"""Share of recognised foreground that a strength may lose."""
+"""Share of the objects and of the recognised foreground that a strength may lose."""
+
+CONTROL, GUARDS = "region_hit", ("presence", "explained")
+"""Metrics of the judge: the one that is to rise, and those that are to stay."""
 
 Judged = dict[float | None, dict[str, list[float]]]
 Row = dict[str, Any]
 
 
-def judged_choice(judged: Judged, guard: str = "explained") -> float | None:
-    """The least strength with enough gain in region hits, among those that keep the other metric, ``guard``.
+def judged_choice(judged: Judged) -> float | None:
+    """The least strength with enough gain in :data:`CONTROL`, among those that keep :data:`GUARDS`.
 
     Scores of the same pictures stand at the same places of all lists.
     """
     plain = judged[None]
     gains = {
-        value: fmean(scores["region_hit"]) - fmean(plain["region_hit"])
+        value: fmean(scores[CONTROL]) - fmean(plain[CONTROL])
         for value, scores in judged.items()
-        if value is not None and _keeps(scores[guard], plain[guard])
+        if value is not None and all(_keeps(scores[guard], plain[guard]) for guard in GUARDS)
     }
     most = max(gains.values(), default=0.0)
     return min((value for value, gain in gains.items() if gain >= SATURATED * most), default=None) if most > 0 else None
@@ -69,39 +71,38 @@ class Watched:
 
     Args:
         layouts: Layouts of the rows, which say what each should show.
-        any_shape: Judge by colour alone.
     """
 
-    def __init__(self, layouts: Sequence[Layout], any_shape: bool = False) -> None:
-        self.any_shape, self.guard = any_shape, "presence" if any_shape else "explained"
+    def __init__(self, layouts: Sequence[Layout]) -> None:
         self.asked = {layout.id: asked_from_layout(layout) for layout in layouts}
         self.judged: Judged = {}
 
     def keep(self, value: float | None, results: Sequence[SampleResult]) -> None:
         """Judge the pictures of a strength, in the order of their rows; a missing picture counts as 0."""
-        scores: dict[str, list[float]] = {"region_hit": [], self.guard: []}
+        scores: dict[str, list[float]] = {metric: [] for metric in (CONTROL, *GUARDS)}
         for row, result in sorted({result.sample.id.removesuffix("-plain"): result for result in results}.items()):
-            asked = self.asked[row.rsplit("-", 1)[0]]
-            seen = {} if result.image is None else score(self._see(result.image, asked), asked)
+            seen = {} if result.image is None else _scores(result.image, self.asked[row.rsplit("-", 1)[0]])
             for metric, found in scores.items():
                 found.append(float(seen.get(metric, 0.0)))
         self.judged[value] = scores
 
-    def _see(self, picture: Image.Image, asked: Asked) -> Seen:
-        return seen_patches(picture, asked) if self.any_shape else seen_shapes(picture)
+
+def _scores(picture: Image.Image, asked: Asked) -> dict[str, float]:
+    """Places by colour alone, which a badly drawn object has, too, and the foreground in recognised shapes."""
+    return {**score(seen_patches(picture, asked), asked), "explained": score(seen_shapes(picture), asked)["explained"]}
 
 
 def check(model: ModelAdapter, name: str, values: Sequence[float], rows: Sequence[Sample], watched: Watched) -> list[Row]:
     """Sample a method's strengths, measure both ways and print; returns the table's rows."""
     print(f"\n{name}, {len(rows)} pictures a strength")
-    print(f"{'scale':>8}{'inside':>9}{'strain':>9}{'region_hit':>22}{watched.guard:>22}")
+    print(f"{'scale':>8}{'inside':>9}{'strain':>9}" + "".join(f"{metric:>22}" for metric in (CONTROL, *GUARDS)))
     found: list[Trial] = []
     for trial in trials(model, rows, MethodConfig(name), values, batch_size=16, keep=watched.keep):
         found.append(trial)
         cells = "".join(f"{_cell(scores):>22}" for scores in watched.judged[trial.value].values())
         print(f"{_label(trial.value):>8}{trial.inside:>9.3f}{trial.strain:>9.2f}{cells}", flush=True)
     chosen = choose(found[0], found[1:])
-    picked, best = None if chosen is None else chosen.value, judged_choice(watched.judged, watched.guard)
+    picked, best = None if chosen is None else chosen.value, judged_choice(watched.judged)
     print(f"without a judge {_label(picked, 'none')}, by the judge {_label(best, 'none')}", flush=True)
     return [
         {
@@ -141,7 +142,6 @@ def main() -> None:
     parser.add_argument(
         "--true-cfg-scale", type=float, default=None, help="for pipelines of FLUX.1's kind, instead of --cfg-scale"
     )
-    parser.add_argument("--any-shape", action="store_true", help="judge objects by colour alone")
     parser.add_argument("--out", type=Path, default=Path("runs/check_tuning"))
     args = parser.parse_args()
     guidance: dict[str, Any] = {"cfg_scale": args.cfg_scale}
@@ -152,7 +152,7 @@ def main() -> None:
     rows = layout_samples(layouts, range(args.seeds), steps=args.steps, **guidance)
     table: list[Row] = []
     for name in args.methods:
-        table += check(model, name, args.values or VALUES[name], rows, Watched(layouts, args.any_shape))
+        table += check(model, name, args.values or VALUES[name], rows, Watched(layouts))
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "tuning.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, table[0].keys())
