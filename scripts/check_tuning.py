@@ -6,8 +6,8 @@
 
 Every strength's pictures are measured both ways. Attention inside and strain decide for the command. The judge looks at places
 by colour alone (boxes hit, objects that are there) and at shapes (recognised foreground): its choice is the least strength with
-nine tenths of the largest gain in hits among those whose loss of objects and of foreground, picture by picture, is two points at
-most or cannot be told from it (95 % interval). OUT/tuning.csv holds the table.
+nine tenths of the largest gain in hits among those whose loss of objects and of foreground, picture by picture, is two points
+at most or cannot be told from it (95 % interval). OUT/tuning.csv holds the table.
 """
 
 from __future__ import annotations
