@@ -202,14 +202,16 @@ def trials(
         The plain trial, then one for each strength.
 
     Raises:
-        ValueError: If there are fewer than three rows, a row has no placed region or no plain picture, or the method cannot
-            take a row.
+        ValueError: If there are fewer than three rows or rows of several sizes, a row has no placed region or no plain picture,
+            or the method cannot take a row.
     """
     if len(rows) < 3:
         raise ValueError(f"rows must be at least 3, whose plain pictures show how latents vary; got {len(rows)}.")
     for row in rows:
         if not any(region.has_place for region in row.regions):
             raise ValueError(f"Row {row.id!r} has no region with a place, in which its word could be seen.")
+    if len(sizes := {(row.height, row.width) for row in rows}) > 1:
+        raise ValueError(f"rows must be of one size, so that their latents can be compared; got {len(sizes)} sizes.")
     tell = keep or (lambda value, results: None)
     shares, latents = _made(model, [row.plain() for row in rows], batch_size, partial(tell, None))
     if len(latents) != len(rows):

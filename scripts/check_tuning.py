@@ -6,14 +6,15 @@
 
 Every strength's pictures are measured both ways. Attention inside and strain decide for the command. The judge looks at places
 by colour alone (boxes hit, objects that are there) and at shapes (recognised foreground): its choice is the least strength with
-nine tenths of the largest gain in hits among those whose loss of objects and of foreground, picture by picture, is two points
-at most or cannot be told from it (95 % interval). OUT/tuning.csv holds the table.
+nine tenths of the largest gain in hits among those below the first that certainly loses: more than two points of the objects or
+of the foreground, picture by picture, by a 95 % interval. OUT/tuning.csv holds the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +37,7 @@ VALUES = {"mask_guidance": (0.0625, 0.25, 1.0, 4.0), "forward_layout": (0.25, 0.
 """Strengths to try, by method; others need --values."""
 
 ALLOWANCE = 0.02
-"""Share of the objects and of the recognised foreground that a strength may lose."""
+"""Share of the objects and of the recognised foreground that a strength may certainly lose."""
 
 CONTROL, GUARDS = "region_hit", ("presence", "explained")
 """Metrics of the judge: the one that is to rise, and those that are to stay."""
@@ -46,16 +47,16 @@ Row = dict[str, Any]
 
 
 def judged_choice(judged: Judged) -> float | None:
-    """The least strength with enough gain in :data:`CONTROL`, among those that keep :data:`GUARDS`.
+    """The least strength with enough gain in :data:`CONTROL`, among those below the first that does not keep :data:`GUARDS`.
 
     Scores of the same pictures stand at the same places of all lists.
     """
     plain = judged[None]
-    gains = {
-        value: fmean(scores[CONTROL]) - fmean(plain[CONTROL])
-        for value, scores in judged.items()
-        if value is not None and all(_keeps(scores[guard], plain[guard]) for guard in GUARDS)
-    }
+    kept = itertools.takewhile(
+        lambda value: all(_keeps(judged[value][guard], plain[guard]) for guard in GUARDS),
+        sorted(value for value in judged if value is not None),
+    )
+    gains = {value: fmean(judged[value][CONTROL]) - fmean(plain[CONTROL]) for value in kept}
     most = max(gains.values(), default=0.0)
     return min((value for value, gain in gains.items() if gain >= SATURATED * most), default=None) if most > 0 else None
 

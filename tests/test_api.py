@@ -191,7 +191,7 @@ def test_options_are_judged_before_a_model_is_loaded(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("attnguide.models.load.load_model", load)
     with pytest.raises(ValueError, match="iterations must be at least 0; got -1"):
         attnguide.sample(tiny.PROMPT, regions=PLACES, method="mask_guidance", iterations=-1)
-    with pytest.raises(ValueError, match="levels must be a list of whole numbers; got 'coarse'"):
+    with pytest.raises(ValueError, match="levels must be a list of whole numbers, like \\[0, 1\\]; got 'coarse'"):
         attnguide.sample(tiny.PROMPT, regions=PLACES, method="inject1", levels="coarse")
 
 

@@ -94,7 +94,11 @@ def test_user_options_win_over_the_preset() -> None:
         ("mask_guidance", {"scale": float("inf")}, r"^scale must be finite"),
         ("inject5", {"scale": None}, "Method 'inject5': scale must be a number"),
         ("inject5", {"stage": "nonsense"}, "Method 'inject5': stage must be one of probs, scores; got 'nonsense'"),
-        ("attend_and_excite", {"thresholds": [0.5]}, "thresholds must be a mapping to numbers, or a list; got "),
+        (
+            "attend_and_excite",
+            {"thresholds": [0.5]},
+            "must be a mapping to numbers, like {NAME: VALUE}, or a list; got ",
+        ),
         (
             "attend_and_excite",
             {"max_refinements": -1},

@@ -142,7 +142,7 @@ class Attention:
             ExitStack() as stack,
         ):
             for probe, _ in self._probes:
-                if probe.around is not None and context.kind in probe.kinds:
+                if probe.around is not None and probe.reads(context):
                     stack.enter_context(probe.around(context, probe.record))
             yield
         this.parts.show()
@@ -174,7 +174,7 @@ class Attention:
 
     def _visited(self, context: PassContext) -> Visited:
         """Modules that are read or edited in a pass, each with its sites, in network order."""
-        probes = [(probe, sites) for probe, sites in self._probes if context.kind in probe.kinds]
+        probes = [(probe, sites) for probe, sites in self._probes if probe.reads(context)]
         edits = [(edit, sites) for edit, sites in self._edits if edit.active(context)]
         visited: dict[nn.Module, list[Visitors]] = {}
         if not probes and not edits:

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from attnguide.attention.sites import Site, SiteSelector
-from attnguide.types import PassContext, PassKind
+from attnguide.types import Branch, PassContext, PassKind
 
 Quantity = Literal["query", "key", "value", "scores", "original_probs", "probs", "output", "beside"]
 """Tensors of an attention call that a probe can read.
@@ -35,6 +35,8 @@ class Probe:
         record: Called once per site and pass with the site, the tensor and the pass; must not write into the tensor.
         sites: Sites to read.
         kinds: Kinds of pass to read in.
+        branch: Branch that a pass must have to be read; any pass of its kind when ``None``. A pipeline that computes the halves
+            of classifier-free guidance one after the other makes passes that have no ``cond``.
         around: Context manager entered around each such pass, called with the pass and ``record``; must undo its own hooks.
     """
 
@@ -42,7 +44,12 @@ class Probe:
     record: Record
     sites: SiteSelector = field(default_factory=SiteSelector)
     kinds: frozenset[PassKind] = field(default=frozenset({"denoise"}))
+    branch: Branch | None = "cond"
     around: Callable[[PassContext, Record], AbstractContextManager[None]] | None = None
+
+    def reads(self, context: PassContext) -> bool:
+        """Whether the probe reads in a pass."""
+        return context.kind in self.kinds and (self.branch is None or self.branch in context.branches)
 
 
 class Recorder:

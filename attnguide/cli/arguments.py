@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from attnguide.cli.errors import UsageError, one_line
 from attnguide.cli.values import Setting, scalar
 from attnguide.models.names import nearest
 from attnguide.text.fields import FOREIGN_NAMES
-from attnguide.text.parsing import shown
+from attnguide.text.parsing import real_number, shown
 from attnguide.text.yaml12 import read_yaml, yaml_value
 
 _NAMED = ("--method", "--judge")
@@ -66,7 +67,7 @@ def parse(prog: str, argv: Sequence[str], settings: Sequence[Setting], *, descri
     try:
         found = parser.parse_args(pack(argv, settings))
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
-        raise UsageError(_mended(one_line(error), settings)) from error
+        raise UsageError(_mended(one_line(error), settings, argv)) from error
     values = {setting.name: found.get(setting.name, setting.default) for setting in settings}
     try:
         # Settings that are mappings (--wandb.KEY) were collected key by key without a check.
@@ -220,9 +221,9 @@ def _check_entry(path: str, key: Any, value: Any, settings: Sequence[Setting]) -
         raise UsageError(f"{where}: {one_line(error)}") from error
 
 
-def _mended(message: str, settings: Sequence[Setting]) -> str:
+def _mended(message: str, settings: Sequence[Setting], argv: Sequence[str]) -> str:
     """An error message of jsonargparse, reworded as ``name: expected ...; got ...``."""
-    options = ["--config", "--print_config", "--help", *(setting.option for setting in settings)]
+    options = ["--config", "--print_config", "--help", *(setting.option for setting in settings[1:])]
     if message.startswith("unrecognized arguments: "):
         first = message.removeprefix("unrecognized arguments: ").split("=")[0].partition(" ")[0]
         foreign = FOREIGN_NAMES.get(first.strip("-").replace("-", "_").lower())
@@ -231,7 +232,11 @@ def _mended(message: str, settings: Sequence[Setting]) -> str:
     if message.startswith("unrecognized arguments: "):
         word = message.removeprefix("unrecognized arguments: ").split("=")[0]
         first = word.split()[0] if word.split() else "''"
+        if settings and first == settings[0].option:
+            return f"{settings[0].name}: expected by itself, in quotes; {first} is no option"
         if not first.startswith("-"):
+            if listed := _listed(argv):
+                return listed
             place = (
                 f"{settings[0].name}: expected one argument (put it in quotes); got"
                 if settings
@@ -246,3 +251,18 @@ def _mended(message: str, settings: Sequence[Setting]) -> str:
         name = option.split("/")[-1]
         return f"{name}: expected a value; got nothing" if problem == "expected one argument" else problem
     return message
+
+
+def _listed(argv: Sequence[str]) -> str | None:
+    """What to say where several words follow an option of a method or judge, which takes one value."""
+    for place, word in enumerate(argv):
+        base, dot, _ = word.partition(".")
+        if base in _NAMED and dot and "=" not in word:
+            after = list(itertools.takewhile(lambda one: not one.startswith("--"), argv[place + 1 :]))
+            if len(after) > 1 and all(map(_is_number, after)):
+                return f"{word}: expected one value, a list in brackets: '[{','.join(after)}]'; got {' '.join(after)}"
+    return None
+
+
+def _is_number(word: str) -> bool:
+    return real_number(word) is not None

@@ -118,7 +118,7 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Plan, MethodConfig]:
     """The plan of the rows, and the one method that they share.
 
     Raises:
-        UsageError: If there are fewer than 3 rows, a row has no place, or rows have no method or several.
+        UsageError: If there are fewer than 3 rows, a row has no place, rows have no method or several, or are of several sizes.
     """
     plain = {setting.name: setting.default for setting in run_settings()}
     given = {setting.name: asked[setting.name] for setting in _shared()}
@@ -135,6 +135,8 @@ def _planned(asked: Mapping[str, Any]) -> tuple[Plan, MethodConfig]:
         raise UsageError(f"seed: expected at least 3 rows, whose plain pictures show how latents vary; got {len(plan.samples)}")
     if unplaced := [row.id for row in plan.samples if not any(region.has_place for region in row.regions)]:
         raise UsageError(f"region: expected a place in which a word should be seen; row {unplaced[0]!r} has none")
+    if len(sizes := {(row.height, row.width) for row in plan.samples}) > 1:
+        raise UsageError(f"rows: expected pictures of one size, whose latents can be compared; got {len(sizes)} sizes")
     if demo:
         print(f"no prompt given: {plan.samples[0].prompt!r}, {len(plan.samples)} seeds", flush=True)
     return plan, methods[0]

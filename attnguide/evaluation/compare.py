@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ class Line:
     Attributes:
         arm: Name of the arm.
         metric: Name of the metric.
-        mean: Mean over pictures, with an interval over prompts.
+        mean: Mean over pictures, with an interval over prompts, or over pictures where all are of one prompt.
         category: Category of the benchmark; empty for all rows.
         to_plain: Paired difference to plain pictures of the same rows and seeds; its p is corrected over arms (Holm).
         to_best: Paired difference to the best of as many plain pictures as cost as much; p corrected alike.
@@ -187,25 +187,32 @@ def _by_category(valued: Valued) -> dict[str, dict[str, list[tuple[Entry, float]
 
 
 def _means(metric: str, valued: Valued) -> list[Line]:
-    lines = []
+    lines, of = [], _clusters(valued)
     for arm, pairs in valued.items():
-        clusters: dict[str, list[float]] = {}
+        clusters: dict[Hashable, list[float]] = {}
         for entry, value in pairs:
-            clusters.setdefault(entry.prompt, []).append(value)
+            clusters.setdefault(of[entry.key], []).append(value)
         mean = clustered_mean(clusters)
         if mean is not None:
             lines.append(Line(arm, metric, mean))
     return lines
 
 
+def _clusters(valued: Valued) -> dict[tuple[str, int], Hashable]:
+    """Cluster of each picture, by its key: its prompt, or the picture itself where all are of one prompt."""
+    entries = [entry for pairs in valued.values() for entry, _ in pairs]
+    alone = len({entry.prompt for entry in entries}) == 1
+    return {entry.key: entry.key if alone else entry.prompt for entry in entries}
+
+
 def _lines(metric: str, valued: Valued, rivals: Mapping[str, str]) -> list[Line]:
     """Lines of one metric for all arms, with p-values corrected for the number of arms."""
-    prompts = {entry.key: entry.prompt for own in valued.values() for entry, _ in own}
+    clusters = _clusters(valued)
     values = {arm: {entry.key: value for entry, value in own} for arm, own in valued.items()}
     steered = [arm for arm in valued if arm != PLAIN]
-    to_plain = _corrected(steered, lambda arm: paired_difference(values[arm], values.get(PLAIN, {}), prompts))
+    to_plain = _corrected(steered, lambda arm: paired_difference(values[arm], values.get(PLAIN, {}), clusters))
     to_best = _corrected(
-        [arm for arm in steered if arm in rivals], lambda arm: paired_difference(values[arm], values[rivals[arm]], prompts)
+        [arm for arm in steered if arm in rivals], lambda arm: paired_difference(values[arm], values[rivals[arm]], clusters)
     )
     return [
         replace(line, to_plain=to_plain.get(line.arm), to_best=to_best.get(line.arm), best=rivals.get(line.arm, ""))

@@ -65,7 +65,8 @@ def markdown(found: Comparison, title: str, about: Mapping[str, str], tuned: Seq
 def _scores(found: Comparison) -> Iterator[str]:
     yield "## Scores"
     yield (
-        "Percent, mean over pictures with a 95 % bootstrap interval over prompts (all pictures of a drawn prompt together). A "
+        "Percent, mean over pictures with a 95 % bootstrap interval over prompts (all pictures of a drawn prompt together; "
+        "over pictures where all are of one prompt). A "
         "picture that failed counts as 0, a row that was refused is left out and counted below. "
         f"`{PRECISION}` (average precision of boxes) and `{DISTANCE}` (kernel distance to the reference pictures, no percent, "
         "less is better) are over all pictures of an arm together."

@@ -92,6 +92,11 @@ class Injection(ABC):
         """Further texts that :meth:`condition` encodes, which must fit the text encoder."""
         return ()
 
+    @property
+    def changes_noise(self) -> bool:
+        """Whether :meth:`initial_noise` changes anything, which nothing can where a picture begins at another picture."""
+        return type(self).initial_noise is not Injection.initial_noise
+
     def initial_noise(self, noise: Tensor, targets: Targets) -> Tensor:
         """Change the rows' unit noise, ``batch channels height width``."""
         return noise

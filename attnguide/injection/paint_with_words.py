@@ -73,6 +73,11 @@ class PaintWithWords(Injection):
     def edits(self, targets: Targets) -> Sequence[Edit]:
         return [_Painting(self, targets)]
 
+    @property
+    def changes_noise(self) -> bool:
+        seeds = self.region_seeds
+        return any(seeds) if isinstance(seeds, Sequence) else bool(seeds)
+
     def initial_noise(self, noise: Tensor, targets: Targets) -> Tensor:
         if not self.region_seeds:
             return noise

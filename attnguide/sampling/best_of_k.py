@@ -14,8 +14,8 @@ from typing import Any
 from attnguide.engine.observer import Observer, Observers
 from attnguide.methods import baseline_of, build_method
 from attnguide.sampling.contrast import Contrast, require_nouns
-from attnguide.sampling.denoising import Denoising
-from attnguide.types import Cost, Sample, SampleResult
+from attnguide.sampling.denoising import Denoising, nearest_steps
+from attnguide.types import Cost, Sample, SampleResult, Step
 
 Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]
 """Samples one batch."""
@@ -23,6 +23,9 @@ Run = Callable[[Sequence[Sample], Observer], list[SampleResult]]
 ATTENTION, DENOISING = "attention", "denoising"
 BOTH = f"{ATTENTION}+{DENOISING}"
 """Judges that need no network of their own: the contrast of the nouns' attention, the error of denoising the picture, both."""
+
+DEFAULT_JUDGE = "attnguide.metrics.scoring:shapes_scores"
+"""Judge that knows the world of coloured shapes."""
 
 _STRIDE = 1_000_003
 """Distance between a row's seeds, so that rows with neighbouring seeds do not repeat each other's pictures."""
@@ -53,20 +56,26 @@ class BestOfK:
     name = "best_of_k"
     needs_regions: str | None = None
 
-    def __init__(self, *, k: int = 2, judge: str = "attnguide.metrics.scoring:shapes_scores") -> None:
+    def __init__(self, *, k: int = 2, judge: str = DEFAULT_JUDGE) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k must be a whole number of at least 1; got {k}.")
         self.k, self.judge = k, judge
         self._tried = _OWN.get(judge) or _by_function(_function(judge))
 
-    def check(self, sample: Sample) -> None:
+    def check(self, sample: Sample, steps: Sequence[Step]) -> None:
         """Refuse a row that the judge cannot score.
 
+        Args:
+            sample: The row.
+            steps: Evaluations of its schedule.
+
         Raises:
-            ValueError: If attention decides and the prompt has no noun.
+            ValueError: If attention decides and the prompt has no noun, or denoising and no evaluation has noise and signal.
         """
         if self.judge in (ATTENTION, BOTH):
             require_nouns(sample)
+        if self.judge in (DENOISING, BOTH):
+            nearest_steps(steps)
 
     def sample(self, run: Run, samples: Sequence[Sample], observer: Observer) -> list[SampleResult]:
         """Make all tries and keep the best of each row.
@@ -163,7 +172,8 @@ def _function(judge: str) -> Callable[[SampleResult], Mapping[str, float]]:
         found: Callable[[SampleResult], Mapping[str, float]] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"judge must be module:function of something that exists, or {', '.join(_OWN)}; got {judge!r} ({error})."
+            f"judge must be {DEFAULT_JUDGE} (the default), {', '.join(_OWN)}, or module:function of another that exists; "
+            f"got {judge!r} ({error})."
         ) from error
     return found
 

@@ -114,16 +114,16 @@ def _check_schedule(model: ModelAdapter, scheduler: str | None, steps: int, heig
 
 def _check_row(model: ModelAdapter, sample: Sample) -> None:
     check_methods(sample)
+    height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
+    shape = model.latent_shape(height, width)
     if (baseline := build_baseline(sample)) is not None:
-        baseline.check(sample)
+        baseline.check(sample, model.make_scheduler(sample.scheduler, sample.steps, shape).steps)
     read_rows(model, [sample])
     model.check_row(sample)
     check_foreign(model, sample)
-    height, width = sample.height or model.default_size[0], sample.width or model.default_size[1]
     guidances, injections = build_methods([sample])
     sample = check_sources(model, sample)
     (tokenized,), others = read_rows(model, [sample], source_prompts(common_source([*guidances, *injections]), [sample]))
-    shape = model.latent_shape(height, width)
     if guidances and injections:
         check_hidden(guidances, injections, model.make_scheduler(sample.scheduler, sample.steps, shape).steps)
     if pictured_rows(common_source([*guidances, *injections]), 1):

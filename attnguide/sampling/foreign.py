@@ -70,7 +70,7 @@ def check_foreign(model: ModelAdapter, sample: Sample) -> None:
                 f"Method {method.name!r} reads another picture that is made beside the row's own; a row with input pictures "
                 "has none."
             )
-        own = isinstance(method, Injection) and type(method).initial_noise is not Injection.initial_noise
+        own = isinstance(method, Injection) and method.changes_noise
         if (own or isinstance(method, InitNO | Saga)) and sample.init_image is not None:
             raise ValueError(f"Method {method.name!r} chooses where a picture begins, but the row begins at its init_image.")
 

@@ -154,10 +154,9 @@ class MapRecord:
         self.probe = Probe("probs", self._record, sites, frozenset({"denoise"}))
 
     def _record(self, site: Site, tensor: Tensor, context: PassContext) -> None:
-        cond = context.positions("cond")
-        if cond:
-            found = region_maps(tensor[cond].mean(1), self._targets.tokens).unflatten(-1, (site.height, site.width))
-            self._steps.setdefault(context.step.index, []).append(found.float())
+        cond = tensor[context.positions("cond")].mean(1)
+        found = region_maps(cond, self._targets.tokens).unflatten(-1, (site.height, site.width))
+        self._steps.setdefault(context.step.index, []).append(found.float())
 
     def steps(self) -> Tensor | None:
         """Maps of every evaluation, ``rows regions evaluations height width`` on the CPU; ``None`` before the first."""

@@ -296,7 +296,7 @@ def _check_noise(methods: Sequence[Guidance | Injection], scheduler: LiveDiscret
         if isinstance(method, Guidance):
             changes = method.optimise_at == 0 and isinstance(getattr(method, "search", None), NoiseSearch)
         else:
-            changes = type(method).initial_noise is not Injection.initial_noise
+            changes = method.changes_noise
         if changes and not scheduler.whole:
             raise SteerError(
                 f"Method {method.name!r} changes the initial noise, but the pipeline begins at evaluation "

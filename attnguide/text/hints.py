@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
 _WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+_LISTED = {float: "[0.3, 0.7]", int: "[0, 1]", str: "[first, second]"}
 _MANY = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
 
 
@@ -34,7 +35,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def spelt(hint: Any) -> str:
-    """A hint in words, for errors: ``a number, or a list of numbers``."""
+    """A hint in words, for errors: ``a number, or a list of numbers, like [0.3, 0.7]``."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         named = [spelt(one) for one in inner if one is not type(None)]
@@ -42,9 +43,9 @@ def spelt(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping" + (f" to {_MANY[inner[1]]}" if inner[1] in _MANY else "")
+        return "a mapping" + (f" to {_MANY[inner[1]]}, like {{NAME: VALUE}}" if inner[1] in _MANY else "")
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return "a list" + (f" of {_MANY[inner[0]]}" if inner[0] in _MANY else "")
+        return "a list" + (f" of {_MANY[inner[0]]}, like {_LISTED[inner[0]]}" if inner[0] in _LISTED else "")
     return _WORDS.get(hint, str(getattr(hint, "__name__", hint)))
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from attnguide.attention.capture import Recorder
+from attnguide.attention.capture import Probe, Recorder
 from attnguide.attention.sites import Site
 from attnguide.types import PassContext, Step
 
@@ -21,3 +21,11 @@ def test_positions_of_a_branch() -> None:
     context = PassContext(Step.at_sigma(0, 1, 999.0, 14.6), "denoise", (0, 1, 0, 1), ("uncond", "uncond", "cond", "cond"))
     assert context.positions("cond") == [2, 3]
     assert context.positions("source") == []
+
+
+def test_a_probe_reads_passes_that_have_its_branch() -> None:
+    alone = PassContext(CONTEXT.step, "denoise", (0,), ("uncond",))  # of a pipeline that computes one half after the other
+    by_default, either = Probe("probs", Recorder()), Probe("probs", Recorder(), branch=None)
+    assert [by_default.reads(context) for context in (CONTEXT, alone)] == [True, False]
+    assert [either.reads(context) for context in (CONTEXT, alone)] == [True, True]
+    assert not either.reads(PassContext(CONTEXT.step, "guide", (0,), ("cond",)))

@@ -239,7 +239,11 @@ WRONG = [
         ["trial.yaml"],
         f"{BASE}parameters:\n  method: {{values: [inject1]}}\n  cfg_scale: {{values: [1, 2]}}\n"
         "  method.levels: {values: [[0], coarse]}\n",
-        ["trial.yaml, line 5", "cell 'inject1, 1, coarse'", "levels must be a list of whole numbers; got 'coarse'"],
+        [
+            "trial.yaml, line 5",
+            "cell 'inject1, 1, coarse'",
+            "must be a list of whole numbers, like [0, 1]; got 'coarse'",
+        ],
     ),
     (
         ["trial.yaml", "--dry-run"],

@@ -160,7 +160,15 @@ def test_tables(attnguide: Command, words: list[str], says: list[str]) -> None:
         (["--trainer.devices", "2", "--device", "cpu"], ["out", "--out", "2 processes"]),
         ([*GUIDED, "--method.losses", "{mas: 1}"], ["losses", "mass", "mas"]),
         ([*GUIDED, "--method.iterations", "-1"], ["iterations", "at least 0", "-1"]),
-        ([*GUIDED, "--method.levels", "coarse"], ["'mask_guidance'", "levels", "a list of whole numbers", "'coarse'"]),
+        (
+            [*GUIDED, "--method.levels", "coarse"],
+            ["'mask_guidance'", "levels", "whole numbers, like [0, 1]", "'coarse'"],
+        ),
+        (
+            [*GUIDED, "--method.levels", "0", "1"],
+            ["--method.levels", "a list in brackets: '[0,1]'", "got 0 1"],
+        ),
+        (["--prompt", "a cat"], ["prompt: expected by itself, in quotes; --prompt is no option"]),
         ([*GUIDED, "--method.start", "0.6", "--method.stop", "0.4"], ["start <= stop", "0.6 to 0.4"]),
         (["--method", "attend_and_excite", "--method.thresholds", "0.5", *REGION], ["thresholds", "mapping to numbers", "0.5"]),
         (["--method", "attend_and_excite", "--method.max_refinements", "-1", *REGION], ["max_refinements", "at least 1", "-1"]),

@@ -68,6 +68,14 @@ def test_mistakes_are_told_before_a_model_is_loaded(words: list[str], said: str,
     assert ended.status == 2 and said in ended.err and not list(Path().iterdir())
 
 
+def test_rows_of_several_sizes_cannot_be_compared(attnguide: Command, no_model: None) -> None:
+    sizes = [64, 96, 64]
+    rows = [{"prompt": "a red cat", "regions": {"cat": [0, 0, 0.5, 1]}, "seed": n, "width": w} for n, w in enumerate(sizes)]
+    Path("rows.yaml").write_text(yaml.safe_dump(rows))
+    ended = attnguide("tune", "--rows", "rows.yaml")
+    assert ended.status == 2 and "rows: expected pictures of one size, whose latents can be compared; got 2 sizes" in ended.err
+
+
 def test_regions_need_places(attnguide: Command, no_model: None) -> None:
     ended = attnguide("tune", "a red cat", "--region", "cat", "--method", "attend_and_excite")
     assert ended.status == 2 and "region: expected a place" in ended.err

@@ -36,6 +36,16 @@ def test_means_differences_and_order() -> None:
     assert found.accounts[1].passes == (12.0, 3.0)
 
 
+def test_intervals_of_a_single_prompt_are_over_pictures() -> None:
+    """A bootstrap over one prompt would draw the same pictures each time, and an interval of no width reads as certainty."""
+    plain = [entry("plain", "a", seed, float(seed % 2)) for seed in range(8)]
+    steered = [entry("box_diff", "a", seed, 1.0) for seed in range(8)]
+    found = compare({"plain": plain, "box_diff": steered}, {})
+    before, after = found.line("plain", "region_hit"), found.line("box_diff", "region_hit")
+    assert before is not None and before.mean.low < 0.5 < before.mean.high and before.mean.clusters == 8
+    assert after is not None and after.to_plain is not None and after.to_plain.low < 0.5 < after.to_plain.high
+
+
 def test_best_of_k_keeps_what_judges_like_best_and_costs_all_tries() -> None:
     best = {one.key: one for one in with_best([*PLAIN, *TRIES], 2)}
     assert {one.arm for one in best.values()} == {"best_of_2"} and len(best) == 6

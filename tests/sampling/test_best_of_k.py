@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 
 from attnguide.engine.observer import BatchInfo, Observer
 from attnguide.methods import build_method
+from attnguide.models.load import adapt
 from attnguide.sampling.best_of_k import BestOfK, build_baseline
 from attnguide.sampling.check import mark_rows
 from attnguide.sampling.contrast import Contrast
@@ -17,6 +19,7 @@ from attnguide.shapes.scene import Scene, SceneObject
 from attnguide.types import Cost, MethodConfig, Sample, SampleResult
 from tests import tiny
 from tests.closeness import assert_close
+from tests.steering import pipelines
 
 PICTURES = {
     name: render(Scene((SceneObject("circle", color, x, 0.5, 0.15),)))
@@ -135,9 +138,9 @@ def test_who_watches_sees_the_kept_pictures_once_with_the_cost_of_all_tries() ->
         ({"k": 2.5}, "k must be a whole number; got 2.5"),
         (
             {"judge": "nowhere:nothing"},
-            "module:function of something that exists, or attention, denoising, attention.denoising; got 'nowhere:nothing'",
+            "shapes_scores .the default., attention, denoising, attention.denoising, or module:function of another that exists",
         ),
-        ({"judge": "likes_dark"}, "judge must be module:function"),
+        ({"judge": "likes_dark"}, "judge must be attnguide.metrics.scoring:shapes_scores .* got 'likes_dark'"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
@@ -181,6 +184,15 @@ def test_attention_needs_a_noun() -> None:
     row = tiny.row(steps=2, regions=(), prompt="and", methods=(MethodConfig("best_of_k", {"judge": "attention"}),))
     (marked,) = mark_rows(tiny.model(), [row])
     assert marked.problem is not None and "finds no noun in the prompt 'and'" in marked.problem
+
+
+@pytest.mark.parametrize("judge", ["denoising", "attention+denoising"])
+def test_denoising_needs_a_step_between_noise_and_picture(judge: str) -> None:
+    method = MethodConfig("best_of_k", {"judge": judge})
+    rows = [tiny.row(str(steps), steps=steps, regions=(), methods=(method,)) for steps in (1, 2)]
+    bad, good = mark_rows(adapt(pipelines.shared("flux_dev")), [replace(one, height=32, width=48) for one in rows])
+    assert bad.problem is not None and "needs an evaluation between noise and picture; got 1 of pure noise" in bad.problem
+    assert good.problem is None
 
 
 def test_two_baselines() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from attnguide.ablation.cost import expected_cost
 from attnguide.engine.noise import generators, initial_noise
-from attnguide.engine.observer import BatchInfo, Observer
+from attnguide.engine.observer import BatchInfo, Observer, Observers
+from attnguide.figures.watch import Watch
 from attnguide.inputs import Control
 from attnguide.models.base import ModelAdapter
 from attnguide.models.load import adapt
@@ -23,6 +24,7 @@ from attnguide.sampling.check import mark_rows
 from attnguide.sampling.denoising import denoising_errors
 from attnguide.sampling.sampler import Sampler
 from attnguide.sampling.table import sample_batch, sample_each, sample_rows
+from attnguide.tuning import InsideShare
 from attnguide.types import MapSource, MethodConfig, Region, Sample, SampleResult, Step
 from tests import tiny
 from tests.closeness import assert_close
@@ -303,6 +305,30 @@ def test_prompts_with_weights_reach_the_pipeline_as_states(folder: Path, model: 
     assert first is not None and second is not None and third is not None
     assert_close(second, first)
     assert not torch.allclose(third, first, atol=1e-3)
+
+
+@pytest.mark.parametrize("judge", ["attention", "attention+denoising"])
+@pytest.mark.parametrize("methods", [(), (LAYOUT,)], ids=["plain", "steered"])
+def test_maps_are_read_where_halves_are_computed_one_after_the_other(
+    judge: str, methods: tuple[MethodConfig, ...], flux: ModelAdapter, folder: Path
+) -> None:
+    """FLUX.1's pipelines compute the half of the empty prompt in a pass of its own."""
+    halves = {"negative_prompt": "a dog", "true_cfg_scale": 3.0, "cfg_scale": 3.5}
+    chosen = (MethodConfig("best_of_k", {"k": 2, "judge": judge}), *methods)
+    inside, watch = InsideShare(), Watch()
+    (found,) = sample_batch(flux, [row(folder, methods=chosen, **halves)], Observers([inside, watch]))
+    assert found.status.startswith("ok") and found.image is not None, found.status
+    assert 0 < inside.shares["row0"] < 1
+    assert watch.rows[0].maps["red cat"].any()
+
+
+@pytest.mark.parametrize(("seeds", "refused"), [(None, False), ({"red cat": 3}, True)])
+def test_painting_begins_at_a_picture_unless_regions_have_seeds(
+    seeds: dict[str, int] | None, refused: bool, model: ModelAdapter, folder: Path
+) -> None:
+    painting = MethodConfig("paint_with_words", {"region_seeds": seeds})
+    (marked,) = mark_rows(model, [row(folder, methods=(painting,))])
+    assert (marked.problem is not None and "chooses where a picture begins" in marked.problem) == refused
 
 
 @pytest.mark.parametrize("kind", KINDS)

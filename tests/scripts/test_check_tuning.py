@@ -30,10 +30,11 @@ def _judged(**scores: tuple[float, float]) -> check_tuning.Judged:
     [
         (_judged(plain=(0.1, 0.9), s5=(0.5, 0.9), s10=(0.75, 0.89), s20=(0.8, 0.9)), 1.0),  # 0.65 of 0.7 is enough
         (_judged(plain=(0.1, 0.9), s5=(0.5, 0.9), s10=(0.75, 0.87)), 0.5),  # three points of foreground are too many
+        (_judged(plain=(0.1, 0.9), s5=(0.5, 0.9), s10=(0.7, 0.8), s20=(0.9, 0.9)), 0.5),  # what is stronger is not safer again
         (_judged(plain=(0.1, 0.9), s5=(0.1, 0.9)), None),
         (_judged(plain=(0.1, 0.9), s5=(0.8, 0.5)), None),
     ],
-    ids=["saturated", "kept", "no-gain", "spoilt"],
+    ids=["saturated", "kept", "first-loss", "no-gain", "spoilt"],
 )
 def test_the_judge_s_choice_by_hand(judged: check_tuning.Judged, value: float | None) -> None:
     assert check_tuning.judged_choice(judged) == value

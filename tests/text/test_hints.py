@@ -35,11 +35,11 @@ def test_values_of_a_type(hint: Any, good: list[Any], bad: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("hint", "told"),
     [
-        (float | Sequence[float], "a number, or a list of numbers"),
+        (float | Sequence[float], "a number, or a list of numbers, like [0.3, 0.7]"),
         (int | None, "a whole number"),
         (Literal["a", 2], "one of a, 2"),
-        (Mapping[float, float] | Sequence[Mapping[float, float]], "a mapping to numbers, or a list"),
-        (tuple[str, ...] | None, "a list of texts"),
+        (Mapping[float, float] | Sequence[Mapping[float, float]], "a mapping to numbers, like {NAME: VALUE}, or a list"),
+        (tuple[str, ...] | None, "a list of texts, like [first, second]"),
         (str | Sequence[str | None] | None, "text, or a list"),
         (complex, "complex"),
     ],
