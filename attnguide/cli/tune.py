@@ -25,7 +25,7 @@ DESCRIPTION = """\
 Find how strong a method should be on a model. Pictures are made plain and with rising strength. Of each strength it is measured
 how much of the words' attention lies inside their regions (inside), on the network's own maps late in the schedule, and how far
 the cells of the final latents are from those of other plain pictures, in terms of plain ones (strain). Chosen is the least
-strength with nine tenths of the largest gain among those with a strain of 0.8 to 1.25: above, pictures bend; below, something
+strength with nine tenths of the largest gain among those with a strain of 0.9 to 1.25: above, pictures bend; below, something
 is missing from them. No judge looks at the pictures; do so yourself before you rely on it."""
 
 EXAMPLES = """\
