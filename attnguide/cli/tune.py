@@ -182,7 +182,10 @@ def _found(
     except Exception as error:
         raise RunError(f"nothing was tuned: {reason(error)}") from error
     if chosen is None:
-        print(f"\nno strength brings attention into the regions with latents like plain ones; see {folder / 'tuning.csv'}")
+        if seen[0].inside > 0.99:
+            print("\nthe regions cover the picture: all attention lies in them already, so that there is nothing to tune by")
+        else:
+            print(f"\nno strength brings attention into the regions with latents like plain ones; see {folder / 'tuning.csv'}")
         return 1
     print(f"\n{knob} {chosen.value:g}: attention inside {chosen.inside:.3f}, plain {seen[0].inside:.3f}")
     print(f"attnguide sample --config {folder / 'tuned.yaml'}" + (f" --rows {asked['rows']}" if asked["rows"] else ""))

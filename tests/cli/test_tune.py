@@ -68,6 +68,12 @@ def test_mistakes_are_told_before_a_model_is_loaded(words: list[str], said: str,
     assert ended.status == 2 and said in ended.err and not list(Path().iterdir())
 
 
+def test_regions_that_cover_the_picture_are_told(attnguide: Command) -> None:
+    words = ["--region", "red circle=0,0,1,1", "--steps", "2", "--seed", "0..2", "--value", "0.5", "--device", "cpu"]
+    ended = attnguide("tune", "a red circle", *words)
+    assert ended.status == 1 and "the regions cover the picture" in ended.out
+
+
 def test_rows_of_several_sizes_cannot_be_compared(attnguide: Command, no_model: None) -> None:
     sizes = [64, 96, 64]
     rows = [{"prompt": "a red cat", "regions": {"cat": [0, 0, 0.5, 1]}, "seed": n, "width": w} for n, w in enumerate(sizes)]
