@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnguide.models.compiled import plain_module
 from attnguide.models.offload import computing_device
-from attnguide.models.support import plain_module
 
 
 @dataclass(frozen=True, eq=False)

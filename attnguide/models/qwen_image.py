@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.compiled import plain_module
 from attnguide.models.fitting import Reads
 from attnguide.models.frames import FrameAutoencoding, frame_problems
 from attnguide.models.language import LanguageModelAdapter, language_problems, packed, text_mask, unpacked
 from attnguide.models.readers import TextReader
-from attnguide.models.support import plain_module
 from attnguide.models.transformer import Blocks, text_first
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.compiled import plain_module
 from attnguide.models.fitting import Reads
 from attnguide.models.frames import FrameAutoencoding, frame_problems
 from attnguide.models.language import LanguageModelAdapter, language_problems, packed, unpacked
 from attnguide.models.readers import TextReader
-from attnguide.models.support import plain_module
 from attnguide.models.transformer import Blocks
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step

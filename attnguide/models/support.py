@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from attnguide.models.compiled import plain_module
 from attnguide.models.fitting import channel_problems, class_problems, width_problems
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.names import FAMILIES, no_adapter
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
     from attnguide.models.base import ModelAdapter
 
 _DECODERS = (AutoencoderKL, AutoencoderTiny)
-
-
-def plain_module(module: Any) -> Any:
-    """The network behind ``torch.compile``'s wrapper, or the network itself."""
-    return getattr(module, "_orig_mod", module)
 
 
 def adapter_class(pipeline: str) -> type[ModelAdapter]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from attnguide.models.base import Conditioning
+from attnguide.models.compiled import plain_module
 from attnguide.models.fitting import Reads
 from attnguide.models.language import MASK, LanguageModelAdapter, language_problems
 from attnguide.models.readers import TextReader
-from attnguide.models.support import decoder_problems, plain_module
+from attnguide.models.support import decoder_problems
 from attnguide.models.transformer import Blocks, image_first
 from attnguide.prompt.tokens import TokenizedPrompt
 from attnguide.types import Step
