@@ -13,6 +13,7 @@ import diffusers
 import transformers
 from torch import nn
 
+from attnguide.models.compiled import plain_module
 from attnguide.models.folder import UnsupportedModelError
 from attnguide.models.names import FAMILIES
 
@@ -129,16 +130,16 @@ def _same(found: type, said: Mapping[str, Any]) -> bool:
 def class_problems(pipeline: Any, kind: str) -> Iterator[str]:
     """Problems of text encoders of another class than the pipeline takes; adapters check networks and autoencoders."""
     for part, wanted in wanted_classes(kind).items():
-        encoder = _plain(getattr(pipeline, part, None)) if part.startswith("text_") else None
+        encoder = plain_module(getattr(pipeline, part, None)) if part.startswith("text_") else None
         if isinstance(encoder, nn.Module) and not stands_for(type(encoder), wanted):
             yield f"{part} must be a {wanted.__name__}; got {type(encoder).__name__}."
 
 
 def width_problems(pipeline: Any, network: str, reads: Reads) -> Iterator[str]:
     """Problems where the channels of text states that the network reads are not the sum of the text encoders' channels."""
-    config = _plain(getattr(pipeline, network)).config
+    config = plain_module(getattr(pipeline, network)).config
     for setting, parts in reads.items():
-        encoders = [_plain(getattr(pipeline, part, None)) for part in parts]
+        encoders = [plain_module(getattr(pipeline, part, None)) for part in parts]
         widths = [text_width(encoder) for encoder in encoders if encoder is not None]
         asked = config.get(setting)
         if len(widths) == len(parts) and isinstance(asked, int) and sum(widths) != asked:
@@ -158,9 +159,9 @@ def channel_problems(pipeline: Any, packs: int) -> Iterator[str]:
         pipeline: Pipeline with a transformer and an autoencoder.
         packs: Latent cells packed into the channels of one token before the network reads them.
     """
-    config = _plain(pipeline.vae).config
+    config = plain_module(pipeline.vae).config
     channels = config.get("latent_channels") or config.get("z_dim")
-    reads = _plain(pipeline.transformer).config.in_channels
+    reads = plain_module(pipeline.transformer).config.in_channels
     if channels and reads != packs * channels:
         cells = "" if packs == 1 else f" of {packs} cells each"
         yield f"transformer reads latents of {reads // packs} channels{cells}; the vae has {channels}."
@@ -168,15 +169,10 @@ def channel_problems(pipeline: Any, packs: int) -> Iterator[str]:
 
 def doubtful_scale(pipeline: Any, kind: str) -> str | None:
     """Warning if the autoencoder's scaling factor is that of another family; ``None`` otherwise."""
-    factor = _plain(pipeline.vae).config.get("scaling_factor")
+    factor = plain_module(pipeline.vae).config.get("scaling_factor")
     if kind not in _OF or factor not in _SCALES or factor == _OF[kind]:
         return None
     return (
         f"the vae scales latents by {factor:g}, as those of {_SCALES[factor]} do; that of a {kind} scales by {_OF[kind]:g}. "
         "If it is another model's, its pictures are wrong"
     )
-
-
-def _plain(module: Any) -> Any:
-    """The network behind ``torch.compile``'s wrapper, or the network itself."""
-    return getattr(module, "_orig_mod", module)
