@@ -1,10 +1,11 @@
 """Write rows that ask where maps may come from, and for which words: ``python scripts/make_map_rows.py --out runs/map_rows``.
 
-The benchmark's prompts with two objects, as tables that `attnguide eval` takes:
+The benchmark's prompts with two objects, and those with a background, as tables that `attnguide eval` takes:
 
     first.jsonl, second.jsonl    a box for one of the two objects alone
     seed.jsonl                   each object's map as it was in the same prompt's picture of another seed
     picture.jsonl                each object's map in a picture that shows both in their boxes (pictures/), noised
+    background.jsonl             a box for every object of the prompts that name a background
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from attnguide.shapes.layouts import Layout, choose_layouts, layout_scene, load_layouts
+from attnguide.shapes.layouts import Layout, choose_layouts, layout_scene, load_layouts, spread
 from attnguide.shapes.renderer import render
 from attnguide.shapes.scene import BACKGROUNDS
 
@@ -50,23 +51,26 @@ def draw(row: Layout, folder: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the four tables and the pictures."""
+    """Write the tables and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/map_rows"))
-    parser.add_argument("--prompts", type=int, default=None, help="so many of the 32 prompts, spread evenly; all by default")
+    parser.add_argument("--prompts", type=int, default=None, help="so many of each table, spread evenly; all by default")
     args = parser.parse_args(argv)
-    rows = choose_layouts(load_layouts("benchmark"), ["two_objects"], args.prompts)
+    layouts = load_layouts("benchmark")
+    rows = choose_layouts(layouts, ["two_objects"], args.prompts)
+    grounds = spread([layout for layout in layouts if "background" in layout.prompt], args.prompts)
     pictures = args.out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    tables: dict[str, Callable[[Layout], list[str]]] = {
-        "first.jsonl": lambda row: boxes(row, 0),
-        "second.jsonl": lambda row: boxes(row, 1),
-        "seed.jsonl": lambda row: borrowed(row, f"seed:{SEED}"),
-        "picture.jsonl": lambda row: borrowed(row, f"noise:{draw(row, pictures)}"),
+    tables = {
+        "first": lines(rows, lambda row: boxes(row, 0)),
+        "second": lines(rows, lambda row: boxes(row, 1)),
+        "seed": lines(rows, lambda row: borrowed(row, f"seed:{SEED}")),
+        "picture": lines(rows, lambda row: borrowed(row, f"noise:{draw(row, pictures)}")),
+        "background": lines(grounds, lambda row: boxes(row, *range(len(row.phrases)))),
     }
-    for name, regions in tables.items():
-        (args.out / name).write_text(lines(rows, regions), encoding="utf-8")
-    print(f"{', '.join(tables)} in {args.out}, {len(rows)} prompts each")
+    for name, text in tables.items():
+        (args.out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        print(f"{args.out / name}.jsonl: {text.count(chr(10))} prompts")
 
 
 if __name__ == "__main__":

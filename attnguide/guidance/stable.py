@@ -84,7 +84,8 @@ class Stable(Guidance):
         room: Largest share of a cell's free attention (of no word, or moved by the method) that words may take, in (0, 1].
         surplus: Which tokens gain attention where words lose it: the ``first``, or all ``others`` in proportion.
         later: Which tokens give their attention outside of all regions to the first token: the ``end`` token and padding,
-            ``all`` after the last placed word, or none (``keep``).
+            these where every noun of the prompt has a place and else none (``auto``), ``all`` after the last placed word, or
+            none (``keep``).
         attempts: Most starts of a row, at least 1; 1 where another method adds branches to the pass, as a source prompt
             does, or remembers earlier passes, as bounded attention does.
         restart_at: Progress of the step before which rows may be restarted, in [0, 1).
@@ -138,7 +139,7 @@ class Stable(Guidance):
         if not (inject or guide):
             raise ValueError("inject and guide cannot both be false; leave the method out instead.")
         one_of("surplus", surplus, ("first", "others"))
-        one_of("later", later, ("end", "all", "keep"))
+        one_of("later", later, ("end", "auto", "all", "keep"))
         _check_numbers(scale, enough=enough, room=room, inject_until=inject_until, fade=fade, held=held)
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1; got {attempts}.")

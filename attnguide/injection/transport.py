@@ -12,12 +12,13 @@ from torch import Tensor
 from attnguide.attention.sites import Site, SiteSelector
 from attnguide.guidance.update import PerRow
 from attnguide.injection.base import WindowEdit
+from attnguide.prompt.pairs import find_groups, group_tokens
 from attnguide.prompt.targets import Targets
 from attnguide.schedules import Schedule, Window
 from attnguide.types import PassContext
 
 Surplus = Literal["first", "others"]
-Later = Literal["end", "all", "keep"]
+Later = Literal["end", "auto", "all", "keep"]
 
 _TINY = 1e-12
 
@@ -152,7 +153,8 @@ class Transport(WindowEdit):
         room: Largest share of a cell's free mass that words may receive, in (0, 1].
         surplus: Tokens that gain mass where words lose it: ``first`` (the sinks) or ``others``.
         later: Tokens whose mass outside of all regions goes to the sinks (:func:`hush_later`): the ``end`` token and padding,
-            ``all`` after the last placed word, or none (``keep``).
+            these where every noun of the prompt has a place and else none (``auto``), ``all`` after the last placed word, or
+            none (``keep``).
     """
 
     def __init__(
@@ -195,13 +197,20 @@ class Transport(WindowEdit):
             self._goals[size] = even_goals(self.targets, *size)
         goals, factors = self._goals[size]
         columns = (factors > 0).any(0).nonzero()[:, 0].to(like.device)
-        later = (self.targets.later if self.later == "end" else after_words(self.targets, factors > 0)) & ~self.targets.sinks
+        later = self._later(factors) & ~self.targets.sinks
         shares = self.targets.sinks / self.targets.sinks.sum(-1, keepdim=True)
         takers = self.targets.sinks.any(0).nonzero()[:, 0].tolist()
         sinks = [(position, shares[rows, position].to(like)) for position in takers]
         shown = self.targets.own_keys(rows)
         own = None if shown is None or bool(shown.all()) else shown[:, None, None].to(like)
         return _Fitted(goals[rows].to(like), factors[rows].to(like), columns, later[rows], sinks, own)
+
+    def _later(self, factors: Tensor) -> Tensor:
+        """Mask of the tokens that give their mass outside of all regions, ``batch tokens``."""
+        if self.later == "all":
+            return after_words(self.targets, factors > 0)
+        whole = placed_nouns(self.targets) if self.later == "auto" else torch.ones(len(factors), dtype=torch.bool)
+        return self.targets.later & whole.to(self.targets.later.device)[:, None]
 
 
 class _Fitted(NamedTuple):
@@ -216,6 +225,17 @@ class _Fitted(NamedTuple):
     later: Tensor
     sinks: Sinks
     own: Tensor | None
+
+
+def placed_nouns(targets: Targets) -> Bool[Tensor, " batch"]:
+    """Whether every noun that the rule finds in a row's prompt has a place, or is part of a phrase that has one."""
+    found = []
+    for row, prompt in enumerate(targets.tokenized):
+        groups = group_tokens(prompt, find_groups(prompt.text))
+        positions = zip(targets.token_indices[row], targets.placed[row].tolist(), strict=False)
+        placed = {position for tokens, has_place in positions if has_place for position in tokens}
+        found.append(all(placed.issuperset(group.noun) for group in groups))
+    return torch.tensor(found)
 
 
 def after_words(targets: Targets, steered: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:

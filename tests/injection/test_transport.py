@@ -170,10 +170,21 @@ def test_rows_keep_their_sums_when_later_tokens_are_hushed() -> None:
     assert (hushed[1, :, 2:, 4:] == 0).all() and torch.equal(hushed[..., 1:4], probs[..., 1:4])
 
 
-@pytest.mark.parametrize(("later", "hushed"), [("all", (True, True)), ("end", (False, True)), ("keep", (False, False))])
-def test_which_later_tokens_give_way(later: str, hushed: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize(
+    ("later", "regions", "hushed"),
+    [
+        ("all", (tiny.CAT,), (True, True)),
+        ("end", (tiny.CAT,), (False, True)),
+        ("keep", (tiny.CAT,), (False, False)),
+        ("auto", (tiny.CAT,), (False, False)),  # the ball has no place
+        ("auto", (tiny.CAT, Region(tiny.BALL.phrase, box=(0.0, 0.0, 0.4, 0.3))), (False, True)),
+        ("auto", (tiny.CAT, Region(tiny.BALL.phrase)), (False, False)),
+    ],
+    ids=["all", "end", "keep", "one-of-two", "both", "one-without-place"],
+)
+def test_which_later_tokens_give_way(later: str, regions: tuple[Region, ...], hushed: tuple[bool, bool]) -> None:
     """The words after the cat, and the end token with its padding."""
-    row = tiny.row(regions=(tiny.CAT,))
+    row = tiny.row(regions=regions)
     targets = common.targets_of([row])
     edit = Transport(CROSS, 1.0, ALWAYS, constant(1.0), targets, later=later)  # type: ignore[arg-type]
     context = common.context_of(1)
