@@ -84,12 +84,17 @@ class TestMethods:
         refused(pipeline, "another picture's attention", regions={"red cat": MapSource("seed", seed=1)})
 
     def test_noise_is_not_changed_where_there_is_a_picture(self) -> None:
-        for method in ("paint_with_words", "initno"):
+        for method in (MethodConfig("paint_with_words", {"region_seeds": {"red cat": 3}}), MethodConfig("initno")):
             with pytest.raises(
-                attnguide.SteerError, match=f"'{method}' changes the initial noise, but .* begins at evaluation 2"
+                attnguide.SteerError, match=f"'{method.name}' changes the initial noise, but .* begins at evaluation 2"
             ):
                 with attnguide.steer(pipelines.shared("sd_img2img"), regions=REGIONS, method=method):
                     pipelines.sample("sd_img2img")
+
+    def test_painting_without_seeds_begins_at_a_picture(self) -> None:
+        with attnguide.steer(pipelines.shared("sd_img2img"), regions=REGIONS, method="paint_with_words") as run:
+            pipelines.sample("sd_img2img")
+        assert run.results[0].status.startswith("ok")
 
     def test_windows_that_a_low_strength_never_reaches_are_told(self) -> None:
         with pytest.warns(UserWarning, match="'inject1' does nothing: its window"):
