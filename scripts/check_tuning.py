@@ -145,6 +145,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/check_tuning"))
     args = parser.parse_args()
+    if few := [name for name in ("prompts", "seeds") if getattr(args, name) < 1]:
+        parser.error(f"--{few[0]} must be at least 1; got {getattr(args, few[0])}")
+    if unknown := [name for name in args.methods if not args.values and name not in VALUES]:
+        parser.error(
+            f"--values must name the strengths to try of {', '.join(unknown)}; only {', '.join(VALUES)} have them by default"
+        )
     guidance: dict[str, Any] = {"cfg_scale": args.cfg_scale}
     if args.true_cfg_scale is not None:
         guidance = {"true_cfg_scale": args.true_cfg_scale, "negative_prompt": ""}

@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/map_rows"))
     parser.add_argument("--prompts", type=int, default=None, help="so many of each table, spread evenly; all by default")
     args = parser.parse_args(argv)
+    if args.prompts is not None and args.prompts < 1:
+        parser.error(f"--prompts must be at least 1; got {args.prompts}")
     layouts = load_layouts("benchmark")
     rows = choose_layouts(layouts, ["two_objects"], args.prompts)
     grounds = spread([layout for layout in layouts if "background" in layout.prompt], args.prompts)

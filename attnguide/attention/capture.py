@@ -35,17 +35,17 @@ class Probe:
         record: Called once per site and pass with the site, the tensor and the pass; must not write into the tensor.
         sites: Sites to read.
         kinds: Kinds of pass to read in.
+        around: Context manager entered around each such pass, called with the pass and ``record``; must undo its own hooks.
         branch: Branch that a pass must have to be read; any pass of its kind when ``None``. A pipeline that computes the halves
             of classifier-free guidance one after the other makes passes that have no ``cond``.
-        around: Context manager entered around each such pass, called with the pass and ``record``; must undo its own hooks.
     """
 
     quantity: Quantity
     record: Record
     sites: SiteSelector = field(default_factory=SiteSelector)
     kinds: frozenset[PassKind] = field(default=frozenset({"denoise"}))
-    branch: Branch | None = "cond"
     around: Callable[[PassContext, Record], AbstractContextManager[None]] | None = None
+    branch: Branch | None = "cond"
 
     def reads(self, context: PassContext) -> bool:
         """Whether the probe reads in a pass."""

@@ -67,9 +67,9 @@ class Reader:
     def probes(self, recorder: Recorder, context: PassContext, quantity: Quantity = "probs") -> list[Probe]:
         """Probes for passes of the context's kind that record ``quantity`` at the guidance's sites, and its features."""
         wanted, kinds = frozenset((*self._sites, *self._features)), frozenset({context.kind})
-        own = [Probe(quantity, recorder, SiteSelector(where=wanted.__contains__), kinds, None)]
+        own = [Probe(quantity, recorder, SiteSelector(where=wanted.__contains__), kinds, branch=None)]
         if self._features:
-            own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), kinds, None))
+            own.append(Probe("output", recorder, SiteSelector("feature", where=wanted.__contains__), kinds, branch=None))
         return own
 
     def recorded(self, recorder: Recorder, rows: Sequence[int]) -> AttentionMaps:

@@ -102,7 +102,7 @@ class _Trials:
         end = next((step.index for step in scheduler.steps if step.begins and step.progress > stop), len(scheduler.steps))
         walk, keys = _Walk(batch, own, scheduler, sources, "source"), batch.targets.own_keys(own)
         latents = latents / scheduler.input_scale(self.step)
-        with batch.attach([Probe("probs", recorder, sites, frozenset({"source"}), None)]) as attention:
+        with batch.attach([Probe("probs", recorder, sites, frozenset({"source"}), branch=None)]) as attention:
             for step in scheduler.steps[:end]:
                 latents = walk.moved(latents, step, attention)
                 if step.begins:

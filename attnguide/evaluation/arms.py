@@ -65,7 +65,7 @@ def make_arms(given: Sequence[Sequence[Mapping[str, Any]]]) -> list[Arm]:
         options = [f"{key}={value}" for config in methods for key, value in config.options.items()]
         own = f"{name} {' '.join(options)}" if names.count(name) > 1 and options else name
         if any(arm.name == own for arm in arms):
-            raise ValueError(f"expected every method once, or with other options; got {own} more than once")
+            raise ValueError(f"method: expected every one once, or with other options; got {own} more than once")
         arms.append(Arm(own, methods))
     return arms
 

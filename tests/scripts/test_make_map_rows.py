@@ -46,3 +46,17 @@ def test_pictures_show_what_the_prompts_name(folder: Path) -> None:
         assert len(set(files)) == 1
         found = judge(Image.open(files[0])).detections
         assert sorted(f"{one.color} {one.shape}" for one in found) == sorted(names)
+
+
+def test_rows_with_a_background_place_every_object(folder: Path) -> None:
+    layouts = {layout.id: layout for layout in load_layouts("benchmark")}
+    rows = list(read_samples(folder / "background.jsonl"))
+    assert len(rows) == PROMPTS
+    for row in rows:
+        assert "background" in row.prompt and [region.phrase for region in row.regions] == [*layouts[row.id].phrases]
+
+
+def test_no_prompts(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_map_rows.main(["--out", str(tmp_path / "rows"), "--prompts", "0"])
+    assert not (tmp_path / "rows").exists()
